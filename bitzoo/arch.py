@@ -1,0 +1,184 @@
+"""BiT architectures as numbers: depths and width -> channels, tensors and their shapes. No torch.
+
+A BiT network is a pre-activation bottleneck ResNet of four blocks (arXiv 1912.11370, section 3.2;
+google-research/big_transfer, bit_pytorch/models.py). Its depths (units in each block) and its width
+factor say everything: block b has bottleneck width ``f = 64 * width * 2**(b - 1)`` and ``4 * f``
+output channels.
+"""
+
+from __future__ import annotations
+
+import enum
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from bitzoo.errors import ArchitectureError
+
+NUM_BLOCKS = 4
+GROUPS = 32
+"""Groups of every GroupNorm; each channel count must be a multiple of it."""
+BRANCHES = ("a", "b", "c")
+"""The three convolutions of a unit in order: 1x1 reduce, 3x3, 1x1 expand."""
+EXPANSION = 4
+STEM_CHANNELS = 64
+MAX_UNITS = 999
+MAX_CHANNELS = 1 << 20
+"""Bounds on what a file may ask for; the widest released network has 8192 channels."""
+
+
+class Role(enum.Enum):
+    """What a tensor does in the network; with block, unit and branch it identifies one tensor."""
+
+    STEM_KERNEL = "stem kernel"
+    NORM_SCALE = "norm scale"
+    NORM_SHIFT = "norm shift"
+    KERNEL = "kernel"
+    PROJECTION = "projection kernel"
+    FINAL_NORM_SCALE = "final norm scale"
+    FINAL_NORM_SHIFT = "final norm shift"
+    HEAD_KERNEL = "head kernel"
+    HEAD_BIAS = "head bias"
+
+    @property
+    def is_kernel(self) -> bool:
+        """Whether the tensor is a convolution kernel (4-D) rather than a vector."""
+        return self in _KERNELS
+
+    @property
+    def is_standardized(self) -> bool:
+        """Whether the network standardizes the kernel before it convolves."""
+        return self in _KERNELS and self is not Role.HEAD_KERNEL
+
+
+_KERNELS = {Role.STEM_KERNEL, Role.KERNEL, Role.PROJECTION, Role.HEAD_KERNEL}
+
+
+@dataclass(frozen=True)
+class Slot:
+    """One tensor's place in the network, whatever any file calls it.
+
+    Attributes:
+        role: What the tensor does.
+        block: 1 to 4 for tensors of a unit, else 0.
+        unit: 1 and up for tensors of a unit, else 0.
+        branch: ``a``, ``b`` or ``c`` for tensors of a unit's branch, else empty.
+    """
+
+    role: Role
+    block: int = 0
+    unit: int = 0
+    branch: str = ""
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """Depths and width of a BiT network.
+
+    Attributes:
+        depths: Units in each of the four blocks, each at least 1.
+        width: Width factor: the stem has ``64 * width`` channels, a multiple of 32.
+        in_chans: Input channels; 3 in every released file.
+    """
+
+    depths: tuple[int, int, int, int]
+    width: float = 1.0
+    in_chans: int = 3
+
+    def __post_init__(self) -> None:
+        depths = tuple(self.depths)
+        if len(depths) != NUM_BLOCKS or not all(
+            isinstance(d, int) and 1 <= d <= MAX_UNITS for d in depths
+        ):
+            raise ArchitectureError(
+                f"depths must be four whole numbers from 1 to {MAX_UNITS}, found {self.depths!r}."
+            )
+        channels = STEM_CHANNELS * self.width
+        if not (0 < channels <= MAX_CHANNELS) or channels % GROUPS:
+            raise ArchitectureError(
+                f"width {self.width!r} gives {channels:g} stem channels; GroupNorm needs a "
+                f"multiple of {GROUPS}, so use a positive multiple of {GROUPS / STEM_CHANNELS:g}."
+            )
+        if self.in_chans < 1:
+            raise ArchitectureError(f"in_chans must be at least 1, found {self.in_chans!r}.")
+        object.__setattr__(self, "depths", depths)
+
+    @property
+    def name(self) -> str:
+        """``R50x1`` for the published depths, ``R(2,1,1,1)x0.5`` for any others."""
+        known = _NAME_OF_DEPTHS.get(self.depths)
+        depth = known or f"R({','.join(map(str, self.depths))})"
+        return f"{depth}x{self.width:g}"
+
+    @property
+    def stem_channels(self) -> int:
+        """Output channels of the 7x7 stem convolution."""
+        return round(STEM_CHANNELS * self.width)
+
+    @property
+    def num_features(self) -> int:
+        """Channels of the last block, which the head reads."""
+        return self.block_channels(NUM_BLOCKS)
+
+    def bottleneck_channels(self, block: int) -> int:
+        """Channels inside the units of `block` (1 to 4)."""
+        return self.stem_channels << (block - 1)
+
+    def block_channels(self, block: int) -> int:
+        """Output channels of `block` (1 to 4); of the stem for 0."""
+        return EXPANSION * self.bottleneck_channels(block) if block else self.stem_channels
+
+    def shapes(self, num_classes: int) -> dict[Slot, tuple[int, ...]]:
+        """The network's tensors in the order of the forward pass.
+
+        Args:
+            num_classes: Outputs of the head; 0 leaves the head out.
+
+        Returns:
+            Slot to shape; kernels in OIHW order (out, in, height, width), vectors as (channels,).
+        """
+        return dict(self._shapes(num_classes))
+
+    def num_params(self, num_classes: int) -> int:
+        """Parameters of the network with a head of `num_classes` outputs."""
+        return sum(math.prod(shape) for shape in self.shapes(num_classes).values())
+
+    def _shapes(self, num_classes: int) -> Iterator[tuple[Slot, tuple[int, ...]]]:
+        yield Slot(Role.STEM_KERNEL), (self.stem_channels, self.in_chans, 7, 7)
+        for block, depth in enumerate(self.depths, start=1):
+            for unit in range(1, depth + 1):
+                yield from self._unit_shapes(block, unit)
+        features = self.num_features
+        yield Slot(Role.FINAL_NORM_SCALE), (features,)
+        yield Slot(Role.FINAL_NORM_SHIFT), (features,)
+        if num_classes:
+            yield Slot(Role.HEAD_KERNEL), (num_classes, features, 1, 1)
+            yield Slot(Role.HEAD_BIAS), (num_classes,)
+
+    def _unit_shapes(self, block: int, unit: int) -> Iterator[tuple[Slot, tuple[int, ...]]]:
+        mid, out = self.bottleneck_channels(block), self.block_channels(block)
+        inputs = self.block_channels(block - 1) if unit == 1 else out
+        kernels = {"a": (mid, inputs, 1, 1), "b": (mid, mid, 3, 3), "c": (out, mid, 1, 1)}
+        for branch, kernel in kernels.items():
+            channels = kernel[1]  # normalization comes before the convolution
+            yield Slot(Role.NORM_SCALE, block, unit, branch), (channels,)
+            yield Slot(Role.NORM_SHIFT, block, unit, branch), (channels,)
+            yield Slot(Role.KERNEL, block, unit, branch), kernel
+            if branch == "a" and unit == 1:
+                yield Slot(Role.PROJECTION, block, unit, branch), (out, inputs, 1, 1)
+
+
+DEPTHS: dict[str, tuple[int, int, int, int]] = {
+    "R50": (3, 4, 6, 3),
+    "R101": (3, 4, 23, 3),
+    "R152": (3, 8, 36, 3),
+}
+"""Units per block of the published depths (arXiv 1912.11370, section 3.2)."""
+
+_NAME_OF_DEPTHS = {depths: name for name, depths in DEPTHS.items()}
+
+ARCHITECTURES: dict[str, Architecture] = {
+    f"{depth}x{width}": Architecture(DEPTHS[depth], width)
+    for depth, width in [("R50", 1), ("R50", 3), ("R101", 1), ("R101", 3), ("R152", 2), ("R152", 4)]
+}
+"""The six published architectures by the names that the released files use."""

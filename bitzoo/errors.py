@@ -1,0 +1,65 @@
+"""Every error a user can meet. Each message says what was expected, what was found, what to do.
+
+The command line prints the message and exits with `exit_code`; `--debug` adds the traceback.
+"""
+
+from __future__ import annotations
+
+
+class BitzooError(Exception):
+    """Base of all errors that bitzoo raises on purpose.
+
+    Attributes:
+        exit_code: What a command exits with: 2 for bad input or usage, 1 for a failed proof.
+    """
+
+    exit_code = 2
+
+
+class UnknownModelError(BitzooError, KeyError):
+    """A name that is not in the catalogue; the message lists the nearest names."""
+
+    def __str__(self) -> str:  # KeyError would show the repr of the message
+        return str(self.args[0]) if self.args else ""
+
+
+class ArchitectureError(BitzooError, ValueError):
+    """Depths, a width or channels from which no BiT network can be built."""
+
+
+class LayoutError(BitzooError, ValueError):
+    """A tensor whose dimensions do not fit the layout it is said to have."""
+
+
+class CheckpointError(BitzooError, ValueError):
+    """A file that is damaged, unsafe, or not a checkpoint of a known format."""
+
+
+class TensorMismatchError(CheckpointError):
+    """Tensors are missing, extra or misshapen; the message shows a sorted `+/-` diff."""
+
+
+class WeightsUnavailableError(BitzooError, LookupError):
+    """Weights that were never released, or that no configured source has."""
+
+
+class DownloadError(BitzooError, OSError):
+    """A download that failed, was refused, or did not match its checksum."""
+
+
+class FoldedModelError(BitzooError, RuntimeError):
+    """An operation that needs trainable kernels, asked of a folded model."""
+
+
+class ParityError(BitzooError):
+    """A proof of equality failed: the output does not compute what the source computes."""
+
+    exit_code = 1
+
+
+class UsageError(BitzooError, ValueError):
+    """Options that contradict each other or an output that may not be overwritten."""
+
+
+class MissingExtraError(BitzooError, ImportError):
+    """An optional dependency is needed; the message says which extra installs it."""
