@@ -1,0 +1,216 @@
+"""safetensors files, read by position and written block by block.
+
+The safetensors library writes from tensors that are all in memory; this writer takes slabs in any
+order, from several threads, and fills the header in when the source's checksum is known. Format:
+github.com/huggingface/safetensors, README ("Format").
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import struct
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bitzoo.converters.tensors import (
+    Array,
+    RawFile,
+    RawTensor,
+    Source,
+    StoredTensor,
+    sha256_of,
+)
+from bitzoo.errors import CheckpointError
+
+MAX_HEADER_BYTES = 16 << 20
+"""Bound on the JSON header; a released model's has 60 kB."""
+_DTYPES: dict[str, np.dtype[Any]] = {
+    "F16": np.dtype("<f2"),
+    "F32": np.dtype("<f4"),
+    "F64": np.dtype("<f8"),
+}
+_ALIGNMENT = 64
+"""The header is padded so that tensor data starts on a cache line in a memory map."""
+
+
+class SafetensorsSource(Source):
+    """An open safetensors checkpoint with tensors under timm's names.
+
+    Raises:
+        CheckpointError: If the header is malformed, or does not describe the bytes after it.
+    """
+
+    names = "timm"
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._file = RawFile(path)
+        try:
+            header, start = _read_header(self._file)
+            self.metadata = _metadata(path, header.pop("__metadata__", {}))
+            self.tensors: Mapping[str, StoredTensor] = {
+                name: _tensor(self._file, name, entry, start) for name, entry in header.items()
+            }
+            self._check_cover(start)
+        except BaseException:
+            self._file.close()
+            raise
+
+    @property
+    def size(self) -> int:
+        """Bytes of the file."""
+        return self._file.size
+
+    def sha256(self, advance: Callable[[int], None] | None = None) -> str:
+        """Hash the file; the format has no checksums of its own."""
+        return sha256_of(self.path, advance)
+
+    def close(self) -> None:
+        """Release the file."""
+        self._file.close()
+
+    def _check_cover(self, start: int) -> None:
+        position = start
+        for tensor in sorted(self.tensors.values(), key=_offset):
+            if _offset(tensor) != position:
+                raise CheckpointError(
+                    f"{self.path}: tensor {tensor.name!r} starts at byte {_offset(tensor):,}, "
+                    f"expected {position:,}. The header is damaged; convert the source again."
+                )
+            position += tensor.nbytes
+        if position != self.size:
+            raise CheckpointError(
+                f"{self.path}: its tensors end at byte {position:,}, but the file has "
+                f"{self.size:,}. It is truncated or damaged; convert the source again."
+            )
+
+
+class SafetensorsWriter:
+    """A safetensors file being written, float32, in slabs along the first axis.
+
+    Tensors are laid out sorted by name, as the safetensors library lays them out. Slabs may come
+    in any order and from any thread. Call `finish` when all are written.
+    """
+
+    def __init__(
+        self, path: Path, shapes: Mapping[str, tuple[int, ...]], metadata: Mapping[str, str]
+    ) -> None:
+        """Reserve the file at its full size.
+
+        Args:
+            path: File to write; truncated if it exists.
+            shapes: Every tensor's name and shape.
+            metadata: Text for the header. `finish` may replace values by others of equal length.
+        """
+        self._shapes = dict(sorted(shapes.items()))
+        self._metadata = dict(metadata)
+        header = self._header()
+        self._offsets: dict[str, int] = {}
+        position = len(header)
+        for name, shape in self._shapes.items():
+            self._offsets[name] = position
+            position += 4 * math.prod(shape)
+        self._file = open(path, "wb", buffering=0)  # noqa: SIM115 - closed by close()
+        self._header_bytes = len(header)
+        self._file.truncate(position)
+
+    def write(self, name: str, start: int, block: Array) -> None:
+        """Write rows of a tensor from row `start` on.
+
+        Args:
+            name: Name of the tensor.
+            start: First row (index along the first axis).
+            block: C-contiguous float32 rows.
+        """
+        row = 4 * math.prod(self._shapes[name][1:])
+        view = block.data.cast("B")
+        position = self._offsets[name] + start * row
+        while len(view):
+            count = os.pwrite(self._file.fileno(), view, position)
+            view, position = view[count:], position + count
+
+    def finish(self, metadata: Mapping[str, str]) -> None:
+        """Write the header, with these values in place of the reserved ones, and close."""
+        self._metadata.update(metadata)
+        header = self._header()
+        if len(header) != self._header_bytes:
+            raise ValueError("metadata values changed their length after the file was laid out")
+        os.pwrite(self._file.fileno(), header, 0)
+        self.close()
+
+    def close(self) -> None:
+        """Close the file, whole or not."""
+        self._file.close()
+
+    def _header(self) -> bytes:
+        entries: dict[str, Any] = {"__metadata__": self._metadata}
+        position = 0
+        for name, shape in self._shapes.items():
+            end = position + 4 * math.prod(shape)
+            entries[name] = {"dtype": "F32", "shape": shape, "data_offsets": [position, end]}
+            position = end
+        text = json.dumps(entries, separators=(",", ":")).encode()
+        text += b" " * (-(8 + len(text)) % _ALIGNMENT)
+        return struct.pack("<Q", len(text)) + text
+
+
+def _read_header(file: RawFile) -> tuple[dict[str, Any], int]:
+    """Return the header's entries and the position of the first data byte."""
+    prefix = file.read(0, 8)
+    size = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else 0
+    if not 2 <= size <= min(MAX_HEADER_BYTES, file.size - 8):
+        raise CheckpointError(
+            f"{file.path}: expected a safetensors header of at most {MAX_HEADER_BYTES:,} bytes, "
+            f"found one said to have {size:,} in a file of {file.size:,}. "
+            "This is no safetensors file, or it is damaged."
+        )
+    try:
+        header = json.loads(file.read(8, size), object_pairs_hook=_unique)
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(
+            f"{file.path}: its safetensors header is not readable JSON ({error}). "
+            "The file is damaged; convert the source again."
+        ) from error
+    if not isinstance(header, dict):
+        raise CheckpointError(f"{file.path}: expected a JSON object as safetensors header.")
+    return header, 8 + size
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    entries = dict(pairs)
+    if len(entries) != len(pairs):
+        raise ValueError("a name appears twice")
+    return entries
+
+
+def _metadata(path: Path, entry: Any) -> dict[str, str]:
+    if not isinstance(entry, dict) or not all(isinstance(text, str) for text in entry.values()):
+        raise CheckpointError(f"{path}: its safetensors metadata is not a map of text to text.")
+    return entry
+
+
+def _tensor(file: RawFile, name: str, entry: Any, start: int) -> RawTensor:
+    try:
+        dtype, shape = _DTYPES[entry["dtype"]], tuple(entry["shape"])
+        begin, end = entry["data_offsets"]
+        numbers = (*shape, begin, end)
+        if any(type(number) is not int or number < 0 for number in numbers):
+            raise ValueError(f"expected whole numbers, found {numbers}")
+        if math.prod(shape) * dtype.itemsize != end - begin:
+            raise ValueError(f"shape {shape} does not fill bytes {begin:,} to {end:,}")
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"{file.path}: safetensors entry {name!r} cannot be read ({error!r}); expected a "
+            f"dtype of {sorted(_DTYPES)}, a shape and two offsets."
+        ) from error
+    return RawTensor(name, shape, dtype, file, start + begin)
+
+
+def _offset(tensor: StoredTensor) -> int:
+    assert isinstance(tensor, RawTensor)
+    return tensor.offset

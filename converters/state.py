@@ -1,0 +1,61 @@
+"""From an open checkpoint to a network's state dict: memory-mapped where it can be."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from bitzoo.converters.blocks import Block, crew, plan_blocks
+from bitzoo.converters.inventory import Inventory
+from bitzoo.converters.layouts import as_oihw, copy_blocked, out_axis
+from bitzoo.converters.names import LAYOUTS, name_of
+from bitzoo.converters.safetensors_file import SafetensorsSource
+from bitzoo.converters.tensors import Array, Progress, Source
+
+if TYPE_CHECKING:
+    import torch
+
+
+def read_state_dict(
+    source: Source, inventory: Inventory, progress: Progress | None = None
+) -> dict[str, torch.Tensor]:
+    """Return the checkpoint's tensors under timm's names, float32, OIHW.
+
+    A float32 safetensors file is memory-mapped: its numbers are read from disk when used, and
+    writing to the tensors changes memory, never the file. Other files are read and transposed.
+
+    Args:
+        source: An open checkpoint.
+        inventory: What `identify` found in it.
+        progress: Called as bytes are read.
+    """
+    import torch
+    from safetensors.torch import load_file
+
+    dtypes = {tensor.dtype for tensor in inventory.tensors.values()}
+    if isinstance(source, SafetensorsSource) and dtypes == {np.dtype(np.float32)}:
+        tensors: dict[str, torch.Tensor] = load_file(source.path)
+        return tensors
+    arrays = read_arrays(source, inventory, progress)
+    return {name: torch.from_numpy(array) for name, array in arrays.items()}
+
+
+def read_arrays(
+    source: Source, inventory: Inventory, progress: Progress | None = None
+) -> dict[str, Array]:
+    """Return the checkpoint's tensors as new arrays under timm's names, float32, OIHW."""
+    shapes = inventory.architecture.shapes(inventory.num_classes)
+    arrays = {slot: np.empty(shape, np.float32) for slot, shape in shapes.items()}
+    layout = LAYOUTS[source.names]
+
+    def read(block: Block) -> None:
+        axis = out_axis(layout, len(block.tensor.shape))
+        slab = block.tensor.read_slab(axis, block.start, block.stop)
+        copy_blocked(as_oihw(slab, layout), arrays[block.slot][block.start : block.stop])
+        team.advance(slab.nbytes)
+
+    total = sum(tensor.nbytes for tensor in inventory.tensors.values())
+    with crew("load", total, progress) as team:
+        team.each(read, plan_blocks(inventory.tensors, shapes))
+    return {name_of(slot, "timm"): array for slot, array in arrays.items()}
