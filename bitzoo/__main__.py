@@ -1,0 +1,6 @@
+"""Runs the commands: `python -m bitzoo`."""
+
+from bitzoo.cli import main
+
+if __name__ == "__main__":
+    main()

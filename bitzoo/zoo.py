@@ -1,0 +1,240 @@
+"""Models by name or file: the network, its weights, and how to feed and read it."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+
+from bitzoo.arch import Architecture, Role, Slot
+from bitzoo.class_names import class_names_or_reason
+from bitzoo.converters.inventory import Inventory, identify
+from bitzoo.converters.names import name_of
+from bitzoo.converters.sources import open_source
+from bitzoo.converters.state import read_state_dict
+from bitzoo.converters.tensors import Source
+from bitzoo.errors import CheckpointError, UsageError
+from bitzoo.model import Backbone, BiT, FeatureExtractor, adapt_stem_kernel, fold
+from bitzoo.preprocess import EvalTransform
+from bitzoo.registry import ModelSpec, find_spec, get_spec
+from bitzoo.weights import Located, find_weights, is_location, locate
+
+__all__ = ["Origin", "create_model", "create_transform", "fold", "labels"]
+
+Place = str | os.PathLike[str]
+DEFAULT_TRANSFORM = EvalTransform(crop=224, resize=256, interpolation="bilinear", square=False)
+"""For weights that say nothing of their preprocessing: the resolution of BiT's pre-training."""
+_STEM = Slot(Role.STEM_KERNEL)
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What is known of a model beyond its numbers; `create_model` leaves it in `model.origin`.
+
+    Attributes:
+        spec: The catalogue entry, if the model is one.
+        path: The file its weights were read from; None for random weights.
+        config: The `config.json` that lay beside it.
+    """
+
+    spec: ModelSpec | None = None
+    path: str | None = None
+    config: Mapping[str, Any] = field(default_factory=dict)
+
+
+def create_model(
+    model: Place,
+    pretrained: bool | Place = False,
+    *,
+    num_classes: int | None = None,
+    in_chans: int = 3,
+    features_only: bool = False,
+    out_indices: Iterable[int] = (0, 1, 2, 3, 4),
+    output_stride: int = 32,
+    progress: bool | None = None,
+) -> BiT | FeatureExtractor:
+    """Create a BiT network, with Google's weights, one's own, or random ones.
+
+    No tensor is initialised that weights overwrite: the network is built without storage and takes
+    the file's memory-mapped tensors, so that a converted file of 4.4 GB is there at once and
+    read as it is used. Writing to them never changes the file.
+
+    Args:
+        model: A catalogue name (``BiT-M-R101x1``; case, ``-`` and ``_`` do not matter), or what
+            `pretrained` may be: then the architecture and class count come from the file.
+        pretrained: True for the weights that belong to `model`; else the path of a checkpoint
+            (`.npz` or safetensors), the path of a folder with `model.safetensors` and maybe
+            `config.json`, or an http(s) address. False for random weights and a zero head.
+        num_classes: None (or the file's own count) keeps the file's head; another count gives a
+            new head that starts at zero; 0 gives pooled features.
+        in_chans: Channels of the images. Other than 3 adapts the stem's kernel.
+        features_only: Whether to return a `FeatureExtractor`, whose output is a list of maps.
+        out_indices: Which maps: 0 the stem's convolution, 1 to 4 the blocks.
+        output_stride: 32, or 16 or 8 for dilated later blocks with the same weights.
+        progress: Whether to show a bar while fetching; None shows it on a terminal.
+
+    Returns:
+        The network in training mode if its weights are random, else in evaluation mode.
+
+    Raises:
+        UnknownModelError: If there is no such name; the message lists the nearest.
+        WeightsUnavailableError: If Google never released the weights (BiT-L).
+        CheckpointError: If the file is damaged or of another architecture than the name says.
+        DownloadError: If the weights cannot be fetched.
+    """
+    spec, place = _resolve(model, pretrained, progress)
+    options = {"output_stride": output_stride}
+    indices = tuple(out_indices) if features_only else None
+    if place is None:
+        assert spec is not None
+        architecture = replace(spec.architecture, in_chans=in_chans)
+        classes = spec.num_classes if num_classes is None else num_classes
+        network = _build(architecture, classes, indices, **options)
+        network.origin = Origin(spec)
+        return network
+    with open_source(place.path) as source:
+        inventory = identify(source)
+        spec = _agreeing_spec(spec, source, inventory)
+        if pretrained is False:
+            architecture = replace(inventory.architecture, in_chans=in_chans)
+            classes = inventory.num_classes if num_classes is None else num_classes
+            network = _build(architecture, classes, indices, **options)
+        else:
+            network = _load(source, inventory, num_classes, in_chans, indices, **options)
+    network.origin = Origin(spec, str(place.path), place.config)
+    return network
+
+
+def create_transform(model: Backbone | str) -> EvalTransform:
+    """Return the evaluation preprocessing of a model: RGB, resize, crop, [-1, 1].
+
+    Args:
+        model: A model from `create_model`, or a catalogue name.
+
+    Returns:
+        A callable from a picture (path, PIL image, uint8 array) to a float32 tensor (3, s, s). A
+        model that says nothing of its preprocessing gets `DEFAULT_TRANSFORM`.
+    """
+    origin = _origin(model)
+    if pretrained := origin.config.get("pretrained_cfg"):
+        return _transform_from_config(pretrained)
+    if origin.spec is None:
+        _log.warning("The model does not say how to prepare images; using %s.", DEFAULT_TRANSFORM)
+        return DEFAULT_TRANSFORM
+    facts = origin.spec.preprocessing
+    return EvalTransform(facts.crop, facts.resize, facts.interpolation, facts.square)
+
+
+def labels(model: Backbone | str) -> list[str] | None:
+    """Return the class names of a model's outputs, or None; the reason is then logged.
+
+    Args:
+        model: A model from `create_model`, or a catalogue name.
+    """
+    origin = _origin(model)
+    names: list[str] | None
+    if own := origin.config.get("label_names"):
+        names, reason = [str(name) for name in own], ""
+    else:
+        names, reason = class_names_or_reason(origin.spec.label_set if origin.spec else None)
+    if names is not None and isinstance(model, BiT) and len(names) != model.num_classes:
+        reason = f"The model has {model.num_classes} outputs, but {len(names)} names are known."
+        names = None
+    if names is None:
+        _log.warning("%s", reason)
+    return names
+
+
+def _resolve(
+    model: Place, pretrained: bool | Place, progress: bool | None
+) -> tuple[ModelSpec | None, Located | None]:
+    """Return the catalogue entry, if a name was given, and the checkpoint, if one is needed."""
+    if is_location(model):
+        if not isinstance(pretrained, bool):
+            raise UsageError(
+                f"Two checkpoints were given, {model} and {pretrained}. Give a catalogue name and "
+                "a file, or one file with pretrained=True."
+            )
+        return None, locate(model, progress=progress)
+    spec = get_spec(str(model))
+    if pretrained is False:
+        return spec, None
+    if pretrained is True:
+        return spec, Located(find_weights(spec, progress=progress))
+    return spec, locate(pretrained, progress=progress)
+
+
+def _agreeing_spec(
+    spec: ModelSpec | None, source: Source, inventory: Inventory
+) -> ModelSpec | None:
+    """Check a file against the name it was asked by, or recognise it by what it says of itself."""
+    if spec is None:
+        said = find_spec(source.metadata.get("model") or source.path.stem)
+        same = said is not None and said.architecture == inventory.architecture
+        return said if same else None
+    if spec.architecture != replace(inventory.architecture, in_chans=spec.architecture.in_chans):
+        raise CheckpointError(
+            f"{source.path}: expected {spec.arch_name}, as {spec.name} is; found "
+            f"{inventory.title}. To load it as what it is, give the file instead of the name."
+        )
+    return spec
+
+
+def _build(
+    architecture: Architecture, num_classes: int, indices: tuple[int, ...] | None, **options: int
+) -> BiT | FeatureExtractor:
+    if indices is not None:
+        return FeatureExtractor(architecture, indices, **options)
+    return BiT(architecture, num_classes, **options)
+
+
+def _load(
+    source: Source,
+    inventory: Inventory,
+    num_classes: int | None,
+    in_chans: int,
+    indices: tuple[int, ...] | None,
+    **options: int,
+) -> BiT | FeatureExtractor:
+    """Build a network without storage and hand it the file's tensors."""
+    found = inventory.architecture.in_chans
+    keep_head = num_classes in (None, inventory.num_classes)
+    architecture = replace(inventory.architecture, in_chans=in_chans)
+    with torch.device("meta"):
+        network = _build(
+            architecture, inventory.num_classes if keep_head else 0, indices, **options
+        )
+    state = read_state_dict(source, inventory)
+    if in_chans != found:
+        stem = name_of(_STEM, "timm")
+        state[stem] = adapt_stem_kernel(state[stem], in_chans)
+        _log.warning("The stem's kernel was adapted from %d to %d channels.", found, in_chans)
+    network.load_state_dict({name: state[name] for name in network.state_dict()}, assign=True)
+    if isinstance(network, BiT) and num_classes and not keep_head:
+        network.reset_classifier(num_classes)
+        _log.warning(
+            "%s has a head of %d classes; the new head of %d starts at zero and needs training.",
+            source.path.name,
+            inventory.num_classes,
+            num_classes,
+        )
+    return network.eval()
+
+
+def _origin(model: Backbone | str) -> Origin:
+    if isinstance(model, str):
+        return Origin(get_spec(model))
+    return model.origin if isinstance(model.origin, Origin) else Origin()
+
+
+def _transform_from_config(config: Mapping[str, Any]) -> EvalTransform:
+    """Read timm's `pretrained_cfg`, the form in which `config.json` states preprocessing."""
+    crop = int(config["input_size"][-1])
+    square = config.get("crop_mode") == "squash"
+    resize = round(crop / float(config.get("crop_pct", 1.0)))
+    return EvalTransform(crop, resize, str(config.get("interpolation", "bilinear")), square)
