@@ -39,7 +39,8 @@ def forward(
     Each tensor is looked up once, when its layer is reached, and no more than `BLOCK_BYTES` of a
     kernel is held in float64; a lazy mapping thus bounds memory by one tensor. If `tensors` has a
     method ``read_columns(name, start, stop)``, kernels are read through it in slices of their last
-    axis (`stop` beyond the end is cut off, as in Python), and memory is bounded by a block.
+    axis, and memory is bounded by a block. The forward pass does not know where a kernel ends: it
+    asks on until a slice comes back short, so bounds beyond the end must be cut off as in Python.
 
     Args:
         tensors: npz name to tensor, as in a released npz file; an array or whatever slices like
@@ -71,7 +72,7 @@ def forward(
             scope = f"resnet/block{block}/unit{unit:02d}"
             x = _bottleneck(net, x, scope, stride if unit == 1 else 1, project=unit == 1)
     x = net.norm_relu(x, "resnet").mean(axis=(1, 2))
-    if "resnet/head/conv2d/kernel" in tensors:
+    if "resnet/head/conv2d/kernel" in net.unread:
         x = net.dense(x, "resnet/head/conv2d")
     net.check_all_read()
     return x
@@ -91,12 +92,16 @@ def _bottleneck(net: _Network, x: Array, scope: str, stride: int, *, project: bo
 
 
 class _Network:
-    """The layers, each finding its own tensors by name."""
+    """The layers, each finding its own tensors by name.
+
+    Attributes:
+        unread: Names that no layer has asked for yet.
+    """
 
     def __init__(self, tensors: Mapping[str, Any], eps: float) -> None:
         self._tensors = tensors
         self._eps = eps
-        self._unread = set(tensors)
+        self.unread = set(tensors)
 
     def count_units(self, block: int) -> int:
         """Units of a block, at least one; a gap in their numbers shows as a missing tensor."""
@@ -123,10 +128,10 @@ class _Network:
 
     def check_all_read(self) -> None:
         """Refuse a file with tensors that the forward pass has no place for."""
-        if self._unread:
+        if self.unread:
             raise TensorMismatchError(
-                f"the checkpoint has {len(self._unread)} tensor(s) that no layer of BiT reads:\n"
-                + "\n".join(f"+ {name}" for name in sorted(self._unread))
+                f"the checkpoint has {len(self.unread)} tensor(s) that no layer of BiT reads:\n"
+                + "\n".join(f"+ {name}" for name in sorted(self.unread))
                 + "\nRemove them, or check that they bear the names of a released npz file."
             )
 
@@ -159,12 +164,12 @@ class _Network:
         return self._tensors[name]
 
     def _mark_read(self, name: str) -> None:
-        if name not in self._unread:
+        if name not in self.unread:
             raise TensorMismatchError(
                 f"the checkpoint lacks a tensor that its other tensors call for:\n- {name}\n"
                 "It must bear the names of a released npz file; check that it is complete."
             )
-        self._unread.remove(name)
+        self.unread.remove(name)
 
 
 def convolve(x: Array, kernels: Iterator[Array], size: int, stride: int) -> Array:

@@ -88,7 +88,10 @@ class StoredTensor(ABC):
 
     @abstractmethod
     def read_slab(self, axis: int, start: int, stop: int) -> Array:
-        """Return ``tensor[..., start:stop, ...]`` along `axis`; the rows may not be contiguous."""
+        """Return ``tensor[..., start:stop, ...]`` along `axis`, clipped as a slice is.
+
+        The rows of the result may lie apart in memory.
+        """
 
     def read(self) -> Array:
         """Return the whole tensor."""
@@ -114,6 +117,8 @@ class RawTensor(StoredTensor):
 
     def read_slab(self, axis: int, start: int, stop: int) -> Array:
         """Read a slab with as few system calls as its layout allows."""
+        stop = min(stop, self.shape[axis])
+        start = min(start, stop)
         if self.fortran:
             flipped = RawTensor(
                 self.name, self.shape[::-1], self.dtype, self.file, self.offset
