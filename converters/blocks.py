@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from bitzoo.arch import Slot
-from bitzoo.converters.tensors import BLOCK_BYTES, Progress, StoredTensor
+from bitzoo.converters.tensors import BLOCK_BYTES, Progress, Scratch, StoredTensor
 
 _MAX_WORKERS = 4
 Result = TypeVar("Result")
@@ -54,7 +54,13 @@ class Crew:
 
     def __init__(self, pool: ThreadPoolExecutor, advance: Callable[[int], None]) -> None:
         self._pool = pool
+        self._memory = threading.local()
         self.advance = advance
+
+    def scratch(self, name: str) -> Scratch:
+        """Return this thread's own memory of that name."""
+        mine: dict[str, Scratch] = self._memory.__dict__
+        return mine.setdefault(name, Scratch())
 
     def submit(self, work: Callable[[], Result]) -> Future[Result]:
         """Start one piece of work beside the others."""

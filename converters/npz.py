@@ -25,7 +25,15 @@ from typing import Any
 import numpy as np
 from numpy.lib import format as npy
 
-from bitzoo.converters.tensors import Array, RawFile, RawTensor, Source, StoredTensor, read_pieces
+from bitzoo.converters.tensors import (
+    Array,
+    RawFile,
+    RawTensor,
+    Scratch,
+    Source,
+    StoredTensor,
+    read_pieces,
+)
 from bitzoo.errors import CheckpointError
 
 MAX_DIRECTORY_BYTES = 4 << 20
@@ -193,12 +201,12 @@ class _PackedTensor(StoredTensor):
         self._lock = threading.Lock()
         self._unpacked: RawTensor | None = None
 
-    def read_slab(self, axis: int, start: int, stop: int) -> Array:
+    def read_slab(self, axis: int, start: int, stop: int, scratch: Scratch | None = None) -> Array:
         """Read a slab of the unpacked member."""
         with self._lock:
             if self._unpacked is None:
                 self._unpacked = self._unpack()
-        return self._unpacked.read_slab(axis, start, stop)
+        return self._unpacked.read_slab(axis, start, stop, scratch)
 
     def close(self) -> None:
         """Free the temporary file."""

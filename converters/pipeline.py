@@ -172,8 +172,9 @@ def _move(
 
     def move(block: Block) -> None:
         axis = out_axis(layout, len(block.tensor.shape))
-        stored = as_oihw(block.tensor.read_slab(axis, block.start, block.stop), layout)
-        values = np.empty(stored.shape, np.float32)
+        slab = block.tensor.read_slab(axis, block.start, block.stop, team.scratch("stored"))
+        stored = as_oihw(slab, layout)
+        values = team.scratch("values").array(stored.shape, np.float32)
         with np.errstate(
             over="ignore"
         ):  # a float64 beyond float32 becomes infinite, and is refused

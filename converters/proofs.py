@@ -14,7 +14,7 @@ from bitzoo.converters.inventory import Inventory
 from bitzoo.converters.layouts import as_layout, as_oihw, copy_blocked, out_axis
 from bitzoo.converters.names import LAYOUTS, name_of
 from bitzoo.converters.state import read_state_dict
-from bitzoo.converters.tensors import Array, Progress, Source, StoredTensor
+from bitzoo.converters.tensors import Array, Progress, Scratch, Source, StoredTensor
 
 LOGITS_TOLERANCE = 1e-4
 LOGITS_REASON = (
@@ -96,10 +96,10 @@ def prove_weights(
     shapes = inventory.architecture.shapes(inventory.num_classes)
 
     def differs(block: Block) -> Slot | None:
-        stored = _read_rows(block.tensor, LAYOUTS[source.names], block)
+        stored = _read_rows(block.tensor, source, block, team.scratch("stored"))
         expected = stored.astype(np.float32, copy=False)
-        mapped = np.empty(stored.shape, np.float32)
-        rows = _read_rows(result.tensors[block.slot], LAYOUTS[output.names], block)
+        mapped = team.scratch("mapped").array(stored.shape, np.float32)
+        rows = _read_rows(result.tensors[block.slot], output, block, team.scratch("rows"))
         copy_blocked(as_oihw(rows, LAYOUTS[output.names]), as_oihw(mapped, LAYOUTS[source.names]))
         team.advance(stored.nbytes)
         same = np.array_equal(mapped.view(np.uint32), expected.view(np.uint32))
@@ -160,8 +160,9 @@ def _compare(oracle: str, size: int, expected: Array, found: Array) -> LogitsPro
     )
 
 
-def _read_rows(tensor: StoredTensor, layout: str, block: Block) -> Array:
-    return tensor.read_slab(out_axis(layout, len(tensor.shape)), block.start, block.stop)
+def _read_rows(tensor: StoredTensor, file: Source, block: Block, scratch: Scratch) -> Array:
+    axis = out_axis(LAYOUTS[file.names], len(tensor.shape))
+    return tensor.read_slab(axis, block.start, block.stop, scratch)
 
 
 class _GoogleNames(Mapping[str, Array]):

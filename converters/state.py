@@ -51,7 +51,7 @@ def read_arrays(
 
     def read(block: Block) -> None:
         axis = out_axis(layout, len(block.tensor.shape))
-        slab = block.tensor.read_slab(axis, block.start, block.stop)
+        slab = block.tensor.read_slab(axis, block.start, block.stop, team.scratch("stored"))
         copy_blocked(as_oihw(slab, layout), arrays[block.slot][block.start : block.stop])
         team.advance(slab.nbytes)
 

@@ -12,7 +12,7 @@ import math
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -33,6 +33,25 @@ _HASH_BYTES = 1 << 20
 _ROW_PADDING = 64
 """Bytes between the rows of a strided slab. Rows that lie a power of two apart fall into the same
 few cache sets, and a transpose of them runs at a third of the speed (measured)."""
+
+
+class Scratch:
+    """Memory that a thread uses again and again: fresh pages cost more than what is copied there."""
+
+    def __init__(self) -> None:
+        self._bytes = np.empty(0, np.uint8)
+
+    def take(self, size: int) -> NDArray[np.uint8]:
+        """Return `size` bytes; what they held before is lost."""
+        if self._bytes.size < size:
+            self._bytes = np.empty(size, np.uint8)
+        return self._bytes[:size]
+
+    def array(self, shape: tuple[int, ...], dtype: Any) -> Array:
+        """Return an uninitialised contiguous array in this memory."""
+        size = math.prod(shape) * np.dtype(dtype).itemsize
+        view: Array = self.take(size).view(dtype).reshape(shape)
+        return view
 
 
 class RawFile:
@@ -58,6 +77,25 @@ class RawFile:
                     f"byte {offset + len(buffer):,}. It is truncated; fetch it again."
                 )
             done += count
+
+    def read_rows(
+        self, buffer: memoryview, offset: int, rows: int, chunk: int, stride: int, pitch: int
+    ) -> None:
+        """Fill `buffer` with `rows` chunks that lie `stride` bytes apart in the file.
+
+        Args:
+            buffer: Bytes to fill; the chunks go `pitch` bytes apart.
+            offset: Position of the first chunk.
+            rows: How many chunks.
+            chunk: Bytes of each.
+            stride: Bytes from one chunk to the next in the file.
+            pitch: The same in the buffer.
+        """
+        descriptor, preadv = self._file.fileno(), os.preadv
+        for row in range(rows):
+            piece = buffer[row * pitch : row * pitch + chunk]
+            if preadv(descriptor, (piece,), offset + row * stride) != chunk:
+                self.read_into(piece, offset + row * stride)
 
     def read(self, offset: int, size: int) -> bytes:
         """Return the `size` bytes at `offset` (fewer only if the file ends)."""
@@ -87,10 +125,10 @@ class StoredTensor(ABC):
         return math.prod(self.shape) * self.dtype.itemsize
 
     @abstractmethod
-    def read_slab(self, axis: int, start: int, stop: int) -> Array:
+    def read_slab(self, axis: int, start: int, stop: int, scratch: Scratch | None = None) -> Array:
         """Return ``tensor[..., start:stop, ...]`` along `axis`, clipped as a slice is.
 
-        The rows of the result may lie apart in memory.
+        The rows of the result may lie apart in memory. With `scratch` the result lives in it.
         """
 
     def read(self) -> Array:
@@ -115,27 +153,24 @@ class RawTensor(StoredTensor):
     offset: int
     fortran: bool = False
 
-    def read_slab(self, axis: int, start: int, stop: int) -> Array:
+    def read_slab(self, axis: int, start: int, stop: int, scratch: Scratch | None = None) -> Array:
         """Read a slab with as few system calls as its layout allows."""
         stop = min(stop, self.shape[axis])
         start = min(start, stop)
         if self.fortran:
-            flipped = RawTensor(
-                self.name, self.shape[::-1], self.dtype, self.file, self.offset
-            ).read_slab(len(self.shape) - 1 - axis, start, stop)
-            return flipped.transpose()
+            flipped = replace(self, shape=self.shape[::-1], fortran=False)
+            mirrored = len(self.shape) - 1 - axis
+            return flipped.read_slab(mirrored, start, stop, scratch).transpose()
         before, after = self.shape[:axis], self.shape[axis + 1 :]
         inner = math.prod(after) * self.dtype.itemsize
-        chunk, stride = (stop - start) * inner, self.shape[axis] * inner
+        chunk, stride, rows = (stop - start) * inner, self.shape[axis] * inner, math.prod(before)
         if chunk == stride:  # a slab of the whole axis lies in one piece
-            rows, chunk = 1, chunk * math.prod(before)
-        else:
-            rows = math.prod(before)
-        buffer = np.empty((rows, chunk + (_ROW_PADDING if rows > 1 else 0)), np.uint8)[:, :chunk]
-        for row in range(rows):
-            position = self.offset + row * stride + start * inner
-            self.file.read_into(memoryview(buffer[row]), position)
-        slab: Array = buffer.view(self.dtype).reshape((*before, stop - start, *after))
+            chunk, stride, rows = chunk * rows, 0, 1
+        pitch = chunk + (_ROW_PADDING if rows > 1 else 0)
+        buffer = (scratch or Scratch()).take(rows * pitch)
+        self.file.read_rows(buffer.data, self.offset + start * inner, rows, chunk, stride, pitch)
+        lines: Array = buffer.reshape(rows, pitch)[:, :chunk].view(self.dtype)
+        slab: Array = lines.reshape((*before, stop - start, *after))
         return slab
 
 
