@@ -7,16 +7,18 @@ random numbers, and says so.
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
-from bitzoo.arch import Architecture
+from bitzoo.arch import Architecture, Role
 from bitzoo.console import print_report, print_table, progress_bar
 from bitzoo.converters.layouts import stored_shape
 from bitzoo.converters.names import LAYOUTS, name_of
 from bitzoo.converters.npz import write_npz
 from bitzoo.converters.parity import REPORT_NAME, convert_and_prove, save_report
+from bitzoo.converters.tensors import Array
 from bitzoo.errors import MissingExtraError
 from bitzoo.preprocess import read_rgb
 from bitzoo.zoo import create_model, create_transform
@@ -76,17 +78,21 @@ def write_random_checkpoint(
         num_classes: Outputs of the head.
         seed: Of the numbers.
     """
-    random = np.random.default_rng(seed)
-    tensors = {}
+    write_npz(path, _random_tensors(architecture, num_classes, np.random.default_rng(seed)))
+
+
+def _random_tensors(
+    architecture: Architecture, num_classes: int, random: np.random.Generator
+) -> Iterator[tuple[str, Array]]:
     for slot, shape in architecture.shapes(num_classes).items():
         stored = stored_shape(shape, LAYOUTS["npz"])
         values = random.standard_normal(stored, dtype=np.float32)
         if slot.role.is_kernel:
-            values *= np.sqrt(2 / np.prod(stored[:-1]))
+            values *= np.float32(np.sqrt(2 / np.prod(stored[:-1])))
         else:
-            values = 0.1 * values + ("scale" in slot.role.value)
-        tensors[name_of(slot, "npz")] = values
-    write_npz(path, tensors)
+            values *= np.float32(0.1)
+            values += slot.role in (Role.NORM_SCALE, Role.FINAL_NORM_SCALE)
+        yield name_of(slot, "npz"), values
 
 
 def _sample_picture() -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:

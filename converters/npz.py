@@ -17,7 +17,7 @@ import tempfile
 import threading
 import zipfile
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -228,10 +228,10 @@ class _PackedTensor(StoredTensor):
         return RawTensor(self.name, self.shape, self.dtype, raw, self._start, self._fortran)
 
 
-def write_npz(path: Path, tensors: Mapping[str, Array]) -> None:
-    """Write float32 arrays as Google's files hold them: one stored `.npy` member a name."""
+def write_npz(path: Path, tensors: Iterable[tuple[str, Array]]) -> None:
+    """Write names and float32 arrays as Google's files hold them: one stored `.npy` member each."""
     with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
-        for name, array in tensors.items():
+        for name, array in tensors:
             with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
                 npy.write_array(member, np.ascontiguousarray(array, "<f4"), allow_pickle=False)
 

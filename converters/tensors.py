@@ -36,7 +36,7 @@ few cache sets, and a transpose of them runs at a third of the speed (measured).
 
 
 class Scratch:
-    """Memory that a thread uses again and again: fresh pages cost more than what is copied there."""
+    """Memory that a thread uses again and again; fresh pages cost more than the copy into them."""
 
     def __init__(self) -> None:
         self._bytes = np.empty(0, np.uint8)

@@ -1,0 +1,79 @@
+"""Running contestants in turn and tabulating medians, for the scripts of this folder."""
+
+from __future__ import annotations
+
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One finished process: wall seconds, peak resident bytes, and what it printed."""
+
+    seconds: float
+    peak_bytes: int
+    output: str
+
+
+def run(command: Sequence[str | Path]) -> Sample:
+    """Run a command to its end, accounted for by the operating system."""
+    started = time.perf_counter()
+    process = subprocess.Popen([str(word) for word in command], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    output = process.stdout.read()
+    _, status, usage = os.wait4(process.pid, 0)
+    seconds = time.perf_counter() - started
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        raise SystemExit(f"{command[0]} exited with {process.returncode}")
+    return Sample(seconds, usage.ru_maxrss * 1024, output)
+
+
+def interleave(
+    contestants: Mapping[str, Callable[[], Sample]], rounds: int
+) -> dict[str, list[Sample]]:
+    """Run every contestant once a round, so that a drifting machine touches all alike."""
+    samples: dict[str, list[Sample]] = {name: [] for name in contestants}
+    for turn in range(rounds):
+        for name, contestant in contestants.items():
+            print(f"  round {turn + 1} of {rounds}: {name}", file=sys.stderr)
+            samples[name].append(contestant())
+    return samples
+
+
+def table(title: str, samples: Mapping[str, Sequence[Sample]], baseline: str) -> str:
+    """Return a Markdown table: median, minimum, maximum, peak memory, ratio to `baseline`."""
+    medians = {
+        name: statistics.median(sample.seconds for sample in runs) for name, runs in samples.items()
+    }
+    lines = [
+        f"### {title}",
+        "",
+        f"| | median s | min | max | peak MiB | time / {baseline} |",
+        "|---|---:|---:|---:|---:|---:|",
+    ]
+    for name, runs in samples.items():
+        seconds = [sample.seconds for sample in runs]
+        peak = max(sample.peak_bytes for sample in runs) / 2**20
+        lines.append(
+            f"| {name} | {medians[name]:.2f} | {min(seconds):.2f} | {max(seconds):.2f} "
+            f"| {peak:.0f} | {medians[name] / medians[baseline]:.2f} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def machine() -> str:
+    """Return one line about where and with what the figures were taken."""
+    packages = ", ".join(f"{name} {version(name)}" for name in ("bitzoo", "numpy", "torch", "timm"))
+    return (
+        f"{time.strftime('%Y-%m-%d')}, {platform.machine()}, {os.cpu_count()} cores, "
+        f"Python {platform.python_version()}, {packages}\n"
+    )
