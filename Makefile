@@ -4,7 +4,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: quickstart test test-full lint format bench clean
+.PHONY: quickstart test test-full lint format bench readme clean
 
 quickstart: .venv/.installed  ## the main job, end to end, on a small random checkpoint
 	$(BIN)/bitzoo quickstart
@@ -26,6 +26,9 @@ format: .venv/.installed-dev
 
 bench: .venv/.installed-dev  ## tables of timings; nothing is asserted
 	for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done
+
+readme: .venv/.installed-dev  ## the catalogue table, from the registry
+	$(BIN)/python tests/readme_table.py
 
 clean:
 	rm -rf .venv build dist .mypy_cache .pytest_cache .ruff_cache

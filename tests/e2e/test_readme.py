@@ -1,0 +1,82 @@
+"""README's claims: its table is the registry's, its Python runs, its commands exist and work."""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from checkpoints import make_checkpoint, write_npz
+from readme_table import README, TABLE, render
+from servers import FileServer
+
+TEXT = README.read_text(encoding="utf-8")
+NAME = "BiT-M-R50x1-ILSVRC2012"
+
+
+def blocks(language: str) -> list[str]:
+    fenced = re.findall(r"^```(\w*)\n(.*?)^```$", TEXT, re.DOTALL | re.MULTILINE)
+    return [text for found, text in fenced if found == language]
+
+
+def test_the_catalogue_table_is_the_registry() -> None:
+    match = TABLE.search(TEXT)
+    assert match is not None
+    assert match[0] == match[1] + render() + match[2], "run `make readme`"
+
+
+@pytest.fixture(scope="module")
+def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the files that the README names, full-size R50x1."""
+    from sklearn.datasets import load_sample_image
+    from PIL import Image
+
+    folder = tmp_path_factory.mktemp("desk")
+    Image.fromarray(load_sample_image("china.jpg")).save(folder / "photo.jpg")
+    write_npz(folder / "bit_m_r50x1.npz", make_checkpoint((3, 4, 6, 3), 1, 21843))
+    write_npz(folder / f"{NAME}.npz", make_checkpoint((3, 4, 6, 3), 1, 1000))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def environment(desk: Path) -> dict[str, str]:
+    with FileServer({f"{NAME}.npz": (desk / f"{NAME}.npz").read_bytes()}) as server:
+        yield {
+            **os.environ,
+            "BITZOO_CACHE": str(desk / "cache"),
+            "BITZOO_MIRROR": server.url,
+            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        }
+
+
+def run(command: list[str], desk: Path, environment: dict[str, str]) -> str:
+    done = subprocess.run(
+        command, cwd=desk, env=environment, capture_output=True, text=True, timeout=250
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.full_size
+def test_commands_then_python(desk: Path, environment: dict[str, str]) -> None:
+    """Every command and snippet, in the order of the README's converting and loading."""
+    commands = [
+        line
+        for block in blocks("")
+        for line in block.splitlines()
+        if line.startswith(("bitzoo ", "bitzoo-convert "))
+    ]
+    assert len(commands) == 5
+    for command in commands:
+        output = run(shlex.split(command), desk, environment)
+        if "convert" in command or "verify" in command:
+            assert "every bit equal" in output
+            assert "FAILED" not in output
+    assert (desk / "bit_m_r50x1.safetensors").stat().st_size > 270_000_000
+    first, loading = blocks("python")
+    answer = run([sys.executable, "-c", first], desk, environment)
+    assert re.fullmatch(r".+ \d+\.\d%\n", answer)
+    check = "\nprint(model.num_classes, model.num_features)"
+    assert run([sys.executable, "-c", loading + check], desk, environment) == "0 2048\n"
