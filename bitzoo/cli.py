@@ -1,6 +1,6 @@
 """The commands `bitzoo` and `bitzoo-convert`. Heavy modules are imported by the command that runs.
 
-Exit codes: 0 fine, 1 a proof failed, 2 bad input or usage, 130 Ctrl-C.
+Exit codes: 0 fine, 1 a proof failed, 2 bad input or usage, 128 + n after signal n (130: Ctrl-C).
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import enum
 import signal
 import sys
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Optional
@@ -67,7 +68,9 @@ def _root(
 @app.command("list")
 def list_command(
     pattern: Annotated[str, typer.Argument(help="Wildcards, such as 'BiT-M-*'.")] = "*",
-    released: Annotated[bool, typer.Option(help="Only what Google released.")] = False,
+    released: Annotated[
+        bool, typer.Option("--released", help="Only what Google released.")
+    ] = False,
     json: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -121,7 +124,8 @@ def convert(
         str, typer.Option("--src", help="A checkpoint file, its address, or a catalogue name.")
     ],
     dst: Annotated[
-        Optional[Path], typer.Option(help="File to write; default: beside the source.")  # noqa: UP045
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="File or folder to write to; default: beside the source."),
     ] = None,
     check: Annotated[Check, typer.Option(help="What to prove before the file is kept.")] = (
         Check.logits
@@ -148,7 +152,7 @@ def convert(
     )
 
 
-app.command()(convert)
+app.command(no_args_is_help=True)(convert)
 
 
 @app.command()
@@ -190,27 +194,31 @@ def main() -> None:
 def convert_main() -> None:
     """Run `bitzoo-convert`, which is `bitzoo convert`."""
     single = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-    single.command()(convert)
+    single.command(no_args_is_help=True)(convert)
     _run(single)
 
 
 def _run(command: Callable[[], None]) -> None:
     """Run a command; errors become one paragraph on stderr and an exit code."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # unwinds, so nothing is left behind
+    _unwind_on_signals()
     try:
         command()
     except BitzooError as error:
-        if _debug:
-            raise
         _fail(str(error), error.exit_code)
-    except BrokenPipeError:
-        sys.stderr.close()  # the reader, such as `head`, has gone
     except OSError as error:
-        if _debug:
-            raise
-        _fail(f"{error.filename or 'the system'}: {error.strerror or error}.", 2)
+        what = f"{error.filename}: " if error.filename else ""
+        _fail(f"{what}{error.strerror or error}. Check the path, its permissions and the disk.", 2)
+
+
+def _unwind_on_signals() -> None:
+    """Leave by an exception, so that nothing half-written stays, with the code that shells use."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # under nohup, for one
+            signal.signal(number, lambda number, _: sys.exit(128 + number))
 
 
 def _fail(message: str, code: int) -> None:
+    if _debug:
+        traceback.print_exc()
     print(f"error: {message}", file=sys.stderr)
     sys.exit(code)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 
-from bitzoo.console import print_facts, print_json, print_report, progress_bar
+from bitzoo.console import print_facts, print_json, print_report, progress_bar, say
 from bitzoo.converters.parity import (
     REPORT_NAME,
     Check,
@@ -14,9 +15,10 @@ from bitzoo.converters.parity import (
 )
 from bitzoo.converters.parity import verify as verify_pair
 from bitzoo.converters.pipeline import Conversion, default_output
+from bitzoo.converters.sources import open_source
 from bitzoo.errors import UsageError
 from bitzoo.registry import find_spec, get_spec
-from bitzoo.weights import fetch, fetch_released, is_address, is_location
+from bitzoo.weights import fetched, is_address, is_location, name_in, released_url
 
 
 def convert(
@@ -30,11 +32,18 @@ def convert(
     json: bool,
 ) -> None:
     """Fetch if needed, convert, prove, write the report, and say what happened."""
-    source, name, fetched = _find_source(src)
-    output = dst or (Path(f"{name or source.stem}.safetensors") if fetched else None)
-    output = output or default_output(source)
-    if output.resolve() == source.resolve():
-        raise UsageError(f"{source}: the output would replace its own source. Choose --dst.")
+    url, name = _address(src)
+    local = None if url else Path(src).expanduser()
+    if local:
+        open_source(local).close()  # says what is wrong with it before anything else does
+    output = default_output(local or Path(f"{name}.npz" if name else name_in(url)))
+    if dst:
+        output = dst / output.name if dst.is_dir() else dst
+    if report and check == Check.NONE.value:
+        raise UsageError(f"{report}: --check none proves nothing to report. Leave one of them out.")
+    proof_path = report or output.with_name(REPORT_NAME)
+    _require_different(source=local, output=output, report=proof_path)
+    _require_room(output, proof_path, force=force)
 
     def show(proof: Report) -> None:
         if report and not proof.passed:
@@ -42,7 +51,8 @@ def convert(
         if not json and not proof.passed:
             print_report(proof)
 
-    with progress_bar() as progress:
+    lent = nullcontext(local) if local else fetched(url, keep=keep_source)
+    with lent as source, progress_bar() as progress:
         conversion, proof = convert_and_prove(
             source,
             output,
@@ -52,24 +62,23 @@ def convert(
             progress=progress,
             on_report=show,
         )
-    if proof:
-        save_report(proof, report or output.with_name(REPORT_NAME))
-    if fetched and not keep_source:
-        source.unlink()
+        if proof:
+            save_report(proof, proof_path)
     if json:
         print_json(_record(conversion, proof))
-        return
-    _print(conversion, proof)
-    if proof:
-        print_report(proof)
+    else:
+        _print(conversion, proof, proof_path)
 
 
 def verify(src: Path, dst: Path, *, check: str, report: Path | None, json: bool) -> None:
     """Prove a pair, write the report if asked, and fail if a proof fails."""
     if check == Check.NONE.value:
         raise UsageError("verify --check none would prove nothing; use weights or logits.")
+    _require_different(source=src, output=dst, report=report)
     with progress_bar() as progress:
-        proof = verify_pair(src, dst, check=Check(check), progress=progress)
+        proof = verify_pair(
+            src.expanduser(), dst.expanduser(), check=Check(check), progress=progress
+        )
     if report:
         save_report(proof, report)
     if json:
@@ -79,15 +88,34 @@ def verify(src: Path, dst: Path, *, check: str, report: Path | None, json: bool)
     proof.require()
 
 
-def _find_source(src: str) -> tuple[Path, str | None, bool]:
-    """Return the file to convert, its catalogue name if known, and whether it was fetched."""
+def _address(src: str) -> tuple[str, str | None]:
+    """Return where to fetch `src` from, empty for a file, and its catalogue name if known."""
     if is_address(src):
-        spec = find_spec(Path(src).stem)
-        return fetch(src), spec.name if spec else None, True
+        spec = find_spec(Path(name_in(src)).stem)
+        return src, spec.name if spec else None
     if is_location(src):
-        return Path(src), None, False
+        return "", None
     spec = get_spec(src)
-    return fetch_released(spec), spec.name, True
+    return released_url(spec), spec.name
+
+
+def _require_different(**files: Path | None) -> None:
+    places = [path.expanduser().resolve() for path in files.values() if path]
+    if len(set(places)) < len(places):
+        listed = ", ".join(f"{role} {path}" for role, path in files.items() if path)
+        raise UsageError(
+            f"Expected different files, found {listed}. One would replace the other, or be "
+            "compared with itself: choose another name."
+        )
+
+
+def _require_room(output: Path, report: Path, *, force: bool) -> None:
+    """Refuse what could only fail in the end, before gigabytes are fetched and converted."""
+    if output.exists() and not force:
+        raise UsageError(f"{output} already exists. Choose another --dst, or replace it: --force.")
+    for path in (output, report):
+        if not path.parent.is_dir():
+            raise UsageError(f"{path}: there is no folder {path.parent}. Create it first.")
 
 
 def _record(conversion: Conversion, proof: Report | None) -> dict[str, object]:
@@ -105,7 +133,7 @@ def _record(conversion: Conversion, proof: Report | None) -> dict[str, object]:
     }
 
 
-def _print(conversion: Conversion, proof: Report | None) -> None:
+def _print(conversion: Conversion, proof: Report | None, proof_path: Path) -> None:
     inventory = conversion.inventory
     facts: list[tuple[str, object]] = [
         ("source", conversion.source),
@@ -113,9 +141,11 @@ def _print(conversion: Conversion, proof: Report | None) -> None:
         ("network", f"{inventory.title}, {inventory.num_params:,} parameters"),
         ("model", conversion.model or "not a released file, as far as its name says"),
         ("output", conversion.output),
+        ("proof", proof_path if proof else "none was asked for (--check none)"),
     ]
     if conversion.notes:
         facts.append(("note", conversion.notes))
-    if proof is None:
-        facts.append(("proof", "none was asked for (--check none)"))
     print_facts(facts)
+    if proof:
+        say("")
+        print_report(proof)

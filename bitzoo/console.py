@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import textwrap
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -15,39 +16,52 @@ if TYPE_CHECKING:
     from bitzoo.converters.tensors import Progress
 
 
+def say(text: str) -> None:
+    """Print a line or several at once: who reads along sees them, who left is noticed here."""
+    print(text, flush=True)
+
+
 def print_json(data: object) -> None:
     """Print one JSON document."""
-    sys.stdout.write(json.dumps(data, indent=2) + "\n")
+    say(json.dumps(data, indent=2))
 
 
 def print_table(headers: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    """Print rows under headers, columns aligned, numbers to the right."""
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for index, header in enumerate(headers):
-        numeric = bool(rows) and all(isinstance(row[index], (int, float)) for row in rows)
-        table.add_column(header, justify="right" if numeric else "left", no_wrap=True)
-    for row in rows:
-        table.add_row(*(f"{cell:,}" if isinstance(cell, int) else str(cell) for cell in row))
-    # A pipe has no width: nothing is cut there.
-    Console(width=None if sys.stdout.isatty() else 10_000, markup=False, highlight=False).print(
-        table, soft_wrap=True
+    """Print rows under headers, columns aligned, numbers to the right; nothing is ever cut."""
+    columns = list(zip(headers, *([_cell(cell) for cell in row] for row in rows), strict=True))
+    widths = [max(map(len, column)) for column in columns]
+    numeric = [
+        bool(rows) and all(isinstance(row[index], (int, float)) for row in rows)
+        for index in range(len(headers))
+    ]
+    lines = (
+        "  ".join(
+            cell.rjust(width) if right else cell.ljust(width)
+            for cell, width, right in zip(line, widths, numeric, strict=True)
+        ).rstrip()
+        for line in zip(*columns, strict=True)
     )
+    say("\n".join(lines))
+
+
+def _cell(value: object) -> str:
+    return f"{value:,}" if isinstance(value, int) else str(value)
 
 
 def print_facts(facts: Sequence[tuple[str, object]]) -> None:
     """Print names and values, one a line, values aligned; a list takes a line an item."""
     width = max(len(name) for name, _ in facts)
+    lines = []
     for name, value in facts:
         items = list(value) if isinstance(value, (list, tuple)) else [value]
-        for index, item in enumerate(items):
-            print(f"{'' if index else name:<{width}}  {item}")
+        lines += [
+            f"{'' if index else name:<{width}}  {item}".rstrip() for index, item in enumerate(items)
+        ]
+    say("\n".join(lines))
 
 
 def print_report(report: Report) -> None:
-    """Print what was proven, a line a comparison, with the figure and its limit."""
+    """Print what was proven, a line a comparison, with the figure, its limit and the reason."""
     weights = report.weights
     rows: list[tuple[object, ...]] = [
         (
@@ -61,7 +75,7 @@ def print_report(report: Report) -> None:
     rows += [
         (
             "logits",
-            f"{proof.oracle}, {proof.images} x {proof.size} px",
+            f"{proof.oracle}, {proof.images} x {proof.size} px, {proof.dtype}",
             f"{proof.relative_l2:.1e} relative L2",
             f"{proof.tolerance:.0e}",
             _verdict(proof.passed),
@@ -69,6 +83,8 @@ def print_report(report: Report) -> None:
         for proof in report.logits
     ]
     print_table(("proof", "compared with the source", "found", "allowed", ""), rows)
+    if report.logits:
+        say("\n" + textwrap.fill(f"Allowed is a {report.to_dict()['logits_rule']}.", 100))
 
 
 def _verdict(passed: bool) -> str:

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from bitzoo.arch import Architecture, Role
-from bitzoo.console import print_report, print_table, progress_bar
+from bitzoo.console import print_report, print_table, progress_bar, say
 from bitzoo.converters.layouts import stored_shape
 from bitzoo.converters.names import LAYOUTS, name_of
 from bitzoo.converters.npz import write_npz
@@ -42,29 +42,29 @@ def run(folder: Path) -> None:
     source, output = folder / "random.npz", folder / "random.safetensors"
 
     write_random_checkpoint(source, ARCHITECTURE, NUM_CLASSES)
-    print(f"1. Made {source}: {ARCHITECTURE.name}, {NUM_CLASSES} classes, in Google's layout.")
-    print("   Its numbers are RANDOM: it stands in for a file that you would download.\n")
+    say(f"1. Made {source}: {ARCHITECTURE.name}, {NUM_CLASSES} classes, in Google's layout.")
+    say("   Its numbers are RANDOM: it stands in for a file that you would download.\n")
 
     with progress_bar() as progress:
         _, report = convert_and_prove(source, output, force=True, progress=progress)
     assert report is not None
     save_report(report, folder / REPORT_NAME)
-    print(f"2. Converted it to {output} and proved it ({folder / REPORT_NAME}):\n")
+    say(f"2. Converted it to {output} and proved it ({folder / REPORT_NAME}):\n")
     print_report(report)
 
     model = create_model(output, pretrained=True)
     transform = create_transform("BiT-M-R50x1")
     scores = model(transform(read_rgb(pixels))[None])[0].softmax(0)
     values, indices = scores.topk(3)
-    print("\n3. Loaded it and classified china.jpg, a photograph that scikit-learn ships:\n")
+    say("\n3. Loaded it and classified china.jpg, a photograph that scikit-learn ships:\n")
     rows = [
         (index, f"{value:.2%}")
         for value, index in zip(values.tolist(), indices.tolist(), strict=True)
     ]
     print_table(("class", "score"), rows)
-    print("\n   Random weights know nothing; with Google's they would. Try:")
-    print('   bitzoo.create_model("BiT-M-R50x1", pretrained=True)')
-    print(f"\nDone in {time.monotonic() - started:.1f} s. The files are in {folder.resolve()}.")
+    say("\n   Random weights know nothing; with Google's they would. Try:")
+    say('   bitzoo.create_model("BiT-M-R50x1", pretrained=True)')
+    say(f"\nDone in {time.monotonic() - started:.1f} s. The files are in {folder.resolve()}.")
 
 
 def write_random_checkpoint(

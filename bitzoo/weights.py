@@ -11,7 +11,8 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -20,7 +21,6 @@ from urllib.parse import urlsplit
 from bitzoo.converters.inventory import identify
 from bitzoo.converters.parity import REPORT_NAME, Check, convert_and_prove, save_report
 from bitzoo.converters.sources import open_source
-from bitzoo.converters.tensors import Progress
 from bitzoo.download import base_url, cache_dir, download, file_lock, is_offline
 from bitzoo.errors import CheckpointError
 from bitzoo.registry import ModelSpec, find_spec
@@ -50,7 +50,7 @@ def is_location(text: str | os.PathLike[str]) -> bool:
         return True
     if "/" in text or os.sep in text or text.lower().endswith(_SUFFIXES):
         return True
-    return find_spec(text) is None and Path(text).exists()
+    return find_spec(text) is None and os.path.exists(text)
 
 
 def is_address(text: str | os.PathLike[str]) -> bool:
@@ -84,37 +84,68 @@ def locate(place: str | os.PathLike[str], *, progress: bool | None = None) -> Lo
 
 
 def fetch(url: str, *, progress: bool | None = None) -> Path:
-    """Return the cached copy of the file at `url`, fetching it if there is none."""
-    name = PurePosixPath(urlsplit(url).path).name or "checkpoint"
+    """Return the cached copy of the checkpoint at `url`, fetching it if there is none."""
+    path = _cached(url)
+    if not path.is_file():
+        with fetched(url, progress=progress), open_source(path) as source:
+            identify(source)
+            source.sha256()  # reads it all: an npz has checksums of its own
+    return path
+
+
+@contextmanager
+def fetched(url: str, *, keep: bool = True, progress: bool | None = None) -> Iterator[Path]:
+    """Lend the cached copy of the checkpoint at `url` to one process at a time.
+
+    If the body finds it damaged it is removed, so that the next try fetches it again; other
+    errors leave it, so that the next try need not.
+
+    Args:
+        url: An http(s) address.
+        keep: Whether the file stays when the body is through.
+        progress: Whether to show a bar; None shows it on a terminal.
+
+    Raises:
+        DownloadError: If it cannot be fetched.
+    """
+    path = _cached(url)
+    with file_lock(path.parent):  # not the file's own lock, which the download takes
+        download(url, path, progress=progress)
+        try:
+            yield path
+        except CheckpointError:
+            path.unlink(missing_ok=True)
+            raise
+        if not keep:
+            path.unlink(missing_ok=True)
+
+
+def name_in(url: str) -> str:
+    """What the file behind an address is called."""
+    return PurePosixPath(urlsplit(url).path).name or "checkpoint"
+
+
+def _cached(url: str) -> Path:
     key = hashlib.sha256(url.encode()).hexdigest()[:16]
-    return download(url, cache_dir() / "downloads" / key / name, progress=progress)
+    return cache_dir() / "downloads" / key / name_in(url)
 
 
-def fetch_released(spec: ModelSpec, *, progress: bool | None = None) -> Path:
-    """Return the cached copy of a released `.npz`, fetching it from Google's bucket or the mirror.
+def released_url(spec: ModelSpec) -> str:
+    """Address of a released `.npz` in Google's bucket or the mirror.
 
     Raises:
         WeightsUnavailableError: If Google never released it.
-        DownloadError: If it cannot be fetched.
     """
     spec.url("npz")  # says why, for a checkpoint that was never released
-    return fetch(base_url() + spec.files["npz"], progress=progress)
+    return base_url() + spec.files["npz"]
 
 
-def find_weights(
-    spec: ModelSpec,
-    *,
-    keep_source: bool = False,
-    progress: bool | None = None,
-    on_bytes: Progress | None = None,
-) -> Path:
+def find_weights(spec: ModelSpec, *, progress: bool | None = None) -> Path:
     """Return a catalogue entry's weights as a safetensors file, from the first source that has it.
 
     Args:
         spec: The catalogue entry.
-        keep_source: Whether a fetched `.npz` stays in the cache after its conversion.
         progress: Whether to show a bar while fetching; None shows it on a terminal.
-        on_bytes: Called as the conversion moves bytes.
 
     Raises:
         WeightsUnavailableError: If the weights were never released.
@@ -125,54 +156,55 @@ def find_weights(
     target = cache_dir() / "models" / spec.name / WEIGHTS_NAME
     if target.is_file():
         return target
-    spec.url("npz")
+    url = released_url(spec)
     with file_lock(target):
         if target.is_file():
             return target
         if published := _from_hub(spec):
             return published
-        source = fetch_released(spec, progress=progress)
-        _check_architecture(source, spec)
-        _, report = convert_and_prove(
-            source, target, check=Check.WEIGHTS, model=spec.name, progress=on_bytes
-        )
-        if report:
-            save_report(report, target.parent / REPORT_NAME)
-        if not keep_source:
-            source.unlink()
+        with fetched(url, keep=False, progress=progress) as source:
+            _check_is(spec, source)
+            _, report = convert_and_prove(source, target, check=Check.WEIGHTS, model=spec.name)
+            if report:
+                save_report(report, target.with_name(REPORT_NAME))
     return target
 
 
-def _check_architecture(path: Path, spec: ModelSpec) -> None:
+def _check_is(spec: ModelSpec, path: Path) -> None:
     with open_source(path) as source:
         inventory = identify(source)
     if (inventory.architecture, inventory.num_classes) != (spec.architecture, spec.num_classes):
         raise CheckpointError(
             f"{path}: fetched as {spec.name}, expected {spec.arch_name} with "
-            f"{spec.num_classes:,} classes, found {inventory.title}. The published file is "
-            f"mislabelled; load it as what it is: bitzoo.create_model({str(path)!r}, "
-            "pretrained=True)."
+            f"{spec.num_classes:,} classes, found {inventory.title}. What was published under "
+            "this name is another model; to load it as what it is, give its address instead of "
+            "the name."
         )
 
 
 def _from_hub(spec: ModelSpec) -> Path | None:
     """Return the weights from the configured organisation on the Hub, or None if it lacks them."""
     organisation = os.environ.get("BITZOO_HUB_ORG", "").strip()
-    if not organisation or is_offline():
+    if not organisation:
         return None
     from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError
 
     repository = f"{organisation}/{spec.name}"
     try:
-        return Path(hf_hub_download(repository, WEIGHTS_NAME, cache_dir=cache_dir() / "hub"))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        path = hf_hub_download(
+            repository, WEIGHTS_NAME, cache_dir=cache_dir() / "hub", local_files_only=is_offline()
+        )
+    except (EntryNotFoundError, HfHubHTTPError, HFValidationError, OSError) as error:
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
         _log.warning(
             "%s is not to be had from the Hub (%s); taking Google's file instead.",
             repository,
-            str(error).splitlines()[0],
+            reason,
         )
         return None
+    _check_is(spec, Path(path))
+    return Path(path)
 
 
 def _read_config(path: Path) -> Mapping[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -14,6 +15,7 @@ from bitzoo.arch import Architecture, Role, Slot
 from bitzoo.class_names import class_names_or_reason
 from bitzoo.converters.inventory import Inventory, identify
 from bitzoo.converters.names import name_of
+from bitzoo.converters.npz import NpzSource
 from bitzoo.converters.sources import open_source
 from bitzoo.converters.state import read_state_dict
 from bitzoo.converters.tensors import Source
@@ -21,7 +23,7 @@ from bitzoo.errors import CheckpointError, UsageError
 from bitzoo.model import Backbone, BiT, FeatureExtractor, adapt_stem_kernel, fold
 from bitzoo.preprocess import EvalTransform
 from bitzoo.registry import ModelSpec, find_spec, get_spec
-from bitzoo.weights import Located, find_weights, is_location, locate
+from bitzoo.weights import CONFIG_NAME, Located, find_weights, is_location, locate
 
 __all__ = ["Origin", "create_model", "create_transform", "fold", "labels"]
 
@@ -52,7 +54,7 @@ def create_model(
     pretrained: bool | Place = False,
     *,
     num_classes: int | None = None,
-    in_chans: int = 3,
+    in_chans: int | None = None,
     features_only: bool = False,
     out_indices: Iterable[int] = (0, 1, 2, 3, 4),
     output_stride: int = 32,
@@ -72,7 +74,8 @@ def create_model(
             `config.json`, or an http(s) address. False for random weights and a zero head.
         num_classes: None (or the file's own count) keeps the file's head; another count gives a
             new head that starts at zero; 0 gives pooled features.
-        in_chans: Channels of the images. Other than 3 adapts the stem's kernel.
+        in_chans: Channels of the images. None keeps the weights' own, which are 3 for all names;
+            another count adapts the stem's kernel.
         features_only: Whether to return a `FeatureExtractor`, whose output is a list of maps.
         out_indices: Which maps: 0 the stem's convolution, 1 to 4 the blocks.
         output_stride: 32, or 16 or 8 for dilated later blocks with the same weights.
@@ -88,25 +91,22 @@ def create_model(
         DownloadError: If the weights cannot be fetched.
     """
     spec, place = _resolve(model, pretrained, progress)
-    options = {"output_stride": output_stride}
     indices = tuple(out_indices) if features_only else None
+    wanted = _Wanted(num_classes, in_chans, indices, output_stride)
     if place is None:
         assert spec is not None
-        architecture = replace(spec.architecture, in_chans=in_chans)
-        classes = spec.num_classes if num_classes is None else num_classes
-        network = _build(architecture, classes, indices, **options)
+        network = wanted.build(spec.architecture, spec.num_classes)
         network.origin = Origin(spec)
         return network
     with open_source(place.path) as source:
         inventory = identify(source)
         spec = _agreeing_spec(spec, source, inventory)
         if pretrained is False:
-            architecture = replace(inventory.architecture, in_chans=in_chans)
-            classes = inventory.num_classes if num_classes is None else num_classes
-            network = _build(architecture, classes, indices, **options)
+            network = wanted.build(inventory.architecture, inventory.num_classes)
+            network.origin = Origin(spec, None, place.config)
         else:
-            network = _load(source, inventory, num_classes, in_chans, indices, **options)
-    network.origin = Origin(spec, str(place.path), place.config)
+            network = _load(source, inventory, wanted)
+            network.origin = Origin(spec, str(place.path), place.config)
     return network
 
 
@@ -122,7 +122,7 @@ def create_transform(model: Backbone | str) -> EvalTransform:
     """
     origin = _origin(model)
     if pretrained := origin.config.get("pretrained_cfg"):
-        return _transform_from_config(pretrained)
+        return _transform_from_config(pretrained, origin.path)
     if origin.spec is None:
         _log.warning("The model does not say how to prepare images; using %s.", DEFAULT_TRANSFORM)
         return DEFAULT_TRANSFORM
@@ -136,18 +136,23 @@ def labels(model: Backbone | str) -> list[str] | None:
     Args:
         model: A model from `create_model`, or a catalogue name.
     """
-    origin = _origin(model)
-    names: list[str] | None
-    if own := origin.config.get("label_names"):
-        names, reason = [str(name) for name in own], ""
-    else:
-        names, reason = class_names_or_reason(origin.spec.label_set if origin.spec else None)
-    if names is not None and isinstance(model, BiT) and len(names) != model.num_classes:
-        reason = f"The model has {model.num_classes} outputs, but {len(names)} names are known."
-        names = None
+    names, reason = _names_or_reason(_origin(model))
+    if names is not None and not isinstance(model, str):
+        outputs = model.num_classes if isinstance(model, BiT) else 0
+        if len(names) != outputs:
+            reason = f"The model has {outputs:,} class outputs, but {len(names):,} names are known."
+            names = None
     if names is None:
         _log.warning("%s", reason)
     return names
+
+
+def _names_or_reason(origin: Origin) -> tuple[list[str] | None, str]:
+    own, words = (origin.config.get(key) for key in ("label_names", "label_descriptions"))
+    if isinstance(own, list):  # with words for each of them, as timm's config.json may have
+        return [str(words.get(name, name) if isinstance(words, dict) else name) for name in own], ""
+    names, reason = class_names_or_reason(origin.spec.label_set if origin.spec else None)
+    return names, (origin.spec.label_note if origin.spec else "") or reason
 
 
 def _resolve(
@@ -185,43 +190,51 @@ def _agreeing_spec(
     return spec
 
 
-def _build(
-    architecture: Architecture, num_classes: int, indices: tuple[int, ...] | None, **options: int
-) -> BiT | FeatureExtractor:
-    if indices is not None:
-        return FeatureExtractor(architecture, indices, **options)
-    return BiT(architecture, num_classes, **options)
+@dataclass(frozen=True)
+class _Wanted:
+    """What the caller asked for; None is what the weights or the catalogue have."""
+
+    num_classes: int | None
+    in_chans: int | None
+    out_indices: tuple[int, ...] | None
+    output_stride: int
+
+    def build(self, architecture: Architecture, num_classes: int) -> BiT | FeatureExtractor:
+        """Build the network, of an architecture and class count that serve where None was asked."""
+        channels = architecture.in_chans if self.in_chans is None else self.in_chans
+        architecture = replace(architecture, in_chans=channels)
+        if self.out_indices is not None:
+            return FeatureExtractor(
+                architecture, self.out_indices, output_stride=self.output_stride
+            )
+        classes = num_classes if self.num_classes is None else self.num_classes
+        return BiT(architecture, classes, output_stride=self.output_stride)
 
 
-def _load(
-    source: Source,
-    inventory: Inventory,
-    num_classes: int | None,
-    in_chans: int,
-    indices: tuple[int, ...] | None,
-    **options: int,
-) -> BiT | FeatureExtractor:
+def _load(source: Source, inventory: Inventory, wanted: _Wanted) -> BiT | FeatureExtractor:
     """Build a network without storage and hand it the file's tensors."""
-    found = inventory.architecture.in_chans
-    keep_head = num_classes in (None, inventory.num_classes)
-    architecture = replace(inventory.architecture, in_chans=in_chans)
+    if isinstance(source, NpzSource):
+        source.sha256()  # compares every tensor with its checksum in the file
+    classes = wanted.num_classes
+    new_head = classes is not None and classes != inventory.num_classes
     with torch.device("meta"):
-        network = _build(
-            architecture, inventory.num_classes if keep_head else 0, indices, **options
+        network = (replace(wanted, num_classes=0) if new_head else wanted).build(
+            inventory.architecture, inventory.num_classes
         )
     state = read_state_dict(source, inventory)
-    if in_chans != found:
+    found, channels = inventory.architecture.in_chans, network.architecture.in_chans
+    if channels != found:
         stem = name_of(_STEM, "timm")
-        state[stem] = adapt_stem_kernel(state[stem], in_chans)
-        _log.warning("The stem's kernel was adapted from %d to %d channels.", found, in_chans)
+        state[stem] = adapt_stem_kernel(state[stem], channels)
+        _log.warning("The stem's kernel was adapted from %d to %d channels.", found, channels)
     network.load_state_dict({name: state[name] for name in network.state_dict()}, assign=True)
-    if isinstance(network, BiT) and num_classes and not keep_head:
-        network.reset_classifier(num_classes)
+    if isinstance(network, BiT) and new_head and classes:
+        network.reset_classifier(classes)
         _log.warning(
-            "%s has a head of %d classes; the new head of %d starts at zero and needs training.",
+            "%s has %s; the new head of %d classes starts at zero and needs training.",
             source.path.name,
-            inventory.num_classes,
-            num_classes,
+            f"a head of {inventory.num_classes} classes" if inventory.num_classes else "no head",
+            classes,
         )
     return network.eval()
 
@@ -232,9 +245,25 @@ def _origin(model: Backbone | str) -> Origin:
     return model.origin if isinstance(model.origin, Origin) else Origin()
 
 
-def _transform_from_config(config: Mapping[str, Any]) -> EvalTransform:
-    """Read timm's `pretrained_cfg`, the form in which `config.json` states preprocessing."""
-    crop = int(config["input_size"][-1])
-    square = config.get("crop_mode") == "squash"
-    resize = round(crop / float(config.get("crop_pct", 1.0)))
-    return EvalTransform(crop, resize, str(config.get("interpolation", "bilinear")), square)
+def _transform_from_config(config: Any, path: str | None) -> EvalTransform:
+    """Read timm's `pretrained_cfg`, the form in which `config.json` states preprocessing.
+
+    The resize rounds down, as timm/data/transforms_factory.py does.
+    """
+    try:
+        crop = int(config["input_size"][-1])
+        resize = math.floor(crop / float(config.get("crop_pct") or 1))
+        interpolation = str(config.get("interpolation") or "bilinear")
+        statistics = {float(x) for key in ("mean", "std") for x in config.get(key) or ()}
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError, ArithmeticError) as error:
+        raise CheckpointError(
+            f"The pretrained_cfg in {CONFIG_NAME} beside {path} cannot be read ({error!r}). "
+            "Expected timm's form: input_size, crop_pct, interpolation."
+        ) from error
+    if statistics - {0.5}:
+        raise CheckpointError(
+            f"The pretrained_cfg in {CONFIG_NAME} beside {path} normalizes images with mean and "
+            f"std {config.get('mean')} and {config.get('std')}; expected 0.5 for both, because "
+            "BiT reads pixels in [-1, 1]. Prepare the images yourself."
+        )
+    return EvalTransform(crop, resize, interpolation, config.get("crop_mode") == "squash")

@@ -9,13 +9,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TypeVar
 
 from bitzoo.arch import Slot
-from bitzoo.converters.tensors import BLOCK_BYTES, Progress, Scratch, StoredTensor
+from bitzoo.converters.tensors import Progress, Scratch, Source, StoredTensor
 
-_MAX_WORKERS = 4
-Result = TypeVar("Result")
+WORKERS = min(4, os.cpu_count() or 1)
+BLOCK_BYTES = (48 << 20) // WORKERS
+"""Bytes of one block as stored: small enough to bound the memory of all threads together, large
+enough to make the system calls cheap that gather it from a tensor of many rows."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class Block:
 def plan_blocks(
     tensors: Mapping[Slot, StoredTensor], shapes: Mapping[Slot, tuple[int, ...]]
 ) -> list[Block]:
-    """Cut tensors into blocks of at most `BLOCK_BYTES` as stored (one output at least).
+    """Cut tensors into blocks of at most `BLOCK_BYTES` (one output at least).
 
     Args:
         tensors: What to cut.
@@ -50,10 +51,12 @@ def plan_blocks(
 
 
 class Crew:
-    """Threads that share one task's progress; the first error stops them all."""
+    """Threads that share one task's progress, and beside them one that hashes."""
 
-    def __init__(self, pool: ThreadPoolExecutor, advance: Callable[[int], None]) -> None:
-        self._pool = pool
+    def __init__(
+        self, pool: ThreadPoolExecutor, hasher: ThreadPoolExecutor, advance: Callable[[int], None]
+    ) -> None:
+        self._pool, self._hasher = pool, hasher
         self._memory = threading.local()
         self.advance = advance
 
@@ -62,14 +65,14 @@ class Crew:
         mine: dict[str, Scratch] = self._memory.__dict__
         return mine.setdefault(name, Scratch())
 
-    def submit(self, work: Callable[[], Result]) -> Future[Result]:
-        """Start one piece of work beside the others."""
-        return self._pool.submit(work)
+    def hash(self, source: Source) -> Future[str]:
+        """Start to compute a file's SHA-256, and to check what it says of its own integrity."""
+        return self._hasher.submit(source.sha256, self.advance)
 
-    def each(self, work: Callable[[Block], Result], blocks: Iterable[Block]) -> list[Result]:
-        """Run `work` on every block; return the results in order, or raise the first error."""
-        futures = [self._pool.submit(work, block) for block in blocks]
-        return [future.result() for future in futures]
+    def each(self, work: Callable[[Block], None], blocks: Iterable[Block]) -> None:
+        """Run `work` on every block, or raise the first error."""
+        for future in [self._pool.submit(work, block) for block in blocks]:
+            future.result()
 
 
 @contextmanager
@@ -90,11 +93,9 @@ def crew(task: str, total: int, progress: Progress | None) -> Iterator[Crew]:
             if progress:
                 progress(task, done, total)
 
-    workers = min(_MAX_WORKERS, os.cpu_count() or 1)
-    pool = ThreadPoolExecutor(workers + 1, thread_name_prefix="bitzoo")  # one of them hashes
+    pools = ThreadPoolExecutor(WORKERS), ThreadPoolExecutor(1)
     try:
-        yield Crew(pool, advance)
-    except BaseException:
-        pool.shutdown(wait=True, cancel_futures=True)
-        raise
-    pool.shutdown()
+        yield Crew(*pools, advance)
+    finally:
+        for pool in pools:  # after a success nothing is left to cancel
+            pool.shutdown(wait=True, cancel_futures=True)

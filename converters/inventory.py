@@ -6,16 +6,22 @@ google-research/big_transfer: ``BiT-S-R50x3.h5`` holds a width-1 root).
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from itertools import accumulate
 
-from bitzoo.arch import NUM_BLOCKS, STEM_CHANNELS, Architecture, Role, Slot
+from bitzoo.arch import BRANCHES, NUM_BLOCKS, STEM_CHANNELS, Architecture, Role, Slot
 from bitzoo.converters.layouts import LOGICAL, stored_shape
 from bitzoo.converters.names import LAYOUTS, name_of, slot_of
 from bitzoo.converters.tensors import Source, StoredTensor
 from bitzoo.errors import ArchitectureError, CheckpointError, TensorMismatchError
 
 _MAX_DIFF_LINES = 200
+_MAX_IN_CHANS = 1024
+"""Bound on the images' channels: a stem is read in one piece for each position and channel."""
+_RGB = 3
+_TENSORS_PER_UNIT = 3 * len(BRANCHES)
 _NETWORK_OVER_STEM = 4 * 2 ** (NUM_BLOCKS - 1)
 """Channels of the last block over those of the stem: 2048 to 64."""
 
@@ -38,7 +44,10 @@ class Inventory:
     def title(self) -> str:
         """Architecture and classes, as people say it."""
         head = f"{self.num_classes:,} classes" if self.num_classes else "no head"
-        return f"{self.architecture.name} with {head}"
+        inputs = self.architecture.in_chans
+        return f"{self.architecture.name} with {head}" + (
+            f" and {inputs:,} input channels" if inputs != _RGB else ""
+        )
 
     @property
     def num_params(self) -> int:
@@ -85,17 +94,17 @@ def _candidates(
     source: Source, found: Mapping[Slot, StoredTensor], layout: str
 ) -> list[Architecture]:
     """Return an architecture for each hint at the width that the file gives."""
-    depths = tuple(
-        # A unit number far beyond the number of tensors cannot be one of a whole network.
-        min(
-            max((slot.unit for slot in found if slot.block == block), default=1),
-            len(found),
-        )
-        for block in range(1, NUM_BLOCKS + 1)
-    )
+    units = {block: Counter[int]() for block in range(1, NUM_BLOCKS + 1)}
+    for slot in found:
+        if slot.block:
+            units[slot.block][slot.unit] += 1
+    depths = (_depth(units[1]), _depth(units[2]), _depth(units[3]), _depth(units[4]))
     stem = found.get(Slot(Role.STEM_KERNEL))
-    in_chans = stem.shape[layout.index("I")] if stem is not None and _is_kernel(stem) else 3
-    hints = [stem.shape[layout.index("O")]] if stem is not None and _is_kernel(stem) else []
+    hints, in_chans = [], _RGB
+    if stem is not None and _is_kernel(stem):
+        hints.append(stem.shape[layout.index("O")])
+        inputs = stem.shape[layout.index("I")]
+        in_chans = inputs if 1 <= inputs <= _MAX_IN_CHANS else _RGB
     norm = found.get(Slot(Role.FINAL_NORM_SCALE))
     if norm is not None and len(norm.shape) == 1:
         hints.append(norm.shape[0] // _NETWORK_OVER_STEM)
@@ -106,16 +115,23 @@ def _candidates(
     architectures = []
     for channels in dict.fromkeys(hints):
         try:
-            architectures.append(
-                Architecture(
-                    (depths[0], depths[1], depths[2], depths[3]), channels / STEM_CHANNELS, in_chans
-                )
-            )
+            architectures.append(Architecture(depths, channels / STEM_CHANNELS, in_chans))
         except ArchitectureError as error:
             problem = str(error)
     if not architectures:
         raise CheckpointError(f"{source.path}: its tensors are of no BiT network: {problem}")
     return architectures
+
+
+def _depth(units: Counter[int]) -> int:
+    """Return the depth that leaves the fewest tensors of a block missing or over.
+
+    Args:
+        units: How many tensors the file has of each unit.
+    """
+    steps = (2 * units[unit] - _TENSORS_PER_UNIT for unit in range(1, max((1, *units)) + 1))
+    gains = list(accumulate(steps))
+    return max(range(1, len(gains) + 1), key=lambda depth: (gains[depth - 1], depth))
 
 
 def _is_kernel(tensor: StoredTensor) -> bool:

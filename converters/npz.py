@@ -1,8 +1,8 @@
 """Google's `.npz` files: a zip of stored `.npy` members, read by position and never unpickled.
 
 `np.load` would do for a file one trusts. This reader bounds every size before it allocates, reads
-slabs of a tensor straight from the file, and leaves compressed members (legal, never released) to
-the standard library.
+slabs of a tensor straight from the file, and leaves the zip directory and compressed members
+(legal, never released) to the standard library.
 """
 
 from __future__ import annotations
@@ -10,11 +10,10 @@ from __future__ import annotations
 import hashlib
 import io
 import math
+import os
 import re
-import shutil
 import struct
-import tempfile
-import threading
+import warnings
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Mapping
@@ -25,13 +24,14 @@ from typing import Any
 import numpy as np
 from numpy.lib import format as npy
 
+from bitzoo.converters.packed import DAMAGE, PackedTensor, Unpacked
 from bitzoo.converters.tensors import (
     Array,
     RawFile,
     RawTensor,
-    Scratch,
     Source,
     StoredTensor,
+    brief,
     read_pieces,
 )
 from bitzoo.errors import CheckpointError
@@ -40,10 +40,13 @@ MAX_DIRECTORY_BYTES = 4 << 20
 """Bound on the zip directory; 459 released names need 50 kB."""
 MAX_UNPACKED_BYTES = 16 << 30
 """Bound on what compressed members may unpack to; the largest released file has 4.43 GB."""
+_MAX_NAME = 255
+_MAX_RANK = 32
+_MAX_SIZE = 1 << 62
 _HEADER_BYTES = 10_240
-_END_BYTES = 65_535 + 22
-_ZIP64_LOCATOR_BYTES = 20
 _ENCRYPTED = 0x1
+_METHODS = {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}
+"""What NumPy writes. `zipfile` unpacks bzip2 without a bound: 2 kB of it took 6 GB of memory."""
 _DTYPES = {np.dtype(code) for code in ("<f2", "<f4", "<f8", ">f2", ">f4", ">f8")}
 _RENUMBERED = re.compile(r"/standardized_conv2d_\d+(?=/)", re.ASCII)
 
@@ -64,11 +67,14 @@ class NpzSource(Source):
         self.path = path
         self.metadata: Mapping[str, str] = {}
         self._file = RawFile(path)
+        self._bounded = _BoundedFile(path)
+        self._members: list[tuple[int, int, zipfile.ZipInfo]] = []
         try:
             self._zip = self._open_zip()
-            self._stored: list[tuple[int, int, zipfile.ZipInfo]] = []
+            self._unpacked = Unpacked(self._zip)
             self.tensors = self._read_headers()
         except BaseException:
+            self._bounded.close()
             self._file.close()
             raise
 
@@ -83,10 +89,10 @@ class NpzSource(Source):
         Members that are compressed are checked while they are unpacked.
         """
         digest, position = hashlib.sha256(), 0
-        for start, stop, info in self._stored:
+        for start, stop, info in self._members:
             self._hash(digest, position, start, advance)
             crc = self._hash(digest, start, stop, advance)
-            if crc != info.CRC:
+            if info.compress_type == zipfile.ZIP_STORED and crc != info.CRC:
                 raise CheckpointError(
                     f"{self.path}: tensor {info.filename!r} is damaged: the file says CRC-32 "
                     f"{info.CRC:08x}, its bytes give {crc:08x}. Fetch the file again."
@@ -97,10 +103,9 @@ class NpzSource(Source):
 
     def close(self) -> None:
         """Release the file and whatever was unpacked from it."""
-        for tensor in self.tensors.values():
-            if isinstance(tensor, _PackedTensor):
-                tensor.close()
+        self._unpacked.close()
         self._zip.close()
+        self._bounded.close()
         self._file.close()
 
     def _hash(
@@ -119,18 +124,14 @@ class NpzSource(Source):
         return crc
 
     def _open_zip(self) -> zipfile.ZipFile:
-        directory = _directory_bytes(self._file)
-        if directory > MAX_DIRECTORY_BYTES:
-            raise CheckpointError(
-                f"{self.path}: its zip directory claims {directory:,} bytes, expected at most "
-                f"{MAX_DIRECTORY_BYTES:,}. This is no BiT checkpoint."
-            )
         try:
-            return zipfile.ZipFile(self.path)
-        except (zipfile.BadZipFile, ValueError, EOFError, struct.error, OverflowError) as error:
+            return zipfile.ZipFile(self._bounded)
+        except CheckpointError:
+            raise
+        except DAMAGE as error:
             raise CheckpointError(
                 f"{self.path}: expected an .npz (zip) file, but its directory cannot be read "
-                f"({error}). It is truncated or damaged; fetch it again."
+                f"({brief(error)}). It is truncated or damaged; fetch it again."
             ) from error
 
     def _read_headers(self) -> dict[str, StoredTensor]:
@@ -144,7 +145,7 @@ class NpzSource(Source):
                 )
             tensors[name] = self._read_header(name, info)
         self._check_overlap()
-        unpacked = sum(t.nbytes for t in tensors.values() if isinstance(t, _PackedTensor))
+        unpacked = sum(t.nbytes for t in tensors.values() if isinstance(t, PackedTensor))
         if unpacked > MAX_UNPACKED_BYTES:
             raise CheckpointError(
                 f"{self.path}: its compressed tensors would unpack to {unpacked:,} bytes, "
@@ -153,8 +154,8 @@ class NpzSource(Source):
         return tensors
 
     def _check_overlap(self) -> None:
-        self._stored.sort(key=lambda entry: entry[0])
-        for (_, stop, first), (start, _, second) in pairwise(self._stored):
+        self._members.sort(key=lambda member: member[:2])
+        for (_, stop, first), (start, _, second) in pairwise(self._members):
             if start < stop:
                 raise CheckpointError(
                     f"{self.path}: tensors {first.filename!r} and {second.filename!r} share "
@@ -162,8 +163,9 @@ class NpzSource(Source):
                 )
 
     def _read_header(self, name: str, info: zipfile.ZipInfo) -> StoredTensor:
+        offset = _data_offset(self._file, info)
+        self._members.append((offset, offset + info.compress_size, info))
         stored = info.compress_type == zipfile.ZIP_STORED
-        offset = _data_offset(self._file, info) if stored else 0
         try:
             if stored:
                 head = self._file.read(offset, min(_HEADER_BYTES, info.file_size))
@@ -171,61 +173,28 @@ class NpzSource(Source):
                 with self._zip.open(info) as member:
                     head = member.read(_HEADER_BYTES)
             shape, fortran, dtype, start = _parse_header(head)
-        except (ValueError, EOFError, zlib.error, OSError, RuntimeError, NotImplementedError) as e:
+        except DAMAGE as error:
             raise CheckpointError(
-                f"{self.path}: tensor {name!r} has no readable .npy header ({e}). "
+                f"{self.path}: tensor {name!r} has no readable .npy header ({brief(error)}). "
                 "The file is damaged; fetch it again."
-            ) from e
+            ) from error
         _check_tensor(self.path, name, info, shape, dtype, start)
-        if not stored:
-            return _PackedTensor(name, shape, dtype, self._zip, info, start, fortran)
-        self._stored.append((offset, offset + info.file_size, info))
-        return RawTensor(name, shape, dtype, self._file, offset + start, fortran)
+        if stored:
+            return RawTensor(name, shape, dtype, self._file, offset + start, fortran)
+        return PackedTensor(name, shape, dtype, self._unpacked, info, start, fortran)
 
 
-class _PackedTensor(StoredTensor):
-    """A compressed member, unpacked to an unnamed temporary file when first read."""
+class _BoundedFile(io.FileIO):
+    """The file as `zipfile` reads it, which would allocate whatever a directory claims to need."""
 
-    def __init__(
-        self,
-        name: str,
-        shape: tuple[int, ...],
-        dtype: np.dtype[Any],
-        archive: zipfile.ZipFile,
-        info: zipfile.ZipInfo,
-        start: int,
-        fortran: bool,
-    ) -> None:
-        self.name, self.shape, self.dtype = name, shape, dtype
-        self._archive, self._info, self._start, self._fortran = archive, info, start, fortran
-        self._lock = threading.Lock()
-        self._unpacked: RawTensor | None = None
-
-    def read_slab(self, axis: int, start: int, stop: int, scratch: Scratch | None = None) -> Array:
-        """Read a slab of the unpacked member."""
-        with self._lock:
-            if self._unpacked is None:
-                self._unpacked = self._unpack()
-        return self._unpacked.read_slab(axis, start, stop, scratch)
-
-    def close(self) -> None:
-        """Free the temporary file."""
-        if self._unpacked is not None:
-            self._unpacked.file.close()
-
-    def _unpack(self) -> RawTensor:
-        with tempfile.NamedTemporaryFile(prefix="bitzoo-") as file:
-            try:
-                with self._archive.open(self._info) as member:  # checks the CRC-32 at its end
-                    shutil.copyfileobj(member, file, 1 << 20)
-            except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:
-                raise CheckpointError(
-                    f"{self._archive.filename}: tensor {self.name!r} cannot be unpacked "
-                    f"({error}). The file is damaged; fetch it again."
-                ) from error
-            file.flush()
-            raw = RawFile(Path(file.name))
-        return RawTensor(self.name, self.shape, self.dtype, raw, self._start, self._fortran)
+    def read(self, size: int | None = -1, /) -> bytes:
+        """Read as any file does, but never more than a directory may have."""
+        if size is not None and size > MAX_DIRECTORY_BYTES:
+            raise CheckpointError(
+                f"{os.fspath(self.name)}: its zip directory claims {size:,} bytes, expected at "
+                f"most {MAX_DIRECTORY_BYTES:,}. This is no BiT checkpoint."
+            )
+        return super().read(-1 if size is None else size) or b""
 
 
 def write_npz(path: Path, tensors: Iterable[tuple[str, Array]]) -> None:
@@ -236,45 +205,41 @@ def write_npz(path: Path, tensors: Iterable[tuple[str, Array]]) -> None:
                 npy.write_array(member, np.ascontiguousarray(array, "<f4"), allow_pickle=False)
 
 
-def _directory_bytes(file: RawFile) -> int:
-    """Return what the zip's end record says of its directory's size; 0 if it has none."""
-    start = max(0, file.size - _END_BYTES - _ZIP64_LOCATOR_BYTES)
-    tail = file.read(start, file.size - start)
-    end = tail.rfind(b"PK\x05\x06")
-    if end < 0 or len(tail) < end + 16:
-        return 0
-    (size,) = struct.unpack_from("<L", tail, end + 12)
-    locator = end - _ZIP64_LOCATOR_BYTES
-    if locator >= 0 and tail[locator : locator + 4] == b"PK\x06\x07":
-        (record,) = struct.unpack_from("<Q", tail, locator + 8)
-        header = file.read(min(record, file.size), 48)
-        if len(header) == 48:
-            (size,) = struct.unpack_from("<Q", header, 40)
-    return int(size)
-
-
 def _tensor_name(path: Path, info: zipfile.ZipInfo) -> str:
     name = info.filename
     if not (name.isascii() and name.isprintable() and name.endswith(".npy")):
         raise CheckpointError(
-            f"{path}: found a member called {name!r}; expected only arrays (.npy). "
+            f"{path}: found a member called {name[:_MAX_NAME]!r}; expected only arrays (.npy). "
             "This is a zip file, but no .npz checkpoint."
+        )
+    if len(name) > _MAX_NAME:
+        raise CheckpointError(
+            f"{path}: a tensor's name has {len(name):,} letters ({name[:40]!r}...), expected at "
+            f"most {_MAX_NAME}. This is no BiT checkpoint."
         )
     if info.flag_bits & _ENCRYPTED:
         raise CheckpointError(f"{path}: tensor {name!r} is encrypted; expected plain data.")
+    if info.compress_type not in _METHODS:
+        raise CheckpointError(
+            f"{path}: tensor {name!r} is compressed by method {info.compress_type}, expected "
+            "stored or deflated data, as NumPy writes. Save it again with numpy.savez."
+        )
     return _RENUMBERED.sub("/standardized_conv2d", name.removesuffix(".npy"))
 
 
 def _data_offset(file: RawFile, info: zipfile.ZipInfo) -> int:
-    header = file.read(info.header_offset, 30)
+    """Return where a member's bytes begin, which only the header before them says."""
+    position = info.header_offset
+    header = file.read(position, 30) if 0 <= position < file.size else b""
     if len(header) < 30 or header[:4] != b"PK\x03\x04":
         raise CheckpointError(
             f"{file.path}: tensor {info.filename!r} is not where the zip directory says. "
             "The file is truncated or damaged; fetch it again."
         )
     name_size, extra_size = struct.unpack_from("<HH", header, 26)
-    offset = info.header_offset + 30 + int(name_size) + int(extra_size)
-    if info.file_size != info.compress_size or offset + info.file_size > file.size:
+    offset = position + 30 + int(name_size) + int(extra_size)
+    inflated = info.compress_type == zipfile.ZIP_STORED and info.file_size != info.compress_size
+    if inflated or offset + info.compress_size > file.size:
         raise CheckpointError(
             f"{file.path}: tensor {info.filename!r} claims {info.file_size:,} bytes, more than "
             "the file holds there. It is truncated or damaged; fetch it again."
@@ -283,15 +248,24 @@ def _data_offset(file: RawFile, info: zipfile.ZipInfo) -> int:
 
 
 def _parse_header(head: bytes) -> tuple[tuple[int, ...], bool, np.dtype[Any], int]:
+    """Return shape, order, dtype and the position of the data.
+
+    Raises:
+        ValueError: If the header is malformed in any way.
+    """
     stream = io.BytesIO(head)
     version = npy.read_magic(stream)
     readers = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
     if version not in readers:
         raise ValueError(f"unknown .npy version {version}")
     try:
-        shape, fortran, dtype = readers[version](stream)
-    except (TypeError, SyntaxError, MemoryError, RecursionError, KeyError, AttributeError) as error:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of Python 2, which wrote some old files
+            shape, fortran, dtype = readers[version](stream)
+    except Exception as error:  # whatever Python's own parser finds wrong with the text
         raise ValueError(f"malformed header: {error}") from error
+    if len(shape) > _MAX_RANK or not all(0 <= size < _MAX_SIZE for size in shape):
+        raise ValueError(f"an impossible shape of {len(shape)} dimensions")
     return shape, fortran, dtype, stream.tell()
 
 
@@ -310,11 +284,11 @@ def _check_tensor(
         )
     if dtype not in _DTYPES:
         raise CheckpointError(
-            f"{path}: tensor {name!r} has dtype {dtype}, expected float32 (float16 and float64 "
-            "are converted)."
+            f"{path}: tensor {name!r} has dtype {brief(dtype)}, expected float32 (float16 and "
+            "float64 are converted)."
         )
     expected = start + math.prod(shape) * dtype.itemsize
-    if any(size < 0 for size in shape) or info.file_size != expected:
+    if info.file_size != expected:
         raise CheckpointError(
             f"{path}: tensor {name!r} of shape {shape} needs {expected:,} bytes, found "
             f"{info.file_size:,}. The file is truncated or damaged; fetch it again."

@@ -15,13 +15,13 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from enum import Enum
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from bitzoo._version import __version__
+from bitzoo.arch import Architecture
 from bitzoo.converters.blocks import crew
-from bitzoo.converters.inventory import identify
+from bitzoo.converters.inventory import Inventory, identify
 from bitzoo.converters.pipeline import Conversion, convert
 from bitzoo.converters.proofs import (
     LOGITS_REASON,
@@ -32,7 +32,7 @@ from bitzoo.converters.proofs import (
     prove_weights,
 )
 from bitzoo.converters.sources import open_source
-from bitzoo.converters.tensors import Progress
+from bitzoo.converters.tensors import Progress, Source
 from bitzoo.errors import ParityError, UsageError
 
 REPORT_NAME = "parity.json"
@@ -73,7 +73,10 @@ class Report:
             "num_classes": self.num_classes,
             "weights": asdict(self.weights) | {"passed": self.weights.passed},
             "weights_rule": "every output tensor mapped back equals the source bit for bit",
-            "logits": [asdict(proof) | {"passed": proof.passed} for proof in self.logits],
+            "logits": [
+                asdict(proof) | {"tolerance": proof.tolerance, "passed": proof.passed}
+                for proof in self.logits
+            ],
             "logits_rule": LOGITS_REASON,
             "seed": SEED,
         }
@@ -96,7 +99,7 @@ class Report:
         for proof in self.logits:
             if not proof.passed:
                 raise ParityError(
-                    f"{self.output['name']}: logits at {proof.size} px are "
+                    f"{self.output['name']}: {proof.dtype} logits at {proof.size} px are "
                     f"{proof.relative_l2:.2e} away from {proof.oracle} (relative L2), expected at "
                     f"most {proof.tolerance:.0e}. The network does not compute what "
                     f"{self.source['name']} does; do not use the output."
@@ -132,31 +135,29 @@ def convert_and_prove(
 
     def prove(conversion: Conversion) -> None:
         nonlocal report
-        if check is Check.NONE:
+        if conversion.weights is None:
             return
-        report = verify(
-            source,
-            conversion.output,
-            check=check,
-            progress=progress,
-            source_sha256=conversion.sha256,
-        )
+        with open_source(source) as first, open_source(conversion.output) as second:
+            report = _judge(first, second, check, progress, known=conversion)
         report = replace(report, output={**report.output, "name": output.name})
         if on_report:
             on_report(report)
         report.require()
 
-    conversion = convert(source, output, prove=prove, force=force, model=model, progress=progress)
+    conversion = convert(
+        source,
+        output,
+        compare=check is not Check.NONE,
+        prove=prove,
+        force=force,
+        model=model,
+        progress=progress,
+    )
     return conversion, report
 
 
 def verify(
-    source: Path,
-    output: Path,
-    *,
-    check: Check = Check.LOGITS,
-    progress: Progress | None = None,
-    source_sha256: str | None = None,
+    source: Path, output: Path, *, check: Check = Check.LOGITS, progress: Progress | None = None
 ) -> Report:
     """Prove that two checkpoint files, of any formats that bitzoo reads, hold one model.
 
@@ -165,7 +166,6 @@ def verify(
         output: What was made of it.
         check: `Check.WEIGHTS`, or `Check.LOGITS` for both proofs.
         progress: Called as bytes are read.
-        source_sha256: The source's checksum, if it was just computed.
 
     Returns:
         The figures; `Report.require` raises if any fails.
@@ -175,26 +175,43 @@ def verify(
         ParityError: If the files hold different architectures.
     """
     with open_source(source) as first, open_source(output) as second:
-        inventory, result = identify(first), identify(second)
-        if inventory.title != result.title:
-            raise ParityError(
-                f"{output}: expected {inventory.title} as in {source}, found {result.title}."
-            )
-        unhashed = [second] if source_sha256 else [first, second]
-        with crew("hash", sum(file.size for file in unhashed), progress) as team:
-            digests = [team.submit(partial(file.sha256, team.advance)) for file in unhashed]
-            weights = prove_weights(first, inventory, second, result, progress)
-            sums = ([source_sha256] if source_sha256 else []) + [d.result() for d in digests]
-        wanted = check is Check.LOGITS and weights.passed
-        logits = prove_logits(first, inventory, second, result, progress) if wanted else ()
-        return Report(
-            {"name": source.name, "bytes": first.size, "sha256": sums[0]},
-            {"name": output.name, "bytes": second.size, "sha256": sums[1]},
-            inventory.architecture.name,
-            inventory.num_classes,
-            weights,
-            logits,
+        return _judge(first, second, check, progress)
+
+
+def _judge(
+    source: Source,
+    output: Source,
+    check: Check,
+    progress: Progress | None,
+    known: Conversion | None = None,
+) -> Report:
+    """Prove a pair of open files; `known` has what a conversion that just ended found already."""
+    inventory, result = identify(source), identify(output)
+    if _identity(inventory) != _identity(result):
+        raise ParityError(
+            f"{output.path}: expected {inventory.title} as in {source.path}, found {result.title}."
         )
+    hashed = [output] if known else [output, source]
+    with crew("hash", sum(file.size for file in hashed), progress) as team:
+        sums = [team.hash(file) for file in hashed]
+        weights = known.weights if known else None
+        weights = weights or prove_weights(source, inventory, output, result, progress)
+        wanted = check is Check.LOGITS and weights.passed
+        logits = prove_logits(source, inventory, output, result, progress) if wanted else ()
+        source_sha256 = known.sha256 if known else sums[1].result()
+        output_sha256 = sums[0].result()
+    return Report(
+        {"name": source.path.name, "bytes": source.size, "sha256": source_sha256},
+        {"name": output.path.name, "bytes": output.size, "sha256": output_sha256},
+        inventory.architecture.name,
+        inventory.num_classes,
+        weights,
+        logits,
+    )
+
+
+def _identity(inventory: Inventory) -> tuple[Architecture, int]:
+    return inventory.architecture, inventory.num_classes
 
 
 def save_report(report: Report, path: Path) -> None:
@@ -204,27 +221,44 @@ def save_report(report: Report, path: Path) -> None:
     beside the first loses no proof.
 
     Raises:
-        UsageError: If the file cannot be written.
+        UsageError: If the file cannot be written, or holds something else.
     """
     name = str(report.output["name"])
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with _locked(path.parent):
             entries = load_reports(path)
             entries[name] = report.to_dict()
-            temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-            temporary.write_text(json.dumps(entries, indent=2) + "\n", encoding="utf-8")
-            os.replace(temporary, path)
+            try:
+                temporary.write_text(json.dumps(entries, indent=2) + "\n", encoding="utf-8")
+                os.replace(temporary, path)
+            finally:
+                temporary.unlink(missing_ok=True)
     except OSError as error:
         raise UsageError(f"{path}: cannot be written ({error.strerror or error}).") from error
 
 
 def load_reports(path: Path) -> dict[str, Any]:
-    """Return the reports of a `parity.json`, by output file name; none if there is no such file."""
+    """Return the reports of a `parity.json`, by output file name; none if there is no such file.
+
+    Raises:
+        UsageError: If the file holds anything but reports, which a new report would replace.
+    """
+    entries: Any = None
     try:
         entries = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
+    except FileNotFoundError:
         return {}
-    return entries if isinstance(entries, dict) else {}
+    except (ValueError, RecursionError):
+        pass  # judged below, like JSON of another form
+    if not isinstance(entries, dict) or not all(
+        isinstance(entry, dict) and "weights_rule" in entry for entry in entries.values()
+    ):
+        raise UsageError(
+            f"{path}: expected reports of earlier proofs, found something else. Move it away, or "
+            "choose another file with --report."
+        )
+    return entries
 
 
 @contextmanager

@@ -8,8 +8,8 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +20,8 @@ from bitzoo.converters.blocks import Block, crew, plan_blocks
 from bitzoo.converters.inventory import Inventory, identify
 from bitzoo.converters.layouts import as_oihw, copy_blocked, out_axis
 from bitzoo.converters.names import LAYOUTS, name_of
-from bitzoo.converters.safetensors_file import SafetensorsWriter
+from bitzoo.converters.proofs import BitComparison, WeightsProof
+from bitzoo.converters.safetensors_file import SafetensorsSource, SafetensorsWriter
 from bitzoo.converters.sources import open_source
 from bitzoo.converters.tensors import Progress, Source
 from bitzoo.errors import CheckpointError, UsageError
@@ -40,6 +41,7 @@ class Conversion:
         model: Catalogue name, if the file is known to be that release.
         sha256: SHA-256 of the source.
         notes: What a user should know, in sentences.
+        weights: The proof of weights, if it was asked for.
     """
 
     source: Path
@@ -48,6 +50,7 @@ class Conversion:
     model: str | None
     sha256: str
     notes: tuple[str, ...]
+    weights: WeightsProof | None = None
 
 
 def default_output(source: Path) -> Path:
@@ -59,6 +62,7 @@ def convert(
     source: Path,
     output: Path | None = None,
     *,
+    compare: bool = False,
     prove: Callable[[Conversion], None] | None = None,
     force: bool = False,
     model: str | None = None,
@@ -69,6 +73,8 @@ def convert(
     Args:
         source: A checkpoint that `open_source` reads.
         output: Where to write; default beside the source.
+        compare: Whether to read every block back, map it to the source's axis order, and compare
+            the bits; `Conversion.weights` then says what was found.
         prove: Called with the conversion, whose `output` is still a temporary file, before the
             file gets its name. It raises to refuse it.
         force: Whether an existing output may be replaced.
@@ -89,11 +95,11 @@ def convert(
         inventory = identify(opened)
         model, notes = _recognise(opened, inventory, model)
         with new_file(output, 4 * inventory.num_params, force=force) as temporary:
-            sha256 = _move(opened, inventory, model, temporary, progress)
-            conversion = Conversion(source, temporary, inventory, model, sha256, notes)
+            sha256, weights = _move(opened, inventory, model, temporary, compare, progress)
+            conversion = Conversion(source, temporary, inventory, model, sha256, notes, weights)
             if prove:
                 prove(conversion)
-    return Conversion(source, output, inventory, model, sha256, notes)
+    return replace(conversion, output=output)
 
 
 @contextmanager
@@ -154,12 +160,49 @@ def _move(
     inventory: Inventory,
     model: str | None,
     output: Path,
+    compare: bool,
     progress: Progress | None,
-) -> str:
-    """Write every tensor to `output`, hash the source meanwhile, and return its SHA-256."""
+) -> tuple[str, WeightsProof | None]:
+    """Write every tensor to `output`, and meanwhile hash the source and compare the bits.
+
+    Returns:
+        The source's SHA-256, and the proof of weights if asked for.
+    """
     shapes = inventory.architecture.shapes(inventory.num_classes)
     layout = LAYOUTS[source.names]
-    metadata = {
+    names = {slot: name_of(slot, "timm") for slot in shapes}
+    metadata = _metadata(source, inventory, model)
+    with ExitStack() as stack:
+        writer = SafetensorsWriter(output, {names[slot]: shapes[slot] for slot in shapes}, metadata)
+        stack.callback(writer.close)
+        comparison = None
+        if compare:
+            written = stack.enter_context(SafetensorsSource(output))
+            comparison = BitComparison(source, inventory, written, identify(written))
+
+        def move(block: Block) -> None:
+            axis = out_axis(layout, len(block.tensor.shape))
+            slab = block.tensor.read_slab(axis, block.start, block.stop, team.scratch("stored"))
+            stored = as_oihw(slab, layout)
+            values = team.scratch("values").array(stored.shape, np.float32)
+            with np.errstate(over="ignore"):  # beyond float32 is infinite, which is refused
+                copy_blocked(stored, values)
+            _check_finite(source, block, values)
+            writer.write(names[block.slot], block.start, values)
+            if comparison:
+                comparison.compare(block, slab, team)
+            team.advance(values.nbytes)
+
+        with crew("convert", source.size + 4 * inventory.num_params, progress) as team:
+            digest = team.hash(source)
+            team.each(move, plan_blocks(inventory.tensors, shapes))
+            sha256 = digest.result()
+        writer.finish({"source_sha256": sha256})
+    return sha256, comparison.outcome() if comparison else None
+
+
+def _metadata(source: Source, inventory: Inventory, model: str | None) -> dict[str, str]:
+    return {
         "format": "pt",
         "architecture": inventory.architecture.name,
         "num_classes": str(inventory.num_classes),
@@ -167,31 +210,6 @@ def _move(
         "source_sha256": _UNKNOWN_SHA256,
         "bitzoo_version": __version__,
     } | ({"model": model} if model else {})
-    names = {slot: name_of(slot, "timm") for slot in shapes}
-    writer = SafetensorsWriter(output, {names[slot]: shapes[slot] for slot in shapes}, metadata)
-
-    def move(block: Block) -> None:
-        axis = out_axis(layout, len(block.tensor.shape))
-        slab = block.tensor.read_slab(axis, block.start, block.stop, team.scratch("stored"))
-        stored = as_oihw(slab, layout)
-        values = team.scratch("values").array(stored.shape, np.float32)
-        with np.errstate(
-            over="ignore"
-        ):  # a float64 beyond float32 becomes infinite, and is refused
-            copy_blocked(stored, values)
-        _check_finite(source, block, values)
-        writer.write(names[block.slot], block.start, values)
-        team.advance(values.nbytes)
-
-    try:
-        with crew("convert", source.size + 4 * inventory.num_params, progress) as team:
-            digest = team.submit(lambda: source.sha256(team.advance))
-            team.each(move, plan_blocks(inventory.tensors, shapes))
-            sha256 = digest.result()
-        writer.finish({"source_sha256": sha256})
-    finally:
-        writer.close()
-    return sha256
 
 
 def _check_finite(

@@ -23,12 +23,16 @@ from bitzoo.converters.tensors import (
     RawTensor,
     Source,
     StoredTensor,
+    brief,
     sha256_of,
 )
 from bitzoo.errors import CheckpointError
 
-MAX_HEADER_BYTES = 16 << 20
+MAX_HEADER_BYTES = 4 << 20
 """Bound on the JSON header; a released model's has 60 kB."""
+_MAX_NAME = 255
+_MAX_RANK = 32
+_MAX_SIZE = 1 << 62
 _DTYPES: dict[str, np.dtype[Any]] = {
     "F16": np.dtype("<f2"),
     "F32": np.dtype("<f4"),
@@ -76,7 +80,7 @@ class SafetensorsSource(Source):
 
     def _check_cover(self, start: int) -> None:
         position = start
-        for tensor in sorted(self.tensors.values(), key=_offset):
+        for tensor in sorted(self.tensors.values(), key=lambda t: (_offset(t), t.nbytes)):
             if _offset(tensor) != position:
                 raise CheckpointError(
                     f"{self.path}: tensor {tensor.name!r} starts at byte {_offset(tensor):,}, "
@@ -93,8 +97,9 @@ class SafetensorsSource(Source):
 class SafetensorsWriter:
     """A safetensors file being written, float32, in slabs along the first axis.
 
-    Tensors are laid out sorted by name, as the safetensors library lays them out. Slabs may come
-    in any order and from any thread. Call `finish` when all are written.
+    Tensors are laid out sorted by name, as the safetensors library lays them out. The header is
+    there from the start, so a reader may read back what is written. Slabs may come in any order
+    and from any thread. Call `finish` when all are written.
     """
 
     def __init__(
@@ -106,9 +111,12 @@ class SafetensorsWriter:
             path: File to write; truncated if it exists.
             shapes: Every tensor's name and shape.
             metadata: Text for the header. `finish` may replace values by others of equal length.
+                What UTF-8 cannot hold, such as odd bytes of a file's name, becomes ``?``.
         """
         self._shapes = dict(sorted(shapes.items()))
-        self._metadata = dict(metadata)
+        self._metadata = {
+            key: text.encode(errors="replace").decode() for key, text in metadata.items()
+        }
         header = self._header()
         self._offsets: dict[str, int] = {}
         position = len(header)
@@ -118,6 +126,7 @@ class SafetensorsWriter:
         self._file = open(path, "wb", buffering=0)  # noqa: SIM115 - closed by close()
         self._header_bytes = len(header)
         self._file.truncate(position)
+        self._file.write(header)
 
     def write(self, name: str, start: int, block: Array) -> None:
         """Write rows of a tensor from row `start` on.
@@ -170,7 +179,7 @@ def _read_header(file: RawFile) -> tuple[dict[str, Any], int]:
             "This is no safetensors file, or it is damaged."
         )
     try:
-        header = json.loads(file.read(8, size), object_pairs_hook=_unique)
+        header = json.loads(file.read(8, size).decode(), object_pairs_hook=_unique)
     except (ValueError, RecursionError) as error:
         raise CheckpointError(
             f"{file.path}: its safetensors header is not readable JSON ({error}). "
@@ -178,6 +187,12 @@ def _read_header(file: RawFile) -> tuple[dict[str, Any], int]:
         ) from error
     if not isinstance(header, dict):
         raise CheckpointError(f"{file.path}: expected a JSON object as safetensors header.")
+    for name in header:
+        if not name.isprintable() or len(name) > _MAX_NAME:
+            raise CheckpointError(
+                f"{file.path}: a tensor is called {name[:40]!r} ({len(name):,} letters), expected "
+                f"at most {_MAX_NAME} printable ones. The file is damaged or was tampered with."
+            )
     return header, 8 + size
 
 
@@ -198,15 +213,17 @@ def _tensor(file: RawFile, name: str, entry: Any, start: int) -> RawTensor:
     try:
         dtype, shape = _DTYPES[entry["dtype"]], tuple(entry["shape"])
         begin, end = entry["data_offsets"]
-        numbers = (*shape, begin, end)
-        if any(type(number) is not int or number < 0 for number in numbers):
-            raise ValueError(f"expected whole numbers, found {numbers}")
+        if len(shape) > _MAX_RANK:
+            raise ValueError(f"{len(shape):,} dimensions")
+        for number in (*shape, begin, end):
+            if type(number) is not int or not 0 <= number < _MAX_SIZE:
+                raise ValueError("a size or offset that is no whole number of a possible size")
         if math.prod(shape) * dtype.itemsize != end - begin:
             raise ValueError(f"shape {shape} does not fill bytes {begin:,} to {end:,}")
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(
-            f"{file.path}: safetensors entry {name!r} cannot be read ({error!r}); expected a "
-            f"dtype of {sorted(_DTYPES)}, a shape and two offsets."
+            f"{file.path}: safetensors entry {name!r} cannot be read ({brief(repr(error))}); "
+            f"expected a dtype of {sorted(_DTYPES)}, a shape and two offsets."
         ) from error
     return RawTensor(name, shape, dtype, file, start + begin)
 

@@ -26,7 +26,7 @@ def open_source(path: Path) -> Source:
         CheckpointError: If there is no such file, or it is of no known format.
     """
     if not path.is_file():
-        what = "a folder" if path.is_dir() else "nothing"
+        what = "a folder" if path.is_dir() else "no file" if path.exists() else "nothing"
         raise CheckpointError(
             f"{path}: expected a checkpoint file, found {what} there. Check the path."
         )

@@ -44,7 +44,11 @@ def read_state_dict(
 def read_arrays(
     source: Source, inventory: Inventory, progress: Progress | None = None
 ) -> dict[str, Array]:
-    """Return the checkpoint's tensors as new arrays under timm's names, float32, OIHW."""
+    """Return the checkpoint's tensors as new arrays under timm's names, float32, OIHW.
+
+    Raises:
+        CheckpointError: If a checksum inside the file does not match.
+    """
     shapes = inventory.architecture.shapes(inventory.num_classes)
     arrays = {slot: np.empty(shape, np.float32) for slot, shape in shapes.items()}
     layout = LAYOUTS[source.names]
@@ -55,7 +59,9 @@ def read_arrays(
         copy_blocked(as_oihw(slab, layout), arrays[block.slot][block.start : block.stop])
         team.advance(slab.nbytes)
 
-    total = sum(tensor.nbytes for tensor in inventory.tensors.values())
+    total = source.size + sum(tensor.nbytes for tensor in inventory.tensors.values())
     with crew("load", total, progress) as team:
+        checked = team.hash(source)
         team.each(read, plan_blocks(inventory.tensors, shapes))
+        checked.result()
     return {name_of(slot, "timm"): array for slot, array in arrays.items()}

@@ -26,9 +26,6 @@ Array = NDArray[Any]
 Progress = Callable[[str, int, int], None]
 """Called as ``progress(task, bytes_done, bytes_total)`` while work goes on."""
 
-BLOCK_BYTES = 16 << 20
-"""Bytes of one slab: small enough to bound memory, large enough to make a system call cheap."""
-
 _HASH_BYTES = 1 << 20
 _ROW_PADDING = 64
 """Bytes between the rows of a strided slab. Rows that lie a power of two apart fall into the same
@@ -244,3 +241,9 @@ def sha256_of(path: Path, advance: Callable[[int], None] | None = None) -> str:
     finally:
         file.close()
     return digest.hexdigest()
+
+
+def brief(found: object) -> str:
+    """Return a text out of a file, or about it, short enough for a message."""
+    text = str(found)
+    return text if len(text) <= 200 else text[:200] + "..."

@@ -1,0 +1,255 @@
+"""The outcome of an evaluation: one entry a picture, and every count derived from it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from bitzoo.errors import BitzooError, LayoutError, UsageError
+
+__all__ = ["Confusion", "Evaluation", "EvaluationError"]
+
+Integers: TypeAlias = "npt.NDArray[np.int64]"
+_TOP = 5
+
+
+class EvaluationError(BitzooError, ArithmeticError):
+    """A network whose outputs are no numbers, or partial results that do not add up."""
+
+
+@dataclass(frozen=True)
+class Confusion:
+    """One way to be wrong: pictures of class `true` that were taken for class `predicted`."""
+
+    true: int
+    predicted: int
+    count: int
+
+
+@dataclass(frozen=True, eq=False)
+class Evaluation:
+    """The outcome picture by picture; every total is derived from it, so parts add up exactly.
+
+    The arrays have one entry a picture, in the order of `rows`.
+
+    Attributes:
+        classes: Class names; labels and predictions are indices into them.
+        rows: Number of the picture in the data set, int64.
+        labels: True class, int64.
+        predicted: Class with the highest logit, of several the first, int64.
+        ranks: How many classes come before the true one, by logit and then by index, int64.
+        scores: Softmax probability of the predicted class, float64.
+        losses: Cross-entropy in nats, computed in float64 from float32 logits.
+        logits: float32 (n, classes) if they were asked for.
+    """
+
+    classes: tuple[str, ...]
+    rows: Integers
+    labels: Integers
+    predicted: Integers
+    ranks: Integers
+    scores: npt.NDArray[np.float64]
+    losses: npt.NDArray[np.float64]
+    logits: npt.NDArray[np.float32] | None = None
+
+    @classmethod
+    def of_logits(
+        cls,
+        classes: Sequence[str],
+        labels: Integers,
+        logits: npt.NDArray[np.float32],
+        rows: Integers | None = None,
+        *,
+        keep_logits: bool = False,
+    ) -> Evaluation:
+        """Judge logits, however they were computed.
+
+        Args:
+            classes: Class names.
+            labels: True classes, integers (n,).
+            logits: Shape (n, classes).
+            rows: The pictures' numbers; 0, 1, ... if None.
+            keep_logits: Whether the result holds the logits too.
+
+        Raises:
+            UsageError: If a label is out of range.
+            LayoutError: If the shapes do not fit.
+            EvaluationError: If a logit is infinite or not a number.
+        """
+        labels = checked_labels(labels, len(labels), len(classes))
+        rows = np.arange(len(labels), dtype=np.int64) if rows is None else rows
+        check_logits(logits, len(labels), len(classes))
+        exact = logits.astype(np.float64)
+        true = np.take_along_axis(logits, labels[:, None], axis=1)
+        tied_before = (logits == true) & (np.arange(len(classes)) < labels[:, None])
+        predicted = logits.argmax(axis=1).astype(np.int64)
+        log_total = log_sum_exp(exact)
+        pick = np.arange(len(labels))
+        return cls(
+            classes=tuple(classes),
+            rows=rows,
+            labels=labels,
+            predicted=predicted,
+            ranks=((logits > true).sum(axis=1) + tied_before.sum(axis=1)).astype(np.int64),
+            scores=np.exp(exact[pick, predicted] - log_total),
+            losses=log_total - exact[pick, labels],
+            logits=logits if keep_logits else None,
+        )
+
+    @classmethod
+    def merge(cls, parts: Iterable[Evaluation]) -> Evaluation:
+        """Put parts of one evaluation together: equal to the whole, whatever the split and order.
+
+        Args:
+            parts: At least one; of several processes, what `accelerate.utils.gather_object` brings.
+
+        Raises:
+            EvaluationError: If there is none, classes differ, or a picture was counted twice.
+        """
+        parts = list(parts)
+        if len({part.classes for part in parts}) != 1:
+            raise EvaluationError(
+                "Evaluations to merge must be of the same classes, and at least one; found "
+                f"{len(parts)} of {len({part.classes for part in parts})} different class lists. "
+                "Evaluate all parts with the same model and data set."
+            )
+        rows = np.concatenate([part.rows for part in parts])
+        order = np.argsort(rows, kind="stable")
+        if (twice := rows[order][1:][np.diff(rows[order]) == 0]).size:
+            raise EvaluationError(
+                f"Picture {twice[0]} is in two of the evaluations to merge: expected each once. "
+                "Give every process its own rank."
+            )
+
+        def column(name: str) -> npt.NDArray[Any]:
+            return np.concatenate([getattr(part, name) for part in parts])[order]
+
+        names = ("rows", "labels", "predicted", "ranks", "scores", "losses")
+        kept = all(part.logits is not None for part in parts)
+        return cls(
+            parts[0].classes,
+            *map(column, names),
+            logits=column("logits") if kept else None,
+        )
+
+    @property
+    def count(self) -> int:
+        """Pictures judged."""
+        return len(self.rows)
+
+    @property
+    def correct(self) -> int:
+        """Pictures whose true class came first."""
+        return int((self.ranks == 0).sum())
+
+    @property
+    def correct_top5(self) -> int:
+        """Pictures whose true class was among the first five; all, if there are no more classes."""
+        return int((self.ranks < _TOP).sum())
+
+    @property
+    def top1(self) -> float:
+        """Share of correct predictions, in [0, 1]; NaN of no pictures."""
+        return _share(self.correct, self.count)
+
+    @property
+    def top5(self) -> float:
+        """Share with the true class among the first five, in [0, 1]; NaN of no pictures."""
+        return _share(self.correct_top5, self.count)
+
+    @property
+    def loss(self) -> float:
+        """Mean cross-entropy in nats, of an exactly rounded sum; NaN of no pictures."""
+        return _share(math.fsum(self.losses), self.count)
+
+    @property
+    def per_class(self) -> list[dict[str, Any]]:
+        """`name`, `count`, `correct` and `accuracy` of each class; accuracy None of no pictures."""
+        size = len(self.classes)
+        counts = np.bincount(self.labels, minlength=size).tolist()
+        corrects = np.bincount(self.labels[self.ranks == 0], minlength=size).tolist()
+        return [
+            {
+                "name": name,
+                "count": count,
+                "correct": correct,
+                "accuracy": correct / count if count else None,
+            }
+            for name, count, correct in zip(self.classes, counts, corrects, strict=True)
+        ]
+
+    @property
+    def confusion(self) -> Integers:
+        """Counts, int64 (classes, classes): rows are true classes, columns predicted ones."""
+        size = len(self.classes)
+        matrix = np.zeros((size, size), np.int64)
+        np.add.at(matrix, (self.labels, self.predicted), 1)
+        return matrix
+
+    def confusions(self, limit: int | None = None) -> list[Confusion]:
+        """Wrong (true, predicted) pairs, the most frequent first; needs no full matrix."""
+        wrong = self.ranks > 0
+        pairs = np.stack([self.labels[wrong], self.predicted[wrong]], axis=1)
+        unique, counts = np.unique(pairs, axis=0, return_counts=True)
+        order = np.argsort(-counts, kind="stable")[:limit]
+        return [Confusion(int(a), int(b), int(counts[i])) for i in order for a, b in [unique[i]]]
+
+    def worst(self, limit: int | None = None) -> Integers:
+        """Positions of wrong predictions, the highest loss first."""
+        wrong = np.flatnonzero(self.ranks > 0)
+        return wrong[np.argsort(-self.losses[wrong], kind="stable")][:limit]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The totals as JSON-ready data: shares in [0, 1], and the counts they are made of."""
+        shares = {"top1": self.top1, "top5": self.top5, "loss": self.loss}
+        return {
+            **{name: None if math.isnan(value) else value for name, value in shares.items()},
+            "count": self.count,
+            "correct": self.correct,
+            "correct_top5": self.correct_top5,
+            "per_class": self.per_class,
+        }
+
+
+def checked_labels(labels: npt.ArrayLike, count: int, classes: int) -> Integers:
+    found = np.asarray(labels)
+    if found.shape != (count,) or (count and found.dtype.kind not in "iu"):
+        raise UsageError(
+            f"Labels must be {count:,} integers, one a picture; found {found.dtype} of shape "
+            f"{found.shape}."
+        )
+    if count and not 0 <= found.min() <= found.max() < classes:
+        raise UsageError(
+            f"Labels must be from 0 to {classes - 1}, as there are {classes:,} class names; found "
+            f"{found.min()} to {found.max()}. Give the classes of the same data set."
+        )
+    return found.astype(np.int64)
+
+
+def check_logits(logits: npt.NDArray[np.float32], count: int, classes: int) -> None:
+    if logits.shape != (count, classes):
+        raise LayoutError(
+            f"Expected logits of shape ({count}, {classes}), one a class name; found "
+            f"{logits.shape}. Use a model and names that belong together."
+        )
+    bad = int((~np.isfinite(logits)).any(axis=1).sum())
+    if bad:
+        raise EvaluationError(
+            f"The network's output is infinite or not a number for {bad} of {count} pictures. "
+            "Either training diverged (use a checkpoint from before, and a lower learning rate) or "
+            "float16 overflowed (use bfloat16 or float32)."
+        )
+
+
+def log_sum_exp(logits: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    top = logits.max(axis=1, initial=-np.inf)
+    return np.asarray(top + np.log(np.exp(logits - top[:, None]).sum(axis=1)))
+
+
+def _share(part: float, whole: int) -> float:
+    return part / whole if whole else math.nan
