@@ -12,6 +12,7 @@ import enum
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 
 from bitzoo.errors import ArchitectureError
 
@@ -141,7 +142,7 @@ class Architecture:
 
     def num_params(self, num_classes: int) -> int:
         """Parameters of the network with a head of `num_classes` outputs."""
-        return sum(math.prod(shape) for shape in self.shapes(num_classes).values())
+        return _headless_params(self) + num_classes * (self.num_features + 1)
 
     def _shapes(self, num_classes: int) -> Iterator[tuple[Slot, tuple[int, ...]]]:
         yield Slot(Role.STEM_KERNEL), (self.stem_channels, self.in_chans, 7, 7)
@@ -166,6 +167,11 @@ class Architecture:
             yield Slot(Role.KERNEL, block, unit, branch), kernel
             if branch == "a" and unit == 1:
                 yield Slot(Role.PROJECTION, block, unit, branch), (out, inputs, 1, 1)
+
+
+@cache
+def _headless_params(architecture: Architecture) -> int:
+    return sum(math.prod(shape) for shape in architecture.shapes(0).values())
 
 
 DEPTHS: dict[str, tuple[int, int, int, int]] = {

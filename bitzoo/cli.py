@@ -1,80 +1,63 @@
 """The commands `bitzoo` and `bitzoo-convert`. Heavy modules are imported by the command that runs.
 
-Exit codes: 0 fine, 1 a proof failed, 2 bad input or usage, 128 + n after signal n (130: Ctrl-C).
+Exit codes: 0 fine, 1 a proof failed, 2 bad input or usage, 128 + the signal that ended it.
 """
 
 from __future__ import annotations
 
-import enum
 import signal
 import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Any
 
-import typer
+import click
 
 from bitzoo._version import __version__
 from bitzoo.errors import BitzooError
 
-app = typer.Typer(
-    help="The home of Google's Big Transfer (BiT) models.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-)
-
-
-class Check(str, enum.Enum):
-    """How much a conversion proves; the converters' own `Check`, which costs an import."""
-
-    none = "none"
-    weights = "weights"
-    logits = "logits"
-
-
+_SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
+_PATH = click.Path(path_type=Path)
 _debug = False
 
 
-def _set_debug(value: bool) -> None:
+def _set_debug(context: click.Context, parameter: click.Parameter, value: bool) -> None:
     global _debug
     _debug = _debug or value
 
 
-def _show_version(value: bool) -> None:
-    if value:
-        print(f"bitzoo {__version__}")
-        raise typer.Exit
+debug_option = click.option(
+    "--debug",
+    is_flag=True,
+    expose_value=False,
+    callback=_set_debug,
+    help="Show the traceback of an error.",
+)
+json_option = click.option("--json", is_flag=True, help="Print JSON for scripts.")
+check_option = click.option(
+    "--check",
+    type=click.Choice(["none", "weights", "logits"]),
+    default="logits",
+    show_default=True,
+    help="What to prove: logits for both proofs.",
+)
 
 
-Debug = Annotated[
-    bool, typer.Option("--debug", callback=_set_debug, help="Show the traceback of an error.")
-]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
-
-
-@app.callback()
-def _root(
-    debug: Debug = False,
-    version: Annotated[
-        bool,
-        typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version."),
-    ] = False,
-) -> None:
-    pass
+@click.group(context_settings=_SETTINGS)
+@click.version_option(__version__, message="bitzoo %(version)s")
+@debug_option
+def app() -> None:
+    """The home of Google's Big Transfer (BiT) models."""
 
 
 @app.command("list")
-def list_command(
-    pattern: Annotated[str, typer.Argument(help="Wildcards, such as 'BiT-M-*'.")] = "*",
-    released: Annotated[
-        bool, typer.Option("--released", help="Only what Google released.")
-    ] = False,
-    json: Json = False,
-    debug: Debug = False,
-) -> None:
-    """List the catalogue."""
+@click.argument("pattern", default="*")
+@click.option("--released", is_flag=True, help="Only what Google released.")
+@json_option
+@debug_option
+def list_command(pattern: str, released: bool, json: bool) -> None:
+    """List the catalogue, or what of it matches PATTERN, such as 'BiT-M-*'."""
     from bitzoo import registry
     from bitzoo.console import print_json, print_table
 
@@ -103,12 +86,11 @@ def list_command(
 
 
 @app.command()
-def info(
-    model: Annotated[str, typer.Argument(help="A catalogue name or a checkpoint file.")],
-    json: Json = False,
-    debug: Debug = False,
-) -> None:
-    """Show all that is known of a catalogue entry or a checkpoint file."""
+@click.argument("model")
+@json_option
+@debug_option
+def info(model: str, json: bool) -> None:
+    """Show all that is known of MODEL, a catalogue name or a checkpoint file."""
     from bitzoo import describe
     from bitzoo.console import print_facts, print_json
 
@@ -119,67 +101,53 @@ def info(
         print_facts(describe.facts(record))
 
 
-def convert(
-    src: Annotated[
-        str, typer.Option("--src", help="A checkpoint file, its address, or a catalogue name.")
-    ],
-    dst: Annotated[
-        Optional[Path],  # noqa: UP045
-        typer.Option(help="File or folder to write to; default: beside the source."),
-    ] = None,
-    check: Annotated[Check, typer.Option(help="What to prove before the file is kept.")] = (
-        Check.logits
-    ),
-    report: Annotated[
-        Optional[Path],  # noqa: UP045
-        typer.Option(help="Where to write the proof; default: parity.json beside the output."),
-    ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace an existing output.")] = False,
-    keep_source: Annotated[
-        bool, typer.Option("--keep-source", help="Keep a downloaded source in the cache.")
-    ] = False,
-    json: Json = False,
-    debug: Debug = False,
-) -> None:
+@app.command(no_args_is_help=True)
+@click.option("--src", required=True, help="A checkpoint file, its address, or a catalogue name.")
+@click.option("--dst", type=_PATH, help="File or folder to write to; default: beside the source.")
+@check_option
+@click.option(
+    "--report",
+    type=_PATH,
+    help="Where to write the proof; default: parity.json beside the output.",
+)
+@click.option("--force", is_flag=True, help="Replace an existing output.")
+@click.option("--keep-source", is_flag=True, help="Keep a downloaded source in the cache.")
+@json_option
+@debug_option
+def convert(**options: Any) -> None:
     """Convert a checkpoint to safetensors and prove that nothing changed.
 
     Example: bitzoo-convert --src bit_m_r50x1.npz
     """
     from bitzoo import commands
 
-    commands.convert(
-        src, dst, check=check.value, report=report, force=force, keep_source=keep_source, json=json
-    )
+    commands.convert(options.pop("src"), options.pop("dst"), **options)
 
 
-app.command(no_args_is_help=True)(convert)
-
-
-@app.command()
-def verify(
-    src: Annotated[Path, typer.Argument(help="The original checkpoint.")],
-    dst: Annotated[Path, typer.Argument(help="What was made of it.")],
-    check: Annotated[Check, typer.Option(help="weights, or logits for both proofs.")] = (
-        Check.logits
-    ),
-    report: Annotated[
-        Optional[Path],  # noqa: UP045
-        typer.Option(help="Where to write the proof; default: nowhere."),
-    ] = None,
-    json: Json = False,
-    debug: Debug = False,
-) -> None:
-    """Prove again that two checkpoint files hold one model."""
+@app.command(no_args_is_help=True)
+@click.argument("src", type=_PATH)
+@click.argument("dst", type=_PATH)
+@check_option
+@click.option("--report", type=_PATH, help="Where to write the proof; default: nowhere.")
+@json_option
+@debug_option
+def verify(src: Path, dst: Path, **options: Any) -> None:
+    """Prove again that two checkpoint files, SRC and what was made of it, hold one model."""
     from bitzoo import commands
 
-    commands.verify(src, dst, check=check.value, report=report, json=json)
+    commands.verify(src, dst, **options)
 
 
 @app.command()
-def quickstart(
-    folder: Annotated[Path, typer.Option(help="Where its files go.")] = Path("quickstart"),
-    debug: Debug = False,
-) -> None:
+@click.option(
+    "--folder",
+    type=_PATH,
+    default=Path("quickstart"),
+    show_default=True,
+    help="Where its files go.",
+)
+@debug_option
+def quickstart(folder: Path) -> None:
     """Make a small random checkpoint, convert it with proof, and classify a picture."""
     from bitzoo.quickstart import run
 
@@ -193,12 +161,11 @@ def main() -> None:
 
 def convert_main() -> None:
     """Run `bitzoo-convert`, which is `bitzoo convert`."""
-    single = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-    single.command(no_args_is_help=True)(convert)
-    _run(single)
+    convert.context_settings = _SETTINGS
+    _run(convert)
 
 
-def _run(command: Callable[[], None]) -> None:
+def _run(command: Callable[[], Any]) -> None:
     """Run a command; errors become one paragraph on stderr and an exit code."""
     _unwind_on_signals()
     try:
