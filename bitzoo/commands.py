@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from bitzoo.converters.parity import (
     Check,
     Report,
     convert_and_prove,
+    load_reports,
     save_report,
 )
 from bitzoo.converters.parity import verify as verify_pair
@@ -39,11 +41,10 @@ def convert(
     output = default_output(local or Path(f"{name}.npz" if name else name_in(url)))
     if dst:
         output = dst / output.name if dst.is_dir() else dst
+    proof_path = report or output.with_name(REPORT_NAME)
     if report and check == Check.NONE.value:
         raise UsageError(f"{report}: --check none proves nothing to report. Leave one of them out.")
-    proof_path = report or output.with_name(REPORT_NAME)
-    _require_different(source=local, output=output, report=proof_path)
-    _require_room(output, proof_path, force=force)
+    _check_places(local, output, proof_path, force=force)
 
     def show(proof: Report) -> None:
         if report and not proof.passed:
@@ -99,23 +100,25 @@ def _address(src: str) -> tuple[str, str | None]:
     return released_url(spec), spec.name
 
 
+def _check_places(source: Path | None, output: Path, report: Path, *, force: bool) -> None:
+    """Refuse what could only fail in the end, before gigabytes are fetched and converted."""
+    _require_different(source=source, output=output, report=report)
+    for path in (output, report):
+        if not path.parent.is_dir():
+            raise UsageError(f"{path}: there is no folder {path.parent}. Create it first.")
+    if output.exists() and not force:
+        raise UsageError(f"{output} already exists. Choose another --dst, or replace it: --force.")
+    load_reports(report)  # raises if something else lies there
+
+
 def _require_different(**files: Path | None) -> None:
-    places = [path.expanduser().resolve() for path in files.values() if path]
+    places = [os.path.realpath(path.expanduser()) for path in files.values() if path]
     if len(set(places)) < len(places):
         listed = ", ".join(f"{role} {path}" for role, path in files.items() if path)
         raise UsageError(
             f"Expected different files, found {listed}. One would replace the other, or be "
             "compared with itself: choose another name."
         )
-
-
-def _require_room(output: Path, report: Path, *, force: bool) -> None:
-    """Refuse what could only fail in the end, before gigabytes are fetched and converted."""
-    if output.exists() and not force:
-        raise UsageError(f"{output} already exists. Choose another --dst, or replace it: --force.")
-    for path in (output, report):
-        if not path.parent.is_dir():
-            raise UsageError(f"{path}: there is no folder {path.parent}. Create it first.")
 
 
 def _record(conversion: Conversion, proof: Report | None) -> dict[str, object]:

@@ -15,7 +15,6 @@ from bitzoo.arch import Architecture, Role, Slot
 from bitzoo.class_names import class_names_or_reason
 from bitzoo.converters.inventory import Inventory, identify
 from bitzoo.converters.names import name_of
-from bitzoo.converters.npz import NpzSource
 from bitzoo.converters.sources import open_source
 from bitzoo.converters.state import read_state_dict
 from bitzoo.converters.tensors import Source
@@ -213,8 +212,6 @@ class _Wanted:
 
 def _load(source: Source, inventory: Inventory, wanted: _Wanted) -> BiT | FeatureExtractor:
     """Build a network without storage and hand it the file's tensors."""
-    if isinstance(source, NpzSource):
-        source.sha256()  # compares every tensor with its checksum in the file
     classes = wanted.num_classes
     new_head = classes is not None and classes != inventory.num_classes
     with torch.device("meta"):

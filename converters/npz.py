@@ -36,14 +36,15 @@ from bitzoo.converters.tensors import (
 )
 from bitzoo.errors import CheckpointError
 
-MAX_DIRECTORY_BYTES = 4 << 20
-"""Bound on the zip directory; 459 released names need 50 kB."""
+MAX_DIRECTORY_BYTES = 1 << 20
+"""Bound on the zip directory; 459 released names need 50 kB. It bounds how many headers there are,
+and parsing 20,000 takes seconds."""
 MAX_UNPACKED_BYTES = 16 << 30
 """Bound on what compressed members may unpack to; the largest released file has 4.43 GB."""
 _MAX_NAME = 255
 _MAX_RANK = 32
 _MAX_SIZE = 1 << 62
-_HEADER_BYTES = 10_240
+_HEADER_BYTES = 4_096
 _ENCRYPTED = 0x1
 _METHODS = {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}
 """What NumPy writes. `zipfile` unpacks bzip2 without a bound: 2 kB of it took 6 GB of memory."""

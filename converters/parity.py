@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import math
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -74,7 +75,8 @@ class Report:
             "weights": asdict(self.weights) | {"passed": self.weights.passed},
             "weights_rule": "every output tensor mapped back equals the source bit for bit",
             "logits": [
-                asdict(proof) | {"tolerance": proof.tolerance, "passed": proof.passed}
+                _json_numbers(asdict(proof))
+                | {"tolerance": proof.tolerance, "passed": proof.passed}
                 for proof in self.logits
             ],
             "logits_rule": LOGITS_REASON,
@@ -113,6 +115,7 @@ def convert_and_prove(
     check: Check = Check.LOGITS,
     force: bool = False,
     model: str | None = None,
+    hash_output: bool | None = None,
     progress: Progress | None = None,
     on_report: Callable[[Report], None] | None = None,
 ) -> tuple[Conversion, Report | None]:
@@ -124,6 +127,8 @@ def convert_and_prove(
         check: What to prove.
         force: Whether an existing output may be replaced.
         model: Catalogue name of the release, if it is known.
+        hash_output: Whether the report has the output's SHA-256; None is yes if logits are
+            compared. The bits are proven without it, and it takes longer than proving them.
         progress: Called as bytes move.
         on_report: Called with the figures before they are judged.
 
@@ -138,7 +143,8 @@ def convert_and_prove(
         if conversion.weights is None:
             return
         with open_source(source) as first, open_source(conversion.output) as second:
-            report = _judge(first, second, check, progress, known=conversion)
+            wanted = check is Check.LOGITS if hash_output is None else hash_output
+            report = _judge(first, second, check, progress, conversion, hash_output=wanted)
         report = replace(report, output={**report.output, "name": output.name})
         if on_report:
             on_report(report)
@@ -184,6 +190,8 @@ def _judge(
     check: Check,
     progress: Progress | None,
     known: Conversion | None = None,
+    *,
+    hash_output: bool = True,
 ) -> Report:
     """Prove a pair of open files; `known` has what a conversion that just ended found already."""
     inventory, result = identify(source), identify(output)
@@ -191,18 +199,19 @@ def _judge(
         raise ParityError(
             f"{output.path}: expected {inventory.title} as in {source.path}, found {result.title}."
         )
-    hashed = [output] if known else [output, source]
-    with crew("hash", sum(file.size for file in hashed), progress) as team:
-        sums = [team.hash(file) for file in hashed]
+    wanted = {output: hash_output, source: known is None}
+    with crew("hash", sum(file.size for file in wanted if wanted[file]), progress) as team:
+        sums = {file: team.hash(file) for file in wanted if wanted[file]}
         weights = known.weights if known else None
         weights = weights or prove_weights(source, inventory, output, result, progress)
-        wanted = check is Check.LOGITS and weights.passed
-        logits = prove_logits(source, inventory, output, result, progress) if wanted else ()
-        source_sha256 = known.sha256 if known else sums[1].result()
-        output_sha256 = sums[0].result()
+        compared = check is Check.LOGITS and weights.passed
+        logits = prove_logits(source, inventory, output, result, progress) if compared else ()
+        hashes = {file: digest.result() for file, digest in sums.items()}
+    if known:
+        hashes[source] = known.sha256
     return Report(
-        {"name": source.path.name, "bytes": source.size, "sha256": source_sha256},
-        {"name": output.path.name, "bytes": output.size, "sha256": output_sha256},
+        _describe(source, hashes.get(source)),
+        _describe(output, hashes.get(output)),
         inventory.architecture.name,
         inventory.num_classes,
         weights,
@@ -212,6 +221,18 @@ def _judge(
 
 def _identity(inventory: Inventory) -> tuple[Architecture, int]:
     return inventory.architecture, inventory.num_classes
+
+
+def _json_numbers(record: dict[str, Any]) -> dict[str, Any]:
+    """Replace what JSON has no number for, such as the distance of logits that are NaN."""
+    return {
+        key: None if isinstance(value, float) and not math.isfinite(value) else value
+        for key, value in record.items()
+    }
+
+
+def _describe(file: Source, sha256: str | None) -> dict[str, Any]:
+    return {"name": file.path.name, "bytes": file.size, "sha256": sha256}
 
 
 def save_report(report: Report, path: Path) -> None:

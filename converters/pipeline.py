@@ -185,7 +185,7 @@ def _move(
             slab = block.tensor.read_slab(axis, block.start, block.stop, team.scratch("stored"))
             stored = as_oihw(slab, layout)
             values = team.scratch("values").array(stored.shape, np.float32)
-            with np.errstate(over="ignore"):  # beyond float32 is infinite, which is refused
+            with np.errstate(over="ignore", invalid="ignore"):  # what comes of it is refused
                 copy_blocked(stored, values)
             _check_finite(source, block, values)
             writer.write(names[block.slot], block.start, values)

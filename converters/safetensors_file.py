@@ -126,7 +126,7 @@ class SafetensorsWriter:
         self._file = open(path, "wb", buffering=0)  # noqa: SIM115 - closed by close()
         self._header_bytes = len(header)
         self._file.truncate(position)
-        self._file.write(header)
+        self._put(header, 0)
 
     def write(self, name: str, start: int, block: Array) -> None:
         """Write rows of a tensor from row `start` on.
@@ -137,11 +137,7 @@ class SafetensorsWriter:
             block: C-contiguous float32 rows.
         """
         row = 4 * math.prod(self._shapes[name][1:])
-        view = block.data.cast("B")
-        position = self._offsets[name] + start * row
-        while len(view):
-            count = os.pwrite(self._file.fileno(), view, position)
-            view, position = view[count:], position + count
+        self._put(block.data.cast("B"), self._offsets[name] + start * row)
 
     def finish(self, metadata: Mapping[str, str]) -> None:
         """Write the header, with these values in place of the reserved ones, and close."""
@@ -149,12 +145,18 @@ class SafetensorsWriter:
         header = self._header()
         if len(header) != self._header_bytes:
             raise ValueError("metadata values changed their length after the file was laid out")
-        os.pwrite(self._file.fileno(), header, 0)
+        self._put(header, 0)
         self.close()
 
     def close(self) -> None:
         """Close the file, whole or not."""
         self._file.close()
+
+    def _put(self, data: bytes | memoryview, position: int) -> None:
+        view = memoryview(data)
+        while len(view):  # a write may stop short, as on a disk that fills up
+            count = os.pwrite(self._file.fileno(), view, position)
+            view, position = view[count:], position + count
 
     def _header(self) -> bytes:
         entries: dict[str, Any] = {"__metadata__": self._metadata}
