@@ -51,7 +51,8 @@ def render_config(
             "input_size": [model.architecture.in_chans, side, side],
             "pool_size": [-(-side // 32)] * 2,
             "interpolation": transform.interpolation,
-            "crop_pct": side / transform.resize,
+            # timm takes floor(side / crop_pct); the half keeps rounding from losing a pixel.
+            "crop_pct": 1.0 if side == transform.resize else side / (transform.resize + 0.5),
             "crop_mode": "squash" if transform.square else "center",
             "mean": [0.5, 0.5, 0.5],
             "std": [0.5, 0.5, 0.5],

@@ -30,6 +30,8 @@ Place = str | os.PathLike[str]
 DEFAULT_TRANSFORM = EvalTransform(crop=224, resize=256, interpolation="bilinear", square=False)
 """For weights that say nothing of their preprocessing: the resolution of BiT's pre-training."""
 _STEM = Slot(Role.STEM_KERNEL)
+_ROUNDING = 1e-6
+"""Keeps a crop_pct that was written as 96 / 118 from giving 117.99999999999999 pixels."""
 _log = logging.getLogger(__name__)
 
 
@@ -118,6 +120,10 @@ def create_transform(model: Backbone | str) -> EvalTransform:
     Returns:
         A callable from a picture (path, PIL image, uint8 array) to a float32 tensor (3, s, s). A
         model that says nothing of its preprocessing gets `DEFAULT_TRANSFORM`.
+
+    Raises:
+        UnknownModelError: If there is no such name.
+        CheckpointError: If the `config.json` beside the weights states it in no readable form.
     """
     origin = _origin(model)
     if pretrained := origin.config.get("pretrained_cfg"):
@@ -249,7 +255,7 @@ def _transform_from_config(config: Any, path: str | None) -> EvalTransform:
     """
     try:
         crop = int(config["input_size"][-1])
-        resize = math.floor(crop / float(config.get("crop_pct") or 1))
+        resize = math.floor(crop / float(config.get("crop_pct") or 1) + _ROUNDING)
         interpolation = str(config.get("interpolation") or "bilinear")
         statistics = {float(x) for key in ("mean", "std") for x in config.get(key) or ()}
     except (AttributeError, IndexError, KeyError, TypeError, ValueError, ArithmeticError) as error:

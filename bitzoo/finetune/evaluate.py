@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import copy
-import math
 import os
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -17,14 +14,21 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from PIL import Image
-from torch import Tensor, nn
+from torch import nn
 
-from bitzoo.errors import BitzooError, LayoutError, UsageError
-from bitzoo.model import BiT, fold
+from bitzoo.errors import UsageError
+from bitzoo.finetune.evaluation import (
+    Evaluation,
+    EvaluationError,
+    Integers,
+    check_logits,
+    checked_labels,
+    log_sum_exp,
+)
+from bitzoo.finetune.inference import Network, one_ahead
 from bitzoo.preprocess import EvalTransform
 
 __all__ = [
-    "Confusion",
     "Evaluation",
     "EvaluationError",
     "Guess",
@@ -38,10 +42,7 @@ Progress: TypeAlias = Callable[[str, int, int], None]
 """Called with a task's name, how much of it is done, and how much there is."""
 
 Place: TypeAlias = "str | os.PathLike[str]"
-Integers: TypeAlias = "npt.NDArray[np.int64]"
-_TOP = 5
-_Item = TypeVar("_Item")
-_Result = TypeVar("_Result")
+_Items = TypeVar("_Items", Integers, list[Path])
 
 
 class PixelSource(Protocol):
@@ -69,9 +70,9 @@ def evaluate(
 ) -> Evaluation:
     """Run a classifier over labelled pictures and count.
 
-    Pictures are judged one by one, so the batch size changes no count; it may change logits by
-    rounding. A batch too large for the device's memory is halved until it fits. `model` keeps its
-    mode, precision and place.
+    No picture's logits depend on another picture: batch size and number of processes change them
+    by rounding at most, so a count only where two logits are equal to within that. A batch too
+    large for a GPU's memory is halved until it fits. `model` keeps its mode, precision and place.
 
     Args:
         model: A `BiT`, which is folded here, or any module from images (n, 3, size, size) in
@@ -102,7 +103,7 @@ def evaluate(
     parts = [Evaluation.of_logits(classes, truth[:0], empty, rows[:0], keep_logits=keep_logits)]
     done = 0
     with ThreadPoolExecutor(1) as pool:
-        batches = [rows[start : start + batch_size] for start in range(0, len(rows), batch_size)]
+        batches = _batches(rows, batch_size)
         for batch, images in one_ahead(batches, lambda batch: pool.submit(pixels.take, batch)):
             logits = network(images.result())
             parts.append(
@@ -184,9 +185,9 @@ def predict(
     network = Network(model, device, dtype)
     predictions: list[Prediction] = []
     with ThreadPoolExecutor(workers or min(8, os.cpu_count() or 1)) as pool:
-        batches = [files[start : start + batch_size] for start in range(0, len(files), batch_size)]
         for batch, loading in one_ahead(
-            batches, lambda batch: [pool.submit(_load, path, transform) for path in batch]
+            _batches(files, batch_size),
+            lambda batch: [pool.submit(_load, path, transform) for path in batch],
         ):
             loaded = [future.result() for future in loading]
             images = [item for item in loaded if isinstance(item, np.ndarray)]
@@ -227,6 +228,12 @@ def _pictures_at(path: Path) -> list[Path]:
     return found or [path]
 
 
+def _batches(items: _Items, size: int) -> list[_Items]:
+    if size < 1:
+        raise UsageError(f"The batch size must be 1 or more, found {size}.")
+    return [items[start : start + size] for start in range(0, len(items), size)]
+
+
 def _load(path: Path, transform: EvalTransform) -> npt.NDArray[np.uint8] | str:
     """The picture's pixels, or why there are none."""
     if path.is_dir():
@@ -261,5 +268,3 @@ def _sigmoid(logits: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
 
 
 _ACTIVATIONS = {"softmax": _softmax, "sigmoid": _sigmoid}
-
-

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -126,16 +127,13 @@ class Evaluation:
                 "Give every process its own rank."
             )
 
-        def column(name: str) -> npt.NDArray[Any]:
-            return np.concatenate([getattr(part, name) for part in parts])[order]
-
-        names = ("rows", "labels", "predicted", "ranks", "scores", "losses")
-        kept = all(part.logits is not None for part in parts)
-        return cls(
-            parts[0].classes,
-            *map(column, names),
-            logits=column("logits") if kept else None,
-        )
+        names = ["rows", "labels", "predicted", "ranks", "scores", "losses"]
+        if all(part.logits is not None for part in parts):
+            names.append("logits")
+        columns: dict[str, npt.NDArray[Any]] = {
+            name: np.concatenate([getattr(part, name) for part in parts])[order] for name in names
+        }
+        return cls(parts[0].classes, **columns)
 
     @property
     def count(self) -> int:
@@ -194,10 +192,10 @@ class Evaluation:
     def confusions(self, limit: int | None = None) -> list[Confusion]:
         """Wrong (true, predicted) pairs, the most frequent first; needs no full matrix."""
         wrong = self.ranks > 0
-        pairs = np.stack([self.labels[wrong], self.predicted[wrong]], axis=1)
-        unique, counts = np.unique(pairs, axis=0, return_counts=True)
-        order = np.argsort(-counts, kind="stable")[:limit]
-        return [Confusion(int(a), int(b), int(counts[i])) for i in order for a, b in [unique[i]]]
+        labels, predicted = self.labels[wrong].tolist(), self.predicted[wrong].tolist()
+        pairs = Counter(zip(labels, predicted, strict=True))
+        found = sorted(pairs.items(), key=lambda item: (-item[1], item[0]))
+        return [Confusion(*pair, count) for pair, count in found[:limit]]
 
     def worst(self, limit: int | None = None) -> Integers:
         """Positions of wrong predictions, the highest loss first."""
@@ -217,6 +215,7 @@ class Evaluation:
 
 
 def checked_labels(labels: npt.ArrayLike, count: int, classes: int) -> Integers:
+    """Labels as int64, once they are known to be `count` indices of classes."""
     found = np.asarray(labels)
     if found.shape != (count,) or (count and found.dtype.kind not in "iu"):
         raise UsageError(
@@ -232,6 +231,7 @@ def checked_labels(labels: npt.ArrayLike, count: int, classes: int) -> Integers:
 
 
 def check_logits(logits: npt.NDArray[np.float32], count: int, classes: int) -> None:
+    """Refuse logits of another shape than (count, classes), and such as are not finite."""
     if logits.shape != (count, classes):
         raise LayoutError(
             f"Expected logits of shape ({count}, {classes}), one a class name; found "
@@ -247,6 +247,7 @@ def check_logits(logits: npt.NDArray[np.float32], count: int, classes: int) -> N
 
 
 def log_sum_exp(logits: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Logarithm of each row's sum of exponentials, without overflow."""
     top = logits.max(axis=1, initial=-np.inf)
     return np.asarray(top + np.log(np.exp(logits - top[:, None]).sum(axis=1)))
 

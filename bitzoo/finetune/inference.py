@@ -92,5 +92,3 @@ def one_ahead(
         if len(begun) > 1:
             yield begun.popleft()
     yield from begun
-
-

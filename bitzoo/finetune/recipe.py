@@ -35,8 +35,8 @@ class Schedule:
         steps: Updates in all, at least 1.
         warmup: The first steps, in which the rate rises from 0; none if 0.
         boundaries: Ascending steps in [0, steps]; each divides the rate of all later steps.
-        decay: The divisor at a boundary, at least 1. (Dividing by 10 and multiplying by 0.1 are
-            not the same float; the released code divides.)
+        decay: The divisor at a boundary, at least 1. (The released code divides too;
+            a product with 0.1 can differ in the last bit.)
     """
 
     base_lr: float

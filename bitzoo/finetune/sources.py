@@ -40,6 +40,8 @@ SPLITS = {
 _IGNORED = "__MACOSX"
 """What macOS leaves in archives beside the files: a folder of hidden files."""
 
+_NO_IMAGES = "files that are no images by their names"
+
 
 @dataclass(frozen=True)
 class Row:
@@ -107,17 +109,29 @@ def read_folder(root: Path) -> Listing:
         DatasetError: If there is no class folder.
     """
     walk = _Walk(root)
-    folders, images = walk.list_folder(root)
-    splits = {folder: SPLITS.get(folder.name.lower(), "") for folder in folders}
+    splits = {path: SPLITS.get(path.name.lower(), "") for path in walk.scan(root).folders}
     named = set(splits.values()) - {""}
-    if "train" in named and len(named) > 1 or (named and all(splits.values())):
-        walk.note("Folders beside the splits that are left out", [f for f in folders if not splits[f]])
-        for folder in folders:
-            if splits[folder]:
-                walk.read_classes(folder, splits[folder])
+    if ("train" in named and len(named) > 1) or (named and all(splits.values())):
+        others = [path for path, split in splits.items() if not split]
+        walk.leave_out("folders beside the splits", others)
+        for path, split in splits.items():
+            if split:
+                walk.read_classes(path, split)
+        held_out = next((split for split in ("val", "test") if split in named), None)
+        if held_out and all(row.split != held_out for row in walk.rows):
+            walk.problems.append(Problem(Reason.EMPTY_SPLIT, held_out))
     else:
         walk.read_classes(root, "")
     return walk.listing()
+
+
+@dataclass(frozen=True)
+class _Folder:
+    """What lies directly in a folder, each list sorted by name."""
+
+    folders: list[Path]
+    images: list[Path]
+    others: list[Path]
 
 
 @dataclass
@@ -130,68 +144,87 @@ class _Walk:
 
     def read_classes(self, parent: Path, split: str) -> None:
         """List each class folder of `parent`."""
-        folders, images = self.list_folder(parent)
-        if not folders:
+        inside = self.scan(parent)
+        if not inside.folders:
             raise DatasetError(
-                f"The folder {self.key(parent, full=True)!r} must hold a folder for each class with "
-                f"the class's images in it, found no folder and {len(images)} images. Sort the "
+                f"The folder {self.key(parent, full=True)!r} must hold a folder for each class "
+                f"with its images, found no folder and {len(inside.images)} images. Sort the "
                 "images into folders named after their classes, or list them in a CSV file with "
                 "the columns path,label."
             )
-        self.note("Images outside the class folders that are left out", images)
-        for folder in folders:
+        self.leave_out("images outside the class folders", inside.images)
+        self.leave_out(_NO_IMAGES, inside.others)
+        for folder in inside.folders:
             label = unicodedata.normalize("NFC", printable(folder.name))
             self.classes.add(label)
-            # what is known of the way down is entered no more: links may lead back to it
             images = self.find_images(folder, {_identity(self.root), _identity(parent)})
             self.rows += [Row(self.key(path), label, split, path) for path in images]
 
     def find_images(self, folder: Path, entered: set[tuple[int, int]]) -> list[Path]:
-        """All images below `folder`, sorted by path."""
+        """All images below `folder`, sorted; links to a folder in `entered` end there."""
         found: list[Path] = []
         waiting = [folder]
         while waiting:
             folder = waiting.pop()
-            identity = _identity(folder)
+            try:
+                identity = _identity(folder)
+                inside = self.scan(folder, refuse=False)
+            except OSError as error:
+                detail = error.strerror or str(error)
+                self.problems.append(Problem(Reason.FOLDER, self.key(folder), detail))
+                continue
             if identity in entered:
-                self.note("Links to folders already read that are left out", [folder])
+                self.leave_out("links to folders that were read already", [folder])
                 continue
             entered.add(identity)
-            folders, images = self.list_folder(folder)
-            found += images
-            waiting += folders
+            found += inside.images
+            waiting += reversed(inside.folders)
+            self.leave_out(_NO_IMAGES, inside.others)
         return sorted(found)
 
-    def list_folder(self, folder: Path) -> tuple[list[Path], list[Path]]:
-        """The folders and the images directly in `folder`, sorted."""
+    def scan(self, folder: Path, *, refuse: bool = True) -> _Folder:
+        """Sort what lies in a folder; with `refuse`, one that cannot be read ends it all."""
+        inside = _Folder([], [], [])
         try:
-            names = sorted(os.listdir(folder))
+            with os.scandir(folder) as entries:
+                for entry in sorted(entries, key=lambda entry: entry.name):
+                    if entry.name.startswith(".") or entry.name == _IGNORED:
+                        continue
+                    _list_for(entry, inside).append(folder / entry.name)
         except OSError as error:
-            self.problems.append(Problem(Reason.FOLDER, self.key(folder), error.strerror or ""))
-            return [], []
-        paths = [folder / name for name in names if name[0] != "." and name != _IGNORED]
-        folders = [path for path in paths if path.is_dir()]
-        files = [path for path in paths if path not in set(folders)]
-        images = [path for path in files if path.suffix.lower() in IMAGE_SUFFIXES]
-        self.note("Files that are no images by name and are left out", sorted({*files} - {*images}))
-        return folders, images
+            if not refuse:
+                raise
+            raise DatasetError(
+                f"The folder {self.key(folder, full=True)!r} cannot be read: {error.strerror}. "
+                "Check its permissions."
+            ) from error
+        return inside
 
-    def note(self, what: str, paths: Sequence[Path]) -> None:
-        """Remember what is left out, once each."""
-        known = self.left_out.setdefault(what, [])
-        known += [path for path in paths if path not in known]
+    def leave_out(self, what: str, paths: Sequence[Path]) -> None:
+        """Remember for the notes what does not count."""
+        self.left_out.setdefault(what, []).extend(paths)
 
     def key(self, path: Path, *, full: bool = False) -> str:
         return printable((path if full else path.relative_to(self.root)).as_posix())
 
     def listing(self) -> Listing:
         notes = tuple(
-            f"{what} ({len(paths)}): {join_some([self.key(path) for path in paths])}."
+            f"Left out: {what} ({len(paths)}): {join_some([self.key(path) for path in paths])}."
             for what, paths in self.left_out.items()
             if paths
         )
         source, classes = repr(self.key(self.root, full=True)), tuple(sorted(self.classes))
         return Listing(tuple(self.rows), classes, source, notes, tuple(self.problems))
+
+
+def _list_for(entry: os.DirEntry[str], inside: _Folder) -> list[Path]:
+    try:
+        if entry.is_dir():
+            return inside.folders
+    except OSError:
+        pass  # a link that leads to itself: by its name it may be an image, and is judged later
+    is_image = Path(entry.name).suffix.lower() in IMAGE_SUFFIXES
+    return inside.images if is_image else inside.others
 
 
 def _identity(folder: Path) -> tuple[int, int]:

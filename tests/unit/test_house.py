@@ -18,9 +18,9 @@ FLOORS = [
     ["arch", "download", "published"],
     ["model layers", "registry"],
     ["converters", "model_cards", "preprocess", "class_names"],
-    ["zoo weights", "console"],
-    ["hub", "export", "predict", "finetune", "quickstart", "describe"],
-    ["cli commands __main__"],
+    ["zoo weights model_folder", "console"],
+    ["hub", "export", "finetune", "quickstart", "describe"],
+    ["cli commands training_commands __main__"],
 ]
 """From the ground up, the rooms of each floor; modules in one string share a room.
 
