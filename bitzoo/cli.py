@@ -44,6 +44,15 @@ check_option = click.option(
 )
 
 
+edition_option = click.option(
+    "--edition",
+    type=click.Choice(["paper", "released"]),
+    default="paper",
+    show_default=True,
+    help="Whose HyperRule: the paper's, or the released code's.",
+)
+
+
 @click.group(context_settings=_SETTINGS)
 @click.version_option(__version__, message="bitzoo %(version)s")
 @debug_option
@@ -136,6 +145,85 @@ def verify(src: Path, dst: Path, **options: Any) -> None:
     from bitzoo import commands
 
     commands.verify(src, dst, **options)
+
+
+@app.command()
+@click.option("--examples", type=int, required=True, help="Number of training images.")
+@click.option("--size", required=True, help="Their size, height x width: 480x640.")
+@edition_option
+@click.option("--model", help="Name of the model; matters to R152x4.")
+@json_option
+@debug_option
+def hyperrule(examples: int, size: str, **options: Any) -> None:
+    """Print the plan of BiT-HyperRule for a data set."""
+    from bitzoo import training_commands
+
+    training_commands.hyperrule(examples, size, **options)
+
+
+@app.command(no_args_is_help=True)
+@click.option("--model", required=True, help="A catalogue name, a file, or a run's folder.")
+@click.option("--data", required=True, help="A folder of class folders, or a .csv or .jsonl.")
+@click.option("--out", type=_PATH, required=True, help="The run's folder.")
+@edition_option
+@click.option("--random", "pretrained", flag_value=False, default=True, help="Random weights.")
+@click.option("--steps", type=int, help="Length of training; the schedule keeps its shape.")
+@click.option("--batch-size", type=int, help="Images in a step, however they fit into memory.")
+@click.option("--lr", type=float, help="Base learning rate.")
+@click.option("--mixup", type=float, help="Alpha of MixUp; 0 for none.")
+@click.option("--resolution", help="CROP or RESIZE,CROP in pixels.")
+@click.option("--flip/--no-flip", default=None, help="Mirror images at random.")
+@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--repeats", type=int, default=1, help="Runs with one seed after another.")
+@click.option("--val-fraction", type=float, help="Share to hold out; default 0.1 if none is.")
+@click.option("--examples-per-class", type=int, help="Few-shot: so many images of each class.")
+@click.option("--skip-bad", is_flag=True, help="Go on without images that cannot be used.")
+@click.option("--cache-gb", type=float, default=20.0, show_default=True)
+@click.option("--workers", type=int, help="Processes that decode; default one a core.")
+@click.option("--dtype", type=click.Choice(["float32", "bfloat16", "float16"]), default="float32")
+@click.option("--freeze", is_flag=True, help="Train the head alone, on features kept.")
+@click.option("--micro-batch", type=int, help="Images computed at once; default: what fits.")
+@click.option("--compile", is_flag=True, help="Run through torch.compile.")
+@click.option("--recompute-norms", is_flag=True, help="Half the memory, a little slower.")
+@click.option("--checkpoint-blocks", is_flag=True, help="A quarter of the memory, slower.")
+@click.option("--checkpoint-every", type=int, default=100, show_default=True, help="In steps.")
+@click.option("--eval-every", type=int, default=0, help="In steps; 0 only at the end.")
+@click.option("--resume", is_flag=True, help="Go on with the run in --out, if there is one.")
+@click.option("--overwrite", is_flag=True, help="Throw the run in --out away.")
+@debug_option
+def finetune(model: str, data: str, out: Path, **options: Any) -> None:
+    """Fine-tune a model on your images, by BiT-HyperRule.
+
+    Example: bitzoo finetune --model BiT-M-R50x1 --data photos/ --out runs/photos
+    """
+    from bitzoo import training_commands
+
+    training_commands.finetune(model, data, out, **options)
+
+
+@app.command(no_args_is_help=True)
+@click.argument("model")
+@click.option("--data", required=True, help="Labelled images, as for finetune.")
+@click.option("--format", type=click.Choice(["table", "json"]), default="table")
+@debug_option
+def evaluate(model: str, data: str, **options: Any) -> None:
+    """Count how MODEL, a run's folder, does on labelled images."""
+    from bitzoo import training_commands
+
+    training_commands.evaluate(model, data, **options)
+
+
+@app.command(no_args_is_help=True)
+@click.argument("model")
+@click.argument("paths", type=_PATH, nargs=-1, required=True)
+@click.option("--top", type=int, default=1, show_default=True, help="Classes a picture.")
+@click.option("--format", type=click.Choice(["table", "csv", "json"]), default="table")
+@debug_option
+def predict(model: str, paths: tuple[Path, ...], **options: Any) -> None:
+    """Say what MODEL sees in pictures or folders of pictures."""
+    from bitzoo import training_commands
+
+    training_commands.predict(model, paths, **options)
 
 
 @app.command()

@@ -12,6 +12,7 @@ from bitzoo.converters.parity import (
     Check,
     Report,
     convert_and_prove,
+    drop_report,
     load_reports,
     save_report,
 )
@@ -65,6 +66,8 @@ def convert(
         )
         if proof:
             save_report(proof, proof_path)
+        else:
+            drop_report(proof_path, output.name)
     if json:
         print_json(_record(conversion, proof))
     else:

@@ -245,11 +245,25 @@ def save_report(report: Report, path: Path) -> None:
         UsageError: If the file cannot be written, or holds something else.
     """
     name = str(report.output["name"])
+    _rewrite(path, lambda entries: entries.update({name: report.to_dict()}))
+
+
+def drop_report(path: Path, name: str) -> None:
+    """Remove the proof of a file that was replaced by one that nobody proved.
+
+    Raises:
+        UsageError: If the report cannot be written, or holds something else.
+    """
+    if name in load_reports(path):
+        _rewrite(path, lambda entries: entries.pop(name, None))
+
+
+def _rewrite(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with _locked(path.parent):
             entries = load_reports(path)
-            entries[name] = report.to_dict()
+            change(entries)
             try:
                 temporary.write_text(json.dumps(entries, indent=2) + "\n", encoding="utf-8")
                 os.replace(temporary, path)

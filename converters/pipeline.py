@@ -6,6 +6,7 @@ Nothing exists under the output's name until every proof asked for has passed.
 from __future__ import annotations
 
 import os
+import secrets
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -124,7 +125,8 @@ def new_file(path: Path, size: int, *, force: bool) -> Iterator[Path]:
             f"{path}: needs {size:,} bytes, but its disk has {free:,} free. Make room or choose "
             "another output."
         )
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    # Process numbers repeat across containers that share a disk, and threads share theirs.
+    temporary = path.with_name(f".bitzoo-{secrets.token_hex(4)}.tmp")
     try:
         yield temporary
         os.replace(temporary, path)

@@ -84,7 +84,7 @@ def train_head(
         inputs, wanted = (_mixed(table, batch).to(head.weight) for table in (features, targets))
         loss = F.cross_entropy(head(inputs[:, :, None, None]).flatten(1), wanted)
         optimizer.zero_grad()
-        loss.backward()
+        torch.autograd.backward(loss)
         optimizer.step()
         on_step({"step": step + 1, "loss": loss.item(), "lr": recipe.schedule.lr_at(step)})
 
