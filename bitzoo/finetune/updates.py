@@ -163,9 +163,9 @@ class Updater:
             self.step, self.micro_batch, scaling = agreed
             self._scaler.load_state_dict(scaling)
             for tensor in state.values():
-                flat = tensor.detach().flatten()
-                dist.broadcast(flat, src=0)
-                tensor.detach().copy_(flat.view(tensor.shape))
+                copy = tensor.detach().clone(memory_format=torch.contiguous_format)
+                dist.broadcast(copy, src=0)
+                tensor.detach().copy_(copy)
 
     def state(self) -> dict[str, Tensor]:
         """All parameters and momenta by name; the tensors themselves, not copies."""

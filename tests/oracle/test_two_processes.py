@@ -1,0 +1,153 @@
+"""Two processes (gloo, on one machine) against one: the same batches, losses and weights."""
+
+import os
+import signal
+import socket
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from training import CROP, RESIZE, InProcess, make_data, make_model, make_recipe
+
+from bitzoo.finetune.batches import BatchPlan
+from bitzoo.finetune.checkpoints import latest_checkpoint
+from bitzoo.finetune.loop import LoopOptions, train
+
+OPTIONS = LoopOptions(micro_batch=2)
+TOLERANCE = 1e-5
+"""The order in which floats are added differs, nothing else."""
+
+
+def compute(report, recipe, options=OPTIONS, *, folder=None, resume=False, most=None, stop=None):
+    """Train, as one process alone or as one of several, and return all there is to compare.
+
+    Args:
+        report: Where to.
+        recipe: For `train`, as `options` and `folder`.
+        options: See `recipe`.
+        folder: See `recipe`.
+        resume: Whether to go on; only the main process then has the checkpoint and its weights.
+        most: Images that fit into this process's memory.
+        stop: Step at which this process gets SIGTERM.
+    """
+    is_main = os.environ.get("RANK", "0") == "0"
+    model, losses = make_model(seed=0 if is_main else 9), []
+    start = latest_checkpoint(Path(folder)) if resume and is_main else None
+    forward = model.forward_features
+
+    def limited(images):
+        if most is not None and len(images) > most:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+        return forward(images)
+
+    def on_step(metrics):
+        losses.append(metrics["loss"])
+        if metrics["step"] == stop:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    model.forward_features = limited
+    pixels, labels = make_data()
+    folder = Path(folder) if folder else None
+    arguments = (model, recipe, pixels, labels, options)
+    result = train(*arguments, folder=folder, start=start, on_step=on_step)
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+    weights = {name: tensor.numpy() for name, tensor in model.state_dict().items()}
+    return {"losses": losses, "weights": weights, "asked": pixels.asked, "result": result}
+
+
+def one(recipe, *args, **keywords):
+    return InProcess(compute, recipe, *args, **keywords).result()
+
+
+def two(recipe, *args, first=None, second=None, **keywords):
+    """Both processes' outcomes; `first` and `second` are keywords for one of them."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    processes = []
+    for rank, own in enumerate([first or {}, second or {}]):
+        environment = {
+            "RANK": str(rank),
+            "LOCAL_RANK": str(rank),
+            "WORLD_SIZE": "2",
+            "LOCAL_WORLD_SIZE": "2",
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(port),
+            "GLOO_SOCKET_IFNAME": "lo",
+            "OMP_NUM_THREADS": "1",
+        }
+        given = {**keywords, **own}
+        processes.append(InProcess(compute, recipe, *args, environment=environment, **given))
+    return [process.result() for process in processes]
+
+
+def assert_same_training(both, alone):
+    for found in both:
+        assert found["losses"] == pytest.approx(alone["losses"], abs=TOLERANCE)
+        for name, weight in alone["weights"].items():
+            np.testing.assert_allclose(
+                found["weights"][name], weight, rtol=TOLERANCE, atol=TOLERANCE, err_msg=name
+            )
+    first, second = both
+    assert first["losses"] == second["losses"]
+    for name, weight in first["weights"].items():
+        np.testing.assert_array_equal(second["weights"][name], weight)
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "options", "mixup"),
+    [
+        (8, OPTIONS, 0.2),
+        (7, OPTIONS, 0.2),  # 3 rows and 4
+        (1, OPTIONS, 0),  # none and 1
+        (8, LoopOptions(recompute_norms=True, checkpoint_blocks=True), 0.2),
+        (8, LoopOptions(micro_batch=2, freeze=True), 0.2),
+    ],
+)
+def test_losses_and_weights(batch_size, options, mixup):
+    recipe = make_recipe(batch_size=batch_size, mixup=mixup, steps=4)
+    assert_same_training(two(recipe, options), one(recipe, options))
+
+
+def test_the_same_pictures_each_seen_by_one_of_them():
+    recipe = make_recipe(mixup=0, steps=5)  # one epoch: 5 steps of 8 are all 40 pictures
+    first, second = two(recipe)
+    assert len(first["asked"]) == len(second["asked"]) == 20
+    assert sorted(first["asked"] + second["asked"]) == list(range(40))
+    plan = BatchPlan(40, 8, RESIZE, CROP, True, 0.0, OPTIONS.seed)
+    halves = [plan.batch(step).indices.reshape(2, 4) for step in range(5)]
+    for rank, found in enumerate((first, second)):
+        assert sorted(found["asked"]) == sorted(np.ravel([half[rank] for half in halves]).tolist())
+
+
+def test_memory_that_runs_out_in_one_of_them():
+    recipe, options = make_recipe(steps=4), LoopOptions()
+    both = two(recipe, options, second={"most": 2})
+    assert [found["result"].micro_batch for found in both] == [2, 2]
+    assert_same_training(both, one(recipe, options))
+
+
+def test_stop_of_one_stops_both_and_one_process_goes_on(tmp_path):
+    recipe = make_recipe()
+    whole, folder = one(recipe), str(tmp_path)
+    both = two(recipe, folder=folder, second={"stop": 2})
+    assert [found["result"].step for found in both] == [2, 2]
+    assert all(found["result"].stopped for found in both)
+    assert [found["result"].checkpoint is None for found in both] == [False, True]
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000002.safetensors"]
+    rest = one(recipe, folder=folder, resume=True)
+    assert both[0]["losses"] + rest["losses"] == pytest.approx(whole["losses"], abs=TOLERANCE)
+    for name, weight in whole["weights"].items():
+        np.testing.assert_allclose(rest["weights"][name], weight, rtol=TOLERANCE, atol=TOLERANCE)
+
+
+def test_resume_needs_the_checkpoint_in_the_main_process_alone(tmp_path):
+    recipe, folder = make_recipe(), str(tmp_path)
+    uninterrupted = two(recipe)
+    two(recipe, folder=folder, first={"stop": 3})
+    both = two(recipe, folder=folder, resume=True)
+    for found, expected in zip(both, uninterrupted, strict=True):
+        assert found["losses"] == expected["losses"][3:]
+        for name, weight in expected["weights"].items():
+            np.testing.assert_array_equal(found["weights"][name], weight)

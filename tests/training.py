@@ -1,0 +1,140 @@
+"""A small network, small pictures of digits and short recipes, for every test that trains.
+
+`InProcess` runs a function in a process of its own. Their server has imported torch already, so
+that all but the first cost milliseconds.
+"""
+
+import hashlib
+import multiprocessing
+import os
+import signal
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from bitzoo.arch import Architecture
+from bitzoo.finetune.checkpoints import latest_checkpoint
+from bitzoo.finetune.loop import train
+from bitzoo.finetune.pixels import Pixels
+from bitzoo.finetune.recipe import Recipe, Schedule
+from bitzoo.model import BiT
+
+RESIZE, CROP, CLASSES = 36, 32, 10
+SMALL = Architecture((1, 1, 1, 1), 0.5)
+
+_server = multiprocessing.get_context("forkserver")
+_server.set_forkserver_preload(
+    ["torch", "torch._dynamo", "sklearn.datasets", "bitzoo.finetune.loop"]
+)
+
+
+class Digits(Pixels):
+    """Pictures in memory; remembers which were asked for."""
+
+    def __init__(self, pictures):
+        self.size = pictures.shape[1]
+        self.pictures = pictures
+        self.asked = []
+
+    def __len__(self):
+        return len(self.pictures)
+
+    def rows(self, indices):
+        self.asked.extend(np.ravel(indices).tolist())
+        return [self.pictures[index] for index in np.ravel(indices)]
+
+    def close(self):
+        self.pictures = None
+
+
+@lru_cache
+def digits(size=RESIZE):
+    """scikit-learn's digits as RGB: uint8 (1797, size, size, 3), and their labels."""
+    from sklearn.datasets import load_digits
+
+    data = load_digits()
+    gray = (data.images * 255 / 16).astype(np.uint8)
+    large = [Image.fromarray(image).resize((size, size), Image.BILINEAR) for image in gray]
+    return np.repeat(np.stack(large)[..., None], 3, axis=3), data.target
+
+
+def make_data(count=40):
+    pictures, labels = digits()
+    return Digits(pictures[:count]), labels[:count]
+
+
+def make_recipe(steps=6, batch_size=8, lr=0.003, mixup=0.2, **changes):
+    schedule = Schedule(lr, steps, changes.pop("warmup", 0), changes.pop("boundaries", ()))
+    return Recipe("test", RESIZE, CROP, batch_size, schedule, mixup_alpha=mixup, **changes)
+
+
+def make_model(seed=0, num_classes=CLASSES):
+    model = BiT(SMALL, num_classes)
+    model.init_weights(torch.Generator().manual_seed(seed))
+    return model
+
+
+def weights_of(model):
+    return {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+
+
+def sha256(model):
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+class InProcess:
+    """A module's function at work in a process of its own, with one thread.
+
+    Its first argument is a function that reports an object to us; what it returns is reported last.
+    """
+
+    def __init__(self, function, *args, environment=None, **keywords):
+        self.reading, writing = _server.Pipe(duplex=False)
+        args = (writing, function, args, keywords, environment or {})
+        self.process = _server.Process(target=_report, args=args, daemon=True)
+        self.process.start()
+        writing.close()
+
+    def next(self, timeout=60):
+        """The next thing reported; EOFError when there is no more."""
+        if not self.reading.poll(timeout):
+            raise TimeoutError(f"nothing reported for {timeout} seconds")
+        return self.reading.recv()
+
+    def result(self):
+        """The last thing reported, when the process has ended."""
+        reported = []
+        try:
+            while True:
+                reported.append(self.next())
+        except EOFError:
+            self.process.join(60)
+            assert self.process.exitcode == 0, self.process.exitcode
+            return reported[-1]
+
+    def kill(self):
+        self.process.kill()
+        self.process.join(60)
+        assert self.process.exitcode == -signal.SIGKILL
+
+
+def _report(pipe, function, args, keywords, environment):
+    os.environ.update(environment)
+    torch.set_num_threads(1)
+    pipe.send(function(pipe.send, *args, **keywords))
+    pipe.close()
+
+
+def resume_and_finish(report, folder, recipe, options):
+    """Go on from the newest checkpoint, or start; report each step, then the weights' hash."""
+    model, start = make_model(), latest_checkpoint(Path(folder))
+    places = {"folder": Path(folder), "start": start}
+    train(model, recipe, *make_data(), options, on_step=lambda m: report(m["step"]), **places)
+    return sha256(model)

@@ -1,0 +1,476 @@
+"""Cached pixels are the decoded pixels, whatever happened while the cache was being built."""
+
+import errno
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from PIL import Image, ImageFile
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms import functional as tv
+
+from bitzoo.errors import UsageError
+from bitzoo.finetune import pixels, shelves
+from bitzoo.finetune.dataset import Example, Split
+from bitzoo.finetune.decoders import Decoder
+from bitzoo.finetune.pixels import CachedPixels, DecodingPixels, open_pixels
+
+SIZE = 16
+ROW = SIZE * SIZE * 3
+LOTS = 10**9
+
+
+def noise(width, height, seed):
+    values = np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
+    return Image.fromarray(values)
+
+
+def save(path, image, **options):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image.save(path, **options)
+    return path
+
+
+def split_of(paths):
+    return Split("train", tuple(Example(0, Path(path), key=Path(path).name) for path in paths))
+
+
+def resized(image):
+    """The oracle: torchvision, on what Pillow shows as RGB."""
+    interpolation = InterpolationMode.BILINEAR
+    return np.asarray(tv.resize(image.convert("RGB"), [SIZE, SIZE], interpolation))
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Twelve PNGs of different shapes."""
+    for i in range(12):
+        save(tmp_path / "data" / f"{i:02}.png", noise(20 + 5 * i, 50 - 3 * i, i))
+    return tmp_path / "data"
+
+
+@pytest.fixture
+def split(folder):
+    return split_of(sorted(folder.iterdir()))
+
+
+@pytest.fixture
+def cache(tmp_path):
+    return tmp_path / "cache" / "pixels"
+
+
+@pytest.fixture
+def opened(cache):
+    """Opens pixels, notes what was decoded, and closes them in the end."""
+    handles = []
+
+    def open_(split, size=SIZE, budget_bytes=LOTS, workers=1, **options):
+        calls = []
+        options.setdefault("progress", lambda *call: calls.append(call))
+        options.setdefault("cache", cache)
+        handle = open_pixels(split, size, budget_bytes=budget_bytes, workers=workers, **options)
+        handles.append(handle)
+        decoded = [call for call in calls if call[0] == "decoding"]
+        handle.decoded = len(decoded)
+        assert [call[1:] for call in decoded] == [
+            (i + 1, len(decoded)) for i in range(len(decoded))
+        ]
+        return handle
+
+    yield open_
+    for handle in handles:
+        handle.close()
+
+
+def shelf_files(cache):
+    return sorted(cache.glob("*/*.shelf"))
+
+
+def all_of(handle):
+    return handle.take(np.arange(len(handle)))
+
+
+def expected_of(split):
+    return np.stack([resized(Image.open(example.path)) for example in split.examples])
+
+
+def every_mode(folder):
+    """Name -> (file, the RGB image that it means)."""
+    rgb = noise(40, 30, 99)
+    grey = rgb.convert("L")
+    deep = np.asarray(grey).astype(np.uint16) * 256 + 77
+    turned = Image.Exif()
+    turned[0x0112] = 6  # shown turned by 90 degrees clockwise
+    clear = rgb.quantize(16)
+    clear.info["transparency"] = 3
+    jpeg = save(folder / "colour.jpg", rgb, quality=90)
+    rotated = save(folder / "turned.png", rgb, exif=turned)
+    cmyk = save(folder / "cmyk.tif", rgb.convert("CMYK"))
+    alpha = rgb.copy()
+    alpha.putalpha(grey)
+    return {
+        "RGB": (save(folder / "rgb.png", rgb), rgb),
+        "L": (save(folder / "grey.png", grey), grey),
+        "1": (save(folder / "bits.png", rgb.convert("1")), rgb.convert("1")),
+        "LA": (save(folder / "la.png", alpha.convert("LA")), grey),
+        "RGBA": (save(folder / "rgba.png", alpha), rgb),
+        "P": (save(folder / "palette.png", rgb.quantize(16)), rgb.quantize(16)),
+        "P, clear": (save(folder / "clear.png", clear), rgb.quantize(16)),
+        "I;16": (save(folder / "deep.png", Image.fromarray(deep)), grey),
+        "CMYK": (cmyk, Image.open(cmyk)),
+        "JPEG": (jpeg, Image.open(jpeg)),
+        "EXIF": (rotated, rgb.transpose(Image.Transpose.ROTATE_270)),
+    }
+
+
+class TestBytes:
+    @pytest.mark.parametrize("apart", [True, False], ids=["processes", "threads"])
+    def test_every_mode_cached_or_not_equals_torchvision(
+        self, tmp_path, opened, monkeypatch, apart
+    ):
+        monkeypatch.setattr(pixels, "_FEW", 0 if apart else 1000)
+        modes = every_mode(tmp_path / "modes")
+        split = split_of([path for path, _ in modes.values()])
+        cached, decoding = opened(split, workers=2), opened(split, budget_bytes=0, workers=2)
+        assert (type(cached), type(decoding)) == (CachedPixels, DecodingPixels)
+        assert len(cached) == len(decoding) == cached.decoded == len(modes)
+        first, second = all_of(cached), all_of(decoding)
+        for number, (mode, (_, meant)) in enumerate(modes.items()):
+            np.testing.assert_array_equal(first[number], resized(meant), mode)
+            np.testing.assert_array_equal(second[number], resized(meant), mode)
+
+    def test_any_order_repeats_and_a_place_for_the_result(self, split, opened):
+        chosen = [7, 0, 7, 11, 3]
+        expected = expected_of(split)[chosen]
+        for budget in (LOTS, 0):
+            handle = opened(split, budget_bytes=budget)
+            np.testing.assert_array_equal(handle.take(np.array(chosen)), expected)
+            out = np.zeros((5, SIZE, SIZE, 3), np.uint8)
+            assert handle.take(chosen, out) is out
+            np.testing.assert_array_equal(out, expected)
+            assert handle.take([]).shape == (0, SIZE, SIZE, 3)
+
+    def test_pictures_in_memory(self, opened):
+        images = [noise(30, 20 + i, i) for i in range(5)]
+        examples = [Example(0, load=lambda i=i: images[i], key=f"row {i}") for i in range(5)]
+        split = Split("train", tuple(examples))
+        cached, decoding = opened(split), opened(split, budget_bytes=0)
+        assert isinstance(cached, CachedPixels)
+        expected = np.stack([resized(image) for image in images])
+        np.testing.assert_array_equal(all_of(cached), expected)
+        np.testing.assert_array_equal(all_of(decoding), expected)
+        assert opened(split).decoded == 0
+
+    @pytest.mark.parametrize("number", [-1, 12])
+    def test_numbers_that_do_not_exist(self, split, opened, number):
+        for budget in (LOTS, 0):
+            with pytest.raises(IndexError, match=rf"must be in 0\.\.11, found .*{number}"):
+                opened(split, budget_bytes=budget).take([0, number])
+
+    def test_a_size_below_one(self, split, cache):
+        with pytest.raises(UsageError, match="at least 1 pixel, found 0"):
+            open_pixels(split, 0, cache=cache, budget_bytes=LOTS)
+
+
+class TestSharing:
+    def test_other_splits_choices_and_places_decode_only_what_is_new(
+        self, split, folder, opened, cache
+    ):
+        few = Split("train", split.examples[2:6])
+        assert opened(few).decoded == 4
+        rest = Split("val", split.examples[::-1])
+        assert opened(rest).decoded == 8
+        elsewhere = folder.rename(folder.with_name("moved"))
+        moved = split_of(sorted(elsewhere.iterdir()))
+        handle = opened(moved)
+        assert handle.decoded == 0
+        np.testing.assert_array_equal(all_of(handle), expected_of(moved))
+        # a shelf is hashes and pixels, and nothing is there twice
+        assert sum(path.stat().st_size for path in shelf_files(cache)) == 12 * (32 + ROW)
+
+    def test_equal_contents_share_a_row_and_changed_contents_do_not(self, split, folder, opened):
+        (folder / "copy.png").write_bytes((folder / "03.png").read_bytes())
+        both = split_of(sorted(folder.iterdir()))
+        handle = opened(both)
+        assert (len(handle), handle.decoded) == (13, 12)
+        np.testing.assert_array_equal(all_of(handle), expected_of(both))
+        save(folder / "03.png", noise(33, 44, 1234))
+        changed = opened(both)
+        assert changed.decoded == 1
+        np.testing.assert_array_equal(all_of(changed), expected_of(both))
+
+    def test_given_hashes_are_believed(self, split, opened, cache):
+        digests = [hashlib.sha256(e.path.read_bytes()).hexdigest() for e in split.examples]
+        handle = opened(split)
+        hashed = [
+            Example(0, e.path.with_name("gone"), sha256=digest)
+            for e, digest in zip(split.examples, digests, strict=True)
+        ]
+        assert opened(Split("val", tuple(hashed))).decoded == 0
+        (shelf,) = shelf_files(cache)
+        raw = shelf.read_bytes()
+        assert raw[: 12 * 32].hex() == "".join(digests)
+        assert raw[12 * 32 :] == all_of(handle).tobytes()
+
+    def test_sizes_and_decoders_stand_apart(self, split, opened, monkeypatch):
+        assert opened(split).decoded == 12
+        assert opened(split, size=8).decoded == 12
+        assert opened(split).decoded == 0
+        monkeypatch.setattr(shelves, "DECODER", "pillow-99-1")
+        assert opened(split).decoded == 12
+
+    def test_a_set_takes_as_many_shelves_as_it_needs(self, split, opened, cache, monkeypatch):
+        monkeypatch.setattr(shelves, "SHELF_BYTES", 5 * ROW)
+        handle = opened(split)
+        assert [path.stem[-2:] for path in shelf_files(cache)].count("-5") == 2
+        assert len(shelf_files(cache)) == 3
+        np.testing.assert_array_equal(all_of(handle), expected_of(split))
+
+    def test_what_is_cached_needs_no_lock_and_no_budget(self, split, opened, monkeypatch):
+        opened(split)
+        monkeypatch.setattr(pixels, "file_lock", None)
+        assert isinstance(opened(split, budget_bytes=1), CachedPixels)
+
+
+class TestRoom:
+    def test_a_set_over_the_budget_is_decoded_each_time(self, split, opened, cache, caplog):
+        handle = opened(split, budget_bytes=12 * (ROW + 32) - 1)
+        assert isinstance(handle, DecodingPixels)
+        assert "may hold 0.0 GB; raise that (--cache-gb) or free some space" in caplog.text
+        assert shelf_files(cache) == []
+        np.testing.assert_array_equal(all_of(handle), expected_of(split))
+        assert isinstance(opened(split, budget_bytes=12 * (ROW + 32)), CachedPixels)
+
+    def test_a_disk_without_room_is_seen_before(self, split, opened, cache, monkeypatch):
+        needed, reserve = 12 * (ROW + 32), shelves.RESERVE_BYTES
+        for free, kind in (
+            (needed + reserve - 1, DecodingPixels),
+            (needed + reserve, CachedPixels),
+        ):
+            usage = SimpleNamespace(free=free)
+            monkeypatch.setattr(shelves.shutil, "disk_usage", lambda path, usage=usage: usage)
+            handle = opened(split)
+            assert type(handle) is kind
+            np.testing.assert_array_equal(all_of(handle), expected_of(split))
+
+    def test_a_disk_that_fills_up_meanwhile(self, split, opened, cache, monkeypatch, caplog):
+        def full(descriptor, data, offset):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        monkeypatch.setattr(shelves.os, "pwrite", full)
+        handle = opened(split)
+        assert isinstance(handle, DecodingPixels)
+        assert "No space left on device" in caplog.text
+        assert not [path for path in cache.rglob("*") if path.is_file() and path.stat().st_size]
+        np.testing.assert_array_equal(all_of(handle), expected_of(split))
+
+    def test_a_cache_that_cannot_be_written(self, split, opened, tmp_path, caplog):
+        (tmp_path / "file").write_text("")
+        handle = opened(split, cache=tmp_path / "file" / "pixels")
+        assert isinstance(handle, DecodingPixels)
+        assert "Pictures are decoded at each step: the cache" in caplog.text
+        np.testing.assert_array_equal(all_of(handle), expected_of(split))
+
+    def test_the_longest_unused_shelf_goes_first(self, split, opened, cache):
+        parts = [Split("train", split.examples[i : i + 3]) for i in (0, 3, 6)]
+        for age, part in zip((30, 20, 10), parts, strict=True):
+            before = set(shelf_files(cache))
+            opened(part).close()
+            (new,) = set(shelf_files(cache)) - before
+            os.utime(new, (time.time() - age, time.time() - age))
+        opened(parts[0]).close()  # now it is the most recently used
+        budget = 9 * (ROW + 32)
+        assert opened(Split("train", split.examples[9:]), budget_bytes=budget).decoded == 3
+        assert opened(parts[0]).decoded == 0
+        assert opened(parts[2]).decoded == 0
+        assert opened(parts[1]).decoded == 3
+
+    def test_shelves_in_use_stay(self, split, opened, cache):
+        train, val = (Split("train", split.examples[a:b]) for a, b in ((0, 8), (8, 12)))
+        in_use = opened(train)
+        assert isinstance(opened(val, budget_bytes=8 * (ROW + 32)), DecodingPixels)
+        assert opened(train).decoded == 0
+        in_use.close()
+
+    def test_nothing_goes_in_vain(self, split, opened, cache):
+        opened(Split("train", split.examples[:4])).close()
+        opened(Split("train", split.examples[4:]), budget_bytes=7 * (ROW + 32))
+        assert len(shelf_files(cache)) == 1
+
+
+class TestDamage:
+    @pytest.mark.parametrize("harm", ["cut", "longer", "empty", "hashes", "count"])
+    def test_a_damaged_shelf_is_made_anew(self, split, opened, cache, caplog, harm):
+        opened(split).close()
+        (shelf,) = shelf_files(cache)
+        good = shelf.read_bytes()
+        harmed = {
+            "cut": good[:-1],
+            "longer": good + b"\0",
+            "empty": b"",
+            "hashes": bytes(32) + good[32:],
+            "count": good,
+        }
+        shelf.write_bytes(harmed[harm])
+        if harm == "count":
+            shelf.rename(shelf.with_name(shelf.name.replace("-12", "-x")))
+        handle = opened(split)
+        assert handle.decoded == 12
+        assert "was damaged and is removed" in caplog.text
+        assert [path.read_bytes() for path in shelf_files(cache)] == [good]
+        np.testing.assert_array_equal(all_of(handle), expected_of(split))
+
+    @pytest.mark.parametrize("apart", [True, False], ids=["processes", "threads"])
+    def test_a_picture_that_cannot_be_decoded_is_named_and_nothing_is_kept(
+        self, split, opened, cache, monkeypatch, apart
+    ):
+        monkeypatch.setattr(pixels, "_FEW", 0 if apart else 1000)
+        path = split.examples[5].path
+        path.write_bytes(path.read_bytes()[:200])
+        with pytest.raises(UsageError, match=r"05\.png: The picture .* cannot be read"):
+            opened(split)
+        assert list(cache.glob("*/*")) == []
+        decoding = opened(split, budget_bytes=0)
+        with pytest.raises(UsageError, match=r"05\.png: The picture .* cannot be read"):
+            decoding.take([5])
+        good = split.examples[6:]
+        np.testing.assert_array_equal(
+            decoding.take(range(6, 12)), np.stack([resized(Image.open(e.path)) for e in good])
+        )
+
+    def test_a_file_that_is_gone(self, split, opened):
+        split.examples[5].path.unlink()
+        with pytest.raises(UsageError, match=r"05\.png' cannot be read: .*No such file"):
+            opened(split)
+
+    def test_an_example_of_nothing(self, opened):
+        with pytest.raises(UsageError, match="must have a path or a load function"):
+            opened(Split("train", (Example(0, key="row 1"),)))
+
+
+SCRIPT = """
+import hashlib, json, sys, time
+from pathlib import Path
+import numpy as np
+from bitzoo.finetune import pixels, shelves
+from bitzoo.finetune.dataset import Example, Split
+
+cache, data, pause_at = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
+pixels._FEW = 0
+shelves.SHELF_ROWS = 5
+examples = tuple(Example(0, path, key=path.name) for path in sorted(data.iterdir()))
+decoded = 0
+
+def progress(task, done, total):
+    global decoded
+    decoded += task == "decoding"
+    if decoded == pause_at:
+        print("paused", flush=True)
+        time.sleep(60)
+    time.sleep(0.02)
+
+handle = pixels.open_pixels(Split("train", examples), 16, cache=cache, budget_bytes=10**9,
+                            workers=2, progress=progress)
+taken = handle.take(np.arange(len(handle))).tobytes()
+print(json.dumps([decoded, hashlib.sha256(taken).hexdigest(), "torch" in sys.modules]))
+"""
+
+
+@pytest.fixture
+def script(tmp_path, cache, folder):
+    """Starts a user's script: it has no `__main__` guard, and its cache has shelves of five."""
+    path = tmp_path / "script.py"
+    path.write_text(SCRIPT)
+    processes = []
+
+    def start(pause_at=-1):
+        command = [sys.executable, str(path), str(cache), str(folder), str(pause_at)]
+        pipe = subprocess.PIPE
+        processes.append(subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True))
+        return processes[-1]
+
+    yield start
+    for process in processes:
+        process.kill()
+        process.communicate()
+
+
+class TestProcesses:
+    def test_two_processes_build_once(self, script, split, cache):
+        both = [script(), script()]
+        answers = []
+        for process in both:
+            out, err = process.communicate(timeout=60)
+            assert process.returncode == 0, err
+            answers.append(json.loads(out))
+        digest = hashlib.sha256(expected_of(split).tobytes()).hexdigest()
+        assert sorted(answers) == [[0, digest, False], [12, digest, False]]
+        assert len(shelf_files(cache)) == 3
+
+    def test_a_killed_build_is_gone_on_with(self, script, split, opened, cache):
+        process = script(pause_at=7)
+        assert process.stdout.readline() == "paused\n"
+        process.send_signal(signal.SIGKILL)
+        # The worker processes have the same stderr: this returns when they have ended, too.
+        assert process.communicate(timeout=30)[1] == ""
+        assert len(shelf_files(cache)) == 1
+        assert len(list(cache.glob("*/*.part"))) == 1
+        handle = opened(split)
+        assert handle.decoded == 7
+        assert list(cache.glob("*/*.part")) == []
+        np.testing.assert_array_equal(all_of(handle), expected_of(split))
+
+    def test_a_worker_that_dies_is_reported_and_replaced(self, split, tmp_path):
+        decoder = Decoder(SIZE, 1)
+        first, second = split.examples[:2]
+        np.testing.assert_array_equal(decoder.decode(first), resized(Image.open(first.path)))
+        (worker,) = decoder._started
+        worker._process.kill()
+        with pytest.raises(UsageError, match=r"00\.png' cannot be decoded: .* status -9"):
+            decoder.decode(first)
+        np.testing.assert_array_equal(decoder.decode(second), resized(Image.open(second.path)))
+        decoder.close()
+        assert worker._process.poll() == -9
+
+    def test_formats_that_only_this_process_knows(self, tmp_path, monkeypatch):
+        class Flat(ImageFile.ImageFile):
+            format = "FLAT"
+
+            def _open(self):
+                if self.fp.read(4) != b"FLAT":
+                    raise SyntaxError("not FLAT")
+                self._mode, self._size = "RGB", (2, 1)
+                self.tile = [ImageFile._Tile("raw", (0, 0, 2, 1), 4, ("RGB", 0, 1))]
+
+        Image.init()
+        monkeypatch.setattr(Image, "OPEN", {**Image.OPEN, "FLAT": (Flat, None)})
+        monkeypatch.setattr(Image, "ID", [*Image.ID, "FLAT"])
+        path = tmp_path / "a.flat"
+        path.write_bytes(b"FLAT" + bytes([10, 20, 30, 10, 20, 30]))
+        decoder = Decoder(SIZE, 1)
+        decoded = decoder.decode(Example(0, path, key="a.flat"))
+        decoder.close()
+        np.testing.assert_array_equal(decoded, np.broadcast_to([10, 20, 30], (SIZE, SIZE, 3)))
+
+    def test_names_of_any_bytes_and_relative_ones(self, tmp_path, monkeypatch):
+        name = os.fsdecode(b"\xff\xe4 \n'\".png")
+        path = save(tmp_path / name, noise(30, 20, 0), format="PNG")
+        monkeypatch.chdir(tmp_path)
+        decoder = Decoder(SIZE, 1)
+        decoded = decoder.decode(Example(0, Path(name), key="odd"))
+        decoder.close()
+        np.testing.assert_array_equal(decoded, resized(Image.open(path)))
+
+
+def test_an_empty_split(opened):
+    handle = opened(Split("val", ()))
+    assert len(handle) == 0
+    assert handle.take([]).shape == (0, SIZE, SIZE, 3)
