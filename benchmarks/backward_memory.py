@@ -213,12 +213,13 @@ def compare_gradients(options: argparse.Namespace) -> dict[str, tuple[float, flo
     """Relative differences from the plain modules of the loss and of the worst gradient."""
     images, labels = (tensor[:COMPARED] for tensor in make_batch(options))
     found = {}
-    for name in SWITCHES:
+    expected: tuple[float, dict[str, Tensor]] | None = None
+    for name in SWITCHES:  # the plain modules are the first
         print(f"  loss and gradients: {name}", file=sys.stderr)
         contestant = make(name, options.arch, torch.float64)
         loss = contestant.step(images.double(), labels)
         gradients = {key: p.grad for key, p in contestant.network.named_parameters()}
-        expected = (loss, gradients) if name == PLAIN else expected
+        expected = expected or (loss, gradients)
         worst = max(
             ((gradients[key] - gradient).norm() / gradient.norm()).item()
             for key, gradient in expected[1].items()

@@ -207,17 +207,14 @@ class Updater:
 
     def _updates_while_they_fit(self) -> Generator[float]:
         steps, slices = range(self.step, self._recipe.schedule.steps), self._slices()
-        with contextlib.closing(self._micro_batches(steps, slices)) as parts:
+        work = ((step, rows) for step in steps for rows in slices)
+        with contextlib.closing(prefetch(self._plan, work, self._feed)) as parts:
             for step in steps:
                 loss = self._update(step, islice(parts, len(slices)), shared=len(slices) > 1)
                 if loss is None:
                     return
                 self.step = step + 1
                 yield loss
-
-    def _micro_batches(self, steps: range, slices: list[slice]) -> Generator[MicroBatch]:
-        work = ((step, rows) for step in steps for rows in slices)
-        yield from prefetch(self._plan, work, self._feed)
 
     def _slices(self) -> list[slice]:
         """Rows of each micro-batch of this process."""

@@ -30,8 +30,8 @@ def test_the_catalogue_table_is_the_registry() -> None:
 @pytest.fixture(scope="module")
 def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the files that the README names, full-size R50x1."""
-    from sklearn.datasets import load_sample_image
     from PIL import Image
+    from sklearn.datasets import load_sample_image
 
     folder = tmp_path_factory.mktemp("desk")
     Image.fromarray(load_sample_image("china.jpg")).save(folder / "photo.jpg")

@@ -17,6 +17,7 @@ import threading
 import time
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -511,6 +512,19 @@ def test_conversions_at_once_keep_apart(tmp_path):
     reports = load_reports(tmp_path / "parity.json")
     assert sorted(reports) == outputs
     assert all(report["passed"] for report in reports.values())
+
+
+def test_reports_saved_at_once_are_all_kept(tmp_path):
+    source = write_npz(tmp_path / "a.npz", SMALL)
+    _, report = convert_and_prove(source, tmp_path / "a.safetensors", check=Check.WEIGHTS)
+    outputs = [f"{number}.safetensors" for number in range(64)]
+
+    def save(name):
+        save_report(replace(report, output={"name": name}), tmp_path / "parity.json")
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(save, outputs))
+    assert sorted(load_reports(tmp_path / "parity.json")) == sorted(outputs)
 
 
 def test_two_processes_keep_both_entries_of_the_report(tmp_path):

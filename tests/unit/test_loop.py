@@ -221,8 +221,9 @@ class TestOutOfMemory:
 
     @pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
     def test_halves_until_it_fits(self, error, caplog):
-        model, log, result = run(model=self.limit(make_model(), error))
-        expected = run(options=LoopOptions(micro_batch=2))
+        recipe = make_recipe(steps=2)
+        model, log, result = run(recipe, model=self.limit(make_model(), error))
+        expected = run(recipe, LoopOptions(micro_batch=2))
         assert result.micro_batch == 2
         assert (sha256(model), log) == (sha256(expected[0]), expected[1])
         assert "Out of memory: going on with micro-batches of 4 images." in caplog.text
