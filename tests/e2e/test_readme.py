@@ -68,7 +68,7 @@ def test_commands_then_python(desk: Path, environment: dict[str, str]) -> None:
         for line in block.splitlines()
         if line.startswith(("bitzoo ", "bitzoo-convert "))
     ]
-    assert len(commands) == 5
+    assert len(commands) == 6
     for command in commands:
         output = run(shlex.split(command), desk, environment)
         if "convert" in command or "verify" in command:

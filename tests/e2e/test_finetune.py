@@ -1,0 +1,120 @@
+"""Fine-tuning as a user types it: digits as PNG folders, a small network, a few steps."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from checkpoints import make_checkpoint, write_npz
+from pictures import write_digits
+
+import bitzoo
+
+STEPS = ["--steps", "6", "--batch-size", "16", "--lr", "0.03", "--resolution", "36,32"]
+
+
+@pytest.fixture(scope="module")
+def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("desk")
+    write_digits(folder / "digits", per_class=12, val_per_class=5, classes=range(4))
+    write_npz(folder / "small.npz", make_checkpoint(num_classes=4))
+    return folder
+
+
+def run(desk: Path, *words: str, code: int = 0) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run(
+        [sys.executable, "-m", "bitzoo", *words],
+        cwd=desk,
+        env={**os.environ, "BITZOO_CACHE": str(desk / "cache"), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+    assert done.returncode == code, done.stderr
+    assert "Traceback" not in done.stderr
+    return done
+
+
+@pytest.fixture(scope="module")
+def finished(desk: Path) -> subprocess.CompletedProcess[str]:
+    return run(desk, "finetune", "--model", "small.npz", "--data", "digits", "--out", "run", *STEPS)
+
+
+def test_a_run_leaves_a_model_that_evaluates_as_it_says(
+    desk: Path, finished: subprocess.CompletedProcess[str]
+) -> None:
+    assert "6 steps, top-1" in finished.stdout
+    left = {path.name for path in (desk / "run").iterdir()}
+    assert left == {
+        "README.md", "checkpoints", "config.json", "evaluation.json", "metrics.jsonl",
+        "model.safetensors", "report.html", "run.json",
+    }  # fmt: skip
+    said = json.loads((desk / "run/evaluation.json").read_text())
+    found = json.loads(run(desk, "evaluate", "run", "--data", "digits", "--format", "json").stdout)
+    assert found.pop("loss") == pytest.approx(said.pop("loss"), abs=1e-5)
+    assert found == said
+    assert found["count"] == 20
+    assert sum(row["correct"] for row in found["per_class"]) == found["correct"]
+    steps = [json.loads(line) for line in (desk / "run/metrics.jsonl").read_text().splitlines()]
+    assert [s["step"] for s in steps if s["event"] == "train"] == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_run_is_a_model_folder(desk: Path, finished: subprocess.CompletedProcess[str]) -> None:
+    model = bitzoo.create_model(desk / "run", pretrained=True)
+    assert model.num_classes == 4
+    assert bitzoo.labels(model) == ["0", "1", "2", "3"]
+    transform = bitzoo.create_transform(model)
+    assert (transform.crop, transform.resize, transform.square) == (32, 32, True)
+    picture = next((desk / "digits/val/2").iterdir())
+    told = json.loads(run(desk, "predict", "run", str(picture), "--format", "json").stdout)
+    scores = model(transform(picture)[None])[0].softmax(0)
+    best = int(scores.argmax())
+    assert told[0]["predictions"] == [
+        {"label": str(best), "score": pytest.approx(float(scores[best]), abs=1e-5)}
+    ]
+
+
+def test_a_run_is_never_lost_by_accident(
+    desk: Path, finished: subprocess.CompletedProcess[str]
+) -> None:
+    same = ["finetune", "--model", "small.npz", "--data", "digits", "--out", "run"]
+    before = (desk / "run/model.safetensors").read_bytes()
+    assert "--resume" in run(desk, *same, *STEPS, code=2).stderr
+    changed = run(desk, *same, *STEPS, "--seed", "7", "--resume", code=2).stderr
+    assert "  - seed: 0\n  + seed: 7" in changed
+    assert (desk / "run/model.safetensors").read_bytes() == before
+    run(desk, *same, *STEPS, "--resume")
+    assert (desk / "run/model.safetensors").read_bytes() == before
+
+
+def test_the_head_alone(desk: Path) -> None:
+    run(
+        desk, "finetune", "--model", "small.npz", "--data", "digits", "--out", "frozen",
+        *STEPS, "--freeze",
+    )  # fmt: skip
+    start = bitzoo.create_model(desk / "small.npz", pretrained=True).state_dict()
+    end = bitzoo.create_model(desk / "frozen", pretrained=True).state_dict()
+    changed = {name for name in start if not start[name].equal(end[name])}
+    assert changed == {"head.fc.weight", "head.fc.bias"}
+
+
+def test_bad_data_is_one_report_before_the_first_step(desk: Path) -> None:
+    bad = desk / "bad"
+    write_digits(bad, per_class=3, val_per_class=1, classes=range(2))
+    (bad / "train/0/empty.png").write_bytes(b"")
+    (bad / "train/1/torn.png").write_bytes(b"\x89PNG\r\n\x1a\n torn")
+    done = run(
+        desk, "finetune", "--model", "small.npz", "--data", "bad", "--out", "none", *STEPS, code=2
+    )
+    assert "empty.png" in done.stderr
+    assert "torn.png" in done.stderr
+    assert not (desk / "none").exists()
+
+
+def test_the_plan_is_printed(desk: Path) -> None:
+    plan = run(desk, "hyperrule", "--examples", "20000", "--size", "95x96", "--json").stdout
+    recipe = json.loads(plan)
+    assert (recipe["resize"], recipe["crop"], recipe["mixup_alpha"]) == (160, 128, 0.1)
+    assert recipe["schedule"]["steps"] == 10_000
