@@ -125,8 +125,12 @@ class SafetensorsWriter:
             position += 4 * math.prod(shape)
         self._file = open(path, "wb", buffering=0)  # noqa: SIM115 - closed by close()
         self._header_bytes = len(header)
-        self._file.truncate(position)
-        self._put(header, 0)
+        try:
+            self._file.truncate(position)
+            self._put(header, 0)
+        except OSError:
+            self._file.close()
+            raise
 
     def write(self, name: str, start: int, block: Array) -> None:
         """Write rows of a tensor from row `start` on.
