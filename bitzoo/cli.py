@@ -5,6 +5,7 @@ Exit codes: 0 fine, 1 a proof failed, 2 bad input or usage, 128 + the signal tha
 
 from __future__ import annotations
 
+import io
 import signal
 import sys
 import traceback
@@ -256,6 +257,9 @@ def convert_main() -> None:
 def _run(command: Callable[[], Any]) -> None:
     """Run a command; errors become one paragraph on stderr and an exit code."""
     _unwind_on_signals()
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a file's name need not be text
+            stream.reconfigure(errors="backslashreplace")
     try:
         command()
     except BitzooError as error:

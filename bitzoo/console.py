@@ -16,9 +16,13 @@ if TYPE_CHECKING:
     from bitzoo.converters.tensors import Progress
 
 
+_HARMLESS = {code: f"\\x{code:02x}" for code in (*range(10), *range(11, 32), 127)}
+"""Control characters, which a hostile file's metadata could send to the terminal, spelled out."""
+
+
 def say(text: str) -> None:
     """Print a line or several at once: who reads along sees them, who left is noticed here."""
-    print(text, flush=True)
+    print(text.translate(_HARMLESS), flush=True)
 
 
 def print_json(data: object) -> None:
