@@ -14,11 +14,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-from measure import Sample, interleave, machine, run, table
+from measure import Sample, interleave, machine, make_checkpoint, run, table
 from safetensors import safe_open
-
-from bitzoo.arch import ARCHITECTURES
-from bitzoo.quickstart import write_random_checkpoint
 
 NUM_CLASSES = 21_843
 TIMM = """
@@ -47,7 +44,7 @@ def compare(name: str, folder: Path, rounds: int, timm_everywhere: bool) -> str:
     """Measure one architecture and return its table."""
     source = folder / f"{name}.npz"
     print(f"{name}: making a random checkpoint", file=sys.stderr)
-    write_random_checkpoint(source, ARCHITECTURES[name], NUM_CLASSES)
+    make_checkpoint(source, name, NUM_CLASSES)
     ours, theirs, copy = (folder / f"{who}.safetensors" for who in ("bitzoo", "timm", "cp"))
 
     def bitzoo(check: str) -> Sample:

@@ -16,11 +16,9 @@ import sys
 import tempfile
 from pathlib import Path
 
-from measure import interleave, machine, run
+from measure import interleave, machine, make_checkpoint, run
 
-from bitzoo.arch import ARCHITECTURES
 from bitzoo.converters.pipeline import convert
-from bitzoo.quickstart import write_random_checkpoint
 
 NUM_CLASSES = 21_843
 TIMED = """
@@ -60,7 +58,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
         source = Path(folder) / "random.npz"
         print(f"{options.arch}: making a random checkpoint", file=sys.stderr)
-        write_random_checkpoint(source, ARCHITECTURES[options.arch], NUM_CLASSES)
+        make_checkpoint(source, options.arch, NUM_CLASSES)
         path = convert(source).output
         source.unlink()
         print(compare(path, options.arch, options.rounds))

@@ -37,6 +37,20 @@ def run(command: Sequence[str | Path]) -> Sample:
     return Sample(seconds, usage.ru_maxrss * 1024, output)
 
 
+def make_checkpoint(path: Path, arch: str, num_classes: int) -> None:
+    """Write a random checkpoint in Google's layout, in a process of its own.
+
+    A process that starts another passes its own peak memory on to the other's account, so the one
+    that measures has to stay small.
+    """
+    code = (
+        "import sys; from pathlib import Path; from bitzoo.arch import ARCHITECTURES; "
+        "from bitzoo.quickstart import write_random_checkpoint; "
+        "write_random_checkpoint(Path(sys.argv[1]), ARCHITECTURES[sys.argv[2]], int(sys.argv[3]))"
+    )
+    run([sys.executable, "-c", code, path, arch, str(num_classes)])
+
+
 def interleave(
     contestants: Mapping[str, Callable[[], Sample]], rounds: int
 ) -> dict[str, list[Sample]]:
