@@ -14,7 +14,7 @@ from bitzoo.arch import Slot
 from bitzoo.converters.tensors import Progress, Scratch, Source, StoredTensor
 
 WORKERS = min(4, os.cpu_count() or 1)
-BLOCK_BYTES = (48 << 20) // WORKERS
+BLOCK_BYTES = (56 << 20) // WORKERS
 """Bytes of one block as stored: small enough to bound the memory of all threads together, large
 enough to make the system calls cheap that gather it from a tensor of many rows."""
 
