@@ -6,7 +6,6 @@ Exit codes: 0 fine, 1 a proof failed, 2 bad input or usage, 128 + the signal tha
 from __future__ import annotations
 
 import io
-import signal
 import sys
 import traceback
 from collections.abc import Callable
@@ -17,6 +16,7 @@ import click
 
 from bitzoo._version import __version__
 from bitzoo.errors import BitzooError
+from bitzoo.interrupts import exit_on_signals
 
 _SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 _PATH = click.Path(path_type=Path)
@@ -256,7 +256,7 @@ def convert_main() -> None:
 
 def _run(command: Callable[[], Any]) -> None:
     """Run a command; errors become one paragraph on stderr and an exit code."""
-    _unwind_on_signals()
+    exit_on_signals()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a file's name need not be text
             stream.reconfigure(errors="backslashreplace")
@@ -267,13 +267,6 @@ def _run(command: Callable[[], Any]) -> None:
     except OSError as error:
         what = f"{error.filename}: " if error.filename else ""
         _fail(f"{what}{error.strerror or error}. Check the path, its permissions and the disk.", 2)
-
-
-def _unwind_on_signals() -> None:
-    """Leave by an exception, so that nothing half-written stays, with the code that shells use."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(number) is not signal.SIG_IGN:  # under nohup, for one
-            signal.signal(number, lambda number, _: sys.exit(128 + number))
 
 
 def _fail(message: str, code: int) -> None:

@@ -6,7 +6,7 @@ import math
 import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -77,17 +77,19 @@ class Crew:
 
 @contextmanager
 def crew(task: str, total: int, progress: Progress | None) -> Iterator[Crew]:
-    """Run threads for one task; on an error or Ctrl-C what has not begun is dropped.
+    """Run threads for one task; after an error or Ctrl-C they end at their next report of progress.
 
     Args:
         task: Name shown with the progress.
         total: Bytes the task will report.
         progress: Receives the sums.
     """
-    lock, done = threading.Lock(), 0
+    lock, done, ended = threading.Lock(), 0, threading.Event()
 
     def advance(count: int) -> None:
         nonlocal done
+        if ended.is_set():
+            raise CancelledError
         with lock:
             done += count
             if progress:
@@ -97,5 +99,6 @@ def crew(task: str, total: int, progress: Progress | None) -> Iterator[Crew]:
     try:
         yield Crew(*pools, advance)
     finally:
+        ended.set()
         for pool in pools:  # after a success nothing is left to cancel
             pool.shutdown(wait=True, cancel_futures=True)

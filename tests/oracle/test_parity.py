@@ -502,7 +502,7 @@ def test_a_damaged_output_is_no_pair(pair):
 @pytest.fixture
 def command(monkeypatch, capsys):
     """A command in this process: arguments -> exit code, stdout, stderr."""
-    monkeypatch.setattr(cli, "_unwind_on_signals", lambda: None)
+    monkeypatch.setattr(cli, "exit_on_signals", lambda: None)
 
     def call(*arguments):
         program = "bitzoo" if arguments[0] == "verify" else "bitzoo-convert"

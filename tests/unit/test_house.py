@@ -14,7 +14,7 @@ import bitzoo
 HOUSE = Path(bitzoo.__file__).parent
 
 FLOORS = [
-    ["errors", "_version"],
+    ["errors", "_version", "interrupts"],
     ["arch", "download", "published"],
     ["model layers", "registry"],
     ["converters", "model_cards", "preprocess", "class_names"],
