@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING
 from bitzoo._version import __version__
 
 if TYPE_CHECKING:
+    from bitzoo.finetune import finetune
+    from bitzoo.finetune.hyperrule import hyperrule
     from bitzoo.registry import ModelSpec, get_spec, list_models
     from bitzoo.zoo import create_model, create_transform, fold, labels
 
@@ -21,8 +23,10 @@ _HOMES = {
     "ModelSpec": "registry",
     "create_model": "zoo",
     "create_transform": "zoo",
+    "finetune": "finetune",
     "fold": "zoo",
     "get_spec": "registry",
+    "hyperrule": "finetune.hyperrule",
     "labels": "zoo",
     "list_models": "registry",
 }
@@ -32,8 +36,10 @@ __all__ = [
     "__version__",
     "create_model",
     "create_transform",
+    "finetune",
     "fold",
     "get_spec",
+    "hyperrule",
     "labels",
     "list_models",
 ]
@@ -42,7 +48,8 @@ __all__ = [
 def __getattr__(name: str) -> object:
     if name not in _HOMES:
         raise AttributeError(f"module 'bitzoo' has no attribute {name!r}")
-    return getattr(import_module(f"bitzoo.{_HOMES[name]}"), name)
+    module = import_module(f"bitzoo.{_HOMES[name]}")
+    return module if name == _HOMES[name] else getattr(module, name)  # a package can be called
 
 
 def __dir__() -> list[str]:

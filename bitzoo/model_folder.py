@@ -14,6 +14,7 @@ from typing import Any
 
 from bitzoo._version import __version__
 from bitzoo.arch import ARCHITECTURES, Architecture
+from bitzoo.converters.safetensors_file import write_safetensors
 from bitzoo.model import BiT
 from bitzoo.preprocess import EvalTransform
 from bitzoo.weights import CONFIG_NAME, WEIGHTS_NAME
@@ -78,16 +79,14 @@ def write_model_folder(
         config: What `render_config` returned.
         metadata: Text for the safetensors header, beside its format and architecture.
     """
-    from safetensors.torch import save_file
-
     folder.mkdir(parents=True, exist_ok=True)
     state = {
-        name: value.detach().float().contiguous().cpu()
+        name: value.detach().float().contiguous().cpu().numpy()
         for name, value in model.state_dict().items()
     }
     header = {"format": "pt", "architecture": model.architecture.name, **(metadata or {})}
     temporary = folder / f".{WEIGHTS_NAME}.{os.getpid()}.tmp"
-    save_file(state, temporary, metadata=header)
+    write_safetensors(temporary, state, header)
     os.replace(temporary, folder / WEIGHTS_NAME)
     temporary = folder / f".{CONFIG_NAME}.{os.getpid()}.tmp"
     temporary.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")

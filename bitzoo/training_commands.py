@@ -59,7 +59,8 @@ def finetune(
 ) -> None:
     """Run once, or `repeats` times with one seed after another, and say what came of it."""
     from bitzoo.finetune.loop import join_processes
-    from bitzoo.finetune.run import Watcher, make_request, run, summarize
+    from bitzoo.finetune.request import Watcher, make_request
+    from bitzoo.finetune.run import run, summarize
 
     if repeats < 1:
         raise UsageError(f"--repeats must be at least 1, found {repeats}.")
@@ -107,7 +108,7 @@ def evaluate(model: str, data: str, *, format: str) -> None:  # noqa: A002
     from bitzoo.finetune.evaluate import evaluate as count
     from bitzoo.finetune.inspection import inspect
     from bitzoo.finetune.pixels import open_pixels
-    from bitzoo.finetune.run import labels_of
+    from bitzoo.finetune.session import labels_of
     from bitzoo.model import BiT
     from bitzoo.zoo import create_model, create_transform, labels
 

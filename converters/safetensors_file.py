@@ -174,6 +174,22 @@ class SafetensorsWriter:
         return struct.pack("<Q", len(text)) + text
 
 
+def write_safetensors(
+    path: Path, arrays: Mapping[str, Array], metadata: Mapping[str, str]
+) -> None:
+    """Write whole tensors, float32 and C-contiguous; equal ones always make equal files.
+
+    The safetensors library writes the metadata in another order each time.
+    """
+    shapes = {name: array.shape for name, array in arrays.items()}
+    writer = SafetensorsWriter(path, shapes, metadata)
+    try:
+        for name, array in arrays.items():
+            writer.write(name, 0, array)
+    finally:
+        writer.close()
+
+
 def _read_header(file: RawFile) -> tuple[dict[str, Any], int]:
     """Return the header's entries and the position of the first data byte."""
     prefix = file.read(0, 8)

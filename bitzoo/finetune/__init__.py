@@ -13,7 +13,7 @@ Layers, each importing only from those before it::
     checkpoints  loop                                training that can be killed
     evaluation  inference  evaluate  linear          exact counts; the head alone
     plots  record  report  leavings                  what is left for people
-    journal  run                                     the whole of it
+    journal  trackers  request  session  run         the whole of it
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def finetune(
         resume: Go on with the run in `out` from its newest whole checkpoint, if there is one.
         overwrite: Throw the run in `out` away.
         progress: Called with a task, how much of it is done, and how much there is.
-        **options: Fields of `bitzoo.finetune.run.Request`, or of its
+        **options: Fields of `bitzoo.finetune.request.Request`, or of its
             `bitzoo.finetune.updates.LoopOptions`.
 
     Returns:
@@ -60,7 +60,8 @@ def finetune(
         UsageError: If options contradict each other, or `out` holds another run.
         BitzooError: As `bitzoo.create_model` and `bitzoo.finetune.loop.train` raise.
     """
-    from bitzoo.finetune.run import Watcher, make_request, run
+    from bitzoo.finetune.request import Watcher, make_request
+    from bitzoo.finetune.run import run
 
     request = make_request(**options)
     watcher = Watcher(progress=progress)

@@ -7,8 +7,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from checkpoints import make_checkpoint, write_npz
 from pictures import write_digits
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import bitzoo
 
@@ -49,7 +51,7 @@ def test_a_run_leaves_a_model_that_evaluates_as_it_says(
     left = {path.name for path in (desk / "run").iterdir()}
     assert left == {
         "README.md", "checkpoints", "config.json", "evaluation.json", "metrics.jsonl",
-        "model.safetensors", "report.html", "run.json",
+        "model.safetensors", "report.html", "run.json", "tensorboard",
     }  # fmt: skip
     said = json.loads((desk / "run/evaluation.json").read_text())
     found = json.loads(run(desk, "evaluate", "run", "--data", "digits", "--format", "json").stdout)
@@ -87,6 +89,46 @@ def test_a_run_is_never_lost_by_accident(
     assert (desk / "run/model.safetensors").read_bytes() == before
     run(desk, *same, *STEPS, "--resume")
     assert (desk / "run/model.safetensors").read_bytes() == before
+
+
+def test_another_numpy_may_draw_other_batches(
+    desk: Path, finished: subprocess.CompletedProcess[str]
+) -> None:
+    record = desk / "run/run.json"
+    before = record.read_text()
+    record.write_text(json.dumps(json.loads(before) | {"numpy": "1.0"}))
+    same = ["finetune", "--model", "small.npz", "--data", "digits", "--out", "run"]
+    assert '  - numpy: "1.0"' in run(desk, *same, *STEPS, "--resume", code=2).stderr
+    record.write_text(before)
+
+
+def test_tensorboard_has_the_metrics(
+    desk: Path, finished: subprocess.CompletedProcess[str]
+) -> None:
+    lines = [json.loads(line) for line in (desk / "run/metrics.jsonl").read_text().splitlines()]
+    board = EventAccumulator(str(desk / "run/tensorboard")).Reload()
+    for event, names in (("train", ("loss", "lr", "images_per_s")), ("eval", ("top1", "loss"))):
+        for name in names:
+            told = {line["step"]: line[name] for line in lines if line["event"] == event}
+            drawn = {point.step: point.value for point in board.Scalars(f"{event}/{name}")}
+            assert drawn == pytest.approx(told, rel=1e-6)
+
+
+def test_random_weights_are_the_seeds(
+    desk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever was drawn before: else a run killed before its first checkpoint would differ."""
+    monkeypatch.setenv("BITZOO_CACHE", str(desk / "cache"))
+    stems = []
+    for number, seed in enumerate((3, 3, 4)):
+        torch.manual_seed(number)
+        bitzoo.finetune(
+            desk / "small.npz", desk / "digits", tmp_path / str(number), pretrained=False,
+            steps=1, batch_size=4, lr=1e-9, resolution=(36, 32), seed=seed,
+        )  # fmt: skip
+        stems.append(bitzoo.create_model(tmp_path / str(number), pretrained=True).stem.conv.weight)
+    assert stems[0].allclose(stems[1], atol=1e-6)
+    assert not stems[0].allclose(stems[2], atol=1e-3)
 
 
 def test_the_head_alone(desk: Path) -> None:

@@ -1,0 +1,35 @@
+"""Metrics in TensorBoard, through accelerate's tracker, where TensorBoard is installed."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+FOLDER_NAME = "tensorboard"
+
+Track = Callable[[int, Mapping[str, float]], None]
+"""Called with the updates made so far and metrics by name."""
+
+
+@contextlib.contextmanager
+def tracker(run: Path, step: int) -> Iterator[Track]:
+    """Record metrics below `run`; without TensorBoard (extra ``tensorboard``) do nothing.
+
+    Args:
+        run: The run directory.
+        step: Updates that are made already: what was recorded after them is dropped.
+    """
+    from accelerate.utils import is_tensorboard_available
+
+    if not is_tensorboard_available():
+        yield lambda step, metrics: None
+        return
+    from accelerate.tracking import TensorBoardTracker
+
+    board = TensorBoardTracker(FOLDER_NAME, run, purge_step=step + 1)
+    board.start()
+    try:
+        yield lambda step, metrics: board.log(dict(metrics), step=step)
+    finally:
+        board.finish()
