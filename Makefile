@@ -4,7 +4,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: quickstart test test-full lint format bench readme clean
+.PHONY: quickstart test test-full lint format bench bench-quick readme clean
 
 quickstart: .venv/.installed  ## the main job, end to end, on a small random checkpoint
 	$(BIN)/bitzoo quickstart
@@ -24,8 +24,11 @@ format: .venv/.installed-dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: .venv/.installed-dev  ## tables of timings; nothing is asserted
-	for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done
+bench: .venv/.installed-dev  ## tables of timings into benchmarks/RESULTS.md; an hour
+	$(BIN)/python benchmarks/run.py
+
+bench-quick: .venv/.installed-dev  ## the same at a small size, within five minutes
+	$(BIN)/python benchmarks/run.py --quick
 
 readme: .venv/.installed-dev  ## the catalogue table, from the registry
 	$(BIN)/python tests/readme_table.py

@@ -1,6 +1,4 @@
-"""What a training step stores for backward, and what storing less costs.
-
-    python benchmarks/backward_memory.py [--arch R50x1] [--size 128] [--batch 32] [--rounds 5]
+"""What a training step stores for backward, and what storing less costs: for `finetune.py`.
 
 Bytes are those of the unique storages that `torch.autograd.graph.saved_tensors_hooks` sees during a
 forward pass, with and without the parameters among them. Peak is what a process grows by during its
@@ -13,18 +11,16 @@ the difference relative to the norm, for the worst parameter.
 
 from __future__ import annotations
 
-import argparse
-import resource
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import timm
 import torch
-from measure import machine, run
+from measure import aligned, apart, peak_bytes
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.nn import functional as F
@@ -122,85 +118,88 @@ SWITCHES: dict[str, tuple[Callable[[nn.Module], object], int]] = {
 }
 
 
-def main() -> None:
-    """Run the benchmark."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--arch", default="R50x1", choices=list(ARCHITECTURES))
-    parser.add_argument("--size", type=int, default=128)
-    parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--peak-of", choices=list(SWITCHES), help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    if options.peak_of:
-        print(peak_of_first_step(options))
-    else:
-        print(machine())
-        print(compare(options))
+FEW = (PLAIN, "GN+ReLU recomputed", "whole blocks checkpointed")
+"""Those that a quick look has time for."""
 
 
-def make(name: str, arch: str, dtype: torch.dtype = torch.float32) -> Contestant:
-    """Make a contestant; all have the same weights."""
-    switch, parts = SWITCHES[name]
-    generator = torch.Generator().manual_seed(0)
-    network: nn.Module = BiT(ARCHITECTURES[arch], CLASSES)
-    network.init_weights(generator)
-    nn.init.normal_(network.head.fc.weight, std=0.01, generator=generator)
-    if name == TIMM:
-        state = network.state_dict()
-        network = timm.create_model(f"resnetv2_{arch[1:]}_bit", num_classes=CLASSES)
-        network.load_state_dict(state)
-        for module in network.modules():
-            if isinstance(module, timm.layers.StdConv2d):
-                module.eps = 1e-10  # the release's, for gradients to compare
-    handle = switch(network.to(dtype).train())
-    one_step = handle if isinstance(handle, AbstractContextManager) else nullcontext()
-    return Contestant(network, parts, one_step)
+@dataclass(frozen=True)
+class Load:
+    """What a step computes, and where."""
+
+    arch: str
+    size: int
+    batch: int
+    device: str
+
+    def images(self) -> tuple[Tensor, Tensor]:
+        """Random images and their labels; the same each time."""
+        generator = torch.Generator().manual_seed(1)
+        images = torch.rand((self.batch, 3, self.size, self.size), generator=generator) * 2 - 1
+        labels = torch.arange(self.batch) % CLASSES
+        return images.to(self.device), labels.to(self.device)
+
+    def contestant(self, name: str, dtype: torch.dtype = torch.float32) -> Contestant:
+        """Make a contestant; all have the same weights."""
+        switch, parts = SWITCHES[name]
+        generator = torch.Generator().manual_seed(0)
+        network: nn.Module = BiT(ARCHITECTURES[self.arch], CLASSES)
+        network.init_weights(generator)
+        nn.init.normal_(network.head.fc.weight, std=0.01, generator=generator)
+        if name == TIMM:
+            state = network.state_dict()
+            network = timm.create_model(f"resnetv2_{self.arch[1:]}_bit", num_classes=CLASSES)
+            network.load_state_dict(state)
+            for module in network.modules():
+                if isinstance(module, timm.layers.StdConv2d):
+                    module.eps = 1e-10  # the release's, for gradients to compare
+        handle = switch(network.to(self.device, dtype).train())
+        one_step = handle if isinstance(handle, AbstractContextManager) else nullcontext()
+        return Contestant(network, parts, one_step)
 
 
-def make_batch(options: argparse.Namespace) -> tuple[Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(1)
-    shape = (options.batch, 3, options.size, options.size)
-    images = torch.rand(shape, generator=generator) * 2 - 1
-    return images, torch.arange(options.batch) % CLASSES
-
-
-def compare(options: argparse.Namespace) -> str:
-    """Measure all contestants and return their table."""
-    # First, because a process starts with the peak of the one that started it.
-    peaks = {name: measure_peak(name, options) for name in SWITCHES}
-    agreement = compare_gradients(options)
-    contestants = {name: make(name, options.arch) for name in SWITCHES}
-    batch = make_batch(options)
-    saved = {name: contestant.saved_bytes(*batch) for name, contestant in contestants.items()}
-    seconds = interleave_steps(contestants, batch, options.rounds)
-    lines = [
-        f"### {options.arch}, {options.size} px, batch {options.batch}",
-        "",
-        f"| | saved MB | / {PLAIN} | but parameters MB | / {PLAIN} | peak MB "
-        f"| s a step | time / {PLAIN} | time / {TIMM} | loss differs by | gradients by |",
-        "|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|",
+def report(load: Load, rounds: int, names: Sequence[str] = tuple(SWITCHES)) -> str:
+    """Measure contestants, the plain modules first among them, and return their table."""
+    peaks = {}
+    for name in names:
+        print(f"  peak: {name}", file=sys.stderr)
+        peaks[name] = apart(peak_of_first_step, name, load)
+    agreement = compare_gradients(load, names)
+    contestants = {name: load.contestant(name) for name in names}
+    saved = {name: one.saved_bytes(*load.images()) for name, one in contestants.items()}
+    seconds = interleave_steps(contestants, load, rounds)
+    others = [name for name in (PLAIN, TIMM) if name in names]
+    rows = [
+        (
+            *("", "saved MB", f"/ {PLAIN}", "but parameters MB", f"/ {PLAIN}", "peak MB"),
+            *("s a step", *(f"time / {other}" for other in others)),
+            *("loss differs by", "gradients by"),
+        )
     ]
-    for name in contestants:
+    for name in names:
         cells = [name]
         for ours, plain in zip(saved[name], saved[PLAIN], strict=True):
             cells += [f"{ours / 1e6:.0f}", f"{ours / plain:.3f}"]
-        cells += [f"{peaks[name] / 1e6:.0f}", f"{statistics.median(seconds[name]):.2f}"]
-        cells += [f"{ratio(seconds[name], seconds[other]):.2f}" for other in (PLAIN, TIMM)]
-        cells += [f"{difference:.0e}" for difference in agreement[name]]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
+        cells += [f"{peaks[name] / 1e6:.0f}", f"{statistics.median(seconds[name]):.3f}"]
+        cells += [f"{ratio(seconds[name], seconds[other]):.2f}" for other in others]
+        rows.append((*cells, *(f"{difference:.0e}" for difference in agreement[name])))
+    title = f"Stored for backward: {load.arch}, {load.size} px, batch {load.batch}, {load.device}"
+    return aligned(title, rows)
 
 
 def interleave_steps(
-    contestants: dict[str, Contestant], batch: tuple[Tensor, Tensor], rounds: int
+    contestants: Mapping[str, Contestant], load: Load, rounds: int
 ) -> dict[str, list[float]]:
+    batch = load.images()
     seconds: dict[str, list[float]] = {name: [] for name in contestants}
-    for turn in range(rounds):
+    for turn in range(rounds + 1):  # the first is not counted
         for name, contestant in contestants.items():
-            print(f"  round {turn + 1} of {rounds}: {name}", file=sys.stderr)
+            print(f"  round {turn} of {rounds}: {name}", file=sys.stderr)
             started = time.perf_counter()
             contestant.step(*batch)
-            seconds[name].append(time.perf_counter() - started)
+            if load.device == "cuda":
+                torch.cuda.synchronize()
+            if turn:
+                seconds[name].append(time.perf_counter() - started)
             contestant.network.zero_grad()
     return seconds
 
@@ -209,14 +208,14 @@ def ratio(ours: list[float], theirs: list[float]) -> float:
     return statistics.median(a / b for a, b in zip(ours, theirs, strict=True))
 
 
-def compare_gradients(options: argparse.Namespace) -> dict[str, tuple[float, float]]:
+def compare_gradients(load: Load, names: Sequence[str]) -> dict[str, tuple[float, float]]:
     """Relative differences from the plain modules of the loss and of the worst gradient."""
-    images, labels = (tensor[:COMPARED] for tensor in make_batch(options))
+    images, labels = (tensor[:COMPARED] for tensor in load.images())
     found = {}
     expected: tuple[float, dict[str, Tensor]] | None = None
-    for name in SWITCHES:  # the plain modules are the first
+    for name in names:
         print(f"  loss and gradients: {name}", file=sys.stderr)
-        contestant = make(name, options.arch, torch.float64)
+        contestant = load.contestant(name, torch.float64)
         loss = contestant.step(images.double(), labels)
         gradients = {key: p.grad for key, p in contestant.network.named_parameters()}
         expected = expected or (loss, gradients)
@@ -228,23 +227,13 @@ def compare_gradients(options: argparse.Namespace) -> dict[str, tuple[float, flo
     return found
 
 
-def measure_peak(name: str, options: argparse.Namespace) -> int:
-    print(f"  peak: {name}", file=sys.stderr)
-    command = [sys.executable, __file__, "--peak-of", name, "--arch", options.arch]
-    size = ["--size", str(options.size), "--batch", str(options.batch)]
-    return int(run([*command, *size]).output)
-
-
-def peak_of_first_step(options: argparse.Namespace) -> int:
-    contestant, batch = make(options.peak_of, options.arch), make_batch(options)
+def peak_of_first_step(name: str, load: Load) -> int:
+    contestant, batch = load.contestant(name), load.images()
+    if load.device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        contestant.step(*batch)
+        return torch.cuda.max_memory_allocated() - before
     before = peak_bytes()
     contestant.step(*batch)
     return peak_bytes() - before
-
-
-def peak_bytes() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
-if __name__ == "__main__":
-    main()

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import platform
+import resource
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from typing import TypeVar
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -35,6 +41,21 @@ def run(command: Sequence[str | Path]) -> Sample:
     if process.returncode:
         raise SystemExit(f"{command[0]} exited with {process.returncode}")
     return Sample(seconds, usage.ru_maxrss * 1024, output)
+
+
+def apart(function: Callable[..., T], *args: object) -> T:
+    """Call a function in a process of its own and return its result.
+
+    The process is forked from a server that has imported what the script imports and computed
+    nothing: it starts at once, and nobody else's memory counts as its peak.
+    """
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("forkserver")) as pool:
+        return pool.submit(function, *args).result()
+
+
+def peak_bytes() -> int:
+    """Return the most memory that this process has had resident."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def make_checkpoint(path: Path, arch: str, num_classes: int) -> None:
@@ -82,6 +103,38 @@ def table(title: str, samples: Mapping[str, Sequence[Sample]], baseline: str) ->
             f"| {peak:.0f} | {medians[name] / medians[baseline]:.2f} |"
         )
     return "\n".join(lines) + "\n"
+
+
+def rate_table(
+    title: str, samples: Mapping[str, Sequence[Sample]], images: int, baseline: str
+) -> str:
+    """Return a Markdown table of images/s: median, minimum, maximum, peak memory, ratio.
+
+    Every sample took its seconds for `images` images.
+    """
+    rates = {name: [images / sample.seconds for sample in runs] for name, runs in samples.items()}
+    slowest = statistics.median(rates[baseline])
+    rows = [("", "median images/s", "min", "max", "peak MB", f"rate / {baseline}")]
+    for name, found in rates.items():
+        peak = max(sample.peak_bytes for sample in samples[name]) / 1e6
+        middle = statistics.median(found)
+        cells = [f"{rate:.1f}" for rate in (middle, min(found), max(found))]
+        rows.append((name, *cells, f"{peak:.0f}" if peak else "", f"{middle / slowest:.2f}"))
+    return aligned(title, rows)
+
+
+def aligned(title: str, rows: Sequence[Sequence[str]]) -> str:
+    """Return a Markdown table whose columns line up in a terminal too; the first row heads it."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
+    lines = []
+    for name, *cells in [rows[0], rule, *rows[1:]]:
+        padded = [
+            name.ljust(widths[0]),
+            *(cell.rjust(width) for cell, width in zip(cells, widths[1:], strict=True)),
+        ]
+        lines.append(f"| {' | '.join(padded)} |")
+    return "\n".join([f"### {title}", "", *lines]) + "\n"
 
 
 def machine() -> str:

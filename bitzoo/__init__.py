@@ -16,6 +16,7 @@ from bitzoo._version import __version__
 if TYPE_CHECKING:
     from bitzoo.finetune import finetune
     from bitzoo.finetune.hyperrule import hyperrule
+    from bitzoo.inference.optimize import optimize
     from bitzoo.registry import ModelSpec, get_spec, list_models
     from bitzoo.zoo import create_model, create_transform, fold, labels
 
@@ -29,6 +30,7 @@ _HOMES = {
     "hyperrule": "finetune.hyperrule",
     "labels": "zoo",
     "list_models": "registry",
+    "optimize": "inference.optimize",
 }
 
 __all__ = [
@@ -42,6 +44,7 @@ __all__ = [
     "hyperrule",
     "labels",
     "list_models",
+    "optimize",
 ]
 
 

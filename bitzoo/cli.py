@@ -54,6 +54,29 @@ edition_option = click.option(
 )
 
 
+def inference_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Add how a network is run."""
+    for option in (
+        click.option(
+            "--backend",
+            type=click.Choice(["eager", "compile", "onnxruntime", "openvino"]),
+            default="eager",
+            show_default=True,
+            help="What runs the network.",
+        ),
+        click.option(
+            "--dtype",
+            type=click.Choice(["float32", "bfloat16", "float16"]),
+            default="float32",
+            show_default=True,
+            help="What it computes in; less is faster.",
+        ),
+        click.option("--batch-size", type=int, default=32, show_default=True),
+    ):
+        command = option(command)
+    return command
+
+
 @click.group(context_settings=_SETTINGS)
 @click.version_option(__version__, message="bitzoo %(version)s")
 @debug_option
@@ -112,8 +135,33 @@ def info(model: str, json: bool) -> None:
 
 
 @app.command(no_args_is_help=True)
-@click.option("--src", required=True, help="A checkpoint file, its address, or a catalogue name.")
+@click.option("--src", required=True, help="A checkpoint, its address, or a catalogue name.")
 @click.option("--dst", type=_PATH, help="File or folder to write to; default: beside the source.")
+@click.option(
+    "--to",
+    type=click.Choice(["safetensors", "npz", "h5", "timm", "transformers", "bit_pytorch"]),
+    default="safetensors",
+    show_default=True,
+    help="Format to write; of transformers, a folder.",
+)
+@click.option(
+    "--from",
+    "kind",
+    type=click.Choice(["npz", "h5", "tfhub"]),
+    help="Which released file of a catalogue name; default npz.",
+)
+@click.option(
+    "--dtype",
+    type=click.Choice(["float32", "float16", "bfloat16"]),
+    default="float32",
+    show_default=True,
+    help="Round the numbers; the file says so, and by how much they moved.",
+)
+@click.option(
+    "--eps-exact",
+    is_flag=True,
+    help="Kernels x10, so that timm or transformers compute Google's function; not to fine-tune.",
+)
 @check_option
 @click.option(
     "--report",
@@ -125,7 +173,10 @@ def info(model: str, json: bool) -> None:
 @json_option
 @debug_option
 def convert(**options: Any) -> None:
-    """Convert a checkpoint to safetensors and prove that nothing changed.
+    """Convert a checkpoint, by default to safetensors, and prove that nothing changed.
+
+    The source may be of any format that BiT was ever released or used in; it is recognised by its
+    content.
 
     Example: bitzoo-convert --src bit_m_r50x1.npz
     """
@@ -189,6 +240,9 @@ def hyperrule(examples: int, size: str, **options: Any) -> None:
 @click.option("--checkpoint-blocks", is_flag=True, help="A quarter of the memory, slower.")
 @click.option("--checkpoint-every", type=int, default=100, show_default=True, help="In steps.")
 @click.option("--eval-every", type=int, default=0, help="In steps; 0 only at the end.")
+@click.option(
+    "--channels-last/--no-channels-last", default=None, help="Memory format; default on a CPU."
+)
 @click.option("--resume", is_flag=True, help="Go on with the run in --out, if there is one.")
 @click.option("--overwrite", is_flag=True, help="Throw the run in --out away.")
 @debug_option
@@ -206,6 +260,7 @@ def finetune(model: str, data: str, out: Path, **options: Any) -> None:
 @click.argument("model")
 @click.option("--data", required=True, help="Labelled images, as for finetune.")
 @click.option("--format", type=click.Choice(["table", "json"]), default="table")
+@inference_options
 @debug_option
 def evaluate(model: str, data: str, **options: Any) -> None:
     """Count how MODEL, a run's folder, does on labelled images."""
@@ -219,12 +274,81 @@ def evaluate(model: str, data: str, **options: Any) -> None:
 @click.argument("paths", type=_PATH, nargs=-1, required=True)
 @click.option("--top", type=int, default=1, show_default=True, help="Classes a picture.")
 @click.option("--format", type=click.Choice(["table", "csv", "json"]), default="table")
+@inference_options
 @debug_option
 def predict(model: str, paths: tuple[Path, ...], **options: Any) -> None:
     """Say what MODEL sees in pictures or folders of pictures."""
     from bitzoo import training_commands
 
     training_commands.predict(model, paths, **options)
+
+
+@app.command(no_args_is_help=True)
+@click.argument("model")
+@click.option(
+    "--to",
+    type=click.Choice(["onnx", "openvino", "torch-export", "savedmodel"]),
+    required=True,
+    help="Format.",
+)
+@click.option(
+    "--out",
+    type=_PATH,
+    required=True,
+    help="File to write (.onnx, .xml, .pt2), or the folder of a SavedModel.",
+)
+@click.option(
+    "--dtype",
+    type=click.Choice(["float32", "float16", "bfloat16"]),
+    default="float32",
+    show_default=True,
+    help="What kernels are stored in.",
+)
+@click.option("--force", is_flag=True, help="Replace an existing output.")
+@json_option
+@debug_option
+def export(model: str, to: str, out: Path, **options: Any) -> None:
+    """Write MODEL for another runtime, run the file, and say how far it deviates.
+
+    MODEL is a catalogue name, a checkpoint file, or a run's folder.
+
+    Example: bitzoo export BiT-M-R50x1-ILSVRC2012 --to onnx --out r50x1.onnx
+    """
+    from bitzoo import export_commands
+
+    export_commands.export(model, to, out, **options)
+
+
+@app.command(no_args_is_help=True)
+@click.argument("model")
+@click.option("--repo", help="organisation/name: where to publish one model.")
+@click.option("--org", help="Organisation or user; each model keeps its name there.")
+@click.option("--private", is_flag=True, help="Make a new repository private.")
+@click.option("--create-pr", is_flag=True, help="Propose the files in a pull request.")
+@click.option("--tag", help="Name the commit, such as v1.")
+@click.option("--dry-run", is_flag=True, help="Write folder and plan; touch no network.")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.option("--folder", type=_PATH, help="Where the files are put together; default: the cache.")
+@click.option("--license", "license_id", help="SPDX id, for files of which bitzoo knows none.")
+@json_option
+@debug_option
+def publish(model: str, **options: Any) -> None:
+    """Publish MODEL (a name or pattern, a file, a run's folder) to the Hugging Face Hub."""
+    from bitzoo import publish_commands
+
+    publish_commands.publish(model, **options)
+
+
+@app.command(no_args_is_help=True)
+@click.argument("model")
+@click.option("--repo", help="organisation/name, for the snippets.")
+@click.option("--out", type=_PATH, help="File to write; default: the screen.")
+@debug_option
+def card(model: str, **options: Any) -> None:
+    """Write the model card of MODEL: a name, a file or a run's folder."""
+    from bitzoo import publish_commands
+
+    publish_commands.card(model, **options)
 
 
 @app.command()
@@ -237,7 +361,7 @@ def predict(model: str, paths: tuple[Path, ...], **options: Any) -> None:
 )
 @debug_option
 def quickstart(folder: Path) -> None:
-    """Make a small random checkpoint, convert it with proof, and classify a picture."""
+    """Make a small random checkpoint, convert it with proof, classify a picture, fine-tune."""
     from bitzoo.quickstart import run
 
     run(folder)

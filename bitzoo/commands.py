@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import os
-from contextlib import nullcontext
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
+from bitzoo.class_names import class_names_or_reason
 from bitzoo.console import print_facts, print_json, print_report, progress_bar, say
+from bitzoo.converters.formats import check_numbers, find_format
 from bitzoo.converters.parity import (
     REPORT_NAME,
     Check,
@@ -17,17 +21,31 @@ from bitzoo.converters.parity import (
     save_report,
 )
 from bitzoo.converters.parity import verify as verify_pair
-from bitzoo.converters.pipeline import Conversion, default_output
+from bitzoo.converters.pipeline import Conversion, check_replaceable, default_output
 from bitzoo.converters.sources import open_source
+from bitzoo.download import base_url, cache_dir, download, file_lock
 from bitzoo.errors import UsageError
-from bitzoo.registry import find_spec, get_spec
+from bitzoo.registry import ModelSpec, find_spec, get_spec
 from bitzoo.weights import fetched, is_address, is_location, name_in, released_url
+
+_SUFFIXES = (".npz", ".safetensors", ".h5", ".hdf5", ".pth", ".pt", ".bin", ".gz", ".tgz", ".tar")
+_MODULE_FILES = (
+    "variables/variables.index",
+    "variables/variables.data@1",
+    "saved_model.pb",
+    "tfhub_module.pb",
+)
+"""What a released module consists of; source: the README of google-research/big_transfer."""
 
 
 def convert(
     src: str,
     dst: Path | None,
     *,
+    to: str,
+    kind: str | None,
+    dtype: str,
+    eps_exact: bool,
     check: str,
     report: Path | None,
     force: bool,
@@ -35,17 +53,19 @@ def convert(
     json: bool,
 ) -> None:
     """Fetch if needed, convert, prove, write the report, and say what happened."""
-    url, name = _address(src)
+    target = find_format(to)
+    check_numbers(target, dtype, eps_exact=eps_exact)
+    url, name = _address(src, kind)
     local = None if url else Path(src).expanduser()
     if local:
         open_source(local).close()  # says what is wrong with it before anything else does
-    output = default_output(local or Path(f"{name}.npz" if name else name_in(url)))
+    output = default_output(local or Path(f"{name}.npz" if name else name_in(url)), to)
     if dst:
-        output = dst / output.name if dst.is_dir() else dst
+        output = dst / output.name if dst.is_dir() and not target.weights else dst
     proof_path = report or output.with_name(REPORT_NAME)
     if report and check == Check.NONE.value:
         raise UsageError(f"{report}: --check none proves nothing to report. Leave one of them out.")
-    _check_places(local, output, proof_path, force=force)
+    _check_places(local, output, proof_path, force=force, folder=bool(target.weights))
 
     def show(proof: Report) -> None:
         if report and not proof.passed:
@@ -53,14 +73,18 @@ def convert(
         if not json and not proof.passed:
             print_report(proof)
 
-    lent = nullcontext(local) if local else fetched(url, keep=keep_source)
+    lent = nullcontext(local) if local else _fetched(url, keep=keep_source)
     with lent as source, progress_bar() as progress:
         conversion, proof = convert_and_prove(
             source,
             output,
+            to=to,
+            number_format=dtype,
+            eps_exact=eps_exact,
             check=Check(check),
             force=force,
             model=name,
+            labels=_labels,
             progress=progress,
             on_report=show,
         )
@@ -92,24 +116,66 @@ def verify(src: Path, dst: Path, *, check: str, report: Path | None, json: bool)
     proof.require()
 
 
-def _address(src: str) -> tuple[str, str | None]:
-    """Return where to fetch `src` from, empty for a file, and its catalogue name if known."""
+def _address(src: str, kind: str | None) -> tuple[str, str | None]:
+    """Return where to fetch `src` from, empty for a file, and its catalogue name if known.
+
+    Args:
+        src: A file, an address or a catalogue name.
+        kind: Which of a name's released files.
+    """
+    if kind and (is_address(src) or _is_local(src)):
+        raise UsageError(
+            f"--from {kind} chooses between the released files of a catalogue name; {src} is a "
+            "file or an address, whose format is recognised. Leave --from out."
+        )
     if is_address(src):
         spec = find_spec(Path(name_in(src)).stem)
         return src, spec.name if spec else None
-    if is_location(src):
+    if _is_local(src):
         return "", None
     spec = get_spec(src)
-    return released_url(spec), spec.name
+    if kind in (None, "npz"):
+        return released_url(spec), spec.name
+    spec.url(kind)  # says what there is, if it was not released so
+    return base_url() + spec.files[kind], spec.name
 
 
-def _check_places(source: Path | None, output: Path, report: Path, *, force: bool) -> None:
+def _is_local(src: str) -> bool:
+    looks = src.lower().endswith(_SUFFIXES)  # even if nothing is there, which is then said
+    return looks or is_location(src) or Path(f"{src}.index").is_file()
+
+
+@contextmanager
+def _fetched(url: str, *, keep: bool) -> Iterator[Path]:
+    """Lend the cached copy of a checkpoint, as `fetched`, or of a module's folder."""
+    if not url.endswith("/"):
+        with fetched(url, keep=keep) as path:
+            yield path
+        return
+    folder = cache_dir() / "downloads" / "tfhub" / Path(url).name
+    with file_lock(folder):
+        for name in _MODULE_FILES:
+            download(url + name, folder / name)
+        yield folder
+        if not keep:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _labels(spec: ModelSpec) -> Sequence[str] | None:
+    return class_names_or_reason(spec.label_set)[0]
+
+
+def _check_places(
+    source: Path | None, output: Path, report: Path, *, force: bool, folder: bool
+) -> None:
     """Refuse what could only fail in the end, before gigabytes are fetched and converted."""
     _require_different(source=source, output=output, report=report)
     for path in (output, report):
         if not path.parent.is_dir():
             raise UsageError(f"{path}: there is no folder {path.parent}. Create it first.")
-    if output.exists() and not force:
+    if folder:
+        check_replaceable(output, force=force, folder=True)
+    elif output.exists() and not force:
         raise UsageError(f"{output} already exists. Choose another --dst, or replace it: --force.")
     load_reports(report)  # raises if something else lies there
 

@@ -63,3 +63,11 @@ class UsageError(BitzooError, ValueError):
 
 class MissingExtraError(BitzooError, ImportError):
     """An optional dependency is needed; the message says which extra installs it."""
+
+
+class HubError(BitzooError, OSError):
+    """The Hugging Face Hub refused something, or has something else than was expected."""
+
+
+class HubUnreachableError(HubError):
+    """The Hub cannot be reached or cannot answer now; the same command may work later."""

@@ -101,7 +101,15 @@ def finetune(
         say(f"median top-1 {summary['median']:.2%}, standard deviation {summary['stdev']:.2%}")
 
 
-def evaluate(model: str, data: str, *, format: str) -> None:  # noqa: A002
+def evaluate(
+    model: str,
+    data: str,
+    *,
+    format: str,  # noqa: A002
+    dtype: str,
+    backend: str,
+    batch_size: int,
+) -> None:
     """Print how a run or model does on labelled images."""
     from bitzoo.download import cache_dir
     from bitzoo.finetune.dataset import read_dataset
@@ -109,6 +117,7 @@ def evaluate(model: str, data: str, *, format: str) -> None:  # noqa: A002
     from bitzoo.finetune.inspection import inspect
     from bitzoo.finetune.pixels import open_pixels
     from bitzoo.finetune.session import labels_of
+    from bitzoo.inference.optimize import DTYPES, best_device
     from bitzoo.model import BiT
     from bitzoo.zoo import create_model, create_transform, labels
 
@@ -129,7 +138,17 @@ def evaluate(model: str, data: str, *, format: str) -> None:  # noqa: A002
             budget_bytes=20_000_000_000,
             progress=progress,
         ) as pixels:
-            found = count(network, pixels, labels_of(split), names, progress=progress)
+            found = count(
+                network,
+                pixels,
+                labels_of(split),
+                names,
+                batch_size=batch_size,
+                dtype=DTYPES[dtype],
+                backend=backend,
+                device=best_device(backend),
+                progress=progress,
+            )
     if format == "json":
         print_json(found.to_dict())
         return
@@ -141,9 +160,19 @@ def evaluate(model: str, data: str, *, format: str) -> None:  # noqa: A002
     )
 
 
-def predict(model: str, paths: tuple[Path, ...], *, top: int, format: str) -> None:  # noqa: A002
+def predict(
+    model: str,
+    paths: tuple[Path, ...],
+    *,
+    top: int,
+    format: str,  # noqa: A002
+    dtype: str,
+    backend: str,
+    batch_size: int,
+) -> None:
     """Print the likeliest classes of pictures."""
     from bitzoo.finetune.evaluate import predict as look
+    from bitzoo.inference.optimize import DTYPES, best_device
     from bitzoo.zoo import Origin, create_model, create_transform, labels
 
     network = create_model(model, pretrained=True)
@@ -159,6 +188,10 @@ def predict(model: str, paths: tuple[Path, ...], *, top: int, format: str) -> No
             names=names,
             activation=spec.activation if spec and not own else "softmax",
             k=top,
+            batch_size=batch_size,
+            dtype=DTYPES[dtype],
+            backend=backend,
+            device=best_device(backend),
             progress=progress,
         )
     if format == "json":

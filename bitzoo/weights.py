@@ -21,8 +21,9 @@ from urllib.parse import urlsplit
 from bitzoo.converters.inventory import identify
 from bitzoo.converters.parity import REPORT_NAME, Check, convert_and_prove, save_report
 from bitzoo.converters.sources import open_source
-from bitzoo.download import base_url, cache_dir, download, file_lock, is_offline
-from bitzoo.errors import CheckpointError
+from bitzoo.download import base_url, cache_dir, download, file_lock
+from bitzoo.errors import CheckpointError, HubError, UsageError
+from bitzoo.hub_source import HubAddress, fetch_snapshot, is_hub_address
 from bitzoo.registry import ModelSpec, find_spec
 
 WEIGHTS_NAME = "model.safetensors"
@@ -48,7 +49,7 @@ def is_location(text: str | os.PathLike[str]) -> bool:
     """Whether `text` is a path or an address rather than a catalogue name."""
     if not isinstance(text, str):
         return True
-    if "/" in text or os.sep in text or text.lower().endswith(_SUFFIXES):
+    if "/" in text or os.sep in text or text.lower().endswith(_SUFFIXES) or is_hub_address(text):
         return True
     return find_spec(text) is None and os.path.exists(text)
 
@@ -62,13 +63,17 @@ def locate(place: str | os.PathLike[str], *, progress: bool | None = None) -> Lo
     """Return the checkpoint at a path, in a folder, or behind an address (fetched and cached).
 
     Args:
-        place: A file; a folder with `model.safetensors` and maybe `config.json`; an http(s) URL.
+        place: A file; a folder with `model.safetensors` and maybe `config.json`; an http(s) URL;
+            ``hub:organisation/name@revision`` for a repository of the Hugging Face Hub.
         progress: Whether to show a bar; None shows it on a terminal.
 
     Raises:
-        CheckpointError: If there is nothing of the kind.
+        CheckpointError: If there is nothing of the kind, or not what its manifest says.
         DownloadError: If the address cannot be fetched.
+        HubError: If the Hub does not have it, does not give it, or cannot be reached.
     """
+    if is_hub_address(place):
+        place = fetch_snapshot(HubAddress.parse(str(place)), WEIGHTS_NAME, [CONFIG_NAME])
     if is_address(place):
         return Located(fetch(str(place), progress=progress))
     path = Path(place).expanduser()
@@ -187,24 +192,19 @@ def _from_hub(spec: ModelSpec) -> Path | None:
     organisation = os.environ.get("BITZOO_HUB_ORG", "").strip()
     if not organisation:
         return None
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError
-
     repository = f"{organisation}/{spec.name}"
     try:
-        path = hf_hub_download(
-            repository, WEIGHTS_NAME, cache_dir=cache_dir() / "hub", local_files_only=is_offline()
-        )
-    except (EntryNotFoundError, HfHubHTTPError, HFValidationError, OSError) as error:
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        address = HubAddress.parse(repository)
+        path = fetch_snapshot(address, WEIGHTS_NAME) / WEIGHTS_NAME
+    except (HubError, UsageError) as error:
         _log.warning(
             "%s is not to be had from the Hub (%s); taking Google's file instead.",
             repository,
-            reason,
+            error,
         )
         return None
-    _check_is(spec, Path(path))
-    return Path(path)
+    _check_is(spec, path)
+    return path
 
 
 def _read_config(path: Path) -> Mapping[str, Any]:

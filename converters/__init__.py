@@ -2,9 +2,13 @@
 
 Shipped as ``bitzoo.converters``. Layered, each module importing only from those before it::
 
-    tensors  layouts  names                 what a checkpoint, an axis order and a name are
-    packed  npz  safetensors_file  sources  files to tensors, and back
+    tensors  layouts  names  precision      what a checkpoint, an axis order and a name are
+    slabs  packed                           numbers into files, and out of compressed ones
+    npz  safetensors_file  keras_h5         files to tensors, and back
+    torch_file  tf_checkpoint
+    folders  archives  sources              several files as one; recognition by content
     inventory  blocks                       tensors to an architecture; work in bounded blocks
-    pipeline  state                         conversion; state dicts
-    reference  proofs  parity               the oracle and the two proofs
+    formats  transformers_folder            what can be written, and what lies beside it
+    reference  tensorflow_reference  state  the oracles; state dicts
+    proofs  pipeline  parity                comparison, conversion, the two proofs
 """

@@ -13,7 +13,7 @@ from itertools import accumulate
 
 from bitzoo.arch import BRANCHES, NUM_BLOCKS, STEM_CHANNELS, Architecture, Role, Slot
 from bitzoo.converters.layouts import LOGICAL, stored_shape
-from bitzoo.converters.names import LAYOUTS, name_of, slot_of
+from bitzoo.converters.names import LAYOUTS, layout_of, name_of, slot_of
 from bitzoo.converters.tensors import Source, StoredTensor
 from bitzoo.errors import ArchitectureError, CheckpointError, TensorMismatchError
 
@@ -78,22 +78,20 @@ def identify(source: Source) -> Inventory:
             f"{source.path}: no tensor has a BiT name; expected names like {example}, found "
             f"{len(names)} others ({listed or 'none at all'}). It holds something else."
         )
-    layout = LAYOUTS[source.names]
-    num_classes = _num_classes(found, layout)
+    num_classes = _num_classes(found, source.names)
     architecture = min(
-        _candidates(source, found, layout),
-        key=lambda candidate: len(_wrong(found, candidate.shapes(num_classes), layout)),
+        _candidates(source, found),
+        key=lambda candidate: len(_wrong(found, candidate.shapes(num_classes), source.names)),
     )
     expected = architecture.shapes(num_classes)
-    if extra or _wrong(found, expected, layout):
+    if extra or _wrong(found, expected, source.names):
         raise TensorMismatchError(_diff(source, architecture, num_classes, found, extra))
     return Inventory(architecture, num_classes, {slot: found[slot] for slot in expected})
 
 
-def _candidates(
-    source: Source, found: Mapping[Slot, StoredTensor], layout: str
-) -> list[Architecture]:
+def _candidates(source: Source, found: Mapping[Slot, StoredTensor]) -> list[Architecture]:
     """Return an architecture for each hint at the width that the file gives."""
+    layout = LAYOUTS[source.names]
     units = {block: Counter[int]() for block in range(1, NUM_BLOCKS + 1)}
     for slot in found:
         if slot.block:
@@ -138,19 +136,22 @@ def _is_kernel(tensor: StoredTensor) -> bool:
     return len(tensor.shape) == len(LOGICAL)
 
 
-def _num_classes(found: Mapping[Slot, StoredTensor], layout: str) -> int:
+def _num_classes(found: Mapping[Slot, StoredTensor], names: str) -> int:
     kernel, bias = found.get(Slot(Role.HEAD_KERNEL)), found.get(Slot(Role.HEAD_BIAS))
+    layout = layout_of(Role.HEAD_KERNEL, names)
     if bias is not None and len(bias.shape) == 1:
         return bias.shape[0]
-    if kernel is not None and _is_kernel(kernel):
+    if kernel is not None and len(kernel.shape) == len(layout):
         return kernel.shape[layout.index("O")]
     return 0
 
 
 def _wrong(
-    found: Mapping[Slot, StoredTensor], expected: Mapping[Slot, tuple[int, ...]], layout: str
+    found: Mapping[Slot, StoredTensor], expected: Mapping[Slot, tuple[int, ...]], names: str
 ) -> set[Slot]:
-    shapes = {slot: stored_shape(shape, layout) for slot, shape in expected.items()}
+    shapes = {
+        slot: stored_shape(shape, layout_of(slot.role, names)) for slot, shape in expected.items()
+    }
     return {
         slot
         for slot in found.keys() | shapes.keys()
@@ -165,12 +166,11 @@ def _diff(
     found: Mapping[Slot, StoredTensor],
     extra: Iterable[StoredTensor],
 ) -> str:
-    layout = LAYOUTS[source.names]
     expected = architecture.shapes(num_classes)
     lines = [(tensor.name, "+", tensor.shape) for tensor in extra]
-    for slot in _wrong(found, expected, layout):
+    for slot in _wrong(found, expected, source.names):
         if slot in expected:
-            shape = stored_shape(expected[slot], layout)
+            shape = stored_shape(expected[slot], layout_of(slot.role, source.names))
             lines.append((name_of(slot, source.names), "-", shape))
         if slot in found:
             lines.append((found[slot].name, "+", found[slot].shape))

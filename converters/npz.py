@@ -17,6 +17,7 @@ import warnings
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ import numpy as np
 from numpy.lib import format as npy
 
 from bitzoo.converters.packed import DAMAGE, PackedTensor, Unpacked
+from bitzoo.converters.slabs import Place, SlabWriter
 from bitzoo.converters.tensors import (
     Array,
     RawFile,
@@ -41,6 +43,7 @@ MAX_DIRECTORY_BYTES = 1 << 20
 and parsing 20,000 takes seconds."""
 MAX_UNPACKED_BYTES = 16 << 30
 """Bound on what compressed members may unpack to; the largest released file has 4.43 GB."""
+_PIECE = 1 << 20
 _MAX_NAME = 255
 _MAX_RANK = 32
 _MAX_SIZE = 1 << 62
@@ -196,6 +199,56 @@ class _BoundedFile(io.FileIO):
                 f"most {MAX_DIRECTORY_BYTES:,}. This is no BiT checkpoint."
             )
         return super().read(-1 if size is None else size) or b""
+
+
+class NpzWriter(SlabWriter):
+    """An `.npz` being written as NumPy writes it: stored `.npy` members, float32, in given order.
+
+    Members lie where they will stay from the start; `finish` reads them once for their checksums.
+    """
+
+    def __init__(self, path: Path, places: Mapping[str, Place]) -> None:
+        """Reserve the file at its full size.
+
+        Args:
+            path: File to write; truncated if it exists.
+            places: Every tensor's name, shape and axis of outputs; offsets do not matter.
+        """
+        self._members: list[tuple[zipfile.ZipInfo, bytes]] = []
+        laid, position = {}, 0
+        for name, place in places.items():
+            head = io.BytesIO()
+            described = {"descr": "<f4", "fortran_order": False, "shape": place.shape}
+            npy.write_array_header_1_0(head, described)
+            info = zipfile.ZipInfo(f"{name}.npy")
+            info.header_offset, info.CRC = position, 0
+            info.file_size = info.compress_size = len(head.getvalue()) + 4 * math.prod(place.shape)
+            self._members.append((info, head.getvalue()))
+            position += len(info.FileHeader(zip64=True)) + len(head.getvalue())
+            laid[name] = replace(place, offset=position)
+            position += 4 * math.prod(place.shape)
+        self._end = position
+        super().__init__(path, laid, 4, position)
+
+    def finish(self, metadata: Mapping[str, str]) -> None:
+        """Write the members' headers and the zip directory, and close; there is no metadata."""
+        with zipfile.ZipFile(self._file, "w") as archive:
+            for info, head in self._members:
+                position = info.header_offset + len(info.FileHeader(zip64=True))
+                self._put(head, position)
+                info.CRC = self._crc(position, position + info.file_size)
+                self._put(info.FileHeader(zip64=True), info.header_offset)
+                archive.filelist.append(info)
+            archive.start_dir = self._end  # where closing it writes the directory
+        self.close()
+
+    def _crc(self, start: int, stop: int) -> int:
+        crc = 0
+        for position in range(start, stop, _PIECE):
+            crc = zlib.crc32(
+                os.pread(self._file.fileno(), min(_PIECE, stop - position), position), crc
+            )
+        return crc
 
 
 def write_npz(path: Path, tensors: Iterable[tuple[str, Array]]) -> None:

@@ -22,18 +22,22 @@ from typing import Any
 from bitzoo._version import __version__
 from bitzoo.arch import Architecture
 from bitzoo.converters.blocks import crew
+from bitzoo.converters.folders import find_weights
 from bitzoo.converters.inventory import Inventory, identify
-from bitzoo.converters.pipeline import Conversion, convert
+from bitzoo.converters.pipeline import LOGITS_DEVIATION, Conversion, Labels, convert
+from bitzoo.converters.precision import format_deviation
 from bitzoo.converters.proofs import (
     LOGITS_REASON,
     SEED,
     LogitsProof,
     WeightsProof,
+    numbers_of,
     prove_logits,
     prove_weights,
 )
+from bitzoo.converters.safetensors_file import restate
 from bitzoo.converters.sources import open_source
-from bitzoo.converters.tensors import Progress, Source
+from bitzoo.converters.tensors import Progress, Source, sha256_of
 from bitzoo.errors import ParityError, UsageError
 
 REPORT_NAME = "parity.json"
@@ -73,7 +77,7 @@ class Report:
             "architecture": self.architecture,
             "num_classes": self.num_classes,
             "weights": asdict(self.weights) | {"passed": self.weights.passed},
-            "weights_rule": "every output tensor mapped back equals the source bit for bit",
+            "weights_rule": f"every output tensor mapped back equals the source {self._rule}",
             "logits": [
                 _json_numbers(asdict(proof))
                 | {"tolerance": proof.tolerance, "passed": proof.passed}
@@ -82,6 +86,12 @@ class Report:
             "logits_rule": LOGITS_REASON,
             "seed": SEED,
         }
+
+    @property
+    def _rule(self) -> str:
+        stored = str(self.output.get("numbers", "float32"))
+        scale = ", kernels multiplied by 10" if " x" in stored else ""
+        return "bit for bit" if stored == "float32" else f"rounded to {stored.split()[0]}{scale}"
 
     def require(self) -> None:
         """Raise what failed.
@@ -112,9 +122,13 @@ def convert_and_prove(
     source: Path,
     output: Path,
     *,
+    to: str = "safetensors",
+    number_format: str = "float32",
+    eps_exact: bool = False,
     check: Check = Check.LOGITS,
     force: bool = False,
     model: str | None = None,
+    labels: Labels | None = None,
     hash_output: bool | None = None,
     progress: Progress | None = None,
     on_report: Callable[[Report], None] | None = None,
@@ -123,10 +137,15 @@ def convert_and_prove(
 
     Args:
         source: A checkpoint of any format that bitzoo reads.
-        output: The safetensors file to write.
+        output: The file or folder to write.
+        to: In which format; this and the next two as of `convert`.
+        number_format: What to round the numbers to; the file says so, and by how much its weights
+            and, where they are compared, its logits moved.
+        eps_exact: Whether to make up for the eps of timm and transformers.
         check: What to prove.
         force: Whether an existing output may be replaced.
         model: Catalogue name of the release, if it is known.
+        labels: Class names of a release, for formats that state them.
         hash_output: Whether the report has the output's SHA-256; None is yes if logits are
             compared. The bits are proven without it, and it takes longer than proving them.
         progress: Called as bytes move.
@@ -145,6 +164,12 @@ def convert_and_prove(
         with open_source(source) as first, open_source(conversion.output) as second:
             wanted = check is Check.LOGITS if hash_output is None else hash_output
             report = _judge(first, second, check, progress, conversion, hash_output=wanted)
+        if report.logits and number_format != "float32":
+            moved = max(proof.relative_l2 for proof in report.logits)
+            weights = find_weights(conversion.output) or conversion.output
+            restate(weights, LOGITS_DEVIATION, format_deviation(moved))
+            if wanted:
+                report = replace(report, output={**report.output, "sha256": sha256_of(weights)})
         report = replace(report, output={**report.output, "name": output.name})
         if on_report:
             on_report(report)
@@ -153,10 +178,14 @@ def convert_and_prove(
     conversion = convert(
         source,
         output,
+        to=to,
+        number_format=number_format,
+        eps_exact=eps_exact,
         compare=check is not Check.NONE,
         prove=prove,
         force=force,
         model=model,
+        labels=labels,
         progress=progress,
     )
     return conversion, report
@@ -211,7 +240,7 @@ def _judge(
         hashes[source] = known.sha256
     return Report(
         _describe(source, hashes.get(source)),
-        _describe(output, hashes.get(output)),
+        _describe(output, hashes.get(output)) | {"numbers": numbers_of(source, output, result)},
         inventory.architecture.name,
         inventory.num_classes,
         weights,

@@ -1,6 +1,8 @@
 """Conversion: open -> identify -> move blocks -> prove -> give the file its name.
 
-Nothing exists under the output's name until every proof asked for has passed.
+One mechanism for every pair of formats: a block is read in the source's order of axes, viewed in
+the network's, copied into the output's, and written where it belongs. Nothing exists under the
+output's name until every proof asked for has passed.
 """
 
 from __future__ import annotations
@@ -8,7 +10,7 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,17 +20,65 @@ import numpy as np
 from bitzoo import registry
 from bitzoo._version import __version__
 from bitzoo.converters.blocks import Block, crew, plan_blocks
+from bitzoo.converters.formats import Format, check_numbers, find_format
 from bitzoo.converters.inventory import Inventory, identify
-from bitzoo.converters.layouts import as_oihw, copy_blocked, out_axis
-from bitzoo.converters.names import LAYOUTS, name_of
-from bitzoo.converters.proofs import BitComparison, WeightsProof
-from bitzoo.converters.safetensors_file import SafetensorsSource, SafetensorsWriter
+from bitzoo.converters.layouts import as_oihw, copy_blocked, out_axis, stored_shape
+from bitzoo.converters.names import layout_of, name_of
+from bitzoo.converters.precision import Deviation, round_to, widen
+from bitzoo.converters.proofs import BitComparison, WeightsProof, prove_weights
+from bitzoo.converters.safetensors_file import SafetensorsSource
 from bitzoo.converters.sources import open_source
-from bitzoo.converters.tensors import Progress, Source
+from bitzoo.converters.tensors import (
+    EPS_EXACT_SCALE,
+    KERNEL_SCALE,
+    Array,
+    Progress,
+    Scratch,
+    Source,
+)
+from bitzoo.converters.transformers_folder import write_companions
 from bitzoo.errors import CheckpointError, UsageError
+from bitzoo.registry import ModelSpec
 
+UNMEASURED = "unmeasured"
+"""Stands for a deviation until it is known; as long as one is."""
+LOGITS_DEVIATION = "logits_relative_l2"
+_WEIGHTS_DEVIATION = "weights_relative_l2"
 _UNKNOWN_SHA256 = "0" * 64
 _FINITE_STEP = 1 << 16
+_OWN_FILES = {"model.safetensors", "config.json", "preprocessor_config.json"}
+"""What a folder that may be replaced holds."""
+_ENDINGS = (".gz", ".tgz", ".tar", ".index")
+"""What comes off a source's name besides its suffix."""
+
+Labels = Callable[[ModelSpec], Sequence[str] | None]
+
+
+@dataclass(frozen=True)
+class Target:
+    """What to write.
+
+    Attributes:
+        format: Which format.
+        number_format: float32, or what the numbers are rounded to.
+        eps_exact: Whether standardized kernels are multiplied by `EPS_EXACT_SCALE`, with which the
+            eps of timm and transformers computes the released function.
+        labels: Class names of a release, for formats that state them.
+    """
+
+    format: Format
+    number_format: str = "float32"
+    eps_exact: bool = False
+    labels: Labels | None = None
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether the output holds the very numbers of the source."""
+        return self.number_format == "float32" and not self.eps_exact
+
+    def weights_in(self, path: Path) -> Path:
+        """Return the file that has the weights of the output at `path`."""
+        return path / self.format.weights if self.format.weights else path
 
 
 @dataclass(frozen=True)
@@ -37,12 +87,13 @@ class Conversion:
 
     Attributes:
         source: The file that was read.
-        output: The safetensors file.
+        output: The file or folder.
         inventory: The network found in it; its tensors are closed.
         model: Catalogue name, if the file is known to be that release.
         sha256: SHA-256 of the source.
         notes: What a user should know, in sentences.
         weights: The proof of weights, if it was asked for.
+        exact: Whether the output holds the very numbers of the source.
     """
 
     source: Path
@@ -52,28 +103,41 @@ class Conversion:
     sha256: str
     notes: tuple[str, ...]
     weights: WeightsProof | None = None
+    exact: bool = True
 
 
-def default_output(source: Path) -> Path:
+def default_output(source: Path, to: str = "safetensors") -> Path:
     """Return the path beside `source` that a conversion writes unless told otherwise."""
-    return source.with_suffix(".safetensors")
+    place = source
+    while place.suffix.lower() in _ENDINGS:
+        place = place.with_suffix("")
+    name = place.name.removesuffix(place.suffix)
+    return source.with_name(name + find_format(to).ending)
 
 
 def convert(
     source: Path,
     output: Path | None = None,
     *,
+    to: str = "safetensors",
+    number_format: str = "float32",
+    eps_exact: bool = False,
     compare: bool = False,
     prove: Callable[[Conversion], None] | None = None,
     force: bool = False,
     model: str | None = None,
+    labels: Labels | None = None,
     progress: Progress | None = None,
 ) -> Conversion:
-    """Convert a checkpoint to safetensors with timm's names, float32, values untouched.
+    """Convert a checkpoint to another format, values untouched unless asked otherwise.
 
     Args:
         source: A checkpoint that `open_source` reads.
         output: Where to write; default beside the source.
+        to: A name in `FORMATS`; ``safetensors`` is bitzoo's own form, with timm's names.
+        number_format: ``float16`` or ``bfloat16`` to round the numbers; the file says so.
+        eps_exact: For timm and transformers, whose eps differs from the release's: multiply the
+            standardized kernels so that they compute the released function. For inference only.
         compare: Whether to read every block back, map it to the source's axis order, and compare
             the bits; `Conversion.weights` then says what was found.
         prove: Called with the conversion, whose `output` is still a temporary file, before the
@@ -81,6 +145,7 @@ def convert(
         force: Whether an existing output may be replaced.
         model: Catalogue name of the release; default: the one the file's name stands for, if its
             architecture agrees.
+        labels: Class names of a release, for formats that state them.
         progress: Called as bytes are read and written.
 
     Returns:
@@ -89,34 +154,42 @@ def convert(
     Raises:
         CheckpointError: If the source is damaged, unsafe, or holds NaN or infinity.
         TensorMismatchError: If its tensors make no BiT network.
-        UsageError: If the output exists and `force` is False, or there is no room for it.
+        UsageError: If the output exists and `force` is False, there is no room for it, or the
+            options do not fit the format.
     """
-    output = output or default_output(source)
+    target = Target(find_format(to), number_format, eps_exact, labels)
+    check_numbers(target.format, number_format, eps_exact=eps_exact)
+    output = output or default_output(source, to)
     with open_source(source) as opened:
+        opened.require_unscaled()
         inventory = identify(opened)
         model, notes = _recognise(opened, inventory, model)
-        with new_file(output, 4 * inventory.num_params, force=force) as temporary:
-            sha256, weights = _move(opened, inventory, model, temporary, compare, progress)
-            conversion = Conversion(source, temporary, inventory, model, sha256, notes, weights)
+        folder = bool(target.format.weights)
+        room = 4 * inventory.num_params * target.format.copies
+        with new_file(output, room, force=force, folder=folder) as temporary:
+            sha256, weights = _move(opened, inventory, model, temporary, target, compare, progress)
+            conversion = Conversion(
+                source, temporary, inventory, model, sha256, notes, weights, target.is_exact
+            )
             if prove:
                 prove(conversion)
     return replace(conversion, output=output)
 
 
 @contextmanager
-def new_file(path: Path, size: int, *, force: bool) -> Iterator[Path]:
+def new_file(path: Path, size: int, *, force: bool, folder: bool = False) -> Iterator[Path]:
     """Yield a temporary path that becomes `path` if the body succeeds, and vanishes if not.
 
     Args:
         path: The final name.
         size: Bytes that will be written; the disk must have them.
-        force: Whether an existing file may be replaced.
+        force: Whether an existing output may be replaced.
+        folder: Whether the path is a folder; the temporary one is there already.
 
     Raises:
         UsageError: If `path` may not or cannot be written.
     """
-    if path.is_dir() or (path.exists() and not force):
-        raise UsageError(f"{path} already exists. Choose another output, or replace it: --force.")
+    check_replaceable(path, force=force, folder=folder)
     if not path.parent.is_dir():
         raise UsageError(f"{path}: there is no folder {path.parent}. Create it first.")
     free = shutil.disk_usage(path.parent).free
@@ -128,12 +201,56 @@ def new_file(path: Path, size: int, *, force: bool) -> Iterator[Path]:
     # Process numbers repeat across containers that share a disk, and threads share theirs.
     temporary = path.with_name(f".bitzoo-{secrets.token_hex(4)}.tmp")
     try:
+        if folder:
+            temporary.mkdir()
         yield temporary
-        os.replace(temporary, path)
+        if folder and path.is_dir():
+            _swap(temporary, path)
+        else:
+            os.replace(temporary, path)
     except OSError as error:
         raise UsageError(f"{path}: cannot be written ({error.strerror or error}).") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        if folder:
+            shutil.rmtree(temporary, ignore_errors=True)
+        else:
+            temporary.unlink(missing_ok=True)
+
+
+def check_replaceable(path: Path, *, force: bool, folder: bool) -> None:
+    """Refuse an output that exists and may not be replaced; a folder never takes strange files.
+
+    Raises:
+        UsageError: Says what stands there.
+    """
+    if folder and path.is_dir():
+        strange = sorted({entry.name for entry in path.iterdir()} - _OWN_FILES)
+        if strange:
+            raise UsageError(
+                f"{path}: expected a new folder, found one that holds {', '.join(strange[:3])}. "
+                "Choose another output."
+            )
+        if force or not any(path.iterdir()):
+            return
+    if path.is_dir() or path.is_symlink() or path.exists():
+        if not force or path.is_dir():
+            raise UsageError(
+                f"{path} already exists. Choose another output, or replace it: --force."
+            )
+        if folder:
+            raise UsageError(f"{path}: expected a new folder, found a file. Choose another output.")
+
+
+def _swap(temporary: Path, path: Path) -> None:
+    """Put a folder in the place of another, which goes only when the new one is there."""
+    old = path.with_name(f"{temporary.name}.old")
+    os.replace(path, old)
+    try:
+        os.replace(temporary, path)
+    except OSError:
+        os.replace(old, path)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def _recognise(
@@ -141,7 +258,7 @@ def _recognise(
 ) -> tuple[str | None, tuple[str, ...]]:
     """Return the release that a file is, if name and tensors agree, and notes about it."""
     notes = list(source.notes)
-    dtypes = {str(tensor.dtype) for tensor in inventory.tensors.values()} - {"float32"}
+    dtypes = {tensor.number_format for tensor in inventory.tensors.values()} - {"float32"}
     if dtypes:
         notes.append(f"Tensors stored as {', '.join(sorted(dtypes))} are converted to float32.")
     spec = registry.find_spec(model or source.metadata.get("model") or source.path.stem)
@@ -162,6 +279,7 @@ def _move(
     inventory: Inventory,
     model: str | None,
     output: Path,
+    target: Target,
     compare: bool,
     progress: Progress | None,
 ) -> tuple[str, WeightsProof | None]:
@@ -171,26 +289,32 @@ def _move(
         The source's SHA-256, and the proof of weights if asked for.
     """
     shapes = inventory.architecture.shapes(inventory.num_classes)
-    layout = LAYOUTS[source.names]
-    names = {slot: name_of(slot, "timm") for slot in shapes}
-    metadata = _metadata(source, inventory, model)
+    names = {slot: name_of(slot, target.format.names) for slot in shapes}
+    metadata = _metadata(source, inventory, model, target)
+    weights_file = target.weights_in(output)
+    deviation = None if target.number_format == "float32" else Deviation()
     with ExitStack() as stack:
-        writer = SafetensorsWriter(output, {names[slot]: shapes[slot] for slot in shapes}, metadata)
+        writer = target.format.create(
+            weights_file, target.format.places(shapes), metadata, target.number_format
+        )
         stack.callback(writer.close)
         comparison = None
-        if compare:
-            written = stack.enter_context(SafetensorsSource(output))
+        if compare and target.format.reads_while_written:
+            written = stack.enter_context(SafetensorsSource(weights_file))
             comparison = BitComparison(source, inventory, written, identify(written))
 
         def move(block: Block) -> None:
+            layout = layout_of(block.slot.role, source.names)
             axis = out_axis(layout, len(block.tensor.shape))
             slab = block.tensor.read_slab(axis, block.start, block.stop, team.scratch("stored"))
-            stored = as_oihw(slab, layout)
-            values = team.scratch("values").array(stored.shape, np.float32)
-            with np.errstate(over="ignore", invalid="ignore"):  # what comes of it is refused
-                copy_blocked(stored, values)
+            values = _transposed(block, as_oihw(slab, layout), team.scratch("values"), target)
             _check_finite(source, block, values)
-            writer.write(names[block.slot], block.start, values)
+            rounded = round_to(values, target.number_format)
+            if deviation:
+                widened = widen(rounded, target.number_format)
+                _check_finite(source, block, widened, target.number_format)
+                deviation.add(values, widened)
+            writer.write(names[block.slot], block.start, rounded)
             if comparison:
                 comparison.compare(block, slab, team)
             team.advance(values.nbytes)
@@ -199,12 +323,35 @@ def _move(
             digest = team.hash(source)
             team.each(move, plan_blocks(inventory.tensors, shapes))
             sha256 = digest.result()
-        writer.finish({"source_sha256": sha256})
-    return sha256, comparison.outcome() if comparison else None
+        known = {"source_sha256": sha256}
+        writer.finish(known | ({_WEIGHTS_DEVIATION: str(deviation)} if deviation else {}))
+    if target.format.weights:
+        spec = registry.find_spec(model) if model else None
+        labels = target.labels(spec) if target.labels and spec else None
+        write_companions(output, inventory, spec, labels, metadata)
+    if comparison:
+        return sha256, comparison.outcome()
+    if not compare:
+        return sha256, None
+    with open_source(output) as written:
+        return sha256, prove_weights(source, inventory, written, identify(written), progress)
 
 
-def _metadata(source: Source, inventory: Inventory, model: str | None) -> dict[str, str]:
-    return {
+def _transposed(block: Block, stored: Array, scratch: Scratch, target: Target) -> Array:
+    """Return a block's numbers in the output's order of axes, float32, scaled if asked for."""
+    layout = layout_of(block.slot.role, target.format.names)
+    values = scratch.array(stored_shape(stored.shape, layout), np.float32)
+    with np.errstate(over="ignore", invalid="ignore"):  # what comes of it is refused
+        copy_blocked(stored, as_oihw(values, layout))
+        if target.eps_exact and block.slot.role.is_standardized:
+            values *= np.float32(EPS_EXACT_SCALE)
+    return values
+
+
+def _metadata(
+    source: Source, inventory: Inventory, model: str | None, target: Target
+) -> dict[str, str]:
+    metadata = {
         "format": "pt",
         "architecture": inventory.architecture.name,
         "num_classes": str(inventory.num_classes),
@@ -212,16 +359,26 @@ def _metadata(source: Source, inventory: Inventory, model: str | None) -> dict[s
         "source_sha256": _UNKNOWN_SHA256,
         "bitzoo_version": __version__,
     } | ({"model": model} if model else {})
+    if target.eps_exact:
+        metadata[KERNEL_SCALE] = str(EPS_EXACT_SCALE)
+        metadata["kernel_scale_reason"] = (
+            f"with kernels x{EPS_EXACT_SCALE} the eps 1e-8 of {target.format.readers} computes the "
+            "released function (eps 1e-10); for inference only, fine-tuning would be 100 x slower"
+        )
+    if target.number_format != "float32":
+        metadata["dtype"] = target.number_format
+        metadata[_WEIGHTS_DEVIATION] = metadata[LOGITS_DEVIATION] = UNMEASURED
+    return metadata
 
 
 def _check_finite(
-    source: Source, block: Block, values: np.ndarray[tuple[int, ...], np.dtype[np.float32]]
+    source: Source, block: Block, values: Array, number_format: str = "float32"
 ) -> None:
     flat = values.reshape(-1)
     for start in range(0, flat.size, _FINITE_STEP):
         if not np.isfinite(flat[start : start + _FINITE_STEP]).all():
             raise CheckpointError(
                 f"{source.path}: tensor {block.tensor.name!r} holds NaN or infinite numbers (or "
-                "numbers too large for float32); expected finite ones. The file is damaged, or "
-                "its training diverged."
+                f"numbers too large for {number_format}); expected finite ones. The file is "
+                "damaged, or its training diverged."
             )

@@ -27,6 +27,8 @@ STRIDES = (1, 2, 2, 2)
 """Stride of each block's first unit."""
 GROUPS = 32
 GROUP_NORM_EPS = 1e-5
+EPS = 1e-10
+"""What the released networks add to a kernel's variance."""
 BLOCK_BYTES = 32 << 20
 """Most bytes of a kernel held in float64 at once; R152x4's head would take 1.4 GB."""
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import struct
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -17,6 +16,10 @@ from typing import Any
 
 import numpy as np
 
+from bitzoo.arch import Role, Slot
+from bitzoo.converters.names import TORCH_SCHEMES, name_of, scheme_of
+from bitzoo.converters.precision import BrainFloatTensor
+from bitzoo.converters.slabs import Place, SlabWriter
 from bitzoo.converters.tensors import (
     Array,
     RawFile,
@@ -34,22 +37,22 @@ _MAX_NAME = 255
 _MAX_RANK = 32
 _MAX_SIZE = 1 << 62
 _DTYPES: dict[str, np.dtype[Any]] = {
+    "BF16": np.dtype("<u2"),
     "F16": np.dtype("<f2"),
     "F32": np.dtype("<f4"),
     "F64": np.dtype("<f8"),
 }
+_CODES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 _ALIGNMENT = 64
 """The header is padded so that tensor data starts on a cache line in a memory map."""
 
 
 class SafetensorsSource(Source):
-    """An open safetensors checkpoint with tensors under timm's names.
+    """An open safetensors checkpoint with tensors under timm's names, or those of a peer.
 
     Raises:
         CheckpointError: If the header is malformed, or does not describe the bytes after it.
     """
-
-    names = "timm"
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -61,6 +64,7 @@ class SafetensorsSource(Source):
                 name: _tensor(self._file, name, entry, start) for name, entry in header.items()
             }
             self._check_cover(start)
+            self.names, self.tensors, self.notes = as_scheme(self.tensors)
         except BaseException:
             self._file.close()
             raise
@@ -72,7 +76,7 @@ class SafetensorsSource(Source):
 
     def sha256(self, advance: Callable[[int], None] | None = None) -> str:
         """Hash the file; the format has no checksums of its own."""
-        return sha256_of(self.path, advance)
+        return sha256_of(self.path, advance=advance)
 
     def close(self) -> None:
         """Release the file."""
@@ -94,8 +98,8 @@ class SafetensorsSource(Source):
             )
 
 
-class SafetensorsWriter:
-    """A safetensors file being written, float32, in slabs along the first axis.
+class SafetensorsWriter(SlabWriter):
+    """A safetensors file being written in slabs along the output axis, which is the first.
 
     Tensors are laid out sorted by name, as the safetensors library lays them out. The header is
     there from the start, so a reader may read back what is written. Slabs may come in any order
@@ -103,7 +107,11 @@ class SafetensorsWriter:
     """
 
     def __init__(
-        self, path: Path, shapes: Mapping[str, tuple[int, ...]], metadata: Mapping[str, str]
+        self,
+        path: Path,
+        shapes: Mapping[str, tuple[int, ...]],
+        metadata: Mapping[str, str],
+        number_format: str = "float32",
     ) -> None:
         """Reserve the file at its full size.
 
@@ -112,36 +120,26 @@ class SafetensorsWriter:
             shapes: Every tensor's name and shape.
             metadata: Text for the header. `finish` may replace values by others of equal length.
                 What UTF-8 cannot hold, such as odd bytes of a file's name, becomes ``?``.
+            number_format: One of `NUMBER_FORMATS`; what `write` is given is in it already.
         """
+        self._code = _CODES[number_format]
+        itemsize = _DTYPES[self._code].itemsize
         self._shapes = dict(sorted(shapes.items()))
         self._metadata = {
             key: text.encode(errors="replace").decode() for key, text in metadata.items()
         }
         header = self._header()
-        self._offsets: dict[str, int] = {}
-        position = len(header)
+        places, position = {}, len(header)
         for name, shape in self._shapes.items():
-            self._offsets[name] = position
-            position += 4 * math.prod(shape)
-        self._file = open(path, "wb", buffering=0)  # noqa: SIM115 - closed by close()
+            places[name] = Place(position, shape, 0)
+            position += itemsize * math.prod(shape)
         self._header_bytes = len(header)
+        super().__init__(path, places, itemsize, position)
         try:
-            self._file.truncate(position)
             self._put(header, 0)
         except OSError:
-            self._file.close()
+            self.close()
             raise
-
-    def write(self, name: str, start: int, block: Array) -> None:
-        """Write rows of a tensor from row `start` on.
-
-        Args:
-            name: Name of the tensor.
-            start: First row (index along the first axis).
-            block: C-contiguous float32 rows.
-        """
-        row = 4 * math.prod(self._shapes[name][1:])
-        self._put(block.data.cast("B"), self._offsets[name] + start * row)
 
     def finish(self, metadata: Mapping[str, str]) -> None:
         """Write the header, with these values in place of the reserved ones, and close."""
@@ -152,31 +150,40 @@ class SafetensorsWriter:
         self._put(header, 0)
         self.close()
 
-    def close(self) -> None:
-        """Close the file, whole or not."""
-        self._file.close()
-
-    def _put(self, data: bytes | memoryview, position: int) -> None:
-        view = memoryview(data)
-        while len(view):  # a write may stop short, as on a disk that fills up
-            count = os.pwrite(self._file.fileno(), view, position)
-            view, position = view[count:], position + count
-
     def _header(self) -> bytes:
         entries: dict[str, Any] = {"__metadata__": self._metadata}
-        position = 0
+        position, itemsize = 0, _DTYPES[self._code].itemsize
         for name, shape in self._shapes.items():
-            end = position + 4 * math.prod(shape)
-            entries[name] = {"dtype": "F32", "shape": shape, "data_offsets": [position, end]}
+            end = position + itemsize * math.prod(shape)
+            entries[name] = {"dtype": self._code, "shape": shape, "data_offsets": [position, end]}
             position = end
         text = json.dumps(entries, separators=(",", ":")).encode()
         text += b" " * (-(8 + len(text)) % _ALIGNMENT)
         return struct.pack("<Q", len(text)) + text
 
 
-def write_safetensors(
-    path: Path, arrays: Mapping[str, Array], metadata: Mapping[str, str]
-) -> None:
+def restate(path: Path, key: str, value: str) -> None:
+    """Replace a value of a written file's metadata by another of equal length.
+
+    Raises:
+        ValueError: If the lengths differ.
+    """
+    file = RawFile(path)
+    try:
+        header, start = _read_header(file)
+        text = file.read(8, start - 8)
+    finally:
+        file.close()
+    old = json.dumps({key: header["__metadata__"][key]}, separators=(",", ":"))[1:-1].encode()
+    new = json.dumps({key: value}, separators=(",", ":"))[1:-1].encode()
+    if len(old) != len(new) or text.count(old) != 1:
+        raise ValueError(f"metadata {key!r} cannot be replaced where it stands")
+    with path.open("r+b") as out:
+        out.seek(8)
+        out.write(text.replace(old, new))
+
+
+def write_safetensors(path: Path, arrays: Mapping[str, Array], metadata: Mapping[str, str]) -> None:
     """Write whole tensors, float32 and C-contiguous; equal ones always make equal files.
 
     The safetensors library writes the metadata in another order each time.
@@ -188,6 +195,25 @@ def write_safetensors(
             writer.write(name, 0, array)
     finally:
         writer.close()
+
+
+def as_scheme(
+    tensors: Mapping[str, StoredTensor],
+) -> tuple[str, Mapping[str, StoredTensor], tuple[str, ...]]:
+    """Return the naming scheme of a PyTorch file's tensors, the tensors, and notes.
+
+    What wrappers put before names is removed: ``module.`` of a training checkpoint,
+    ``_orig_mod.`` of torch.compile. A bare BitModel lacks the ``bit.`` of its classifiers.
+    """
+    notes = []
+    for wrapper in ("_orig_mod.", "module."):
+        if tensors and all(name.startswith(wrapper) for name in tensors):
+            tensors = {name.removeprefix(wrapper): tensor for name, tensor in tensors.items()}
+            notes.append(f"Names lost their wrapper's {wrapper!r}.")
+    bare = name_of(Slot(Role.STEM_KERNEL), "transformers").removeprefix("bit.")
+    if bare in tensors:
+        tensors = {f"bit.{name}": tensor for name, tensor in tensors.items()}
+    return scheme_of(tensors, TORCH_SCHEMES), tensors, tuple(notes)
 
 
 def _read_header(file: RawFile) -> tuple[dict[str, Any], int]:
@@ -231,7 +257,7 @@ def _metadata(path: Path, entry: Any) -> dict[str, str]:
     return entry
 
 
-def _tensor(file: RawFile, name: str, entry: Any, start: int) -> RawTensor:
+def _tensor(file: RawFile, name: str, entry: Any, start: int) -> StoredTensor:
     try:
         dtype, shape = _DTYPES[entry["dtype"]], tuple(entry["shape"])
         begin, end = entry["data_offsets"]
@@ -247,9 +273,10 @@ def _tensor(file: RawFile, name: str, entry: Any, start: int) -> RawTensor:
             f"{file.path}: safetensors entry {name!r} cannot be read ({brief(repr(error))}); "
             f"expected a dtype of {sorted(_DTYPES)}, a shape and two offsets."
         ) from error
-    return RawTensor(name, shape, dtype, file, start + begin)
+    tensor = RawTensor(name, shape, dtype, file, start + begin)
+    return BrainFloatTensor(tensor) if entry["dtype"] == "BF16" else tensor
 
 
 def _offset(tensor: StoredTensor) -> int:
-    assert isinstance(tensor, RawTensor)
+    assert isinstance(tensor, RawTensor | BrainFloatTensor)
     return tensor.offset

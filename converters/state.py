@@ -9,7 +9,7 @@ import numpy as np
 from bitzoo.converters.blocks import Block, crew, plan_blocks
 from bitzoo.converters.inventory import Inventory
 from bitzoo.converters.layouts import as_oihw, copy_blocked, out_axis
-from bitzoo.converters.names import LAYOUTS, name_of
+from bitzoo.converters.names import layout_of, name_of
 from bitzoo.converters.safetensors_file import SafetensorsSource
 from bitzoo.converters.tensors import Array, Progress, Source
 
@@ -18,7 +18,11 @@ if TYPE_CHECKING:
 
 
 def read_state_dict(
-    source: Source, inventory: Inventory, progress: Progress | None = None
+    source: Source,
+    inventory: Inventory,
+    progress: Progress | None = None,
+    *,
+    scaled: bool = False,
 ) -> dict[str, torch.Tensor]:
     """Return the checkpoint's tensors under timm's names, float32, OIHW.
 
@@ -29,31 +33,45 @@ def read_state_dict(
         source: An open checkpoint.
         inventory: What `identify` found in it.
         progress: Called as bytes are read.
+        scaled: Whether kernels multiplied by `eps_exact` may come as they are.
+
+    Raises:
+        CheckpointError: If kernels are multiplied, or a checksum inside the file does not match.
     """
     import torch
     from safetensors.torch import load_file
 
-    dtypes = {tensor.dtype for tensor in inventory.tensors.values()}
-    if isinstance(source, SafetensorsSource) and dtypes == {np.dtype(np.float32)}:
+    if not scaled:
+        source.require_unscaled()
+    as_stored = isinstance(source, SafetensorsSource) and all(
+        (tensor.number_format, tensor.name) == ("float32", name_of(slot, "timm"))
+        for slot, tensor in inventory.tensors.items()
+    )
+    if as_stored and len(inventory.tensors) == len(source.tensors):
         tensors: dict[str, torch.Tensor] = load_file(source.path)
         return tensors
-    arrays = read_arrays(source, inventory, progress)
+    arrays = read_arrays(source, inventory, progress, scaled=scaled)
     return {name: torch.from_numpy(array) for name, array in arrays.items()}
 
 
 def read_arrays(
-    source: Source, inventory: Inventory, progress: Progress | None = None
+    source: Source,
+    inventory: Inventory,
+    progress: Progress | None = None,
+    *,
+    scaled: bool = False,
 ) -> dict[str, Array]:
     """Return the checkpoint's tensors as new arrays under timm's names, float32, OIHW.
 
-    Raises:
-        CheckpointError: If a checksum inside the file does not match.
+    Args and errors: as of `read_state_dict`.
     """
+    if not scaled:
+        source.require_unscaled()
     shapes = inventory.architecture.shapes(inventory.num_classes)
     arrays = {slot: np.empty(shape, np.float32) for slot, shape in shapes.items()}
-    layout = LAYOUTS[source.names]
 
     def read(block: Block) -> None:
+        layout = layout_of(block.slot.role, source.names)
         axis = out_axis(layout, len(block.tensor.shape))
         slab = block.tensor.read_slab(axis, block.start, block.stop, team.scratch("stored"))
         copy_blocked(as_oihw(slab, layout), arrays[block.slot][block.start : block.stop])

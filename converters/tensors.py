@@ -26,6 +26,12 @@ Array = NDArray[Any]
 Progress = Callable[[str, int, int], None]
 """Called as ``progress(task, bytes_done, bytes_total)`` while work goes on."""
 
+KERNEL_SCALE = "kernel_scale"
+"""Key in a file's metadata."""
+EPS_EXACT_SCALE = 10
+"""Squared, the ratio of timm's and transformers' eps, 1e-8, to the release's, 1e-10: kernels so
+scaled make their networks compute the released function."""
+
 _HASH_BYTES = 1 << 20
 _ROW_PADDING = 64
 """Bytes between the rows of a strided slab. Rows that lie a power of two apart fall into the same
@@ -109,7 +115,7 @@ class StoredTensor(ABC):
     Attributes:
         name: Its name in the file, as the reader cleaned it.
         shape: Its dimensions as stored.
-        dtype: Its number format as stored.
+        dtype: Its number format as it is read.
     """
 
     name: str
@@ -120,6 +126,11 @@ class StoredTensor(ABC):
     def nbytes(self) -> int:
         """Bytes of the tensor as stored."""
         return math.prod(self.shape) * self.dtype.itemsize
+
+    @property
+    def number_format(self) -> str:
+        """How its numbers are stored: ``float32``, or ``bfloat16``, which NumPy lacks."""
+        return str(self.dtype)
 
     @abstractmethod
     def read_slab(self, axis: int, start: int, stop: int, scratch: Scratch | None = None) -> Array:
@@ -189,6 +200,35 @@ class Source(ABC):
     notes: tuple[str, ...] = ()
 
     @property
+    def kernel_scale(self) -> float:
+        """What standardized kernels were multiplied with; 1 but for files made with `eps_exact`.
+
+        Raises:
+            CheckpointError: If the file states it in no readable form.
+        """
+        text = self.metadata.get(KERNEL_SCALE, "1")
+        if text not in ("1", str(EPS_EXACT_SCALE)):
+            raise CheckpointError(
+                f"{self.path}: its metadata says {KERNEL_SCALE} {brief(text)!r}, expected "
+                f"{EPS_EXACT_SCALE}. The file was made by something else, or is damaged."
+            )
+        return float(text)
+
+    def require_unscaled(self) -> None:
+        """Refuse a file whose kernels are not those of the release.
+
+        Raises:
+            CheckpointError: Names who can use the file, and what to do instead.
+        """
+        if self.kernel_scale != 1:
+            raise CheckpointError(
+                f"{self.path}: expected kernels as released, found them multiplied by "
+                f"{EPS_EXACT_SCALE} (made with --eps-exact, to infer with timm or transformers). "
+                "Fine-tuned, they would learn a hundred times slower, and rounding keeps them from "
+                "being divided back exactly. Use the file that this one was made from."
+            )
+
+    @property
     @abstractmethod
     def size(self) -> int:
         """Bytes of the file."""
@@ -229,17 +269,18 @@ def read_pieces(file: RawFile, start: int, stop: int) -> Iterator[memoryview]:
         yield piece
 
 
-def sha256_of(path: Path, advance: Callable[[int], None] | None = None) -> str:
-    """Return the SHA-256 of a file as hex."""
+def sha256_of(*paths: Path, advance: Callable[[int], None] | None = None) -> str:
+    """Return the SHA-256 of a file as hex; of several, that of one after the other."""
     digest = hashlib.sha256()
-    file = RawFile(path)
-    try:
-        for piece in read_pieces(file, 0, file.size):
-            digest.update(piece)
-            if advance:
-                advance(len(piece))
-    finally:
-        file.close()
+    for path in paths:
+        file = RawFile(path)
+        try:
+            for piece in read_pieces(file, 0, file.size):
+                digest.update(piece)
+                if advance:
+                    advance(len(piece))
+        finally:
+            file.close()
     return digest.hexdigest()
 
 

@@ -11,7 +11,7 @@ Layers, each importing only from those before it::
     plan  batches                                    batch number n, a pure function of (seed, n)
     accumulation  memory  microbatches  updates      one update of a batch of any size
     checkpoints  loop                                training that can be killed
-    evaluation  inference  evaluate  linear          exact counts; the head alone
+    evaluation  evaluate  linear                     exact counts; the head alone
     plots  record  report  leavings                  what is left for people
     journal  trackers  request  session  run         the whole of it
 """
@@ -20,12 +20,14 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from bitzoo.finetune.dataset import Source
+    from bitzoo.finetune.recipe import Recipe
     from bitzoo.finetune.run import FinetuneResult
 
 
@@ -65,6 +67,17 @@ def finetune(
 
     request = make_request(**options)
     watcher = Watcher(progress=progress)
+    if progress:
+        total = 0
+
+        def on_start(recipe: Recipe) -> None:
+            nonlocal total
+            total = recipe.schedule.steps
+
+        def on_step(metrics: Mapping[str, float]) -> None:
+            progress("training", int(metrics["step"]), total)
+
+        watcher = Watcher(progress=progress, on_start=on_start, on_step=on_step)
     return run(model, data, Path(out), request, resume=resume, overwrite=overwrite, watcher=watcher)
 
 

@@ -25,7 +25,7 @@ from bitzoo.finetune.evaluation import (
     checked_labels,
     log_sum_exp,
 )
-from bitzoo.finetune.inference import Network, one_ahead
+from bitzoo.inference.pixels import Network, one_ahead
 from bitzoo.preprocess import EvalTransform
 
 __all__ = [
@@ -63,6 +63,7 @@ def evaluate(
     batch_size: int = 64,
     device: torch.device | str | None = None,
     dtype: torch.dtype = torch.float32,
+    backend: str = "eager",
     keep_logits: bool = False,
     rank: int = 0,
     world: int = 1,
@@ -75,7 +76,7 @@ def evaluate(
     large for a GPU's memory is halved until it fits. `model` keeps its mode, precision and place.
 
     Args:
-        model: A `BiT`, which is folded here, or any module from images (n, 3, size, size) in
+        model: A `BiT`, which is optimized here, or any module from images (n, 3, size, size) in
             [-1, 1] to logits, which is used as and where it is, under autocast.
         pixels: The pictures, resized to the edge that the network is to see (BiT-HyperRule's test
             rule: google-research/big_transfer, bit_pytorch/train.py).
@@ -84,6 +85,7 @@ def evaluate(
         batch_size: Pictures at a time.
         device: Where to compute; None is where the model is.
         dtype: float32, or bfloat16 or float16 for all but the head, which stays in float32.
+        backend: How a `BiT` is run, see `bitzoo.optimize`.
         keep_logits: Whether the result holds the logits.
         rank: Which share of the pictures this process takes: rows rank, rank + world, ...
         world: Number of processes; `Evaluation.merge` puts their results together.
@@ -98,7 +100,7 @@ def evaluate(
         raise UsageError("There are no pictures to evaluate: expected at least one, found 0.")
     truth = checked_labels(labels, len(pixels), len(classes))
     rows = np.arange(len(truth), dtype=np.int64)[rank::world]
-    network = Network(model, device, dtype)
+    network = Network(model, device, dtype, backend)
     empty = np.empty((0, len(classes)), np.float32)
     parts = [Evaluation.of_logits(classes, truth[:0], empty, rows[:0], keep_logits=keep_logits)]
     done = 0
@@ -150,6 +152,7 @@ def predict(
     workers: int | None = None,
     device: torch.device | str | None = None,
     dtype: torch.dtype = torch.float32,
+    backend: str = "eager",
     progress: Progress | None = None,
 ) -> list[Prediction]:
     """Name what is in pictures; the next ones are decoded while the network looks at some.
@@ -166,6 +169,7 @@ def predict(
         workers: Threads that decode; None is the number of processors, at most 8.
         device: Where to compute; None is where the model is.
         dtype: As in `evaluate`.
+        backend: As in `evaluate`.
         progress: Called with ``"predict"`` and numbers of pictures.
 
     Returns:
@@ -182,7 +186,7 @@ def predict(
             f"found k={k!r} and activation={activation!r}."
         )
     files = find_pictures(paths)
-    network = Network(model, device, dtype)
+    network = Network(model, device, dtype, backend)
     predictions: list[Prediction] = []
     with ThreadPoolExecutor(workers or min(8, os.cpu_count() or 1)) as pool:
         for batch, loading in one_ahead(

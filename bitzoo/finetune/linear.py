@@ -18,10 +18,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bitzoo.converters.tensors import Progress
-from bitzoo.finetune.inference import Network, one_ahead
 from bitzoo.finetune.pixels import Pixels
 from bitzoo.finetune.plan import Batch, BatchPlan
 from bitzoo.finetune.recipe import Recipe
+from bitzoo.inference.pixels import Network, one_ahead
 from bitzoo.model import BiT
 
 _BATCH = 64

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from types import ModuleType
 
 FOLDER_NAME = "tensorboard"
 
@@ -25,6 +27,7 @@ def tracker(run: Path, step: int) -> Iterator[Track]:
     if not is_tensorboard_available():
         yield lambda step, metrics: None
         return
+    keep_tensorflow_out()
     from accelerate.tracking import TensorBoardTracker
 
     board = TensorBoardTracker(FOLDER_NAME, run, purge_step=step + 1)
@@ -33,3 +36,13 @@ def tracker(run: Path, step: int) -> Iterator[Track]:
         yield lambda step, metrics: board.log(dict(metrics), step=step)
     finally:
         board.finish()
+
+
+def keep_tensorflow_out() -> None:
+    """Have TensorBoard write files by itself, by the switch of its own builds without TensorFlow.
+
+    Else it imports TensorFlow where that is installed, which takes seconds, and its LLVM and that
+    of torch's Triton end the process when they meet (TensorFlow 2.21, torch 2.15).
+    """
+    name = "tensorboard.compat.notf"
+    sys.modules.setdefault(name, ModuleType(name))

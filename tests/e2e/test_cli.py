@@ -500,14 +500,22 @@ def test_quickstart(tmp_path):
     started = time.monotonic()
     printed, _ = execute("bitzoo", "quickstart", "--folder", tmp_path / "quick")
     assert time.monotonic() - started < 60
-    assert files_in(tmp_path) == [
-        "quick/parity.json",
-        "quick/random.npz",
-        "quick/random.safetensors",
-    ]
+    folder = tmp_path / "quick"
+    left = {path.name for path in folder.iterdir()}
+    assert left == {"parity.json", "random.npz", "random.safetensors", "digits", "run"}
     for step in ("1. Made ", "numbers are RANDOM", "2. Converted", "3. Loaded it and classified"):
         assert step in printed
     assert printed.count("  ok\n") >= 3
-    assert str(tmp_path / "quick") in printed.splitlines()[-1]
-    model = bitzoo.create_model(tmp_path / "quick/random.safetensors", pretrained=True)
+    assert str(folder) in printed.splitlines()[-1]
+    model = bitzoo.create_model(folder / "random.safetensors", pretrained=True)
     assert model.num_classes == 1000
+
+    assert "4. Wrote 1,797 handwritten digits" in printed
+    assert len(list((folder / "digits/train").glob("*/*.png"))) == 1438
+    found = json.loads((folder / "run/evaluation.json").read_text())
+    assert found["count"] == len(list((folder / "digits/val").glob("*/*.png"))) == 359
+    assert found["top1"] >= 0.7
+    assert f"Of 359 held-out digits {found['top1']:.1%} are told right" in printed
+    assert f"worst mistakes: {folder / 'run/report.html'}\n" in printed
+    assert (folder / "run/report.html").stat().st_size > 10_000
+    assert bitzoo.labels(bitzoo.create_model(folder / "run")) == list("0123456789")

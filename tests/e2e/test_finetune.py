@@ -10,9 +10,9 @@ import pytest
 import torch
 from checkpoints import make_checkpoint, write_npz
 from pictures import write_digits
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import bitzoo
+from bitzoo.finetune.trackers import keep_tensorflow_out
 
 STEPS = ["--steps", "6", "--batch-size", "16", "--lr", "0.03", "--resolution", "36,32"]
 
@@ -105,6 +105,9 @@ def test_another_numpy_may_draw_other_batches(
 def test_tensorboard_has_the_metrics(
     desk: Path, finished: subprocess.CompletedProcess[str]
 ) -> None:
+    keep_tensorflow_out()
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
     lines = [json.loads(line) for line in (desk / "run/metrics.jsonl").read_text().splitlines()]
     board = EventAccumulator(str(desk / "run/tensorboard")).Reload()
     for event, names in (("train", ("loss", "lr", "images_per_s")), ("eval", ("top1", "loss"))):

@@ -20,7 +20,15 @@ from safetensors.numpy import load_file, save_file
 
 from bitzoo import cli, layers
 from bitzoo.arch import Role
-from bitzoo.converters import inventory, names, parity, pipeline, proofs, state
+from bitzoo.converters import (
+    inventory,
+    names,
+    parity,
+    pipeline,
+    proofs,
+    state,
+    tensorflow_reference,
+)
 from bitzoo.converters.inventory import identify
 from bitzoo.converters.parity import Check, convert_and_prove, verify
 from bitzoo.converters.sources import open_source
@@ -32,6 +40,7 @@ TINY_STD = make_checkpoint(DEEPER, kernel_std=0.001, seed=1)
 FLOAT64, FLOAT32 = 1e-11, 1e-3
 PROMISED = {"he": 2e-5, 0.001: 1e-4}
 """Relative L2 of float32 logits at kernel std, which the project promises and R50x1 keeps."""
+ORACLE = f"NumPy {np.__version__} float64 reference"
 SMALL_PROBES = ((48, 1), (33, 2))
 
 
@@ -42,6 +51,12 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(autouse=True)
+def one_oracle(monkeypatch):
+    """As where TensorFlow is not installed; tests/oracle/test_tensorflow.py has the second one."""
+    monkeypatch.setattr(tensorflow_reference, "is_installed", lambda: False)
 
 
 @pytest.fixture
@@ -120,7 +135,7 @@ def test_a_good_conversion_and_its_figures(tmp_path, depths, width, kernel_std):
         limit = 1e-12 if proof.dtype == "float64" else PROMISED[kernel_std]
         assert 0 < proof.relative_l2 < limit
         assert proof.top1_equal == proof.images
-        assert proof.oracle == "NumPy float64 reference on the source's own names"
+        assert proof.oracle == f"{ORACLE} on the source's own names"
     assert conversion.output == tmp_path / "a.safetensors"
 
 
@@ -184,7 +199,7 @@ def test_a_head_of_zeros_does_not_hide_the_network(tmp_path):
 def test_a_safetensors_source_is_no_witness_for_the_names(pair, tmp_path):
     _, report = convert_and_prove(pair[1], tmp_path / "b.safetensors")
     assert report.passed
-    assert {proof.oracle for proof in report.logits} == {"NumPy float64 reference on mapped names"}
+    assert {proof.oracle for proof in report.logits} == {f"{ORACLE} on mapped names"}
 
 
 @pytest.mark.full_size
@@ -386,7 +401,7 @@ def test_logits_that_are_no_numbers(pair, monkeypatch, tmp_path):
     report = verify(*pair)
     assert report.weights.passed
     assert not report.passed
-    with pytest.raises(ParityError, match="nan away from NumPy float64 reference"):
+    with pytest.raises(ParityError, match=f"nan away from {ORACLE}"):
         report.require()
     parity.save_report(report, tmp_path / "r.json")
 

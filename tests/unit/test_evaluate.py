@@ -16,7 +16,7 @@ from bitzoo.arch import Architecture
 from bitzoo.errors import LayoutError, UsageError
 from bitzoo.finetune.evaluate import Evaluation, evaluate, find_pictures, predict
 from bitzoo.finetune.evaluation import Confusion, EvaluationError
-from bitzoo.finetune.inference import Network, one_ahead
+from bitzoo.inference.pixels import Network, one_ahead
 from bitzoo.model import BiT, fold
 from bitzoo.preprocess import EvalTransform
 

@@ -194,9 +194,9 @@ def expected(tmp_path_factory):
 FOREIGN = {
     "empty": (b"", "found an empty file"),
     "html": (b"<!DOCTYPE html><html><body>404</body></html>", "found a web page or XML text"),
-    "pickle": (pickle.dumps({"model": [1, 2]}), "found a Python pickle"),
-    "gzip": (gzip.compress(b"BiT" * 100), "found a gzip archive"),
-    "hdf5": (b"\x89HDF\r\n\x1a\n" + bytes(600), "found a Keras HDF5 file"),
+    "pickle": (pickle.dumps({"model": [1, 2]}), "expected a PyTorch checkpoint, but it"),
+    "gzip": (gzip.compress(b"BiT" * 100), "expected a tar archive of a module"),
+    "hdf5": (b"\x89HDF\r\n\x1a\n" + bytes(600), "expected a Keras HDF5 file, but it cannot be"),
     "npy": (as_npy(np.zeros(3, "f4")), "found a single NumPy array (.npy)"),
     "bzip2": (bz2.compress(b"BiT" * 100), "found bytes of no known format"),
     "noise": (random.Random(0).randbytes(5000), "found bytes of no known format"),
@@ -260,7 +260,7 @@ def test_pickled_objects_are_not_unpickled(tmp_path, refused):
     structured = write_with(tmp_path / "c.npz", stem=as_npy(fields, allow_pickle=True))
     refused(structured, f"tensor {STEM!r} holds pickled")
     (tmp_path / "d.npz").write_bytes(pickle.dumps(Payload(mark)))
-    refused(tmp_path / "d.npz", "found a Python pickle")
+    refused(tmp_path / "d.npz", "expected a PyTorch checkpoint, but it cannot be read")
     assert not mark.exists()
 
 

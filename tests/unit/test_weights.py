@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 from checkpoints import TINY, as_timm, make_checkpoint, write_npz
+from hub_server import HubServer
 from servers import Fault, FileServer
 
 import bitzoo
@@ -244,40 +245,34 @@ class TestAddresses:
         assert not is_location("BiT-M-R50x1")
 
 
-class Hub(FileServer):
-    """What huggingface_hub's client needs of the Hub to fetch one file."""
-
-    def validators(self, path, content):
-        etag = hashlib.sha256(content).hexdigest()
-        return {"ETag": f'"{etag}"', "X-Repo-Commit": "0123456789" * 4}
-
-
 class TestHub:
     """In a process of its own: the client reads its settings when it is imported."""
 
     @pytest.fixture
     def published(self, arrays, tmp_path):
-        path = tmp_path / "published.safetensors"
-        tensors = {name: np.ascontiguousarray(array) for name, array in as_timm(arrays).items()}
-        safetensors.numpy.save_file(tensors, path)
-        with Hub({f"lab/{DTD}/resolve/main/model.safetensors": path.read_bytes()}) as hub:
+        with HubServer() as hub:
+            hub.add_repo(f"lab/{DTD}", {"model.safetensors": self.saved(arrays, tmp_path)})
             yield hub
 
     @staticmethod
+    def saved(arrays, folder):
+        tensors = {name: np.ascontiguousarray(array) for name, array in as_timm(arrays).items()}
+        safetensors.numpy.save_file(tensors, folder / "published.safetensors")
+        return (folder / "published.safetensors").read_bytes()
+
+    @staticmethod
     def find(hub, *environments):
-        process = start_find_weights(
-            DTD,
-            *environments,
-            HF_ENDPOINT=hub.url.rstrip("/"),
-            HF_HUB_DISABLE_XET="1",
-            HF_HUB_DISABLE_TELEMETRY="1",
-            HF_HUB_DISABLE_PROGRESS_BARS="1",
-        )
+        process = start_find_weights(DTD, *environments, **hub.environment(None))
         printed, warned = process.communicate(timeout=120)
         assert process.returncode == 0, warned
         return printed.splitlines(), warned
 
     def test_weights_come_from_there_and_stay(self, cache, published, mirror, arrays):
+        repo = published.repos[f"lab/{DTD}"]
+        weights = repo.files()["model.safetensors"]
+        stated = {"bytes": len(weights), "sha256": hashlib.sha256(weights).hexdigest()}
+        manifest = json.dumps({"files": {"model.safetensors": stated}}).encode()
+        repo.commit(repo.files() | {"manifest.json": manifest}, "manifest", "main")
         lab = {"BITZOO_HUB_ORG": "lab"}
         (first, second, offline), warned = self.find(
             published, lab, lab, lab | {"BITZOO_OFFLINE": "1"}
@@ -285,8 +280,8 @@ class TestHub:
         assert first == second == offline
         assert first.startswith(str(cache / "hub"))
         assert_holds(first, arrays)
-        asked = [request.method for request in published.requests]
-        assert asked == ["HEAD", "GET", "HEAD"]  # offline nothing is asked
+        fetched = [path for path in published.paths("GET") if "/resolve/" in path]
+        assert sum("model.safetensors" in path for path in fetched) == 1
         assert mirror.requests == []
         assert warned == ""
 
@@ -299,7 +294,7 @@ class TestHub:
         assert f"elsewhere/{DTD} is not to be had from the Hub" in warned
         assert "taking Google's file instead" in warned
         assert gets(mirror) == [SERVED]
-        assert gets(published) == []
+        assert not any("/resolve/" in path for path in published.paths("GET"))
 
     def test_nowhere(self, published, monkeypatch):
         with FileServer({}) as empty:
@@ -314,11 +309,8 @@ class TestHub:
         assert warned.count("is not to be had from the Hub") == 2
 
     def test_another_model_under_the_name(self, published, mirror, tmp_path):
-        path = tmp_path / "other.safetensors"
-        tensors = as_timm(make_checkpoint(num_classes=3))
-        contiguous = {name: np.ascontiguousarray(array) for name, array in tensors.items()}
-        safetensors.numpy.save_file(contiguous, path)
-        published.put(f"lab/{DTD}/resolve/main/model.safetensors", path.read_bytes())
+        other = self.saved(make_checkpoint(num_classes=3), tmp_path)
+        published.add_repo(f"lab/{DTD}", {"model.safetensors": other})
         (found,), _ = self.find(published, {"BITZOO_HUB_ORG": "lab"})
         assert found.startswith("CheckpointError: ")
         assert "expected R50x1 with 47 classes, found R(1,1,1,1)x0.5 with 3 classes" in found

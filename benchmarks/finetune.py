@@ -1,0 +1,82 @@
+"""Fine-tuning: what a step stores, images/s of training, and images/s of the data alone.
+
+    python benchmarks/finetune.py [--parts memory,training,data] [--quick]
+
+`backward_memory`, `training_rate` and `data_rate` say how each is measured. A GPU's tables follow
+the CPU's where there is one. Photographs and caches go to a temporary folder; the data part needs
+5 GB there at its full size.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import backward_memory
+import data_rate
+import torch
+import training_rate
+from measure import machine
+from photographs import write_photographs
+
+from bitzoo.arch import ARCHITECTURES
+
+PARTS = ("memory", "training", "data")
+SIZES = ((160, 128), (512, 480))
+"""BiT-HyperRule's resize and crop, of small images and of others."""
+
+QUICK = {"size": 64, "batch": 4, "rounds": 1, "images": 200, "steps": 4}
+
+
+def main() -> None:
+    """Run the benchmarks."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--parts", default=",".join(PARTS), help="which, with commas between")
+    parser.add_argument("--arch", default="R50x1", choices=list(ARCHITECTURES))
+    parser.add_argument("--size", type=int, default=128, help="of images; memory and training")
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=10, help="of a turn; training")
+    parser.add_argument("--images", type=int, default=5_000)
+    parser.add_argument("--folder", type=Path, help="for temporary files")
+    parser.add_argument("--quick", action="store_true", help="a look within a minute")
+    options = parser.parse_args()
+    for name, value in QUICK.items() if options.quick else ():
+        setattr(options, name, value)
+    print(machine(), flush=True)
+    with tempfile.TemporaryDirectory(dir=options.folder) as folder:
+        for device in ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",):
+            for table in tables(options, device, Path(folder)):
+                print(table, flush=True)
+    if not torch.cuda.is_available():
+        print("GPU: not measured")
+
+
+def tables(options: argparse.Namespace, device: str, folder: Path) -> Iterator[str]:
+    """Measure the parts that were asked for."""
+    parts, size, batch = options.parts.split(","), options.size, options.batch
+    if "memory" in parts:
+        load = backward_memory.Load(options.arch, size, batch, device)
+        names = backward_memory.FEW if options.quick else tuple(backward_memory.SWITCHES)
+        yield backward_memory.report(load, options.rounds, names)
+    photographs = folder / "photographs"
+    if {"training", "data"} & set(parts) and not photographs.exists():
+        write_photographs(photographs, options.images)
+    if "training" in parts:
+        resize = size * 5 // 4  # 160 for 128, as the rule has it
+        course = training_rate.Course(
+            photographs, folder / "cache", options.arch, resize, size, batch, options.steps, device
+        )
+        yield training_rate.report(course, options.rounds, only_two=options.quick)
+    if "data" in parts:
+        for resize, crop in SIZES[:1] if options.quick else SIZES:
+            cache = folder / f"{device}-{resize}"
+            yield data_rate.report(
+                data_rate.Course(photographs, cache, resize, crop, batch, device), options.rounds
+            )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,222 @@
+"""Inference, images in and logits out: bitzoo's backends, its peers, and the convolutions alone.
+
+    python benchmarks/inference.py [--archs R50x1,R101x3] [--batches 1,8] [--quick]
+
+All contestants have the same random weights and see the same images, in one process, a turn each
+round. The distance of each one's logits from the same network in float64 (relative L2) stands
+beside its speed; a float32 contestant further away than 1e-3 stops the benchmark, for then it
+computes something else. The floor is the folded network without its norms: convolutions, pool,
+additions. Contestants that are not installed are left out, and said so.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from unittest import mock
+
+import torch
+from measure import aligned, machine
+from torch import Tensor, nn
+
+import bitzoo
+from bitzoo import layers
+from bitzoo.arch import ARCHITECTURES
+from bitzoo.errors import MissingExtraError
+from bitzoo.model import BiT
+from bitzoo.quickstart import write_random_checkpoint
+
+Run = Callable[[Tensor], Tensor]
+NUM_CLASSES = 1000
+SIDE = 224
+FLOOR = "convolutions alone"
+LARGE = 200_000_000
+"""Networks of more parameters meet fewer contestants: each holds its own copy."""
+
+
+def main() -> None:
+    """Run the benchmark."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--archs", default="R50x1,R101x3")
+    parser.add_argument("--batches", default="1,8")
+    parser.add_argument("--rounds", type=int, default=15, help="at batch 1; a third of it above")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=True)
+    parser.add_argument("--quick", action="store_true", help="R50x1 at batch 1, without compiling")
+    options = parser.parse_args()
+    if options.quick:
+        options.archs, options.batches, options.compile = "R50x1", "1", False
+    print(machine())
+    for name in options.archs.split(","):
+        model = random_model(name)
+        for batch in map(int, options.batches.split(",")):
+            if batch == 1 or sum(p.numel() for p in model.parameters()) < LARGE:
+                print(compare(name, model, batch, options), flush=True)
+    if not torch.cuda.is_available():
+        print("GPU: not measured")
+
+
+def random_model(name: str) -> BiT:
+    """A network with random He-scaled kernels and a head that is not zero."""
+    with TemporaryDirectory() as folder:
+        path = Path(folder, "random.npz")
+        write_random_checkpoint(path, ARCHITECTURES[name], NUM_CLASSES)
+        return copy.deepcopy(bitzoo.create_model(path, pretrained=True))
+
+
+def compare(name: str, model: BiT, batch: int, options: argparse.Namespace) -> str:
+    """Measure all contestants at one batch size and return their table."""
+    shape = (batch, 3, SIDE, SIDE)
+    images = torch.rand(shape, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    expected = exact_logits(model, images)
+    images = images.to(options.device)
+    runs, far = {}, {}
+    for who, run in contestants(name, model, options):
+        print(f"  readied: {who}", file=sys.stderr)
+        runs[who], far[who] = run, distance(run(images), expected)
+        if far[who] > 1e-3 and "float32" in who:
+            raise SystemExit(f"{who} is {far[who]:.1e} away from the reference: it is another net")
+    rounds = options.rounds if batch == 1 else max(3, options.rounds // 3)
+    seconds = interleaved(runs, images, rounds)
+    middle = {who: statistics.median(times) for who, times in seconds.items()}
+    rows = [("", "median ms", "min", "max", "timm / this", "this / floor", "distance")]
+    for who, times in seconds.items():
+        figures = [f"{1e3 * value:.1f}" for value in (middle[who], min(times), max(times))]
+        ratios = [
+            f"{middle['timm, float32'] / middle[who]:.2f}",
+            f"{middle[who] / middle[FLOOR]:.2f}",
+        ]
+        rows.append((who, *figures, *ratios, "" if who == FLOOR else f"{far[who]:.1e}"))
+    return aligned(f"{name}, batch {batch}, {SIDE} px, {options.device}", rows)
+
+
+def exact_logits(model: BiT, images: Tensor) -> Tensor:
+    """Logits of the same network computed in float64."""
+    with torch.inference_mode():
+        return copy.deepcopy(model).double()(images.double())
+
+
+def distance(found: Tensor, expected: Tensor) -> float:
+    """Relative L2 of two batches of logits."""
+    return float((found.double().cpu() - expected).norm() / expected.norm())
+
+
+def interleaved(runs: dict[str, Run], images: Tensor, rounds: int) -> dict[str, list[float]]:
+    """Seconds of every run of every contestant, one after the other in each round."""
+    seconds: dict[str, list[float]] = {who: [] for who in runs}
+    for _ in range(rounds):
+        for who, run in runs.items():
+            run(images)  # its memory and caches are warm again after the others
+            began = time.perf_counter()
+            run(images)
+            if images.is_cuda:
+                torch.cuda.synchronize()
+            seconds[who].append(time.perf_counter() - began)
+    return seconds
+
+
+def contestants(name: str, model: BiT, options: argparse.Namespace) -> Iterator[tuple[str, Run]]:
+    """Name and function of all that run this network, the peers first."""
+    device = torch.device(options.device)
+    yield "timm, float32", quiet(timm_network(name, model).to(device))
+    is_large = sum(p.numel() for p in model.parameters()) > LARGE
+    if not is_large:
+        yield "transformers, float32", transformers_run(model, device)
+        yield "bit_pytorch's way, float32", standardizing_each_time(model, device)
+    yield "bitzoo eager, float32", bitzoo.optimize(model, device=device)
+    yield "bitzoo eager, bfloat16", bitzoo.optimize(model, device=device, dtype="bfloat16")
+    backends = [("compile", "float32"), ("compile", "bfloat16")] if options.compile else []
+    if device.type == "cpu":
+        backends += [("onnxruntime", "float32"), ("openvino", "float32"), ("openvino", "bfloat16")]
+    for backend, dtype in () if is_large else backends:
+        try:
+            run = bitzoo.optimize(model, backend=backend, dtype=dtype, device=device)
+        except MissingExtraError as error:
+            print(f"left out: {error}", file=sys.stderr)
+        else:
+            yield f"bitzoo {backend}, {dtype}", run
+    yield FLOOR, quiet(without_norms(model).to(device), channels_last=device.type == "cpu")
+
+
+def quiet(network: nn.Module, channels_last: bool = False) -> Run:
+    """The network as a function without gradients."""
+
+    def run(images: Tensor) -> Tensor:
+        if channels_last:
+            images = images.contiguous(memory_format=torch.channels_last)
+        with torch.inference_mode():
+            logits: Tensor = network(images)
+            return logits
+
+    return run
+
+
+def timm_network(name: str, model: BiT) -> nn.Module:
+    """Timm's network with the same weights."""
+    import timm
+
+    network = timm.create_model(f"resnetv2_{name[1:]}_bit", num_classes=NUM_CLASSES)
+    network.load_state_dict(model.state_dict())
+    return network.eval()
+
+
+def transformers_run(model: BiT, device: torch.device) -> Run:
+    """Transformers' network with the same weights."""
+    from transformers import BitConfig, BitForImageClassification
+
+    from bitzoo.converters.names import name_of, slot_of
+
+    architecture = model.architecture
+    config = BitConfig(
+        depths=list(architecture.depths),
+        hidden_sizes=[architecture.block_channels(block) for block in range(1, 5)],
+        embedding_size=architecture.stem_channels,
+        num_labels=NUM_CLASSES,
+        global_padding=None,
+    )
+    network = BitForImageClassification(config).eval()
+    state = {}
+    for name, tensor in model.state_dict().items():
+        slot = slot_of(name, "timm")
+        assert slot is not None
+        theirs = name_of(slot, "transformers")
+        state[theirs] = tensor.reshape(network.state_dict()[theirs].shape)
+    network.load_state_dict(state)
+    inner = quiet(network.to(device))
+    return lambda images: inner(images).logits  # type: ignore[attr-defined]
+
+
+def standardizing_each_time(model: BiT, device: torch.device) -> Run:
+    """The network as the released PyTorch code runs it: each kernel standardized at each use."""
+
+    def released(weight: Tensor, eps: float = layers.REFERENCE_EPS) -> Tensor:
+        variance, mean = torch.var_mean(weight, dim=[1, 2, 3], keepdim=True, unbiased=False)
+        return (weight - mean) / torch.sqrt(variance + eps)
+
+    inner = quiet(copy.deepcopy(model).to(device))
+
+    def run(images: Tensor) -> Tensor:
+        with mock.patch.object(layers, "standardize_kernel", released):
+            return inner(images)
+
+    return run
+
+
+def without_norms(model: BiT) -> nn.Module:
+    """The folded network's convolutions, pool and additions."""
+    network = copy.deepcopy(bitzoo.fold(model)).to(memory_format=torch.channels_last)
+    for parent in list(network.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, nn.GroupNorm):
+                setattr(parent, name, nn.Identity())
+    return network
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,97 @@
+"""All benchmarks, one after the other, and `RESULTS.md` with what they printed.
+
+    python benchmarks/run.py [--quick] [--out benchmarks/RESULTS.md] [NAME ...]
+
+Without names all of `SCRIPTS` run. `--quick` is a look within five minutes; it writes nothing
+unless `--out` is given. Sections of scripts that are not run stay in the file as they are.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).parent
+RESULTS = HERE / "RESULTS.md"
+
+SCRIPTS = {
+    "startup": "Start-up",
+    "inference": "Inference",
+    "load": "Loading",
+    "convert": "Conversion",
+    "finetune": "Fine-tuning",
+}
+"""Script -> heading of its section."""
+
+QUICK = {
+    "load": ["--arch", "R50x1"],
+    "convert": ["--archs", "R50x1"],
+}
+"""What makes a script quick that does not know ``--quick``."""
+
+
+INTRODUCTION = """# Results
+
+Contestants of a table took turns on one machine: read ratios within a table, and the minimum beside
+the median. Weights are random, in Google's layout.
+"""
+
+
+def main() -> None:
+    """Run the benchmarks that were asked for."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("names", nargs="*", help=f"of {', '.join(SCRIPTS)}")
+    parser.add_argument("--quick", action="store_true", help="all within five minutes")
+    parser.add_argument("--out", type=Path, help="where the results go")
+    options = parser.parse_args()
+    unknown = set(options.names) - set(SCRIPTS)
+    if unknown:
+        parser.error(f"there is no benchmark {', '.join(sorted(unknown))}")
+    out = options.out or (None if options.quick else RESULTS)
+    sections = read_sections(out) if out else {}
+    for name in options.names or SCRIPTS:
+        words = QUICK.get(name, ["--quick"]) if options.quick else []
+        sections[SCRIPTS[name]] = section(name, words)
+        if out:  # after each, so that a stop loses nothing
+            out.write_text(render(sections), encoding="utf-8")
+
+
+def section(name: str, words: list[str]) -> str:
+    """Run one script, showing what it prints, and return its section."""
+    command = f"python benchmarks/{name}.py {' '.join(words)}".strip()
+    print(f"== {command}", flush=True)
+    lines = [f"`{command}`", ""]
+    script = [sys.executable, str(HERE / f"{name}.py"), *words]
+    with subprocess.Popen(script, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            print(line, end="", flush=True)
+            lines.append(line.rstrip("\n"))
+    if process.returncode:
+        raise SystemExit(f"{name} ended with {process.returncode}")
+    return "\n".join(lines).strip()
+
+
+def read_sections(path: Path) -> dict[str, str]:
+    """Heading -> text of each section of a file of results."""
+    if not path.is_file():
+        return {}
+    pieces = re.split(r"^## (.+)$", path.read_text(encoding="utf-8"), flags=re.MULTILINE)[1:]
+    return {
+        heading.strip(): text.strip()
+        for heading, text in zip(pieces[::2], pieces[1::2], strict=True)
+    }
+
+
+def render(sections: dict[str, str]) -> str:
+    """The file: known sections in the order of `SCRIPTS`, then any others."""
+    order = [heading for heading in SCRIPTS.values() if heading in sections]
+    order += [heading for heading in sections if heading not in order]
+    return INTRODUCTION + "".join(f"\n## {name}\n\n{sections[name]}\n" for name in order)
+
+
+if __name__ == "__main__":
+    main()

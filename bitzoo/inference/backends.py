@@ -1,0 +1,121 @@
+"""The ways to run a network, as data: what each is called, computes in, and runs on.
+
+A backend turns a model into a function from images (batch, channels, height, width), float32 in
+[-1, 1] on the device, to float32 logits there. The model stays as it is.
+"""
+
+from __future__ import annotations
+
+import copy
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bitzoo.inference.packed import can_pack, pack
+from bitzoo.model import BiT, fold
+
+Run = Callable[[Tensor], Tensor]
+
+
+def _eager(model: BiT, device: torch.device, dtype: torch.dtype) -> Run:
+    network = _readied(model, device, dtype)
+    if device.type == "cpu" and can_pack(dtype):
+        for part in (network.stem, network.stages):
+            pack(part)
+    return _runner(network, network.forward_features, dtype)
+
+
+def _compile(model: BiT, device: torch.device, dtype: torch.dtype) -> Run:
+    network = _readied(model, device, dtype)
+    # Freezing makes constants of the kernels: packed ahead, their orders chosen for each layer.
+    options: dict[str, Any] | None = {"freezing": True} if device.type == "cpu" else None
+    return _runner(network, torch.compile(network.forward_features, options=options), dtype)
+
+
+def _onnxruntime(model: BiT, device: torch.device, dtype: torch.dtype) -> Run:
+    from bitzoo.export.onnx import export_onnx, load_onnx
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "model.onnx")
+        export_onnx(model, path)
+        run, _ = load_onnx(path)
+    return lambda images: torch.from_numpy(run(images.numpy()))
+
+
+def _openvino(model: BiT, device: torch.device, dtype: torch.dtype) -> Run:
+    from bitzoo.export.formats import import_extra
+    from bitzoo.export.graph import Graph, trace
+
+    openvino = import_extra("openvino", "openvino")
+    network = openvino.convert_model(trace(Graph(model)))
+    hints = {"INFERENCE_PRECISION_HINT": _OPENVINO_PRECISIONS[dtype]}
+    compiled = openvino.Core().compile_model(network, "CPU", hints)
+    return lambda images: torch.from_numpy(compiled(images.numpy())[0].copy())
+
+
+_OPENVINO_PRECISIONS = {torch.float32: "f32", torch.bfloat16: "bf16"}
+
+
+@dataclass(frozen=True)
+class Backend:
+    """One row of `BACKENDS`.
+
+    Attributes:
+        build: Model, device and dtype to the function that runs it.
+        dtypes: What it can compute in.
+        devices: Kinds of devices it runs on; empty for any of torch's.
+    """
+
+    build: Callable[[BiT, torch.device, torch.dtype], Run]
+    dtypes: tuple[torch.dtype, ...]
+    devices: tuple[str, ...] = ()
+
+
+_ALL = (torch.float32, torch.bfloat16, torch.float16)
+
+BACKENDS = {
+    "eager": Backend(_eager, _ALL),
+    "compile": Backend(_compile, _ALL),
+    "onnxruntime": Backend(_onnxruntime, (torch.float32,), ("cpu",)),
+    "openvino": Backend(_openvino, tuple(_OPENVINO_PRECISIONS), ("cpu",)),
+}
+"""Name -> how it runs; ``eager`` needs nothing but torch."""
+
+
+def _readied(model: BiT, device: torch.device, dtype: torch.dtype) -> BiT:
+    """A folded network of its own on the device, in its best memory format, features in `dtype`."""
+    network = fold(model) if not model.folded else _sharing(model)
+    # Channels last took 0.4 to 0.75 of the time on CPUs. There torch normalizes with sums of
+    # squares, not Welford's updates: R50x1's logits are 3e-5 from float64 (relative L2), not 5e-6.
+    # CUDA's group normalization has no kernel for it.
+    on_cpu = device.type == "cpu"
+    layout = torch.channels_last if on_cpu else torch.contiguous_format
+    network.to(device, torch.float32, memory_format=layout)  # type: ignore[call-overload]
+    for part in (network.stem, network.stages, network.norm):
+        for layer in part.modules():
+            # The CPU normalizes half-precision maps with float32 parameters, faster and closer.
+            if isinstance(layer, nn.Conv2d) or not on_cpu:
+                layer.to(dtype)
+    return network
+
+
+def _sharing(model: BiT) -> BiT:
+    """A copy of a folded model; moving its parameters moves none of the original's."""
+    shared: dict[int, Any] = {
+        id(parameter): nn.Parameter(parameter.detach(), requires_grad=False)
+        for parameter in model.parameters()
+    }
+    return copy.deepcopy(model, memo=shared)
+
+
+def _runner(network: BiT, features: Callable[[Tensor], Tensor], dtype: torch.dtype) -> Run:
+    def run(images: Tensor) -> Tensor:
+        with torch.no_grad():  # inference mode would keep a graph from being frozen
+            return network.forward_head(features(images.to(dtype)).float())
+
+    return run

@@ -1,0 +1,131 @@
+"""The card of a fine-tuned run: the draft that the run left, completed for a repository.
+
+The draft (and whatever its author added) keeps its sections. Its comment and its way of loading
+from a folder go; curves, the proof, loading from the repository, licence and citation come.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from bitzoo._version import __version__
+from bitzoo.errors import UsageError
+from bitzoo.model_cards import facts
+from bitzoo.model_cards.text import clean, environment, proof_rows, snippets, spark
+
+_FRONT = re.compile(r"\A---\r?\n(.*?)\r?\n---[ \t]*\r?\n", re.DOTALL)
+_COMMENT = re.compile(r"<!--\s*A draft, written by bitzoo.*?-->\s*", re.DOTALL)
+_WRITTEN = re.compile(r"^Written by bitzoo \S+\.\s*\Z", re.MULTILINE)
+_REPLACED = (
+    "How to load it",
+    "Curves",
+    "Equal to the source",
+    "How to use it",
+    "Licence",
+    "Citation",
+)
+_POINTS = 12
+_BARS = 40
+
+
+def complete_draft(
+    draft: str,
+    *,
+    repo: str,
+    architecture: str,
+    activation: str | None,
+    names: bool,
+    history: Sequence[Mapping[str, Any]],
+    proof: Mapping[str, Any] | None,
+    license_id: str | None,
+) -> str:
+    """Return a run's card for a repository.
+
+    Args:
+        draft: The run's README.md.
+        repo: Full name of the repository.
+        architecture: Name of the network.
+        activation: What makes its logits scores.
+        names: Whether its classes have names.
+        history: The run's metrics.
+        proof: The report of parity; None before there is one.
+        license_id: SPDX identifier that the draft's metadata states; None if it states none.
+
+    Raises:
+        UsageError: If the draft has no metadata.
+    """
+    match = _FRONT.match(draft)
+    if not match:
+        raise UsageError(
+            "The run's README.md has no metadata: expected a block of YAML between two lines of "
+            "--- at its very beginning. Write it, or remove the file so that bitzoo writes one."
+        )
+    body = _WRITTEN.sub("", _COMMENT.sub("", draft[match.end() :])).strip()
+    # A heading inside a fenced block, such as a comment in Python, begins no section.
+    parts = re.split(r"^## (?=[A-Z])", body, flags=re.MULTILINE)
+    kept = [part for part in parts[1:] if part.partition("\n")[0].strip() not in _REPLACED]
+    made = environment().get_template("run.md.j2")
+    return clean(
+        made.render(
+            front_matter=match[1],
+            head=parts[0].strip(),
+            sections=["## " + part.strip() for part in kept],
+            repo=repo,
+            curves=_curves(history),
+            proofs=proof_rows(proof) if proof else None,
+            proof=proof,
+            snippets=snippets(repo, architecture, activation, names=names),
+            numerics=facts.NUMERICS,
+            license=license_id,
+            citations=facts.citations(None),
+            version=__version__,
+        )
+    )
+
+
+def _curves(history: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+    train, judged = _series(history, "train"), _series(history, "eval")
+    losses = [row["loss"] for row in train.values() if "loss" in row]
+    if not losses:
+        return None
+    steps = sorted({*_chosen(sorted(train)), *_chosen(sorted(judged))})
+    rows = []
+    for step in steps:
+        here, there = train.get(step, {}), judged.get(step, {})
+        share = there.get("top1")
+        rows.append(
+            (
+                f"{step:,}",
+                f"{here['loss']:.4f}" if "loss" in here else "",
+                f"{here['lr']:.2e}" if "lr" in here else "",
+                f"{there['loss']:.4f}" if "loss" in there else "",
+                f"{100 * share:.2f} %" if share is not None else "",
+            )
+        )
+    return {
+        "loss": spark([losses[index] for index in _chosen(range(len(losses)), _BARS)]),
+        "rows": rows,
+    }
+
+
+def _series(history: Sequence[Mapping[str, Any]], event: str) -> dict[int, dict[str, float]]:
+    """Return the finite numbers of each step; of several records for one step the last counts."""
+    return {
+        int(record["step"]): {
+            key: float(value)
+            for key, value in record.items()
+            if isinstance(value, (int, float)) and math.isfinite(value)
+        }
+        for record in history
+        if record.get("event") == event and isinstance(record.get("step"), int)
+    }
+
+
+def _chosen(steps: Sequence[int], count: int = _POINTS) -> list[int]:
+    """Return at most `count` of them, evenly apart, the first and the last among them."""
+    if len(steps) <= count:
+        return list(steps)
+    return [steps[round(index * (len(steps) - 1) / (count - 1))] for index in range(count)]

@@ -1,0 +1,485 @@
+"""Exported files, run by their own runtimes with default optimizations, against float64 oracles.
+
+The oracle is tests/oracle/networks.py, which shares no code with bitzoo; what `bitzoo export`
+itself compares with is bitzoo's NumPy reference.
+"""
+
+import functools
+import json
+import logging
+import sys
+
+import numpy as np
+import onnx
+import openvino
+import pytest
+import torch
+import torch.nn.functional as F
+from checkpoints import TINY, make_checkpoint, write_npz
+from oracle.networks import run
+
+import bitzoo
+from bitzoo import cli, create_model
+from bitzoo.arch import Architecture
+from bitzoo.class_names import class_names
+from bitzoo.converters.tensorflow_reference import load_tensorflow
+from bitzoo.errors import FoldedModelError, MissingExtraError, ParityError, UsageError
+from bitzoo.export import graph, probe, torch_archive
+from bitzoo.export.facts import facts_of
+from bitzoo.export.formats import FORMATS
+from bitzoo.export.session import export
+from bitzoo.model import BiT, fold
+from bitzoo.model_folder import render_config, write_model_folder
+from bitzoo.preprocess import EvalTransform
+
+tf = load_tensorflow()  # as bitzoo does it, in an order that torch.export survives
+PROMISED = 1e-4
+"""Relative L2 that the project promises of ONNX Runtime and OpenVINO in float32."""
+SMALL_PROBES = ((64, 1), (49, 2))
+NAMES = {"onnx": "a.onnx", "openvino": "a.xml", "torch-export": "a.pt2", "savedmodel": "a"}
+CLASSES = [f"class {index}" for index in range(10)]
+FACTS = (
+    "bitzoo_version",
+    "architecture",
+    "num_classes",
+    "input",
+    "preprocessing",
+    "activation",
+    "class_names",
+    "kernels",
+)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_trace_log():
+    """pytest listens to every logger, and this one then spells out all that is traced."""
+    log = logging.getLogger("torch.__trace")
+    level = log.level
+    log.setLevel(logging.CRITICAL)
+    yield
+    log.setLevel(level)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small_probes():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(probe, "PROBES", SMALL_PROBES)
+        yield
+
+
+@pytest.fixture(scope="module")
+def arrays():
+    return make_checkpoint()
+
+
+@pytest.fixture(scope="module")
+def folder(arrays, tmp_path_factory):
+    """A run's folder: its own class names, preprocessing and activation."""
+    place = tmp_path_factory.mktemp("run")
+    network = create_model(write_npz(place / "a.npz", arrays), True)
+    transform = EvalTransform(crop=64, resize=80, interpolation="bicubic", square=False)
+    facts = {"activation": "sigmoid"}
+    config = render_config(network, transform, class_names=CLASSES, facts=facts)
+    write_model_folder(place / "run", network, config)
+    return place / "run"
+
+
+@pytest.fixture(scope="module")
+def model(folder):
+    return create_model(folder, True)
+
+
+@pytest.fixture(scope="module")
+def exported(model, good_trace, tmp_path_factory):
+    """Format and dtype -> the exported file and its report; each is made once, and only read."""
+
+    @functools.cache
+    def make(to, dtype):
+        path = tmp_path_factory.mktemp("export") / NAMES[to]
+        with pytest.MonkeyPatch.context() as patch:
+            if dtype == "float32":  # all formats from one trace: each takes seconds
+                for module in ("onnx", "openvino", "torch_archive"):
+                    patch.setattr(f"bitzoo.export.{module}.trace", lambda graph: good_trace)
+            return path, export(model, to, path, dtype=dtype)
+
+    return lambda to, dtype="float32": make(to, dtype)
+
+
+def traced(model, pool):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(graph, "pool_over_zeros", pool)
+        return graph.trace(graph.Graph(model))
+
+
+@pytest.fixture(scope="module")
+def good_trace(model):
+    return traced(model, graph.pool_over_zeros)
+
+
+@pytest.fixture(scope="module")
+def wrong_trace(model):
+    """A network whose max-pool pads with -inf, as ONNX Runtime's optimizer makes it."""
+    return traced(model, lambda x: F.max_pool2d(x, 3, 2, padding=1))
+
+
+@pytest.fixture
+def plant(monkeypatch):
+    """Let a trace that is made already pass for the one of a torch-export."""
+    return lambda trace: monkeypatch.setattr(torch_archive, "trace", lambda graph: trace)
+
+
+def images(count, height, width, seed=0):
+    tiles = np.random.default_rng(seed).uniform(-1, 1, (count, 3, 4, 4))
+    return np.kron(tiles, np.ones((1, 1, 32, 32)))[..., :height, :width].astype(np.float32)
+
+
+def distance(found, expected):
+    expected = np.asarray(expected)
+    return float(np.linalg.norm(found - expected) / np.linalg.norm(expected))
+
+
+def files_in(folder):
+    return sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file())
+
+
+# --- the graph ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 2), (5, 8), (8, 5), (17, 16)])
+@pytest.mark.parametrize("shift", [-9, 0, 9])
+def test_the_pool_equals_padding_with_zeros_in_every_bit(size, shift):
+    x = torch.randn(2, 4, *size, generator=torch.Generator().manual_seed(0)) + shift
+    expected = F.max_pool2d(F.pad(x, (1, 1, 1, 1)), 3, 2)
+    assert torch.equal(graph.pool_over_zeros(x), expected)
+
+
+@pytest.mark.parametrize("num_classes", [10, 0])
+def test_the_graph_computes_what_the_model_does(arrays, num_classes):
+    network = BiT(Architecture(TINY, 0.5), num_classes)
+    x = torch.from_numpy(images(2, 64, 49))
+    with torch.no_grad():
+        expected = network.eval()(x)
+        for form in (network, fold(network)):
+            assert torch.equal(graph.Graph(form)(x), expected)
+
+
+# --- the formats ----------------------------------------------------------------------------------
+
+SLOW = pytest.mark.full_size  # the same code as its neighbours, and seconds each
+CASES = [
+    *((to, "float32") for to in NAMES),
+    pytest.param("openvino", "bfloat16", marks=SLOW),
+    pytest.param("savedmodel", "float16", marks=SLOW),
+    pytest.param("openvino", "float16", marks=SLOW),
+    pytest.param("torch-export", "bfloat16", marks=SLOW),
+    pytest.param("onnx", "float16", marks=SLOW),
+    pytest.param("onnx", "bfloat16", marks=SLOW),
+    pytest.param("savedmodel", "bfloat16", marks=SLOW),
+    pytest.param("torch-export", "float16", marks=SLOW),
+]
+DISTANCES = {"float32": (1e-9, 1e-5), "float16": (1e-5, 2e-3), "bfloat16": (1e-3, 2e-2)}
+"""Least and most: narrow kernels that made no difference would not have been narrow."""
+STORED = {"float32": 4, "float16": 2, "bfloat16": 2}
+
+
+@pytest.mark.parametrize(("to", "dtype"), CASES)
+def test_a_file_computes_googles_function(exported, arrays, to, dtype):
+    path, report = exported(to, dtype)
+    least, most = DISTANCES[dtype]
+    runtime, _ = FORMATS[to].loader()(path)
+    for size in ((1, 97, 97), (3, 64, 80), (2, 33, 50)):
+        x = images(*size)
+        assert least < distance(runtime(x), run(arrays, x).logits) < most
+    assert [(found.size, found.images) for found in report.deviations] == list(SMALL_PROBES)
+    for found in report.deviations:
+        assert least < found.relative_l2 < most
+        assert found.top1_equal == found.images
+    kernels = sum(array.size for array in arrays.values() if array.ndim == 4)
+    size = sum(p.stat().st_size for p in path.parent.rglob("*") if p.is_file())
+    assert kernels * STORED[dtype] < size < kernels * STORED[dtype] * 1.15
+
+
+LEFT = {
+    "onnx": ["a.onnx", "a.onnx.export.json"],
+    "openvino": ["a.bin", "a.xml", "a.xml.export.json"],
+    "torch-export": ["a.pt2", "a.pt2.export.json"],
+    "savedmodel": [
+        "a.export.json",
+        "a/fingerprint.pb",
+        "a/saved_model.pb",
+        "a/variables/variables.data-00000-of-00001",
+        "a/variables/variables.index",
+    ],
+}
+
+
+@pytest.mark.parametrize("to", NAMES)
+def test_what_lies_there_afterwards(exported, to):
+    path, report = exported(to)
+    assert files_in(path.parent) == LEFT[to]
+    record = json.loads((path.parent / f"{path.name}.export.json").read_text())
+    assert record == report.to_dict()
+    assert (record["passed"], record["format"], record["dtype"]) == (True, to, "float32")
+    house = probe.__file__.rpartition("/bitzoo/")[0].encode()
+    for name in LEFT[to]:
+        assert house not in (path.parent / name).read_bytes()
+
+
+@pytest.mark.parametrize("to", NAMES)
+def test_a_file_says_what_it_reads_and_what_its_outputs_mean(exported, to):
+    path, report = exported(to)
+    facts = facts_in(to, path)
+    assert facts == report.facts
+    assert json.loads(facts["class_names"]) == CLASSES
+    preprocessing = {"crop": 64, "resize": 80, "interpolation": "bicubic", "square": False}
+    assert json.loads(facts["preprocessing"]) == preprocessing
+    facts = {k: v for k, v in facts.items() if k not in ("class_names", "preprocessing")}
+    assert facts == {
+        "bitzoo_version": bitzoo.__version__,
+        "architecture": "R(1,1,1,1)x0.5",
+        "num_classes": "10",
+        "activation": "sigmoid",
+        "input": "RGB in [-1, 1]: (pixels from 0 to 255) / 127.5 - 1",
+        "kernels": "standardized once, stored as float32; for inference only",
+    }
+
+
+def facts_in(to, path):
+    """What a file says of itself, read with the ecosystem's own library."""
+    if to == "onnx":
+        return {prop.key: prop.value for prop in onnx.load(path).metadata_props}
+    if to == "openvino":
+        stored = openvino.Core().read_model(path).get_rt_info("bitzoo").value
+        return {key: getattr(value, "value", value) for key, value in stored.items()}
+    if to == "torch-export":
+        facts = dict.fromkeys(FACTS, "")
+        torch.export.load(str(path), extra_files=facts)
+        return facts
+    signature = tf.saved_model.load(str(path)).signatures["facts"]
+    return {key: value.numpy().decode() for key, value in signature().items()}
+
+
+def test_a_catalogue_name_gives_its_facts():
+    facts = facts_of(create_model("BiT-S-R50x1"))
+    assert facts["model"] == "BiT-S-R50x1"
+    assert facts["activation"] == "softmax"
+    assert json.loads(facts["class_names"]) == class_names("imagenet1k")
+
+
+def test_names_and_shapes_of_onnx(exported):
+    network = onnx.load(exported("onnx")[0]).graph
+    (given,), (output,) = network.input, network.output
+    axes = [axis.dim_param or axis.dim_value for axis in given.type.tensor_type.shape.dim]
+    assert (given.name, axes) == ("images", ["batch", 3, "height", "width"])
+    assert output.name == "logits"
+    # What an optimizer could fuse into a pool that pads with -inf; ONNX Runtime 1.23 does.
+    assert "Pad" not in {node.op_type for node in network.node}
+
+
+@SLOW
+def test_parameters_too_large_for_one_file(tmp_path, arrays, model, monkeypatch):
+    monkeypatch.setattr("bitzoo.export.onnx._EMBEDDED_BYTES", 1 << 20)
+    export(model, "onnx", tmp_path / "a.onnx")
+    assert files_in(tmp_path) == ["a.onnx", "a.onnx.data", "a.onnx.export.json"]
+    assert (tmp_path / "a.onnx").stat().st_size < 1 << 20
+    runtime, _ = FORMATS["onnx"].loader()(tmp_path / "a.onnx")
+    x = images(1, 64, 64)
+    assert distance(runtime(x), run(arrays, x).logits) < 1e-5
+
+
+def test_names_of_openvino(exported):
+    network = openvino.Core().read_model(exported("openvino")[0])
+    assert network.inputs[0].get_names() == {"images"}
+    assert network.outputs[0].get_names() == {"logits"}
+    assert "Pad" not in {node.get_type_name() for node in network.get_ops()}
+
+
+def test_signatures_of_a_savedmodel(exported, arrays):
+    signatures = tf.saved_model.load(str(exported("savedmodel")[0])).signatures
+    _, given = signatures["serving_default"].structured_input_signature
+    name = "images_from_minus1_to_1"
+    assert given == {name: tf.TensorSpec((None, None, None, 3), tf.float32, name=name)}
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 64, 50, 3), np.uint8)
+    found = signatures["pixels"](pixels_from_0_to_255=tf.constant(pixels))["logits"].numpy()
+    scaled = pixels.transpose(0, 3, 1, 2) / 127.5 - 1
+    assert distance(found, run(arrays, scaled).logits) < 1e-5
+
+
+def test_an_encoder_gives_features(tmp_path, folder, arrays):
+    encoder = create_model(folder, True, num_classes=0)
+    report = export(encoder, "savedmodel", tmp_path / "a")
+    assert report.facts["num_classes"] == "0"
+    assert "class_names" not in report.facts
+    x = images(1, 64, 64)
+    serve = tf.saved_model.load(str(tmp_path / "a")).signatures["serving_default"]
+    found = serve(images_from_minus1_to_1=tf.constant(x.transpose(0, 2, 3, 1)))
+    assert list(found) == ["features"]
+    assert distance(found["features"].numpy(), run(arrays, x).pooled) < 1e-5
+    assert graph.Graph(encoder).output == "features"
+
+
+# --- what must not be -----------------------------------------------------------------------------
+
+
+def test_a_file_that_deviates_leaves_nothing(tmp_path, model, plant, wrong_trace):
+    plant(wrong_trace)
+    says = r"at 64 px torch .* computes outputs .*, expected at most 5e-04 with float32 kernels"
+    with pytest.raises(ParityError, match=says) as error:
+        export(model, "torch-export", tmp_path / "a.pt2")
+    assert error.value.exit_code == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_that_deviates_leaves_what_was_there(tmp_path, model, plant, wrong_trace):
+    (tmp_path / "a.pt2").write_text("mine")
+    plant(wrong_trace)
+    with pytest.raises(ParityError):
+        export(model, "torch-export", tmp_path / "a.pt2", force=True)
+    assert files_in(tmp_path) == ["a.pt2"]
+    assert (tmp_path / "a.pt2").read_text() == "mine"
+
+
+def test_outputs_that_are_no_numbers_do_not_pass():
+    images = np.zeros((1, 33, 33, 3), np.float32)
+    found = probe.Probe(images, np.ones((1, 5))).judge(lambda x: np.full((1, 5), np.nan))
+    assert not found.within(1)
+
+
+@pytest.mark.parametrize("name", ["a.pt2", "a.pt2.export.json"])
+def test_a_taken_name(tmp_path, model, plant, good_trace, name):
+    plant(good_trace)
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(UsageError, match=rf"{name} already exists\. .* --force"):
+        export(model, "torch-export", tmp_path / "a.pt2")
+    assert files_in(tmp_path) == [name]
+    assert export(model, "torch-export", tmp_path / "a.pt2", force=True).passed
+    assert files_in(tmp_path) == LEFT["torch-export"]
+    assert (tmp_path / name).read_bytes() != b"mine"
+
+
+@pytest.mark.parametrize(
+    ("to", "name", "dtype", "says"),
+    [
+        ("onnx", "a.pt2", "float32", r"format onnx must end in \.onnx"),
+        ("onnx", "none/a.onnx", "float32", "there is no folder"),
+        ("tflite", "a.tflite", "float32", "An export is one of onnx, openvino"),
+        ("onnx", "a.onnx", "int8", "found 'onnx' and 'int8'"),
+    ],
+)
+def test_options_that_cannot_be(tmp_path, model, to, name, dtype, says):
+    with pytest.raises(UsageError, match=says):
+        export(model, to, tmp_path / name, dtype=dtype)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_networks_that_nobody_could_judge(tmp_path, model):
+    with pytest.raises(FoldedModelError, match="Export the model that was folded"):
+        export(fold(model), "onnx", tmp_path / "a.onnx")
+    with pytest.raises(UsageError, match="head is all zeros"):
+        export(BiT(model.architecture, 10), "onnx", tmp_path / "a.onnx")
+    dilated = BiT(model.architecture, 10, output_stride=16)
+    with pytest.raises(UsageError, match="Expected output_stride 32, found 16"):
+        export(dilated, "onnx", tmp_path / "a.onnx")
+
+
+@pytest.mark.parametrize(
+    ("to", "library", "extra"),
+    [("onnx", "onnxscript", "onnx"), ("openvino", "openvino", "openvino")],
+)
+def test_a_missing_library(tmp_path, model, monkeypatch, to, library, extra):
+    monkeypatch.setitem(sys.modules, library, None)
+    with pytest.raises(MissingExtraError, match=rf"needs {library}.*bitzoo\[{extra}\]"):
+        export(model, to, tmp_path / NAMES[to])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_nothing_is_left_when_writing_is_interrupted(tmp_path, model, monkeypatch):
+    def interrupt(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(torch_archive, "trace", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        export(model, "torch-export", tmp_path / "a.pt2")
+    assert list(tmp_path.iterdir()) == []
+
+
+# --- the command ----------------------------------------------------------------------------------
+
+
+def invoke(monkeypatch, *arguments):
+    """Run `bitzoo` in this process; returns its exit code."""
+    monkeypatch.setattr("sys.argv", ["bitzoo", *map(str, arguments)])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    return ended.value.code or 0
+
+
+def test_the_command(tmp_path, folder, plant, good_trace, monkeypatch, capfd):
+    plant(good_trace)
+    call = ("export", folder, "--to", "torch-export", "--out", tmp_path / "a.pt2")
+    assert invoke(monkeypatch, *call) == 0
+    printed, warned = capfd.readouterr()
+    assert "kernels  standardized once, stored as float32; for inference only\n" in printed
+    assert "\n1 x 64 px " in printed
+    assert warned == ""
+    assert invoke(monkeypatch, *call) == 2
+    assert "already exists" in capfd.readouterr().err
+
+
+def test_the_command_replaces_a_folder_and_prints_json(
+    tmp_path, folder, arrays, monkeypatch, capfd
+):
+    out = tmp_path / "a"
+    out.mkdir()
+    (out / "old").write_text("")
+    call = ("export", folder, "--to", "savedmodel", "--out", out, "--json", "--dtype", "bfloat16")
+    assert invoke(monkeypatch, *call) == 2
+    assert "a already exists" in capfd.readouterr().err
+    assert invoke(monkeypatch, *call, "--force") == 0
+    record = json.loads(capfd.readouterr().out)
+    assert (record["name"], record["dtype"], record["tolerance"]) == ("a", "bfloat16", 1e-1)
+    assert files_in(tmp_path) == LEFT["savedmodel"]
+    runtime, _ = FORMATS["savedmodel"].loader()(out)
+    x = images(1, 64, 64)
+    least, most = DISTANCES["bfloat16"]
+    assert least < distance(runtime(x), run(arrays, x).logits) < most
+
+
+def test_the_command_fails_where_the_file_deviates(
+    tmp_path, folder, plant, wrong_trace, monkeypatch, capfd
+):
+    plant(wrong_trace)
+    call = ("export", folder, "--to", "torch-export", "--out", tmp_path / "a.pt2")
+    assert invoke(monkeypatch, *call) == 1
+    assert "away from the float64 reference" in capfd.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_command_knows_every_format():
+    choices = {option.name: option.type for option in cli.export.params}
+    assert tuple(choices["to"].choices) == tuple(FORMATS)
+    assert tuple(choices["dtype"].choices) == graph.DTYPES
+
+
+@pytest.mark.full_size
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("to", NAMES)
+def test_r50x1(tmp_path, monkeypatch, to, dtype):
+    """On the images that a user's export is judged on."""
+    monkeypatch.setattr(probe, "PROBES", ((224, 1), (97, 2)))
+    arrays = make_checkpoint((3, 4, 6, 3), 1.0, num_classes=1000)
+    network = create_model(write_npz(tmp_path / "a.npz", arrays), True)
+    report = export(network, to, tmp_path / NAMES[to], dtype=dtype)
+    most = PROMISED if dtype == "float32" else 5e-2
+    assert all(found.relative_l2 < most for found in report.deviations)
+    runtime, _ = FORMATS[to].loader()(tmp_path / NAMES[to])
+    x = images(2, 97, 128)
+    assert distance(runtime(x), run(arrays, x).logits) < most

@@ -1,0 +1,227 @@
+"""Checkpoints that TensorFlow itself wrote, once for all tests, in a process of its own."""
+
+import re
+import shutil
+import struct
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from checkpoints import make_checkpoint, write_npz
+from servers import FileServer
+
+from bitzoo import commands
+from bitzoo.converters import proofs
+from bitzoo.converters.parity import Check, convert_and_prove
+from bitzoo.converters.pipeline import convert
+from bitzoo.converters.sources import open_source
+from bitzoo.errors import CheckpointError, MissingExtraError
+
+ARRAYS = make_checkpoint((2, 1, 1, 1), seed=3)
+WRITER = Path(__file__).parents[1] / "tensorflow_files.py"
+AMBIGUOUS = "The variables' names are ambiguous, so their object paths were read."
+MOMENTUM = r"Left out \d+ tensors that belong to training: .*"
+
+
+def data_section(path):
+    data = path.read_bytes()
+    return data[8 + struct.unpack("<Q", data[:8])[0] :]
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tensorflow")
+    source = write_npz(folder / "bit.npz", ARRAYS)
+    convert(source, folder / "ours.h5", to="h5")
+    convert(source)
+    command = [sys.executable, str(WRITER), str(source), str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=250)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return folder
+
+
+@pytest.fixture
+def expected(files):
+    return data_section(files / "bit.safetensors")
+
+
+FORMS = {
+    "tf1": ("npz", MOMENTUM),
+    "tf1/model.ckpt-1": ("npz", MOMENTUM),
+    "tf1/model.ckpt-1.index": ("npz", MOMENTUM),
+    "module": ("npz", ""),
+    "module/variables/variables": ("npz", ""),
+    "unique_saved_model": ("keras", ""),
+    "unique_saved_model/variables/variables": ("keras", ""),
+    "ambiguous_saved_model": ("tf2", AMBIGUOUS),
+    "called_checkpoint": ("tf2", f"{AMBIGUOUS} {MOMENTUM}"),
+    "called_checkpoint/ckpt-1": ("tf2", f"{AMBIGUOUS} {MOMENTUM}"),
+    "called_weights": ("tf2", AMBIGUOUS),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_every_form_gives_the_same_bits(tmp_path, files, expected, form):
+    names, notes = FORMS[form]
+    with open_source(files / form) as source:
+        assert source.names == names
+    conversion = convert(files / form, tmp_path / "a.safetensors", compare=True)
+    assert data_section(conversion.output) == expected
+    assert conversion.weights.differing == ()
+    assert re.fullmatch(notes, " ".join(conversion.notes))
+    if notes.startswith("Left"):
+        assert "global_step" in conversion.notes[0]
+
+
+def test_the_logits_of_a_module_are_proven_by_both_oracles(tmp_path, files, monkeypatch):
+    monkeypatch.setattr(proofs, "PROBES", ((48, 1),))
+    _, report = convert_and_prove(files / "module", tmp_path / "a.safetensors")
+    assert report.passed
+    figures = {(proof.oracle.split()[0], proof.dtype): proof.relative_l2 for proof in report.logits}
+    assert set(figures) == {
+        (oracle, dtype) for oracle in ("NumPy", "TensorFlow") for dtype in ("float64", "float32")
+    }
+    assert max(figures["NumPy", "float64"], figures["TensorFlow", "float64"]) < 1e-12
+
+
+def test_the_network_computes_what_keras_computed(tmp_path, files):
+    import torch
+
+    import bitzoo
+
+    model = bitzoo.create_model(
+        convert(files / "called_weights", tmp_path / "a.safetensors").output, True
+    )
+    images = np.random.default_rng(1).uniform(-1, 1, (2, 64, 64, 3)).astype(np.float32)
+    with torch.no_grad():
+        found = model(torch.from_numpy(images).permute(0, 3, 1, 2)).numpy()
+    theirs = np.load(files / "called_logits.npy")
+    assert np.linalg.norm(found - theirs) / np.linalg.norm(theirs) < 1e-5  # float32 rounding
+
+
+def test_keras_loads_our_h5(files):
+    """By position, as `load_weights` of a subclassed model goes."""
+    assert (files / "called_loads_ours").read_text() == "True"
+
+
+def test_the_shard_name_that_the_hubs_serve(tmp_path, files, expected):
+    module = tmp_path / "m.tfhub"
+    shutil.copytree(files / "module", module)
+    (module / "variables" / "variables.data-00000-of-00001").rename(
+        module / "variables" / "variables.data@1"
+    )
+    assert data_section(convert(module, compare=True).output) == expected
+    shard = module / "variables" / "variables.data@1"
+    assert data_section(convert(shard, tmp_path / "b.safetensors").output) == expected
+
+
+@pytest.mark.parametrize("top", ["", "folder"])
+def test_an_archive_of_a_module(tmp_path, files, expected, top):
+    archive = tmp_path / "module.tar.gz"
+    with tarfile.open(archive, "w:gz") as tar:
+        tar.add(files / "module", arcname=top or ".")
+    conversion = convert(archive, compare=True)
+    assert conversion.output == tmp_path / "module.safetensors"
+    assert data_section(conversion.output) == expected
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "module.safetensors",
+        "module.tar.gz",
+    ]
+
+
+def test_a_catalogue_name_by_its_tfhub_module(tmp_path, files, expected, monkeypatch, capsys):
+    name = "BiT-M-R50x1-run0-caltech101"
+    module = {
+        "saved_model.pb": files / "module" / "saved_model.pb",
+        "tfhub_module.pb": files / "module" / "tfhub_module.pb",
+        "variables/variables.index": files / "module" / "variables" / "variables.index",
+        "variables/variables.data@1": files
+        / "module"
+        / "variables"
+        / "variables.data-00000-of-00001",
+    }
+    served = {f"vtab/{name}.tfhub/{at}": path.read_bytes() for at, path in module.items()}
+    monkeypatch.setenv("BITZOO_CACHE", str(tmp_path / "cache"))
+    with FileServer(served) as server:
+        monkeypatch.setenv("BITZOO_MIRROR", server.url)
+        commands.convert(
+            name,
+            tmp_path / "a.safetensors",
+            to="safetensors",
+            kind="tfhub",
+            dtype="float32",
+            eps_exact=False,
+            check=Check.WEIGHTS.value,
+            report=None,
+            force=False,
+            keep_source=False,
+            json=False,
+        )
+    assert data_section(tmp_path / "a.safetensors") == expected
+    said = capsys.readouterr().out
+    assert f"Named like {name} (R50x1, 102 classes), but its" in said.replace("\n", " ")
+    assert not list((tmp_path / "cache" / "downloads" / "tfhub").glob("*.tfhub/*"))
+
+
+# --- what is wrong with a file --------------------------------------------------------------------
+
+
+@pytest.fixture
+def module(tmp_path, files):
+    shutil.copytree(files / "module", tmp_path / "m")
+    return tmp_path / "m"
+
+
+def refused(module, said):
+    before = sorted(str(path) for path in module.parent.rglob("*"))
+    with pytest.raises(CheckpointError, match=said):
+        convert(module, compare=True)
+    assert sorted(str(path) for path in module.parent.rglob("*")) == before
+
+
+def test_an_index_without_its_shard(module):
+    (module / "variables" / "variables.data-00000-of-00001").unlink()
+    refused(
+        module, r"variables\.index calls for a shard variables\.data-00000-of-00001 .*not there"
+    )
+
+
+def test_a_shard_with_another_byte(module):
+    shard = module / "variables" / "variables.data-00000-of-00001"
+    data = bytearray(shard.read_bytes())
+    data[len(data) // 2] ^= 1
+    shard.write_bytes(data)
+    refused(module, r"expected a TensorFlow checkpoint, but it cannot be read .*[Cc]hecksum")
+
+
+def test_a_truncated_shard_and_index(module):
+    shard = module / "variables" / "variables.data-00000-of-00001"
+    shard.write_bytes(shard.read_bytes()[:1000])
+    refused(module, r"expected a TensorFlow checkpoint, but it cannot be read")
+    index = module / "variables" / "variables.index"
+    index.write_bytes(index.read_bytes()[:100])
+    refused(module, r"expected a TensorFlow checkpoint, but it cannot be read")
+
+
+def test_without_tensorflow(module, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorflow", None)
+    with pytest.raises(MissingExtraError, match=r"m: a TensorFlow checkpoint\. .*'bitzoo\[tf\]'"):
+        convert(module)
+    assert MissingExtraError.exit_code == 2
+
+
+def test_a_folder_with_several_checkpoints(tmp_path, files):
+    folder = tmp_path / "runs"
+    folder.mkdir()
+    for number in (1, 2):
+        for path in (files / "tf1").glob("model.ckpt-1.*"):
+            shutil.copy(path, folder / path.name.replace("-1.", f"-{number}."))
+    with pytest.raises(
+        CheckpointError, match=r"expected one checkpoint, found 2 \(model\.ckpt-1, "
+    ):
+        convert(folder)
+    (folder / "checkpoint").write_text('model_checkpoint_path: "/gone/model.ckpt-2"\n')
+    assert convert(folder).inventory.num_classes == 10
