@@ -11,6 +11,7 @@ from pathlib import Path
 from bitzoo.class_names import class_names_or_reason
 from bitzoo.console import print_facts, print_json, print_report, progress_bar, say
 from bitzoo.converters.formats import check_numbers, find_format
+from bitzoo.converters.outputs import check_replaceable
 from bitzoo.converters.parity import (
     REPORT_NAME,
     Check,
@@ -21,7 +22,7 @@ from bitzoo.converters.parity import (
     save_report,
 )
 from bitzoo.converters.parity import verify as verify_pair
-from bitzoo.converters.pipeline import Conversion, check_replaceable, default_output
+from bitzoo.converters.pipeline import Conversion, default_output
 from bitzoo.converters.sources import open_source
 from bitzoo.download import base_url, cache_dir, download, file_lock
 from bitzoo.errors import UsageError

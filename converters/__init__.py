@@ -8,7 +8,7 @@ Shipped as ``bitzoo.converters``. Layered, each module importing only from those
     torch_file  tf_checkpoint
     folders  archives  sources              several files as one; recognition by content
     inventory  blocks                       tensors to an architecture; work in bounded blocks
-    formats  transformers_folder            what can be written, and what lies beside it
+    formats  outputs  transformers_folder   what can be written, how it appears, what lies beside
     reference  tensorflow_reference  state  the oracles; state dicts
     proofs  pipeline  parity                comparison, conversion, the two proofs
 """
