@@ -10,6 +10,7 @@ import copy
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,26 @@ def _compile(model: BiT, device: torch.device, dtype: torch.dtype) -> Run:
     network = _readied(model, device, dtype)
     # Freezing makes constants of the kernels: packed ahead, their orders chosen for each layer.
     options: dict[str, Any] | None = {"freezing": True} if device.type == "cpu" else None
-    return _runner(network, torch.compile(network.forward_features, options=options), dtype)
+    compiled = torch.compile(network.forward_features, options=options)
+    return _filled_up(_runner(network, compiled, dtype))
+
+
+def _filled_up(run: Run) -> Run:
+    """Give a smaller batch the size of the last: each size would be compiled anew, for a minute.
+
+    No image's logits depend on the others.
+    """
+    usual: dict[torch.Size, int] = {}
+
+    def filled(images: Tensor) -> Tensor:
+        count = usual.get(images.shape[1:], 0)
+        if len(images) >= count:
+            usual[images.shape[1:]] = len(images)
+            return run(images)
+        rows = torch.arange(count, device=images.device) % len(images)
+        return run(images[rows])[: len(images)]
+
+    return filled
 
 
 def _onnxruntime(model: BiT, device: torch.device, dtype: torch.dtype) -> Run:
@@ -52,11 +72,20 @@ def _openvino(model: BiT, device: torch.device, dtype: torch.dtype) -> Run:
     from bitzoo.export.graph import Graph, trace
 
     openvino = import_extra("openvino", "openvino")
-    network = openvino.convert_model(trace(Graph(model)))
+    network, core = openvino.convert_model(trace(Graph(model))), openvino.Core()
     hints = {"INFERENCE_PRECISION_HINT": _OPENVINO_PRECISIONS[dtype]}
-    compiled = openvino.Core().compile_model(network, "CPU", hints)
-    return lambda images: torch.from_numpy(compiled(images.numpy())[0].copy())
 
+    @lru_cache(_SHAPES)
+    def compiled(shape: tuple[int, ...]) -> Any:
+        fixed = network.clone()
+        fixed.reshape(list(shape))
+        return core.compile_model(fixed, "CPU", hints)
+
+    return lambda images: torch.from_numpy(compiled(tuple(images.shape))(images.numpy())[0].copy())
+
+
+_SHAPES = 4
+"""So many sizes of images stay compiled for OpenVINO; kernels for any size would be slower."""
 
 _OPENVINO_PRECISIONS = {torch.float32: "f32", torch.bfloat16: "bf16"}
 

@@ -51,7 +51,7 @@ def test_computes_googles_function(model, weights, backend, dtype, least, most):
     for count, height, width in ((2, 64, 64), (1, 64, 64), (2, 49, 77)):
         x = images(count, height, width)
         assert least <= error(optimized(x), run(weights, x).logits) <= most
-        if backend == "compile":  # each size is compiled anew
+        if (backend, count) == ("compile", 1):  # filled up; another size would be compiled anew
             break
 
 

@@ -83,6 +83,7 @@ def test_there_and_back(tmp_path, family, to):
     assert data_section(back.output) == data_section(family["safetensors"])
 
 
+@pytest.mark.full_size  # not by its size: there are twenty
 @pytest.mark.parametrize(("one", "other"), list(permutations(OTHERS, 2)))
 def test_every_pair(tmp_path, family, one, other):
     middle = convert(family[one], tmp_path / f"b{FORMATS[other].ending}", to=other).output

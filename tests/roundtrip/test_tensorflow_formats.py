@@ -21,6 +21,8 @@ from bitzoo.converters.sources import open_source
 from bitzoo.errors import CheckpointError, MissingExtraError
 
 ARRAYS = make_checkpoint((2, 1, 1, 1), seed=3)
+pytestmark = pytest.mark.full_size  # not by their size: TensorFlow takes half a minute
+
 WRITER = Path(__file__).parents[1] / "tensorflow_files.py"
 AMBIGUOUS = "The variables' names are ambiguous, so their object paths were read."
 MOMENTUM = r"Left out \d+ tensors that belong to training: .*"

@@ -1,0 +1,15 @@
+"""What every test gets."""
+
+import signal
+
+import pytest
+
+
+@pytest.fixture(autouse=True)
+def signal_handlers_stay():
+    """A command that a test runs in this process installs its own."""
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGALRM)
+    before = {number: signal.getsignal(number) for number in numbers}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
