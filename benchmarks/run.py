@@ -23,12 +23,14 @@ SCRIPTS = {
     "load": "Loading",
     "convert": "Conversion",
     "finetune": "Fine-tuning",
+    "peers": "Distance from Google's function",
 }
 """Script -> heading of its section."""
 
 QUICK = {
     "load": ["--arch", "R50x1"],
     "convert": ["--archs", "R50x1"],
+    "peers": [],
 }
 """What makes a script quick that does not know ``--quick``."""
 
