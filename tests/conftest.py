@@ -17,3 +17,10 @@ def signal_handlers_stay():
     yield
     for number, handler in before.items():
         signal.signal(number, handler)
+
+
+def pytest_collection_modifyitems(items):
+    """Full-size tests take minutes; their time limit is there to end a standstill, no more."""
+    for item in items:
+        if item.get_closest_marker("full_size") and not item.get_closest_marker("timeout"):
+            item.add_marker(pytest.mark.timeout(900))
