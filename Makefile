@@ -10,7 +10,7 @@ quickstart: .venv/.installed  ## the main job, end to end, on a small random che
 	$(BIN)/bitzoo quickstart
 
 test: .venv/.installed-dev  ## everything but the full-size tests; minutes on two cores
-	$(BIN)/python -m pytest -m "not full_size"
+	$(BIN)/python -m pytest -m "not full_size" --numprocesses auto --maxprocesses 8 --dist loadfile
 
 test-full: .venv/.installed-dev  ## the full-size tests alone; gigabytes of disk
 	$(BIN)/python -m pytest -m full_size

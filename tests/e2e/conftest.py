@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 
-@pytest.fixture(autouse=True, scope="session")
+@pytest.fixture(autouse=True, scope="module")
 def without_tensorflow():
     """Put `sitecustomize.py`, which hides it, on the path of the processes that tests start."""
     with pytest.MonkeyPatch.context() as patch:
