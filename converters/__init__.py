@@ -9,6 +9,8 @@ Shipped as ``bitzoo.converters``. Layered, each module importing only from those
     folders  archives  sources              several files as one; recognition by content
     inventory  blocks                       tensors to an architecture; work in bounded blocks
     formats  outputs  transformers_folder   what can be written, how it appears, what lies beside
-    reference  tensorflow_reference  state  the oracles; state dicts
-    proofs  pipeline  parity                comparison, conversion, the two proofs
+    reference  tensorflow_reference         the oracles
+    serving_graph  state                    a SavedModel's own graph; state dicts
+    weights_proof  logits_proof             the comparisons
+    pipeline  parity                        conversion, conversion with both proofs
 """

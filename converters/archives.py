@@ -65,6 +65,7 @@ class ArchiveSource(Source):
             raise
         self.names, self.tensors = self._inner.names, self._inner.tensors
         self.metadata, self.notes = self._inner.metadata, self._inner.notes
+        self.graph = self._inner.graph
 
     @property
     def size(self) -> int:

@@ -24,20 +24,19 @@ from bitzoo.arch import Architecture
 from bitzoo.converters.blocks import crew
 from bitzoo.converters.folders import find_weights
 from bitzoo.converters.inventory import Inventory, identify
-from bitzoo.converters.pipeline import LOGITS_DEVIATION, Conversion, Labels, convert
-from bitzoo.converters.precision import format_deviation
-from bitzoo.converters.proofs import (
+from bitzoo.converters.logits_proof import (
     LOGITS_REASON,
     SEED,
     LogitsProof,
-    WeightsProof,
     numbers_of,
     prove_logits,
-    prove_weights,
 )
+from bitzoo.converters.pipeline import LOGITS_DEVIATION, Conversion, Labels, convert
+from bitzoo.converters.precision import format_deviation
 from bitzoo.converters.safetensors_file import restate
 from bitzoo.converters.sources import open_source
 from bitzoo.converters.tensors import Progress, Source, sha256_of
+from bitzoo.converters.weights_proof import WeightsProof, prove_weights
 from bitzoo.errors import ParityError, UsageError
 
 REPORT_NAME = "parity.json"

@@ -23,7 +23,6 @@ from bitzoo.converters.layouts import as_oihw, copy_blocked, out_axis, stored_sh
 from bitzoo.converters.names import layout_of, name_of
 from bitzoo.converters.outputs import new_file
 from bitzoo.converters.precision import Deviation, round_to, widen
-from bitzoo.converters.proofs import BitComparison, WeightsProof, prove_weights
 from bitzoo.converters.safetensors_file import SafetensorsSource
 from bitzoo.converters.sources import open_source
 from bitzoo.converters.tensors import (
@@ -35,6 +34,7 @@ from bitzoo.converters.tensors import (
     Source,
 )
 from bitzoo.converters.transformers_folder import write_companions
+from bitzoo.converters.weights_proof import BitComparison, WeightsProof, prove_weights
 from bitzoo.errors import CheckpointError
 from bitzoo.registry import ModelSpec
 

@@ -191,6 +191,7 @@ class Source(ABC):
         tensors: Tensors by name.
         metadata: Text the file carries about itself.
         notes: What a user should know about how the file was read.
+        graph: A SavedModel's file of graphs, and the prefix of its checkpoint.
     """
 
     path: Path
@@ -198,6 +199,7 @@ class Source(ABC):
     tensors: Mapping[str, StoredTensor]
     metadata: Mapping[str, str]
     notes: tuple[str, ...] = ()
+    graph: tuple[Path, Path] | None = None
 
     @property
     def kernel_scale(self) -> float:

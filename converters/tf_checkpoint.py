@@ -1,7 +1,7 @@
 """TensorFlow's checkpoints: TF1 and TF2, as a prefix, a SavedModel or a TF-Hub module.
 
-TensorFlow reads the tensors one by one, checking its own checksums; no graph is loaded and nothing
-in the file can run. Memory is bounded by the two tensors read last.
+TensorFlow reads the tensors one by one, checking its own checksums; no graph is loaded for that and
+nothing in the file can run. Memory is bounded by the two tensors read last.
 
 =========================  =========================================================================
 TF1 checkpoint, Hub module  variables bear the names of the npz; optimizer slots are left out
@@ -26,6 +26,7 @@ import numpy as np
 
 from bitzoo.converters.keras_h5 import clean_name
 from bitzoo.converters.names import slot_of
+from bitzoo.converters.serving_graph import GRAPH_NAME
 from bitzoo.converters.tensorflow_reference import load_tensorflow
 from bitzoo.converters.tensors import Array, Scratch, Source, StoredTensor, brief, sha256_of
 from bitzoo.errors import CheckpointError, MissingExtraError
@@ -125,7 +126,8 @@ class TensorFlowSource(Source):
         self._lock = threading.Lock()
         tensorflow = _tensorflow(path)
         try:
-            self._reader: Any = tensorflow.train.load_checkpoint(str(self._readable(prefix)))
+            readable = self._readable(prefix)
+            self._reader: Any = tensorflow.train.load_checkpoint(str(readable))
             found, graph = self._list()
             self.names, named = _name(found, graph)
         except CheckpointError:
@@ -134,6 +136,8 @@ class TensorFlowSource(Source):
         except Exception as error:  # whatever TensorFlow finds wrong with a file
             self.close()
             raise _damaged(path, error) from error
+        if (path / GRAPH_NAME).is_file():
+            self.graph = (path / GRAPH_NAME, readable)
         left = sorted(name for name in named if _is_leaving(name, named[name], self.names))
         self.tensors = {name: tensor for name, tensor in named.items() if name not in left}
         self.notes = _notes(left, self.names)

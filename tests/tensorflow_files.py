@@ -170,23 +170,61 @@ def write_tf1(arrays, folder):
     v1 = tf.compat.v1
     with tf.Graph().as_default(), v1.Session() as session:
         saved = {name: v1.get_variable(name, initializer=array) for name, array in arrays.items()}
-        images = v1.placeholder(tf.float32, [None, None, None, 3])
         loss = sum(tf.reduce_sum(variable**2) for variable in saved.values())
         step = v1.train.get_or_create_global_step()
         train = v1.train.MomentumOptimizer(0.0, 0.9).minimize(loss, step)
         session.run(v1.global_variables_initializer())
         session.run(train)  # at a rate of 0: slots fill, weights stay
         v1.train.Saver().save(session, str(folder / "tf1" / "model.ckpt"), step)
-        module = folder / "module"
-        v1.saved_model.simple_save(
-            session, str(module), {"images": images}, {"default": tf.reduce_mean(images)}
-        )
+    module = folder / "module"
     with tf.Graph().as_default(), v1.Session() as session:
-        for name, array in arrays.items():
-            v1.get_variable(name, initializer=array)
+        saved = {name: v1.get_variable(name, initializer=array) for name, array in arrays.items()}
+        images = v1.placeholder(tf.float32, [None, None, None, 3])
+        pooled, logits = compute(saved, 2 * images - 1)
         session.run(v1.global_variables_initializer())
-        (module / "tfhub_module.pb").write_bytes(b"\x08\x03")
-        v1.train.Saver().save(session, str(module / "variables" / "variables"), write_state=False)
+        builder = v1.saved_model.Builder(str(module))
+        signature = v1.saved_model.predict_signature_def(
+            {"images": images}, {"default": logits, "pooled": pooled}
+        )
+        builder.add_meta_graph_and_variables(session, [], {"default": signature})
+        builder.save()
+    (module / "tfhub_module.pb").write_bytes(b"\x08\x03")
+
+
+def compute(variables, x):
+    """Pooled features and logits of variables with the released names, for x in [-1, 1]."""
+    padded = {7: 3, 3: 1, 1: 0}
+
+    def conv(x, name, stride=1):
+        kernel = variables[f"resnet/{name}/standardized_conv2d/kernel"]
+        mean, variance = tf.nn.moments(kernel, [0, 1, 2], keepdims=True)
+        by = [padded[int(kernel.shape[0])]] * 2
+        kernel = (kernel - mean) / tf.sqrt(variance + 1e-10)
+        return tf.nn.conv2d(tf.pad(x, [[0, 0], by, by, [0, 0]]), kernel, stride, "VALID")
+
+    def norm(x, name):
+        shape, channels = tf.shape(x), int(x.shape[-1])
+        groups = tf.reshape(x, [shape[0], shape[1], shape[2], 32, channels // 32])
+        mean, variance = tf.nn.moments(groups, [1, 2, 4], keepdims=True)
+        normal = tf.reshape((groups - mean) * tf.math.rsqrt(variance + 1e-5), shape)
+        gamma, beta = (variables[f"resnet/{name}group_norm/{kind}"] for kind in ("gamma", "beta"))
+        return tf.nn.relu(normal * gamma + beta)
+
+    x = conv(x, "root_block", 2)
+    x = tf.nn.max_pool2d(tf.pad(x, [[0, 0], [1, 1], [1, 1], [0, 0]]), 3, 2, "VALID")
+    for unit in sorted({name[7:20] for name in variables if "/unit" in name}):
+        stride = 2 if unit.endswith("/unit01") and not unit.startswith("block1") else 1
+        y = norm(x, f"{unit}/a/")
+        has_projection = f"resnet/{unit}/a/proj/standardized_conv2d/kernel" in variables
+        shortcut = conv(y, f"{unit}/a/proj", stride) if has_projection else x
+        y = conv(norm(conv(y, f"{unit}/a"), f"{unit}/b/"), f"{unit}/b", stride)
+        x = conv(norm(y, f"{unit}/c/"), f"{unit}/c") + shortcut
+    pooled = tf.reduce_mean(norm(x, ""), [1, 2])
+    kernel = variables.get("resnet/head/conv2d/kernel")
+    if kernel is None:
+        return pooled, pooled
+    kernel = tf.reshape(kernel, kernel.shape[-2:])
+    return pooled, tf.matmul(pooled, kernel) + variables["resnet/head/conv2d/bias"]
 
 
 def write_objects(network, folder, name):
@@ -206,7 +244,7 @@ def write_modules(network, arrays, folder):
     """
     objects = {id(variable): name for name, variable in released_names(network).items()}
     for form in ("unique", "ambiguous"):
-        root = tf.Module()
+        root, by_name = tf.Module(), {}
         for path, variable in paths(network):
             *above, last = path
             parent = root
@@ -217,8 +255,17 @@ def write_modules(network, arrays, folder):
             name = objects[id(variable)]
             called = name.replace("conv2d/bias", "dense/bias").replace("head/conv2d", "head/dense")
             values = arrays[name].reshape(variable.shape)
-            setattr(parent, last, tf.Variable(values, name=called if form == "unique" else None))
-        tf.saved_model.save(root, str(folder / f"{form}_saved_model"))
+            by_name[name] = tf.Variable(values, name=called if form == "unique" else None)
+            setattr(parent, last, by_name[name])
+        signatures = serving(by_name)
+        tf.saved_model.save(root, str(folder / f"{form}_saved_model"), signatures=signatures)
+
+
+def serving(variables):
+    """A signature as TensorFlow 2 saves it; these modules take images in [-1, 1]."""
+    spec = tf.TensorSpec([None, None, None, 3], tf.float32, name="images")
+    serve = tf.function(lambda images: {"logits": compute(variables, images)[1]})
+    return serve.get_concrete_function(spec)
 
 
 def paths(network):

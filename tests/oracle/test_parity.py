@@ -22,12 +22,13 @@ from bitzoo import cli, layers
 from bitzoo.arch import Role
 from bitzoo.converters import (
     inventory,
+    logits_proof,
     names,
     parity,
     pipeline,
-    proofs,
     state,
     tensorflow_reference,
+    weights_proof,
 )
 from bitzoo.converters.inventory import identify
 from bitzoo.converters.parity import Check, convert_and_prove, verify
@@ -68,7 +69,7 @@ def default_probes():
 def small_probes(request, monkeypatch):
     """Smaller images, which show every planted error too and cost a tenth."""
     if "default_probes" not in request.fixturenames:
-        monkeypatch.setattr(proofs, "PROBES", SMALL_PROBES)
+        monkeypatch.setattr(logits_proof, "PROBES", SMALL_PROBES)
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +98,7 @@ def prove(source, output):
     """Both proofs, each on its own."""
     with open_source(source) as first, open_source(output) as second:
         files = first, identify(first), second, identify(second)
-        return proofs.prove_weights(*files), proofs.prove_logits(*files)
+        return weights_proof.prove_weights(*files), logits_proof.prove_logits(*files)
 
 
 def largest_distance(logits):
@@ -146,9 +147,9 @@ def test_the_figures_are_those_of_another_implementation(tmp_path, monkeypatch, 
     output = pipeline.convert(source).output
     monkeypatch.setattr(layers.Stem, "pool", lambda self, x: F.max_pool2d(x, 3, 2, padding=1))
     with open_source(source) as first, open_source(output) as second:
-        logits = proofs.prove_logits(first, identify(first), second, identify(second))
+        logits = logits_proof.prove_logits(first, identify(first), second, identify(second))
     for proof in logits:
-        rng = np.random.default_rng(proofs.SEED)
+        rng = np.random.default_rng(logits_proof.SEED)
         images = rng.uniform(-1, 1, (proof.images, proof.size, proof.size, 3)).astype(np.float32)
         right, wrong = (
             run(arrays, images.transpose(0, 3, 1, 2), root_padding=padding).logits
@@ -173,7 +174,9 @@ def test_without_a_head_pooled_features_are_compared(tmp_path):
     arrays = make_checkpoint(num_classes=0)
     source = write_npz(tmp_path / "a.npz", arrays)
     _, report = convert_and_prove(source, tmp_path / "a.safetensors")
-    images = np.random.default_rng(proofs.SEED).uniform(-1, 1, (1, 48, 48, 3)).astype(np.float32)
+    images = (
+        np.random.default_rng(logits_proof.SEED).uniform(-1, 1, (1, 48, 48, 3)).astype(np.float32)
+    )
     pooled = run(arrays, images.transpose(0, 3, 1, 2)).pooled
     assert report.passed
     assert report.logits[0].max_logit == pytest.approx(pooled.max().item(), rel=1e-12)
@@ -465,7 +468,7 @@ def test_a_table_that_confuses_the_second_and_third_norm(tmp_path, monkeypatch):
         return names.slot_of(confused(name) if format_ == "timm" else name, format_)
 
     source = write_npz(tmp_path / "a.npz", make_checkpoint())
-    for module in (pipeline, proofs, state, inventory):
+    for module in (pipeline, logits_proof, weights_proof, state, inventory):
         monkeypatch.setattr(module, "name_of", wrong_name)
     monkeypatch.setattr(inventory, "slot_of", wrong_slot)
     output = pipeline.convert(source).output

@@ -8,7 +8,7 @@ import torch
 from checkpoints import make_checkpoint, write_npz
 from oracle.networks import run
 
-from bitzoo.converters import proofs, tensorflow_reference
+from bitzoo.converters import logits_proof, tensorflow_reference
 from bitzoo.converters.parity import convert_and_prove
 from bitzoo.converters.tensorflow_reference import forward, load_tensorflow
 from bitzoo.errors import MissingExtraError, ParityError
@@ -21,7 +21,7 @@ DEEPER = (2, 1, 1, 1)
 
 @pytest.fixture(autouse=True)
 def small_probes(monkeypatch):
-    monkeypatch.setattr(proofs, "PROBES", ((48, 1), (33, 2)))
+    monkeypatch.setattr(logits_proof, "PROBES", ((48, 1), (33, 2)))
 
 
 def images(height, width):

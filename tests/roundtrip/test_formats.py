@@ -20,7 +20,7 @@ from timm.models.resnetv2 import ResNetV2
 from tqdm import tqdm
 
 import bitzoo
-from bitzoo.converters import proofs, tensorflow_reference
+from bitzoo.converters import logits_proof, tensorflow_reference
 from bitzoo.converters.formats import FORMATS
 from bitzoo.converters.parity import Check, convert_and_prove, verify
 from bitzoo.converters.pipeline import convert, default_output
@@ -35,7 +35,7 @@ OTHERS = [name for name in FORMATS if name != "safetensors"]
 @pytest.fixture(autouse=True)
 def small_probes(monkeypatch):
     """Small images and one oracle; tests/oracle has the large ones and the second."""
-    monkeypatch.setattr(proofs, "PROBES", ((48, 1), (33, 2)))
+    monkeypatch.setattr(logits_proof, "PROBES", ((48, 1), (33, 2)))
     monkeypatch.setattr(tensorflow_reference, "is_installed", lambda: False)
     monkeypatch.setattr(tqdm, "monitor_interval", 0)  # transformers' bars would leave a thread
 

@@ -14,7 +14,7 @@ from checkpoints import make_checkpoint, write_npz
 from servers import FileServer
 
 from bitzoo import commands
-from bitzoo.converters import proofs
+from bitzoo.converters import logits_proof
 from bitzoo.converters.parity import Check, convert_and_prove
 from bitzoo.converters.pipeline import convert
 from bitzoo.converters.sources import open_source
@@ -78,15 +78,27 @@ def test_every_form_gives_the_same_bits(tmp_path, files, expected, form):
         assert "global_step" in conversion.notes[0]
 
 
-def test_the_logits_of_a_module_are_proven_by_both_oracles(tmp_path, files, monkeypatch):
-    monkeypatch.setattr(proofs, "PROBES", ((48, 1),))
-    _, report = convert_and_prove(files / "module", tmp_path / "a.safetensors")
+@pytest.mark.parametrize(
+    ("form", "way"),
+    [
+        ("module", "signature default, output default, images in [0, 1]"),
+        ("unique_saved_model", "signature serving_default, output logits, images in [-1, 1]"),
+        ("ambiguous_saved_model", "signature serving_default, output logits, images in [-1, 1]"),
+    ],
+)
+def test_the_logits_of_a_module_are_proven_by_all_oracles(tmp_path, files, monkeypatch, form, way):
+    monkeypatch.setattr(logits_proof, "PROBES", ((48, 1),))
+    _, report = convert_and_prove(files / form, tmp_path / "a.safetensors")
     assert report.passed
-    figures = {(proof.oracle.split()[0], proof.dtype): proof.relative_l2 for proof in report.logits}
+    figures = {(proof.oracle.split()[0], proof.dtype): proof for proof in report.logits}
     assert set(figures) == {
         (oracle, dtype) for oracle in ("NumPy", "TensorFlow") for dtype in ("float64", "float32")
-    }
-    assert max(figures["NumPy", "float64"], figures["TensorFlow", "float64"]) < 1e-12
+    } | {("the", "float32")}
+    for oracle in ("NumPy", "TensorFlow"):
+        assert figures[oracle, "float64"].relative_l2 < 1e-12
+    own = figures["the", "float32"]
+    assert own.oracle == f"the SavedModel's own graph ({way})"
+    assert 0 < own.relative_l2 < 1e-5
 
 
 def test_the_network_computes_what_keras_computed(tmp_path, files):

@@ -41,7 +41,7 @@ from bitzoo.zoo import DEFAULT_TRANSFORM
 
 CLASSES = 10
 FLOAT32_ROUNDING = 2e-5
-"""Relative L2 of float32 logits to a float64 oracle; see proofs.LOGITS_REASON."""
+"""Relative L2 of float32 logits to a float64 oracle; see logits_proof.LOGITS_REASON."""
 DTD = "BiT-M-R50x1-run0-dtd"
 
 

@@ -1,9 +1,11 @@
-"""The two comparisons behind a proof of parity: weights bit for bit, logits against an oracle."""
+"""The comparison of logits: the network that loads an output, against oracles on the source."""
 
 from __future__ import annotations
 
+import itertools
+import logging
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -11,11 +13,10 @@ import numpy as np
 
 from bitzoo.arch import Role, Slot
 from bitzoo.converters import reference, tensorflow_reference
-from bitzoo.converters.blocks import Block, Crew, crew, plan_blocks
 from bitzoo.converters.inventory import Inventory
-from bitzoo.converters.layouts import as_layout, as_oihw, copy_blocked, out_axis
+from bitzoo.converters.layouts import as_layout, as_oihw, out_axis
 from bitzoo.converters.names import layout_of, name_of, slot_of
-from bitzoo.converters.precision import round_to, widen
+from bitzoo.converters.serving_graph import NoWitness, ServingGraph
 from bitzoo.converters.state import read_state_dict
 from bitzoo.converters.tensors import Array, Progress, Source
 
@@ -36,29 +37,9 @@ LOGITS_REASON = (
 PROBES = ((224, 1), (97, 2))
 """Image side in pixels and number of images; the odd side exposes errors of padding."""
 SEED = 2020
-_PIECE = 1 << 16
 _HEAD = (Slot(Role.HEAD_KERNEL), Slot(Role.HEAD_BIAS))
 _HEAD_STEP = 256
-
-
-@dataclass(frozen=True)
-class WeightsProof:
-    """Outcome of the comparison of weights.
-
-    Attributes:
-        tensors: Tensors compared.
-        params: Numbers compared.
-        differing: Source names of tensors that differ in at least one bit.
-    """
-
-    tensors: int
-    params: int
-    differing: tuple[str, ...]
-
-    @property
-    def passed(self) -> bool:
-        """Whether every bit is equal."""
-        return not self.differing
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -98,96 +79,6 @@ class LogitsProof:
         return bool(self.relative_l2 <= self.tolerance)
 
 
-class BitComparison:
-    """Maps blocks of an output back to the source's axis order and compares the bits."""
-
-    def __init__(
-        self, source: Source, inventory: Inventory, output: Source, result: Inventory
-    ) -> None:
-        """Compare nothing yet.
-
-        Args:
-            source: The original, open.
-            inventory: What `identify` found in it.
-            output: The file made of it, open.
-            result: What `identify` found there; the same architecture and classes.
-        """
-        self._names = source.names, output.names
-        self._factors = _factors(source, output)
-        self._inventory, self._result = inventory, result
-        self._differing: set[Slot] = set()
-
-    def compare(self, block: Block, stored: Array, team: Crew) -> None:
-        """Compare one block; called from any thread.
-
-        Args:
-            block: Which rows of which tensor.
-            stored: The source's rows, in its own axis order.
-            team: Lends the memory.
-        """
-        from_layout, to_layout = (layout_of(block.slot.role, names) for names in self._names)
-        tensor = self._result.tensors[block.slot]
-        expected = stored.astype(np.float32, copy=False)
-        mapped = team.scratch("mapped").array(stored.shape, np.float32)
-        axis = out_axis(to_layout, len(tensor.shape))
-        rows = tensor.read_slab(axis, block.start, block.stop, team.scratch("rows"))
-        copy_blocked(as_oihw(rows, to_layout), as_oihw(mapped, from_layout))
-        if block.slot.role.is_standardized and self._factors:
-            expected, mapped = expected * self._factors[0], mapped * self._factors[1]
-        if tensor.number_format in ("float16", "bfloat16"):
-            rounded = round_to(np.ascontiguousarray(expected), tensor.number_format)
-            expected = widen(rounded, tensor.number_format)
-        if not _same_bits(mapped, expected):
-            self._differing.add(block.slot)
-
-    def outcome(self) -> WeightsProof:
-        """Return what the comparisons so far found; meant for when every block was compared."""
-        tensors = self._inventory.tensors
-        names = tuple(tensors[slot].name for slot in tensors if slot in self._differing)
-        return WeightsProof(len(tensors), self._inventory.num_params, names)
-
-
-def _factors(source: Source, output: Source) -> tuple[np.float32, np.float32] | None:
-    """Return what to multiply either side's kernels with to make them equal, if anything."""
-    one, other = source.kernel_scale, output.kernel_scale
-    return None if one == other else (np.float32(other), np.float32(one))
-
-
-def _same_bits(one: Array, other: Array) -> bool:
-    """Compare in pieces that stay in the cache; a slab's padded rows make no difference."""
-    lines = [array.view(np.uint32).reshape(-1, array.shape[-1]) for array in (one, other)]
-    step = max(1, _PIECE // one.shape[-1])
-    return all(
-        np.array_equal(lines[0][row : row + step], lines[1][row : row + step])
-        for row in range(0, len(lines[0]), step)
-    )
-
-
-def prove_weights(
-    source: Source,
-    inventory: Inventory,
-    output: Source,
-    result: Inventory,
-    progress: Progress | None = None,
-) -> WeightsProof:
-    """Compare every tensor of two open files by `BitComparison`; its arguments, and progress."""
-    comparison = BitComparison(source, inventory, output, result)
-
-    def compare(block: Block) -> None:
-        layout = layout_of(block.slot.role, source.names)
-        axis = out_axis(layout, len(block.tensor.shape))
-        scratch = team.scratch("stored")
-        stored = block.tensor.read_slab(axis, block.start, block.stop, scratch)
-        comparison.compare(block, stored, team)
-        team.advance(stored.nbytes)
-
-    total = sum(tensor.nbytes for tensor in inventory.tensors.values())
-    with crew("compare", total, progress) as team:
-        shapes = inventory.architecture.shapes(inventory.num_classes)
-        team.each(compare, plan_blocks(inventory.tensors, shapes))
-    return comparison.outcome()
-
-
 def prove_logits(
     source: Source,
     inventory: Inventory,
@@ -195,19 +86,50 @@ def prove_logits(
     result: Inventory,
     progress: Progress | None = None,
 ) -> tuple[LogitsProof, ...]:
-    """Compare the network that loads `output` with the float64 reference of `source`.
+    """Compare the network that loads `output` with what `source` is said to compute.
 
-    Where TensorFlow is installed, its forward pass of `source`, in float32 and in float64, judges
-    the network too.
+    The first oracle is the float64 reference in NumPy. Where TensorFlow is installed, its forward
+    pass of `source`, in float32 and in float64, judges the network too, and so does a SavedModel's
+    own serving graph; one that cannot be run, or must not be, is left out with a warning.
 
     A head of zeros, as training starts with, hides all that is before it: then both leave it out.
-    Args: as of `prove_weights`. A few seconds for R50x1, a minute for R152x4.
+
+    Args:
+        source: The original, open.
+        inventory: What `identify` found in it.
+        output: The file made of it, open.
+        result: What `identify` found there; the same architecture and classes.
+        progress: Called as the comparisons are done. A few seconds for R50x1, a minute for R152x4.
     """
+    import torch
+
+    hidden = _HEAD if _has_zero_head(source, inventory) else ()
+    network = _network(output, result, hidden)
+    proofs: list[LogitsProof] = []
+    steps = len(PROBES) * len(TOLERANCES)
+    with closing(_Oracles(source, inventory, hidden)) as oracles:
+        for done, ((size, count), dtype) in enumerate(itertools.product(PROBES, TOLERANCES)):
+            if progress:
+                progress("logits", done, steps)
+            shape = (count, size, size, inventory.architecture.in_chans)
+            images = np.random.default_rng(SEED).uniform(-1, 1, shape).astype(np.float32)
+            batch = torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
+            with torch.no_grad(), _computing_in(network, getattr(torch, dtype)):
+                found = network(batch.to(getattr(torch, dtype))).double().numpy()
+            for oracle, expected in oracles.judge(images, dtype, found):
+                proofs.append(_compare(oracle, dtype, size, expected, found))
+    if progress:
+        progress("logits", steps, steps)
+    numbers = numbers_of(source, output, result)
+    return tuple(replace(proof, numbers=numbers) for proof in proofs)
+
+
+def _network(output: Source, result: Inventory, hidden: Sequence[Slot]) -> torch.nn.Module:
+    """Return the network as users load it, without the hidden tensors."""
     import torch
 
     from bitzoo.model import BiT
 
-    hidden = _HEAD if _has_zero_head(source, inventory) else ()
     with torch.device("meta"):
         network = BiT(result.architecture, 0 if hidden else result.num_classes)
     state = read_state_dict(output, result, scaled=True)
@@ -218,32 +140,57 @@ def prove_logits(
     for slot in hidden:
         del state[name_of(slot, "timm")]
     network.load_state_dict(state, assign=True)
-    network.eval()
-    tensors = _GoogleNames(source, inventory, hidden)
-    eps = reference.EPS * source.kernel_scale**2  # scaled kernels are those of the release then
-    proofs: list[LogitsProof] = []
-    steps = len(PROBES) * len(TOLERANCES)
-    first = f"NumPy {np.__version__} float64 reference"
-    second = tensorflow_reference.describe() if tensorflow_reference.is_installed() else ""
-    for size, count in PROBES:
-        shape = (count, size, size, inventory.architecture.in_chans)
-        images = np.random.default_rng(SEED).uniform(-1, 1, shape).astype(np.float32)
-        expected = reference.forward(tensors, images, eps=eps)
-        for dtype in TOLERANCES:
-            if progress:
-                progress("logits", len({(proof.size, proof.dtype) for proof in proofs}), steps)
-            batch = torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
-            with torch.no_grad(), _computing_in(network, getattr(torch, dtype)):
-                found = network(batch.to(getattr(torch, dtype))).double().numpy()
-            proofs.append(_compare(f"{first} {tensors.whose}", dtype, size, expected, found))
-            if second:
-                judged = tensorflow_reference.forward(tensors, images, dtype=dtype, eps=eps).numpy()
-                oracle = f"{second} {tensors.whose}"
-                proofs.append(_compare(oracle, dtype, size, judged.astype(np.float64), found))
-    if progress:
-        progress("logits", steps, steps)
-    numbers = numbers_of(source, output, result)
-    return tuple(replace(proof, numbers=numbers) for proof in proofs)
+    return network.eval()
+
+
+class _Oracles:
+    """All that can say what a source computes, each by its own way from the file to logits."""
+
+    def __init__(self, source: Source, inventory: Inventory, hidden: Sequence[Slot]) -> None:
+        self._tensors = _GoogleNames(source, inventory, hidden)
+        # scaled kernels are those of the release with this eps
+        self._eps = reference.EPS * source.kernel_scale**2
+        self._exact: tuple[int, Array] = (0, np.empty(0))
+        self._second = (
+            tensorflow_reference.describe() if tensorflow_reference.is_installed() else ""
+        )
+        self._path, self._own = source.path, None
+        if source.graph and self._second and not hidden:
+            with self._or_warned():
+                self._own = ServingGraph(*source.graph)
+
+    def judge(self, images: Array, dtype: str, found: Array) -> Iterator[tuple[str, Array]]:
+        """Yield each oracle's name and what it expects of a network computing in `dtype`."""
+        whose = self._tensors.whose
+        yield f"NumPy {np.__version__} float64 reference {whose}", self._reference(images)
+        if self._second:
+            run = tensorflow_reference.forward
+            judged = run(self._tensors, images, dtype=dtype, eps=self._eps)
+            yield f"{self._second} {whose}", judged.numpy().astype(np.float64)
+        if self._own and dtype == "float32":
+            with self._or_warned():
+                if outcome := self._own(images, found):
+                    yield f"the SavedModel's own graph ({outcome[0]})", outcome[1]
+
+    def close(self) -> None:
+        """Release the graph's variables."""
+        if self._own:
+            self._own.close()
+
+    def _reference(self, images: Array) -> Array:
+        size, logits = self._exact
+        if size != images.shape[1]:
+            logits = reference.forward(self._tensors, images, eps=self._eps)
+            self._exact = images.shape[1], logits
+        return logits
+
+    @contextmanager
+    def _or_warned(self) -> Iterator[None]:
+        try:
+            yield
+        except NoWitness as error:
+            self._own = None
+            _log.warning("%s: its own graph is no witness: %s.", self._path, error)
 
 
 def numbers_of(source: Source, output: Source, result: Inventory) -> str:
