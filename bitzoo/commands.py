@@ -25,18 +25,20 @@ from bitzoo.converters.parity import verify as verify_pair
 from bitzoo.converters.pipeline import Conversion, default_output
 from bitzoo.converters.sources import open_source
 from bitzoo.download import base_url, cache_dir, download, file_lock
-from bitzoo.errors import UsageError
+from bitzoo.errors import NotServedError, UsageError
 from bitzoo.registry import ModelSpec, find_spec, get_spec
 from bitzoo.weights import fetched, is_address, is_location, name_in, released_url
 
 _SUFFIXES = (".npz", ".safetensors", ".h5", ".hdf5", ".pth", ".pt", ".bin", ".gz", ".tgz", ".tar")
 _MODULE_FILES = (
-    "variables/variables.index",
-    "variables/variables.data@1",
-    "saved_model.pb",
-    "tfhub_module.pb",
+    ("variables/variables.index",),
+    ("variables/variables.data@1", "variables/variables.data-00000-of-00001"),
+    ("saved_model.pb",),
+    ("tfhub_module.pb",),
 )
-"""What a released module consists of; source: the README of google-research/big_transfer."""
+"""What a released module consists of, under the first name that is served; source: the README of
+google-research/big_transfer, which has the shard under the first, and TensorFlow writes the other.
+"""
 
 
 def convert(
@@ -155,11 +157,22 @@ def _fetched(url: str, *, keep: bool) -> Iterator[Path]:
         return
     folder = cache_dir() / "downloads" / "tfhub" / Path(url).name
     with file_lock(folder):
-        for name in _MODULE_FILES:
-            download(url + name, folder / name)
+        for names in _MODULE_FILES:
+            _download_first(url, names, folder)
         yield folder
         if not keep:
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def _download_first(url: str, names: Sequence[str], folder: Path) -> None:
+    """Fetch the first of some files that the server has."""
+    for name in names:
+        try:
+            download(url + name, folder / name)
+            return
+        except NotServedError as error:
+            refused = error
+    raise refused
 
 
 def _labels(spec: ModelSpec) -> Sequence[str] | None:

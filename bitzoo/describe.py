@@ -36,7 +36,7 @@ def _describe_file(path: Path) -> dict[str, Any]:
 
     with open_source(path) as source:
         inventory = identify(source)
-        dtypes = Counter(str(tensor.dtype) for tensor in inventory.tensors.values())
+        dtypes = Counter(tensor.number_format for tensor in inventory.tensors.values())
         spec = find_spec(source.metadata.get("model") or path.stem)
         return {
             "file": str(path),

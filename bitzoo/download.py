@@ -24,7 +24,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bitzoo.errors import DownloadError
+from bitzoo.errors import DownloadError, NotServedError
 
 if TYPE_CHECKING:
     import httpx
@@ -316,7 +316,7 @@ def _check_status(response: httpx.Response, url: str) -> None:
     if encoding != "identity":
         answer += f" in {encoding} encoding"
     if code not in (200, 206, 416) or encoding != "identity":
-        raise DownloadError(
+        raise NotServedError(
             f"{url} could not be downloaded: expected the file as it is, the server answered "
             f"{answer}. Check the name and that the file is public; if a copy lives elsewhere, "
             f"set BITZOO_MIRROR to that copy's base URL."

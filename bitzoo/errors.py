@@ -47,6 +47,10 @@ class DownloadError(BitzooError, OSError):
     """A download that failed, was refused, or did not match its checksum."""
 
 
+class NotServedError(DownloadError):
+    """The server answered, and does not have or give the file."""
+
+
 class FoldedModelError(BitzooError, RuntimeError):
     """An operation that needs trainable kernels, asked of a folded model."""
 

@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 
 from bitzoo.converters.inventory import identify
 from bitzoo.converters.parity import REPORT_NAME, Check, convert_and_prove, save_report
-from bitzoo.converters.sources import open_source
+from bitzoo.converters.sources import is_checkpoint_folder, open_source
 from bitzoo.download import base_url, cache_dir, download, file_lock
 from bitzoo.errors import CheckpointError, HubError, UsageError
 from bitzoo.hub_source import HubAddress, fetch_snapshot, is_hub_address
@@ -37,7 +37,7 @@ class Located:
     """A checkpoint on this disk.
 
     Attributes:
-        path: The file.
+        path: The file, or the folder of one that is spread over several.
         config: The `config.json` beside it, if it came as a folder.
     """
 
@@ -63,8 +63,9 @@ def locate(place: str | os.PathLike[str], *, progress: bool | None = None) -> Lo
     """Return the checkpoint at a path, in a folder, or behind an address (fetched and cached).
 
     Args:
-        place: A file; a folder with `model.safetensors` and maybe `config.json`; an http(s) URL;
-            ``hub:organisation/name@revision`` for a repository of the Hugging Face Hub.
+        place: A file; a folder with `model.safetensors` and maybe `config.json`, or any other that
+            `open_source` reads; an http(s) URL; ``hub:organisation/name@revision`` for a
+            repository of the Hugging Face Hub.
         progress: Whether to show a bar; None shows it on a terminal.
 
     Raises:
@@ -80,12 +81,15 @@ def locate(place: str | os.PathLike[str], *, progress: bool | None = None) -> Lo
     if not path.is_dir():
         return Located(path)
     weights, config = path / WEIGHTS_NAME, path / CONFIG_NAME
-    if not weights.is_file():
+    if not (weights.is_file() or is_checkpoint_folder(path)):
         raise CheckpointError(
-            f"{path}: expected a folder with {WEIGHTS_NAME}, as conversions and runs leave it; "
-            "there is none. Give the checkpoint file itself."
+            f"{path}: expected a folder with {WEIGHTS_NAME}, as conversions and runs leave it, or "
+            "a folder of transformers or TensorFlow; it is none of these. Give the checkpoint "
+            "file itself."
         )
-    return Located(weights, _read_config(config) if config.is_file() else {})
+    return Located(
+        weights if weights.is_file() else path, _read_config(config) if config.is_file() else {}
+    )
 
 
 def fetch(url: str, *, progress: bool | None = None) -> Path:

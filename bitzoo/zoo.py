@@ -70,9 +70,10 @@ def create_model(
     Args:
         model: A catalogue name (``BiT-M-R101x1``; case, ``-`` and ``_`` do not matter), or what
             `pretrained` may be: then the architecture and class count come from the file.
-        pretrained: True for the weights that belong to `model`; else the path of a checkpoint
-            (`.npz` or safetensors), the path of a folder with `model.safetensors` and maybe
-            `config.json`, or an http(s) address. False for random weights and a zero head.
+        pretrained: True for the weights that belong to `model`; else the path of a checkpoint of
+            any format that bitzoo converts, the path of a folder with `model.safetensors` and
+            maybe `config.json`, an http(s) address, or ``hub:organisation/name@revision``. False
+            for random weights and a zero head.
         num_classes: None (or the file's own count) keeps the file's head; another count gives a
             new head that starts at zero; 0 gives pooled features.
         in_chans: Channels of the images. None keeps the weights' own, which are 3 for all names;

@@ -65,6 +65,15 @@ def open_source(path: Path, *, unpack: bool = True) -> Source:
     return opener(path)
 
 
+def is_checkpoint_folder(path: Path) -> bool:
+    """Whether a folder has a checkpoint's files, as `open_source` takes them.
+
+    Raises:
+        CheckpointError: If it holds several TensorFlow checkpoints.
+    """
+    return bool(find_weights(path) or find_prefix(path))
+
+
 def _opener(path: Path, head: bytes) -> Callable[[Path], Source] | None:
     if head.startswith(b"PK"):
         return TorchSource if _first_member(head).endswith("/data.pkl") else NpzSource

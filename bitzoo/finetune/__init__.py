@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from bitzoo.finetune.dataset import Source
     from bitzoo.finetune.recipe import Recipe
+    from bitzoo.finetune.request import Watcher
     from bitzoo.finetune.run import FinetuneResult
 
 
@@ -66,19 +67,24 @@ def finetune(
     from bitzoo.finetune.run import run
 
     request = make_request(**options)
-    watcher = Watcher(progress=progress)
-    if progress:
-        total = 0
-
-        def on_start(recipe: Recipe) -> None:
-            nonlocal total
-            total = recipe.schedule.steps
-
-        def on_step(metrics: Mapping[str, float]) -> None:
-            progress("training", int(metrics["step"]), total)
-
-        watcher = Watcher(progress=progress, on_start=on_start, on_step=on_step)
+    watcher = _reporting_to(progress) if progress else Watcher()
     return run(model, data, Path(out), request, resume=resume, overwrite=overwrite, watcher=watcher)
+
+
+def _reporting_to(progress: Any) -> Watcher:
+    """Return a watcher that counts steps, too, as progress in a task."""
+    from bitzoo.finetune.request import Watcher
+
+    total = 0
+
+    def on_start(recipe: Recipe) -> None:
+        nonlocal total
+        total = recipe.schedule.steps
+
+    def on_step(metrics: Mapping[str, float]) -> None:
+        progress("training", int(metrics["step"]), total)
+
+    return Watcher(progress=progress, on_start=on_start, on_step=on_step)
 
 
 class _CallablePackage(ModuleType):

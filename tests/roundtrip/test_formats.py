@@ -221,6 +221,9 @@ def test_transformers_folders(tmp_path, family, options):
     conversion = convert(tmp_path / "theirs", compare=True)
     assert conversion.output == tmp_path / "theirs.safetensors"
     assert data_section(conversion.output) == data_section(family["safetensors"])
+    loaded = bitzoo.create_model(tmp_path / "theirs", pretrained=True).state_dict()
+    ours = load_file(conversion.output)
+    assert bits(loaded) == bits(ours)
     if options:
         index = tmp_path / "theirs" / "model.safetensors.index.json"
         again = convert(index, tmp_path / "b.safetensors").output

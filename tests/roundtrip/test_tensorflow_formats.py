@@ -146,16 +146,16 @@ def test_an_archive_of_a_module(tmp_path, files, expected, top):
     ]
 
 
-def test_a_catalogue_name_by_its_tfhub_module(tmp_path, files, expected, monkeypatch, capsys):
+@pytest.mark.parametrize("shard", ["variables.data@1", "variables.data-00000-of-00001"])
+def test_a_catalogue_name_by_its_tfhub_module(
+    tmp_path, files, expected, monkeypatch, capsys, shard
+):
     name = "BiT-M-R50x1-run0-caltech101"
     module = {
         "saved_model.pb": files / "module" / "saved_model.pb",
         "tfhub_module.pb": files / "module" / "tfhub_module.pb",
         "variables/variables.index": files / "module" / "variables" / "variables.index",
-        "variables/variables.data@1": files
-        / "module"
-        / "variables"
-        / "variables.data-00000-of-00001",
+        f"variables/{shard}": files / "module" / "variables" / "variables.data-00000-of-00001",
     }
     served = {f"vtab/{name}.tfhub/{at}": path.read_bytes() for at, path in module.items()}
     monkeypatch.setenv("BITZOO_CACHE", str(tmp_path / "cache"))
@@ -178,6 +178,17 @@ def test_a_catalogue_name_by_its_tfhub_module(tmp_path, files, expected, monkeyp
     said = capsys.readouterr().out
     assert f"Named like {name} (R50x1, 102 classes), but its" in said.replace("\n", " ")
     assert not list((tmp_path / "cache" / "downloads" / "tfhub").glob("*.tfhub/*"))
+
+
+def test_create_model_takes_any_form(tmp_path, files):
+    import torch
+
+    import bitzoo
+
+    images = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    expected = bitzoo.create_model(files / "bit.npz", True)(images)
+    for form in ("module", "tf1/model.ckpt-1", "ours.h5"):
+        assert torch.equal(bitzoo.create_model(files / form, True)(images), expected)
 
 
 # --- what is wrong with a file --------------------------------------------------------------------

@@ -304,7 +304,7 @@ class TestHub:
                 {"BITZOO_HUB_ORG": "not a name"},
                 {"BITZOO_HUB_ORG": "elsewhere", "BITZOO_OFFLINE": "1"},
             )
-        assert found[0].startswith(f"DownloadError: {empty.url}{SERVED} could not be downloaded")
+        assert found[0].startswith(f"NotServedError: {empty.url}{SERVED} could not be downloaded")
         assert "BITZOO_OFFLINE forbids" in found[1]
         assert warned.count("is not to be had from the Hub") == 2
 

@@ -419,7 +419,9 @@ class TestNamesWithOnesOwnFile:
             bitzoo.create_model(folder / "own.npz", pretrained="model")
 
     def test_a_folder_without_a_model(self, tmp_path):
-        with pytest.raises(CheckpointError, match=r"folder with model\.safetensors.*there is none"):
+        with pytest.raises(
+            CheckpointError, match=r"folder with model\.safetensors.*it is none of these"
+        ):
             bitzoo.create_model(tmp_path, pretrained=True)
 
     @pytest.mark.parametrize("place", ["no/such/file", "none.safetensors", Path("BiT-M-R50x1")])
