@@ -1,7 +1,7 @@
 """A network readied to infer: its kernels standardized once, in the form that its device runs best.
 
 `optimize` takes a model and returns a function of images; `backends` has the ways to run it,
-`packed` the CPU's own kernels, `pixels` what leads from pictures to logits.
+`cpu_layers` what a CPU runs faster, `pixels` what leads from pictures to logits.
 """
 
 from bitzoo.inference.optimize import Optimized, deviation, optimize

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bitzoo.inference.packed import can_pack, pack
+from bitzoo.inference.cpu_layers import speed_up
 from bitzoo.model import BiT, fold
 
 Run = Callable[[Tensor], Tensor]
@@ -25,9 +25,9 @@ Run = Callable[[Tensor], Tensor]
 
 def _eager(model: BiT, device: torch.device, dtype: torch.dtype) -> Run:
     network = _readied(model, device, dtype)
-    if device.type == "cpu" and can_pack(dtype):
+    if device.type == "cpu":
         for part in (network.stem, network.stages):
-            pack(part)
+            speed_up(part, dtype)
     return _runner(network, network.forward_features, dtype)
 
 

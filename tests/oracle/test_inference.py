@@ -9,7 +9,9 @@ from networks import run
 import bitzoo
 from bitzoo.errors import LayoutError, UsageError
 from bitzoo.inference import deviation, optimize
-from bitzoo.inference.packed import PackedConv2d, can_pack
+from bitzoo.inference.cpu_layers import PackedConv2d, WideningGroupNormReLU, can_pack
+from bitzoo.inference.optimize import DTYPES
+from bitzoo.layers import GroupNormReLU
 
 
 @pytest.fixture(scope="module")
@@ -68,9 +70,33 @@ def test_packed_kernels_are_used_and_serve_any_size(model, weights):
         if isinstance(module, PackedConv2d)
     ]
     assert len(packed) == 1 + 4 * 4  # the stem, and of each of four units three and a projection
-    for side in (33, 64, 97):
-        x = images(1, side, side + 8)
+    for count, side in ((1, 33), (4, 33), (1, 64), (1, 33)):
+        x = images(count, side, side + 8)
         assert error(optimized(x), run(weights, x).logits) < 1e-5
+        assert {module._packed[0][0] for module in packed} == {count}
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("side", [31, 32])
+def test_small_maps_of_narrow_groups_in_half_precision(dtype, side):
+    """Both ways through the layer; the second rounds to `dtype` only once."""
+    plain = GroupNormReLU(96)
+    rng = np.random.default_rng(0)
+    with torch.no_grad():
+        plain.weight.copy_(torch.from_numpy(rng.uniform(0.5, 1.5, 96)))
+        plain.bias.copy_(torch.from_numpy(rng.uniform(-1, 1, 96)))
+    x = torch.from_numpy(rng.standard_normal((2, 96, side, side))).to(DTYPES[dtype])
+    x = x.contiguous(memory_format=torch.channels_last)
+    groups = x.double().reshape(2, 32, -1)
+    centred = groups - groups.mean(2, keepdim=True)
+    normal = centred / (centred.square().mean(2, keepdim=True) + 1e-5).sqrt()
+    scale, shift = (p.detach().double().view(1, -1, 1, 1) for p in (plain.weight, plain.bias))
+    expected = (normal.reshape(x.shape) * scale + shift).clamp(min=0)
+    with torch.no_grad():
+        found = WideningGroupNormReLU(plain)(x)
+    assert found.dtype == x.dtype
+    bits = {"bfloat16": 8, "float16": 11}[dtype]
+    assert ((found.double() - expected).abs() <= expected * 2.0**-bits + 1e-6).all()
 
 
 def test_the_model_stays_as_it_is(model):
