@@ -52,9 +52,9 @@ class Graph(nn.Module):
         self.in_chans = folded.architecture.in_chans
         self.output = "logits" if folded.num_classes else "features"
         parts = nn.ModuleList([folded.stem, folded.stages, folded.norm, folded.head])
+        shared = {id(parameter): parameter for parameter in parts.parameters()}
+        parts = copy.deepcopy(parts, memo=shared)  # layers of its own, with the model's numbers
         if dtype != "float32":
-            shared = {id(parameter): parameter for parameter in parts.parameters()}
-            parts = copy.deepcopy(parts, memo=shared)
             _store_kernels(parts, getattr(torch, dtype))
         self.stem: Any
         self.stem, self.stages, self.norm, self.head = parts

@@ -7,8 +7,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor, nn
+from torch.nn import functional as F
+
 from bitzoo.export.formats import Run, import_extra
 from bitzoo.export.graph import INPUT, Graph, trace
+from bitzoo.layers import GroupNormReLU
 from bitzoo.model import BiT
 
 SECTION = "bitzoo"
@@ -33,13 +37,53 @@ def export_openvino(
         MissingExtraError: If openvino is not installed.
     """
     openvino = import_extra("openvino", "openvino")
-    graph = Graph(model, dtype)
-    network = openvino.convert_model(trace(graph))
-    network.inputs[0].get_tensor().set_names({INPUT})
-    network.outputs[0].get_tensor().set_names({graph.output})
+    network = openvino_network(model, dtype)
     for key, value in (facts or {}).items():
         network.set_rt_info(value, [SECTION, key])
     openvino.save_model(network, os.fspath(path), compress_to_fp16=False)
+
+
+def openvino_network(model: BiT, dtype: str = "float32") -> Any:
+    """Return a network as an `openvino.Model`; arguments and errors as of `export_openvino`."""
+    openvino = import_extra("openvino", "openvino")
+    graph = Graph(model, dtype)
+    for parent in list(graph.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, GroupNormReLU):
+                setattr(parent, name, _ChannelMeansNormReLU(child))
+    network = openvino.convert_model(trace(graph))
+    network.inputs[0].get_tensor().set_names({INPUT})
+    network.outputs[0].get_tensor().set_names({graph.output})
+    return network
+
+
+class _ChannelMeansNormReLU(nn.Module):
+    """The function of a `GroupNormReLU`, from means of channels.
+
+    OpenVINO keeps a pixel's channels together and takes such means where they lie; for its own
+    group normalization it reorders each map to and fro, a fifth of R50x1's time in bfloat16.
+    """
+
+    def __init__(self, plain: GroupNormReLU) -> None:
+        super().__init__()
+        self.groups, self.eps = plain.num_groups, plain.eps
+        self.weight, self.bias = (
+            nn.Parameter(parameter.detach().view(1, -1, 1, 1), requires_grad=False)
+            for parameter in (plain.weight, plain.bias)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalize and rectify `x` (batch, channels, height, width)."""
+        x = x - self._of_groups(x.mean((2, 3), keepdim=True))
+        variance = self._of_groups((x * x).mean((2, 3), keepdim=True))
+        scale = self.weight / (variance + self.eps).sqrt()
+        return F.relu(x * scale + self.bias)
+
+    def _of_groups(self, means: Tensor) -> Tensor:
+        """Give each channel its group's mean; all channels of a group have as many pixels."""
+        batch, channels, *_ = means.shape
+        groups = means.view(batch, self.groups, channels // self.groups, 1, 1)
+        return groups.mean(2, keepdim=True).expand_as(groups).reshape(means.shape)
 
 
 def load_openvino(path: Path) -> tuple[Run, str]:

@@ -69,10 +69,9 @@ def _onnxruntime(model: BiT, device: torch.device, dtype: torch.dtype) -> Run:
 
 def _openvino(model: BiT, device: torch.device, dtype: torch.dtype) -> Run:
     from bitzoo.export.formats import import_extra
-    from bitzoo.export.graph import Graph, trace
+    from bitzoo.export.openvino import openvino_network
 
-    openvino = import_extra("openvino", "openvino")
-    network, core = openvino.convert_model(trace(Graph(model))), openvino.Core()
+    network, core = openvino_network(model), import_extra("openvino", "openvino").Core()
     hints = {"INFERENCE_PRECISION_HINT": _OPENVINO_PRECISIONS[dtype]}
 
     @lru_cache(_SHAPES)
