@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from isal import isal_zlib
 from numpy.lib import format as npy
 
 from bitzoo.converters.packed import DAMAGE, PackedTensor, Unpacked
@@ -122,7 +123,7 @@ class NpzSource(Source):
         crc = 0
         for piece in read_pieces(self._file, start, stop):
             digest.update(piece)
-            crc = zlib.crc32(piece, crc)
+            crc = isal_zlib.crc32(piece, crc)  # as zlib's, several times faster
             if advance:
                 advance(len(piece))
         return crc
