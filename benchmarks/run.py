@@ -28,8 +28,8 @@ SCRIPTS = {
 """Script -> heading of its section."""
 
 QUICK = {
-    "load": ["--arch", "R50x1"],
-    "convert": ["--archs", "R50x1"],
+    "load": ["--arch", "R50x1", "--rounds", "1"],
+    "convert": ["--archs", "R50x1", "--rounds", "1"],
     "peers": [],
 }
 """What makes a script quick that does not know ``--quick``."""
