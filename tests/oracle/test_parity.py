@@ -468,7 +468,7 @@ def test_a_table_that_confuses_the_second_and_third_norm(tmp_path, monkeypatch):
         return names.slot_of(confused(name) if format_ == "timm" else name, format_)
 
     source = write_npz(tmp_path / "a.npz", make_checkpoint())
-    for module in (pipeline, logits_proof, weights_proof, state, inventory):
+    for module in (pipeline, logits_proof, state, inventory):
         monkeypatch.setattr(module, "name_of", wrong_name)
     monkeypatch.setattr(inventory, "slot_of", wrong_slot)
     output = pipeline.convert(source).output
