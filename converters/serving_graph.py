@@ -38,9 +38,8 @@ HARMLESS = frozenset(
     ZerosLike
     """.split()  # noqa: SIM905 - a hundred lines as a list
 )
-"""Operations that compute. `RestoreV2` reads, and only from where TensorFlow looks: a graph that
-spells an address (``gs://``) is refused."""
-
+"""Operations that compute, and those that bring the variables. `RestoreV2` can read any checkpoint
+on this machine, whose numbers then go nowhere; one elsewhere takes an address, which is refused."""
 
 _FLOAT, _STRING = 1, 7
 """DT_FLOAT and DT_STRING; tensorflow/core/framework/types.proto."""
