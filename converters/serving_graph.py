@@ -114,7 +114,7 @@ class ServingGraph:
         ways = [self._way] if self._way else [*self._ways(images.shape)]
         if not ways:
             return None
-        found = {way: self._run(way, images) for way in ways if way}
+        found = {way: self._run(way, images) for way in ways}
         same = {way: out for way, out in found.items() if out.size == like.size}
         if not same:
             shapes = ", ".join(sorted({str(out.shape) for out in found.values()}))
@@ -215,7 +215,7 @@ def _calls(nodes: Iterable[Any]) -> Iterator[str]:
     """Names of the functions that operations call, of any kind of call."""
     for node in nodes:
         for value in node.attr.values():
-            yield from (function.name for function in (value.func, *value.list.func) if function)
+            yield from (function.name for function in (value.func, *value.list.func))
 
 
 def _check(graph: Any) -> None:
