@@ -134,9 +134,11 @@ def contestants(name: str, model: BiT, options: argparse.Namespace) -> Iterator[
     backends = [("compile", "float32"), ("compile", "bfloat16")] if options.compile else []
     if device.type == "cpu":
         backends += [("onnxruntime", "float32"), ("openvino", "float32"), ("openvino", "bfloat16")]
-    if options.quick:  # building the others takes longer than running them
+    if is_large:
+        backends = [backend for backend in backends if backend == ("compile", "bfloat16")]
+    elif options.quick:  # building the others takes longer than running them
         backends = backends[-1:]
-    for backend, dtype in () if is_large else backends:
+    for backend, dtype in backends:
         try:
             run = bitzoo.optimize(model, backend=backend, dtype=dtype, device=device)
         except MissingExtraError as error:

@@ -175,6 +175,14 @@ class ZeroConv2d(nn.Conv2d):
         for parameter in self.parameters():
             nn.init.zeros_(parameter)
 
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (batch, in, height, width) to (batch, out, height, width)."""
+        if x.shape[2:] != (1, 1):
+            return super().forward(x)
+        # oneDNN's convolution takes four times as long for 8 pooled maps and 21,843 classes.
+        y = F.linear(x.flatten(1), self.weight.flatten(1), self.bias)
+        return y[:, :, None, None]
+
 
 class Head(nn.Module):
     """Global average pool, then a 1x1 convolution with bias where there are classes."""

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bitzoo.inference.cpu_layers import speed_up
+from bitzoo.inference.cpu_layers import speed_up, speed_up_compiled
 from bitzoo.model import BiT, fold
 
 Run = Callable[[Tensor], Tensor]
@@ -26,17 +26,33 @@ Run = Callable[[Tensor], Tensor]
 def _eager(model: BiT, device: torch.device, dtype: torch.dtype) -> Run:
     network = _readied(model, device, dtype)
     if device.type == "cpu":
-        for part in (network.stem, network.stages):
-            speed_up(part, dtype)
+        speed_up(network, dtype)
     return _runner(network, network.forward_features, dtype)
 
 
 def _compile(model: BiT, device: torch.device, dtype: torch.dtype) -> Run:
     network = _readied(model, device, dtype)
-    # Freezing makes constants of the kernels: packed ahead, their orders chosen for each layer.
-    options: dict[str, Any] | None = {"freezing": True} if device.type == "cpu" else None
-    compiled = torch.compile(network.forward_features, options=options)
-    return _filled_up(_runner(network, compiled, dtype))
+    if device.type == "cpu":
+        speed_up_compiled(network)
+    # Code for the very size of the images; code for any size is slower.
+    compiled = torch.compile(network.forward_features, dynamic=False)
+    run = _runner(network, compiled, dtype)
+    return _filled_up(_frozen(run) if device.type == "cpu" else run)
+
+
+def _frozen(run: Run) -> Run:
+    """Let what is compiled have the kernels as constants, packed ahead for their layer.
+
+    As an option of torch.compile, "freezing" comes too late: the tracer asks the configuration, and
+    kernels would stay arguments, reordered at every call.
+    """
+    from torch._inductor import config
+
+    def frozen(images: Tensor) -> Tensor:
+        with config.patch(freezing=True, cpp_wrapper=True):
+            return run(images)
+
+    return frozen
 
 
 def _filled_up(run: Run) -> Run:
