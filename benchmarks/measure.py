@@ -19,6 +19,11 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
+_ENVIRONMENT = {
+    name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"
+}
+"""Whoever pip installed has bytecode; a checkout has none where Python is told to write none."""
+
 
 @dataclass(frozen=True)
 class Sample:
@@ -31,8 +36,9 @@ class Sample:
 
 def run(command: Sequence[str | Path]) -> Sample:
     """Run a command to its end, accounted for by the operating system."""
+    words = [str(word) for word in command]
     started = time.perf_counter()
-    process = subprocess.Popen([str(word) for word in command], stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, text=True, env=_ENVIRONMENT)
     assert process.stdout is not None
     output = process.stdout.read()
     _, status, usage = os.wait4(process.pid, 0)

@@ -27,6 +27,7 @@ import zipfile
 import numpy as np
 import pytest
 from checkpoints import make_checkpoint, write_npz
+from safetensors import safe_open
 
 from bitzoo import cli
 from bitzoo.converters import npz, packed
@@ -485,6 +486,22 @@ def test_a_number_that_is_none(tmp_path, refused, name, value):
     array.flat[-1] = value
     path = write_npz(tmp_path / "a.npz", ARRAYS | {name: array})
     refused(path, f"tensor {name!r} holds NaN or infinite numbers")
+
+
+def test_infinities_that_add_up_to_none(tmp_path, refused):
+    array = ARRAYS[KERNEL_B].copy()
+    array.flat[0], array.flat[-1] = np.inf, -np.inf
+    path = write_npz(tmp_path / "a.npz", ARRAYS | {KERNEL_B: array})
+    refused(path, f"tensor {KERNEL_B!r} holds NaN or infinite numbers")
+
+
+def test_large_numbers_are_numbers(tmp_path):
+    array = ARRAYS[BIAS].copy()
+    array[:] = np.finfo(np.float32).max  # their sum is infinite
+    path = write_npz(tmp_path / "a.npz", ARRAYS | {BIAS: array})
+    output = convert(path, compare=True).output
+    with safe_open(output, "np") as file:
+        assert file.get_tensor("head.fc.bias").tobytes() == array.tobytes()
 
 
 def test_numbers_that_float32_cannot_hold(tmp_path, refused):
