@@ -39,6 +39,11 @@ def images(count, height, width):
     )
 
 
+def packed_by_the_compiler():
+    found = counters["inductor"]
+    return sum(found[f"mkldnn_{kind}_weight_pack_matcher_count"] for kind in ("conv", "linear"))
+
+
 def error(found, expected):
     assert found.dtype == torch.float32
     return float((found.double() - expected).norm() / expected.norm())
@@ -59,15 +64,14 @@ def error(found, expected):
 )
 def test_computes_googles_function(model, weights, backend, dtype, least, most):
     optimized = optimize(model, backend=backend, dtype=dtype)
-    packed = counters["inductor"]["mkldnn_conv_weight_pack_matcher_count"]
+    packed = packed_by_the_compiler()
     for count, height, width in ((2, 64, 64), (1, 64, 64), (2, 49, 77)):
         x = images(count, height, width)
         assert least <= error(optimized(x), run(weights, x).logits) <= most
         if (backend, count) == ("compile", 1):  # filled up; another size would be compiled anew
             break
     if backend == "compile" and can_pack(DTYPES[dtype]):
-        now = counters["inductor"]["mkldnn_conv_weight_pack_matcher_count"]
-        assert now - packed == CONVOLUTIONS
+        assert packed_by_the_compiler() - packed == CONVOLUTIONS
 
 
 def test_packed_kernels_are_used_and_serve_any_size(model, weights):
