@@ -14,7 +14,7 @@ from torch import nn
 
 from bitzoo.arch import ARCHITECTURES, Architecture
 from bitzoo.errors import ArchitectureError, FoldedModelError, LayoutError, UsageError
-from bitzoo.layers import GroupNormReLU, Unit
+from bitzoo.layers import GroupNormReLU, Unit, ZeroConv2d
 from bitzoo.model import (
     REFERENCE_EPS,
     BiT,
@@ -397,6 +397,30 @@ class TestTraining:
                 kernel = nn.functional.normalize(model.get_parameter(name).detach().flatten(1))
                 assert (gradient * kernel).sum(1).abs().max() < 1e-6, name
                 assert gradient.mean(1).abs().max() < 1e-9, name
+
+
+class TestHeadConvolution:
+    @pytest.mark.parametrize("window", [(1, 1), (1, 3), (2, 2)])
+    def test_pooled_and_dense(self, window):
+        """One pixel or many, each pixel gets the same affine map, and gradients flow back."""
+        rng = np.random.default_rng(0)
+        weight, bias, x = (rng.standard_normal(shape) for shape in ((5, 4), (5,), (3, 4, *window)))
+        head = ZeroConv2d(4, 5).double()
+        assert not head(torch.from_numpy(x)).any()
+        with torch.no_grad():
+            head.weight.copy_(torch.from_numpy(weight[:, :, None, None]))
+            head.bias.copy_(torch.from_numpy(bias))
+        expected = np.einsum("oi,nihw->nohw", weight, x) + bias[:, None, None]
+        images = torch.from_numpy(x).requires_grad_()
+        found = head(images)
+        np.testing.assert_allclose(found.detach().numpy(), expected, rtol=1e-12, atol=1e-12)
+        found.sum().backward()
+        np.testing.assert_allclose(
+            images.grad.numpy(),
+            np.broadcast_to(weight.sum(0)[:, None, None], x.shape),
+            rtol=1e-12,
+            atol=1e-12,
+        )
 
 
 class TestRuntimes:
