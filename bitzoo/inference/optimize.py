@@ -65,8 +65,9 @@ def optimize(
         model: A classifier or encoder of `bitzoo.create_model`.
         dtype: What to compute in: ``float32``, or for speed ``bfloat16`` or ``float16``; the head
             stays in float32. `deviation` tells what that costs.
-        backend: ``eager``; ``compile`` (torch.compile, slow to start); ``onnxruntime`` (float32,
-            CPU, extra ``onnx``); ``openvino`` (CPU, extra ``openvino``).
+        backend: ``eager``; ``compile`` (torch.compile; a minute for each size of images, which
+            torch does for eight); ``onnxruntime`` (float32, CPU, extra ``onnx``); ``openvino``
+            (CPU, extra ``openvino``).
         device: Where to compute; None is where the model is.
 
     Raises:
