@@ -13,5 +13,6 @@ Shipped as ``bitzoo.converters``. Layered, each module importing only from those
     formats  outputs  transformers_folder   what can be written, how it appears, what lies beside
     state                                   state dicts
     weights_proof  logits_proof             the comparisons
+    moving                                  a block's way from one file to the other
     pipeline  parity                        conversion, conversion with both proofs
 """

@@ -8,25 +8,76 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from bitzoo.arch import Slot
-from bitzoo.converters.tensors import Progress, Scratch, Source, StoredTensor
+from bitzoo.converters.tensors import Array, Progress, Scratch, Source, StoredTensor
 
 WORKERS = min(4, os.cpu_count() or 1)
-BLOCK_BYTES = (56 << 20) // WORKERS
+BLOCK_BYTES = (96 << 20) // WORKERS
 """Bytes of one block as stored: small enough to bound the memory of all threads together, large
 enough to make the system calls cheap that gather it from a tensor of many rows."""
+PIECE_BYTES = 6 << 20
+"""Bytes of one piece of a block: what is done with it one after the other finds it in the cache,
+and a row of its outputs is still several cache lines long."""
+_LINE = 16
+"""Numbers of a cache line; pieces cut at its multiples share none."""
 
 
 @dataclass(frozen=True)
 class Block:
-    """Some outputs of one tensor: rows `start` to `stop` along its output axis."""
+    """Some outputs of one tensor.
+
+    Attributes:
+        slot: What the tensor is to the network.
+        tensor: Where it is stored.
+        start: The first output.
+        stop: The one after the last.
+        output_bytes: Bytes of each as stored.
+    """
 
     slot: Slot
     tensor: StoredTensor
     start: int
     stop: int
+    output_bytes: int
+
+    def pieces(self) -> Iterator[Block]:
+        """Cut the block along the outputs into pieces of about `PIECE_BYTES`."""
+        step = max(_LINE, PIECE_BYTES // self.output_bytes // _LINE * _LINE)
+        for start in range(self.start, self.stop, step):
+            yield replace(self, start=start, stop=min(start + step, self.stop))
+
+
+class Slabs:
+    """The numbers of a block, piece by piece.
+
+    Outputs that lie together in the file are read with each piece; scattered ones, which take a
+    system call for each row, at once for the block.
+    """
+
+    def __init__(self, block: Block, tensor: StoredTensor, axis: int, scratch: Scratch) -> None:
+        """Read nothing yet, unless they are scattered.
+
+        Args:
+            block: Which outputs.
+            tensor: Whose numbers; that of the block, or its counterpart in another file.
+            axis: The one of `tensor` that counts outputs.
+            scratch: Where to put them.
+        """
+        self._block, self._tensor, self._axis, self._scratch = block, tensor, axis, scratch
+        self._whole: Array | None = None
+        if math.prod(tensor.shape[:axis]) > 1:
+            self._whole = tensor.read_slab(axis, block.start, block.stop, scratch)
+
+    def of(self, piece: Block) -> Array:
+        """Return the numbers of a piece of the block, in the file's order of axes."""
+        if self._whole is None:
+            return self._tensor.read_slab(self._axis, piece.start, piece.stop, self._scratch)
+        first = self._block.start
+        inside = slice(piece.start - first, piece.stop - first)
+        part: Array = self._whole[(slice(None),) * self._axis + (inside,)]
+        return part
 
 
 def plan_blocks(
@@ -41,11 +92,11 @@ def plan_blocks(
     blocks = []
     for slot, tensor in tensors.items():
         outputs = shapes[slot][0]
-        row_bytes = math.prod(shapes[slot][1:]) * tensor.dtype.itemsize
-        rows = max(1, BLOCK_BYTES // row_bytes)
+        output_bytes = math.prod(shapes[slot][1:]) * tensor.dtype.itemsize
+        step = max(1, BLOCK_BYTES // output_bytes)
         blocks += [
-            Block(slot, tensor, start, min(start + rows, outputs))
-            for start in range(0, outputs, rows)
+            Block(slot, tensor, start, min(start + step, outputs), output_bytes)
+            for start in range(0, outputs, step)
         ]
     return blocks
 

@@ -81,7 +81,7 @@ def copy_blocked(source: Array, target: Array) -> None:
         return
     outs, ins, *window = source.shape
     step = max(1, _BLOCK_REST // math.prod(window))
-    scratch = _scratch_like(source, (min(_BLOCK_OUT, outs), min(step, ins), *window))
+    scratch = _scratch(source, (min(_BLOCK_OUT, outs), min(step, ins), *window))
     for o in range(0, outs, _BLOCK_OUT):
         for i in range(0, ins, step):
             piece = source[o : o + _BLOCK_OUT, i : i + step]
@@ -94,14 +94,15 @@ def _out_is_fastest(oihw: Array) -> bool:
     return oihw.strides[0] == oihw.itemsize and math.prod(oihw.shape[1:]) > 1
 
 
-def _scratch_like(source: Array, shape: tuple[int, ...]) -> Array:
-    """Return an uninitialised OIHW view with padded rows, in the memory order of `source`.
+def _scratch(source: Array, shape: tuple[int, ...]) -> Array:
+    """Return an uninitialised OIHW view with padded rows, each a piece of a row of `source`.
 
-    In that order filling it reads straight on; the cache then serves the transposed read.
+    Filling it moves whole rows; the cache then serves the transposed read. Rows of outputs stand in
+    the order IHW of the target, so that they and a row of it are the two sides of one matrix.
     """
     outs, ins, height, width = shape
     if _out_is_fastest(source):
-        rows = np.empty((height * width * ins, outs + _PADDING), source.dtype)[:, :outs]
-        return as_oihw(rows.reshape(height, width, ins, outs), "HWIO")
+        columns = np.empty((ins, height, width, outs + _PADDING), source.dtype)
+        return as_oihw(columns[..., :outs], "IHWO")
     rows = np.empty((outs, ins * height * width + _PADDING), source.dtype)
     return rows[:, : ins * height * width].reshape(shape)

@@ -31,7 +31,8 @@ from bitzoo.converters.logits_proof import (
     numbers_of,
     prove_logits,
 )
-from bitzoo.converters.pipeline import LOGITS_DEVIATION, Conversion, Labels, convert
+from bitzoo.converters.moving import Labels
+from bitzoo.converters.pipeline import LOGITS_DEVIATION, Conversion, convert
 from bitzoo.converters.precision import format_deviation
 from bitzoo.converters.safetensors_file import restate
 from bitzoo.converters.sources import open_source

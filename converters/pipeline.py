@@ -7,74 +7,33 @@ output's name until every proof asked for has passed.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
-
 from bitzoo import registry
 from bitzoo._version import __version__
-from bitzoo.converters.blocks import Block, crew, plan_blocks
-from bitzoo.converters.formats import Format, check_numbers, find_format
+from bitzoo.converters.blocks import crew, plan_blocks
+from bitzoo.converters.formats import check_numbers, find_format
 from bitzoo.converters.inventory import Inventory, identify
-from bitzoo.converters.layouts import as_oihw, copy_blocked, out_axis, stored_shape
-from bitzoo.converters.names import layout_of, name_of
+from bitzoo.converters.moving import Labels, Mover, Target
+from bitzoo.converters.names import name_of
 from bitzoo.converters.outputs import new_file
-from bitzoo.converters.precision import Deviation, round_to, widen
+from bitzoo.converters.precision import Deviation
 from bitzoo.converters.safetensors_file import SafetensorsSource
 from bitzoo.converters.sources import open_source
-from bitzoo.converters.tensors import (
-    EPS_EXACT_SCALE,
-    KERNEL_SCALE,
-    Array,
-    Progress,
-    Scratch,
-    Source,
-)
+from bitzoo.converters.tensors import EPS_EXACT_SCALE, KERNEL_SCALE, Progress, Source
 from bitzoo.converters.transformers_folder import write_companions
 from bitzoo.converters.weights_proof import BitComparison, WeightsProof, prove_weights
-from bitzoo.errors import CheckpointError
-from bitzoo.registry import ModelSpec
 
 UNMEASURED = "unmeasured"
 """Stands for a deviation until it is known; as long as one is."""
 LOGITS_DEVIATION = "logits_relative_l2"
 _WEIGHTS_DEVIATION = "weights_relative_l2"
 _UNKNOWN_SHA256 = "0" * 64
-_FINITE_STEP = 1 << 16
 _ENDINGS = (".gz", ".tgz", ".tar", ".index")
 """What comes off a source's name besides its suffix."""
-
-Labels = Callable[[ModelSpec], Sequence[str] | None]
-
-
-@dataclass(frozen=True)
-class Target:
-    """What to write.
-
-    Attributes:
-        format: Which format.
-        number_format: float32, or what the numbers are rounded to.
-        eps_exact: Whether standardized kernels are multiplied by `EPS_EXACT_SCALE`, with which the
-            eps of timm and transformers computes the released function.
-        labels: Class names of a release, for formats that state them.
-    """
-
-    format: Format
-    number_format: str = "float32"
-    eps_exact: bool = False
-    labels: Labels | None = None
-
-    @property
-    def is_exact(self) -> bool:
-        """Whether the output holds the very numbers of the source."""
-        return self.number_format == "float32" and not self.eps_exact
-
-    def weights_in(self, path: Path) -> Path:
-        """Return the file that has the weights of the output at `path`."""
-        return path / self.format.weights if self.format.weights else path
 
 
 @dataclass(frozen=True)
@@ -222,25 +181,10 @@ def _move(
             written = stack.enter_context(SafetensorsSource(weights_file))
             comparison = BitComparison(source, inventory, written, identify(written))
 
-        def move(block: Block) -> None:
-            layout = layout_of(block.slot.role, source.names)
-            axis = out_axis(layout, len(block.tensor.shape))
-            slab = block.tensor.read_slab(axis, block.start, block.stop, team.scratch("stored"))
-            values = _transposed(block, as_oihw(slab, layout), team.scratch("values"), target)
-            _check_finite(source, block, values)
-            rounded = round_to(values, target.number_format)
-            if deviation:
-                widened = widen(rounded, target.number_format)
-                _check_finite(source, block, widened, target.number_format)
-                deviation.add(values, widened)
-            writer.write(names[block.slot], block.start, rounded)
-            if comparison:
-                comparison.compare(block, slab, team)
-            team.advance(values.nbytes)
-
         with crew("convert", source.size + 4 * inventory.num_params, progress) as team:
+            mover = Mover(source, target, names, writer, team, deviation, comparison)
             digest = team.hash(source)
-            team.each(move, plan_blocks(inventory.tensors, shapes))
+            team.each(mover.move, plan_blocks(inventory.tensors, shapes))
             sha256 = digest.result()
         known = {"source_sha256": sha256}
         writer.finish(known | ({_WEIGHTS_DEVIATION: str(deviation)} if deviation else {}))
@@ -254,17 +198,6 @@ def _move(
         return sha256, None
     with open_source(output) as written:
         return sha256, prove_weights(source, inventory, written, identify(written), progress)
-
-
-def _transposed(block: Block, stored: Array, scratch: Scratch, target: Target) -> Array:
-    """Return a block's numbers in the output's order of axes, float32, scaled if asked for."""
-    layout = layout_of(block.slot.role, target.format.names)
-    values = scratch.array(stored_shape(stored.shape, layout), np.float32)
-    with np.errstate(over="ignore", invalid="ignore"):  # what comes of it is refused
-        copy_blocked(stored, as_oihw(values, layout))
-        if target.eps_exact and block.slot.role.is_standardized:
-            values *= np.float32(EPS_EXACT_SCALE)
-    return values
 
 
 def _metadata(
@@ -288,19 +221,3 @@ def _metadata(
         metadata["dtype"] = target.number_format
         metadata[_WEIGHTS_DEVIATION] = metadata[LOGITS_DEVIATION] = UNMEASURED
     return metadata
-
-
-def _check_finite(
-    source: Source, block: Block, values: Array, number_format: str = "float32"
-) -> None:
-    flat = values.reshape(-1)
-    for start in range(0, flat.size, _FINITE_STEP):
-        piece = flat[start : start + _FINITE_STEP]
-        with np.errstate(over="ignore", invalid="ignore"):
-            total = piece.sum()  # quicker to look at: NaN and infinity show in it
-        if not np.isfinite(total) and not np.isfinite(piece).all():  # it may just have overflowed
-            raise CheckpointError(
-                f"{source.path}: tensor {block.tensor.name!r} holds NaN or infinite numbers (or "
-                f"numbers too large for {number_format}); expected finite ones. The file is "
-                "damaged, or its training diverged."
-            )

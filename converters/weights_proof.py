@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from bitzoo.arch import Slot
-from bitzoo.converters.blocks import Block, Crew, crew, plan_blocks
+from bitzoo.converters.blocks import Block, Crew, Slabs, crew, plan_blocks
 from bitzoo.converters.inventory import Inventory
 from bitzoo.converters.layouts import as_oihw, copy_blocked, out_axis
 from bitzoo.converters.names import layout_of
@@ -56,20 +56,25 @@ class BitComparison:
         self._inventory, self._result = inventory, result
         self._differing: set[Slot] = set()
 
-    def compare(self, block: Block, stored: Array, team: Crew) -> None:
-        """Compare one block; called from any thread.
+    def slabs(self, block: Block, team: Crew) -> Slabs:
+        """Return what reads the output's numbers of a block."""
+        tensor = self._result.tensors[block.slot]
+        axis = out_axis(layout_of(block.slot.role, self._names[1]), len(tensor.shape))
+        return Slabs(block, tensor, axis, team.scratch("rows"))
+
+    def compare(self, block: Block, stored: Array, rows: Array, team: Crew) -> None:
+        """Compare a block or a piece of one; called from any thread.
 
         Args:
-            block: Which rows of which tensor.
-            stored: The source's rows, in its own axis order.
+            block: Which outputs of which tensor.
+            stored: The source's numbers, in its own axis order.
+            rows: The output's, in its own.
             team: Lends the memory.
         """
         from_layout, to_layout = (layout_of(block.slot.role, names) for names in self._names)
         tensor = self._result.tensors[block.slot]
         expected = stored.astype(np.float32, copy=False)
         mapped = team.scratch("mapped").array(stored.shape, np.float32)
-        axis = out_axis(to_layout, len(tensor.shape))
-        rows = tensor.read_slab(axis, block.start, block.stop, team.scratch("rows"))
         copy_blocked(as_oihw(rows, to_layout), as_oihw(mapped, from_layout))
         if block.slot.role.is_standardized and self._factors:
             expected, mapped = expected * self._factors[0], mapped * self._factors[1]
@@ -115,10 +120,12 @@ def prove_weights(
     def compare(block: Block) -> None:
         layout = layout_of(block.slot.role, source.names)
         axis = out_axis(layout, len(block.tensor.shape))
-        scratch = team.scratch("stored")
-        stored = block.tensor.read_slab(axis, block.start, block.stop, scratch)
-        comparison.compare(block, stored, team)
-        team.advance(stored.nbytes)
+        slabs = Slabs(block, block.tensor, axis, team.scratch("stored"))
+        results = comparison.slabs(block, team)
+        for piece in block.pieces():
+            stored = slabs.of(piece)
+            comparison.compare(piece, stored, results.of(piece), team)
+            team.advance(stored.nbytes)
 
     total = sum(tensor.nbytes for tensor in inventory.tensors.values())
     with crew("compare", total, progress) as team:

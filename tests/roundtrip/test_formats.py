@@ -20,7 +20,7 @@ from timm.models.resnetv2 import ResNetV2
 from tqdm import tqdm
 
 import bitzoo
-from bitzoo.converters import logits_proof, tensorflow_reference
+from bitzoo.converters import blocks, logits_proof, tensorflow_reference
 from bitzoo.converters.formats import FORMATS
 from bitzoo.converters.parity import Check, convert_and_prove, verify
 from bitzoo.converters.pipeline import convert, default_output
@@ -81,6 +81,21 @@ def test_there_and_back(tmp_path, family, to):
     back = convert(family[to], tmp_path / "back.safetensors", compare=True)
     assert back.weights.differing == ()
     assert data_section(back.output) == data_section(family["safetensors"])
+
+
+@pytest.mark.parametrize("to", OTHERS)
+def test_there_and_back_in_small_blocks(tmp_path, monkeypatch, family, to):
+    """Blocks that cut tensors, and pieces that cut blocks; large ones read what is written."""
+    first = family["safetensors"]
+    monkeypatch.setattr(blocks, "BLOCK_BYTES", 100_000)
+    monkeypatch.setattr(blocks, "PIECE_BYTES", 30_000)
+    there = convert(first, tmp_path / f"b{FORMATS[to].ending}", to=to, compare=True)
+    assert there.weights.passed
+    back = convert(there.output, tmp_path / "back.safetensors", compare=True)
+    assert back.weights.passed
+    assert data_section(back.output) == data_section(first)
+    monkeypatch.undo()
+    assert verify(first, there.output, check=Check.WEIGHTS).passed
 
 
 @pytest.mark.full_size  # not by its size: there are twenty

@@ -336,10 +336,12 @@ def test_a_name_that_lies_is_told(tmp_path):
     assert "tensors are R(1,1,1,1)x0.5 with 10 classes. The tensors decide." in conversion.notes[0]
 
 
+@pytest.mark.parametrize("piece_bytes", [1, 20_000, 1 << 20])
 @pytest.mark.parametrize("block_bytes", [40_000, 70_000])
-def test_any_size_of_block(tmp_path, monkeypatch, expected, block_bytes):
-    """Blocks of a few outputs, the last of them shorter."""
+def test_any_size_of_block(tmp_path, monkeypatch, expected, block_bytes, piece_bytes):
+    """Blocks and pieces of a few outputs, the last of them shorter."""
     monkeypatch.setattr(blocks, "BLOCK_BYTES", block_bytes)
+    monkeypatch.setattr(blocks, "PIECE_BYTES", piece_bytes)
     conversion = convert(write_npz(tmp_path / "a.npz", SMALL), compare=True)
     assert data_section(conversion.output) == expected
 

@@ -1,0 +1,138 @@
+"""The way of a block from the source to the output.
+
+A large block is read at once where the file scatters it; then piece by piece, each in the cache, it
+is transposed, looked through for NaN, rounded, written, and read back and compared.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from bitzoo.arch import Slot
+from bitzoo.converters.blocks import Block, Crew, Slabs
+from bitzoo.converters.formats import Format
+from bitzoo.converters.layouts import as_oihw, copy_blocked, out_axis, stored_shape
+from bitzoo.converters.names import layout_of
+from bitzoo.converters.precision import Deviation, round_to, widen
+from bitzoo.converters.slabs import Writer
+from bitzoo.converters.tensors import EPS_EXACT_SCALE, Array, Source
+from bitzoo.converters.weights_proof import BitComparison
+from bitzoo.errors import CheckpointError
+from bitzoo.registry import ModelSpec
+
+Labels = Callable[[ModelSpec], Sequence[str] | None]
+
+_FINITE_STEP = 1 << 18
+
+
+@dataclass(frozen=True)
+class Target:
+    """What to write.
+
+    Attributes:
+        format: Which format.
+        number_format: float32, or what the numbers are rounded to.
+        eps_exact: Whether standardized kernels are multiplied by `EPS_EXACT_SCALE`, with which the
+            eps of timm and transformers computes the released function.
+        labels: Class names of a release, for formats that state them.
+    """
+
+    format: Format
+    number_format: str = "float32"
+    eps_exact: bool = False
+    labels: Labels | None = None
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether the output holds the very numbers of the source."""
+        return self.number_format == "float32" and not self.eps_exact
+
+    def weights_in(self, path: Path) -> Path:
+        """Return the file that has the weights of the output at `path`."""
+        return path / self.format.weights if self.format.weights else path
+
+
+@dataclass(frozen=True)
+class Mover:
+    """Moves blocks, from any thread.
+
+    Attributes:
+        source: The original, open.
+        target: What to write.
+        names: The output's name of each tensor.
+        writer: The output, open.
+        team: Lends the memory, and is told of the progress.
+        deviation: Where to add up how far rounding moves the numbers, if they are rounded.
+        comparison: What compares each piece once it is written, if anything does.
+    """
+
+    source: Source
+    target: Target
+    names: Mapping[Slot, str]
+    writer: Writer
+    team: Crew
+    deviation: Deviation | None = None
+    comparison: BitComparison | None = None
+
+    def move(self, block: Block) -> None:
+        """Move a block.
+
+        Raises:
+            CheckpointError: If it cannot be read, or holds NaN or infinity.
+        """
+        layout = layout_of(block.slot.role, self.source.names)
+        axis = out_axis(layout, len(block.tensor.shape))
+        slabs = Slabs(block, block.tensor, axis, self.team.scratch("stored"))
+        written = self.comparison.slabs(block, self.team) if self.comparison else None
+        for piece in self._pieces(block):
+            slab = slabs.of(piece)
+            values = _transposed(piece, as_oihw(slab, layout), self.team, self.target)
+            self._write(piece, values)
+            if self.comparison and written:
+                self.comparison.compare(piece, slab, written.of(piece), self.team)
+            self.team.advance(values.nbytes)
+
+    def _pieces(self, block: Block) -> Iterable[Block]:
+        """Cut a block, unless the output scatters its rows: each piece would write all of them."""
+        layout = layout_of(block.slot.role, self.target.format.names)
+        return [block] if out_axis(layout, len(block.tensor.shape)) else block.pieces()
+
+    def _write(self, piece: Block, values: Array) -> None:
+        number_format = self.target.number_format
+        _check_finite(self.source, piece, values)
+        rounded = round_to(values, number_format)
+        if self.deviation:
+            widened = widen(rounded, number_format)
+            _check_finite(self.source, piece, widened, number_format)
+            self.deviation.add(values, widened)
+        self.writer.write(self.names[piece.slot], piece.start, rounded)
+
+
+def _transposed(piece: Block, stored: Array, team: Crew, target: Target) -> Array:
+    """Return a piece's numbers in the output's order of axes, float32, scaled if asked for."""
+    layout = layout_of(piece.slot.role, target.format.names)
+    values = team.scratch("values").array(stored_shape(stored.shape, layout), np.float32)
+    with np.errstate(over="ignore", invalid="ignore"):  # what comes of it is refused
+        copy_blocked(stored, as_oihw(values, layout))
+        if target.eps_exact and piece.slot.role.is_standardized:
+            values *= np.float32(EPS_EXACT_SCALE)
+    return values
+
+
+def _check_finite(
+    source: Source, piece: Block, values: Array, number_format: str = "float32"
+) -> None:
+    flat = values.reshape(-1)
+    for start in range(0, flat.size, _FINITE_STEP):
+        part = flat[start : start + _FINITE_STEP]
+        extremes = np.maximum.reduce(part), np.minimum.reduce(part)  # either is NaN if any is
+        if not np.isfinite(extremes).all():
+            raise CheckpointError(
+                f"{source.path}: tensor {piece.tensor.name!r} holds NaN or infinite numbers (or "
+                f"numbers too large for {number_format}); expected finite ones. The file is "
+                "damaged, or its training diverged."
+            )
