@@ -72,7 +72,7 @@ def compare(name: str, folder: Path, rounds: int, timm_everywhere: bool) -> str:
     samples = interleave(contestants, rounds)
     if theirs.exists():
         apart(require_equal, ours, theirs)  # what it reads must not count as anybody's memory
-    return table(f"{name}, {source.stat().st_size / 1e9:.2f} GB", samples, baseline="cp")
+    return table(f"{name}, {source.stat().st_size / 1e9:.2f} GB", samples, "cp", rival="timm")
 
 
 def require_equal(ours: Path, theirs: Path) -> None:

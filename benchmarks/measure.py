@@ -35,8 +35,12 @@ class Sample:
 
 
 def run(command: Sequence[str | Path]) -> Sample:
-    """Run a command to its end, accounted for by the operating system."""
+    """Run a command to its end, accounted for by the operating system.
+
+    What others have written goes to the disk before, so that nobody's time has its writing.
+    """
     words = [str(word) for word in command]
+    os.sync()
     started = time.perf_counter()
     process = subprocess.Popen(words, stdout=subprocess.PIPE, text=True, env=_ENVIRONMENT)
     assert process.stdout is not None
@@ -90,16 +94,23 @@ def interleave(
     return samples
 
 
-def table(title: str, samples: Mapping[str, Sequence[Sample]], baseline: str) -> str:
-    """Return a Markdown table: median, minimum, maximum, peak memory, ratio to `baseline`."""
+def table(
+    title: str, samples: Mapping[str, Sequence[Sample]], baseline: str, rival: str | None = None
+) -> str:
+    """Return a Markdown table: median, minimum, maximum, peak memory, ratio to `baseline`.
+
+    With a `rival` among the samples, also how many times as long it takes.
+    """
+    rivals = [rival] if rival in samples else []
     medians = {
         name: statistics.median(sample.seconds for sample in runs) for name, runs in samples.items()
     }
     lines = [
         f"### {title}",
         "",
-        f"| | median s | min | max | peak MiB | time / {baseline} |",
-        "|---|---:|---:|---:|---:|---:|",
+        f"| | median s | min | max | peak MiB | time / {baseline} |"
+        + "".join(f" {name} / this |" for name in rivals),
+        "|---|---:|---:|---:|---:|---:|" + "---:|" * len(rivals),
     ]
     for name, runs in samples.items():
         seconds = [sample.seconds for sample in runs]
@@ -107,6 +118,7 @@ def table(title: str, samples: Mapping[str, Sequence[Sample]], baseline: str) ->
         lines.append(
             f"| {name} | {medians[name]:.2f} | {min(seconds):.2f} | {max(seconds):.2f} "
             f"| {peak:.0f} | {medians[name] / medians[baseline]:.2f} |"
+            + "".join(f" {medians[other] / medians[name]:.2f} |" for other in rivals)
         )
     return "\n".join(lines) + "\n"
 

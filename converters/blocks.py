@@ -42,6 +42,11 @@ class Block:
     stop: int
     output_bytes: int
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the block as stored."""
+        return (self.stop - self.start) * self.output_bytes
+
     def pieces(self) -> Iterator[Block]:
         """Cut the block along the outputs into pieces of about `PIECE_BYTES`."""
         step = max(_LINE, PIECE_BYTES // self.output_bytes // _LINE * _LINE)
@@ -83,7 +88,9 @@ class Slabs:
 def plan_blocks(
     tensors: Mapping[Slot, StoredTensor], shapes: Mapping[Slot, tuple[int, ...]]
 ) -> list[Block]:
-    """Cut tensors into blocks of at most `BLOCK_BYTES` (one output at least).
+    """Cut tensors into blocks of at most `BLOCK_BYTES` (one output at least), largest first.
+
+    The small ones then fill up what time the threads have left at the end.
 
     Args:
         tensors: What to cut.
@@ -98,7 +105,7 @@ def plan_blocks(
             Block(slot, tensor, start, min(start + step, outputs), output_bytes)
             for start in range(0, outputs, step)
         ]
-    return blocks
+    return sorted(blocks, key=lambda block: block.nbytes, reverse=True)
 
 
 class Crew:

@@ -14,7 +14,7 @@ from bitzoo.converters.names import layout_of
 from bitzoo.converters.precision import round_to, widen
 from bitzoo.converters.tensors import Array, Progress, Source
 
-_PIECE = 1 << 16
+_PIECE = 1 << 18
 
 
 @dataclass(frozen=True)
