@@ -14,10 +14,10 @@ from bitzoo.arch import Slot
 from bitzoo.converters.tensors import Array, Progress, Scratch, Source, StoredTensor
 
 WORKERS = min(4, os.cpu_count() or 1)
-BLOCK_BYTES = (96 << 20) // WORKERS
-"""Bytes of one block as stored: small enough to bound the memory of all threads together, large
-enough to make the system calls cheap that gather it from a tensor of many rows."""
-PIECE_BYTES = 6 << 20
+BLOCK_BYTES = (168 << 20) // WORKERS
+"""Bytes that a thread may hold of blocks: few enough to bound the memory of all together, enough to
+make few the system calls that gather a block from a tensor of many rows."""
+PIECE_BYTES = (12 << 20) // WORKERS
 """Bytes of one piece of a block: what is done with it one after the other finds it in the cache,
 and a row of its outputs is still several cache lines long."""
 _LINE = 16
@@ -86,21 +86,22 @@ class Slabs:
 
 
 def plan_blocks(
-    tensors: Mapping[Slot, StoredTensor], shapes: Mapping[Slot, tuple[int, ...]]
+    tensors: Mapping[Slot, StoredTensor], shapes: Mapping[Slot, tuple[int, ...]], held: int = 1
 ) -> list[Block]:
-    """Cut tensors into blocks of at most `BLOCK_BYTES` (one output at least), largest first.
+    """Cut tensors into blocks (of one output at least), largest first.
 
     The small ones then fill up what time the threads have left at the end.
 
     Args:
         tensors: What to cut.
         shapes: Logical shape of each (outputs first).
+        held: How many blocks a thread holds at once, in all no more than `BLOCK_BYTES`.
     """
-    blocks = []
+    blocks, most = [], BLOCK_BYTES // held
     for slot, tensor in tensors.items():
         outputs = shapes[slot][0]
         output_bytes = math.prod(shapes[slot][1:]) * tensor.dtype.itemsize
-        step = max(1, BLOCK_BYTES // output_bytes)
+        step = max(1, most // output_bytes)
         blocks += [
             Block(slot, tensor, start, min(start + step, outputs), output_bytes)
             for start in range(0, outputs, step)

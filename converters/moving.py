@@ -16,7 +16,7 @@ from bitzoo.arch import Slot
 from bitzoo.converters.blocks import Block, Crew, Slabs
 from bitzoo.converters.formats import Format
 from bitzoo.converters.layouts import as_oihw, copy_blocked, out_axis, stored_shape
-from bitzoo.converters.names import layout_of
+from bitzoo.converters.names import layout_of, scatters
 from bitzoo.converters.precision import Deviation, round_to, widen
 from bitzoo.converters.slabs import Writer
 from bitzoo.converters.tensors import EPS_EXACT_SCALE, Array, Source
@@ -97,9 +97,8 @@ class Mover:
             self.team.advance(values.nbytes)
 
     def _pieces(self, block: Block) -> Iterable[Block]:
-        """Cut a block, unless the output scatters its rows: each piece would write all of them."""
-        layout = layout_of(block.slot.role, self.target.format.names)
-        return [block] if out_axis(layout, len(block.tensor.shape)) else block.pieces()
+        """Cut a block, unless the output scatters it: each piece would touch every row again."""
+        return [block] if scatters(self.target.format.names) else block.pieces()
 
     def _write(self, piece: Block, values: Array) -> None:
         number_format = self.target.number_format

@@ -147,6 +147,11 @@ def layout_of(role: Role, names: str) -> str:
     return head or LAYOUTS[names]
 
 
+def scatters(names: str) -> bool:
+    """Return whether kernels of the scheme `names` have each output spread over all their rows."""
+    return not LAYOUTS[names].startswith("O")
+
+
 def name_of(slot: Slot, names: str) -> str:
     """Return what the scheme `names` calls the tensor at `slot`."""
     template = TABLE[slot.role][names]

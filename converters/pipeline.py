@@ -18,7 +18,7 @@ from bitzoo.converters.blocks import crew, plan_blocks
 from bitzoo.converters.formats import check_numbers, find_format
 from bitzoo.converters.inventory import Inventory, identify
 from bitzoo.converters.moving import Labels, Mover, Target
-from bitzoo.converters.names import name_of
+from bitzoo.converters.names import name_of, scatters
 from bitzoo.converters.outputs import new_file
 from bitzoo.converters.precision import Deviation
 from bitzoo.converters.safetensors_file import SafetensorsSource
@@ -184,7 +184,8 @@ def _move(
         with crew("convert", source.size + 4 * inventory.num_params, progress) as team:
             mover = Mover(source, target, names, writer, team, deviation, comparison)
             digest = team.hash(source)
-            team.each(mover.move, plan_blocks(inventory.tensors, shapes))
+            held = 2 if scatters(target.format.names) else 1
+            team.each(mover.move, plan_blocks(inventory.tensors, shapes, held))
             sha256 = digest.result()
         known = {"source_sha256": sha256}
         writer.finish(known | ({_WEIGHTS_DEVIATION: str(deviation)} if deviation else {}))

@@ -10,7 +10,7 @@ from bitzoo.arch import Slot
 from bitzoo.converters.blocks import Block, Crew, Slabs, crew, plan_blocks
 from bitzoo.converters.inventory import Inventory
 from bitzoo.converters.layouts import as_oihw, copy_blocked, out_axis
-from bitzoo.converters.names import layout_of
+from bitzoo.converters.names import layout_of, scatters
 from bitzoo.converters.precision import round_to, widen
 from bitzoo.converters.tensors import Array, Progress, Source
 
@@ -130,5 +130,6 @@ def prove_weights(
     total = sum(tensor.nbytes for tensor in inventory.tensors.values())
     with crew("compare", total, progress) as team:
         shapes = inventory.architecture.shapes(inventory.num_classes)
-        team.each(compare, plan_blocks(inventory.tensors, shapes))
+        held = scatters(source.names) + scatters(output.names) or 1
+        team.each(compare, plan_blocks(inventory.tensors, shapes, held))
     return comparison.outcome()
