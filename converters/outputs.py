@@ -45,7 +45,7 @@ def new_file(path: Path, size: int, *, force: bool, folder: bool = False) -> Ite
         yield temporary
         if folder and path.is_dir():
             _swap(temporary, path)
-        else:
+        elif folder or force or not _link(temporary, path):
             os.replace(temporary, path)
     except OSError as error:
         raise UsageError(f"{path}: cannot be written ({error.strerror or error}).") from error
@@ -78,6 +78,22 @@ def check_replaceable(path: Path, *, force: bool, folder: bool) -> None:
             )
         if folder:
             raise UsageError(f"{path}: expected a new folder, found a file. Choose another output.")
+
+
+def _link(temporary: Path, path: Path) -> bool:
+    """Give a file a second name that nothing has; False where the disk knows no second names.
+
+    Raises:
+        UsageError: If something has got the name meanwhile.
+    """
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        check_replaceable(path, force=False, folder=False)
+        raise
+    except OSError:
+        return False
+    return True
 
 
 def _swap(temporary: Path, path: Path) -> None:

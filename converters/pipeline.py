@@ -178,7 +178,7 @@ def _move(
         stack.callback(writer.close)
         comparison = None
         if compare and target.format.reads_while_written:
-            written = stack.enter_context(SafetensorsSource(weights_file))
+            written = stack.enter_context(SafetensorsSource(weights_file, own=True))
             comparison = BitComparison(source, inventory, written, identify(written))
 
         with crew("convert", source.size + 4 * inventory.num_params, progress) as team:

@@ -54,9 +54,15 @@ class SafetensorsSource(Source):
         CheckpointError: If the header is malformed, or does not describe the bytes after it.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, own: bool = False) -> None:
+        """Open the file.
+
+        Args:
+            path: The file.
+            own: Whether nobody else knows it, as while it is being written.
+        """
         self.path = path
-        self._file = RawFile(path)
+        self._file = RawFile(path, own=own)
         try:
             header, start = _read_header(self._file)
             self.metadata = _metadata(path, header.pop("__metadata__", {}))

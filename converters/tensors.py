@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import hashlib
 import math
+import mmap
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
@@ -58,10 +60,14 @@ class Scratch:
 
 
 class RawFile:
-    """A file read by position, from any thread, that never maps pages into memory."""
+    """A file read by position, from any thread.
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    Pages are copied, not mapped: a mapped file that gets shorter or whose disk fails kills the
+    process, where a read reports an error. Only a file that is the process's own may be mapped.
+    """
+
+    def __init__(self, path: Path, *, own: bool = False) -> None:
+        self.path, self.own = path, own
         self._file = open(path, "rb", buffering=0)  # noqa: SIM115 - closed by close()
         self.size = os.fstat(self._file.fileno()).st_size
 
@@ -69,11 +75,12 @@ class RawFile:
         """Fill `buffer` with the bytes at `offset`.
 
         Raises:
-            CheckpointError: If the file ends before the buffer is full.
+            CheckpointError: If the file ends before the buffer is full, or its disk fails.
         """
         done = 0
         while done < len(buffer):
-            count = os.preadv(self._file.fileno(), [buffer[done:]], offset + done)
+            with self._failures_reported():
+                count = os.preadv(self._file.fileno(), [buffer[done:]], offset + done)
             if not count:
                 raise CheckpointError(
                     f"{self.path}: the file ends at byte {offset + done:,}, expected data up to "
@@ -95,14 +102,38 @@ class RawFile:
             pitch: The same in the buffer.
         """
         descriptor, preadv = self._file.fileno(), os.preadv
-        for row in range(rows):
-            piece = buffer[row * pitch : row * pitch + chunk]
-            if preadv(descriptor, (piece,), offset + row * stride) != chunk:
-                self.read_into(piece, offset + row * stride)
+        with self._failures_reported():
+            for row in range(rows):
+                piece = buffer[row * pitch : row * pitch + chunk]
+                if preadv(descriptor, (piece,), offset + row * stride) != chunk:
+                    self.read_into(piece, offset + row * stride)
+
+    def map(self, offset: int, size: int) -> NDArray[np.uint8]:
+        """Return the bytes at `offset` of an own file, mapped for as long as the array lives."""
+        start = offset - offset % mmap.ALLOCATIONGRANULARITY
+        length, read_only = offset - start + size, mmap.ACCESS_READ
+        try:
+            pages = mmap.mmap(self._file.fileno(), length, access=read_only, offset=start)
+        except OSError:  # some network disks map nothing
+            buffer = np.empty(size, np.uint8)
+            self.read_into(buffer.data, offset)
+            return buffer
+        return np.frombuffer(pages, np.uint8, size, offset - start)
 
     def read(self, offset: int, size: int) -> bytes:
         """Return the `size` bytes at `offset` (fewer only if the file ends)."""
-        return os.pread(self._file.fileno(), size, offset)
+        with self._failures_reported():
+            return os.pread(self._file.fileno(), size, offset)
+
+    @contextmanager
+    def _failures_reported(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise CheckpointError(
+                f"{self.path}: cannot be read ({error.strerror or error}). Copy it to another "
+                "disk, or fetch it again."
+            ) from error
 
     def close(self) -> None:
         """Release the file; tensors of it can be read no more."""
@@ -175,8 +206,12 @@ class RawTensor(StoredTensor):
         if chunk == stride:  # a slab of the whole axis lies in one piece
             chunk, stride, rows = chunk * rows, 0, 1
         pitch = chunk + (_ROW_PADDING if rows > 1 else 0)
-        buffer = (scratch or Scratch()).take(rows * pitch)
-        self.file.read_rows(buffer.data, self.offset + start * inner, rows, chunk, stride, pitch)
+        offset = self.offset + start * inner
+        if self.file.own and rows == 1 and chunk:
+            buffer = self.file.map(offset, chunk)
+        else:
+            buffer = (scratch or Scratch()).take(rows * pitch)
+            self.file.read_rows(buffer.data, offset, rows, chunk, stride, pitch)
         lines: Array = buffer.reshape(rows, pitch)[:, :chunk].view(self.dtype)
         slab: Array = lines.reshape((*before, stop - start, *after))
         return slab

@@ -7,6 +7,7 @@ own code into its own network, and the two state dicts must be equal in every bi
 import errno
 import hashlib
 import json
+import mmap
 import os
 import shutil
 import signal
@@ -346,6 +347,18 @@ def test_any_size_of_block(tmp_path, monkeypatch, expected, block_bytes, piece_b
     assert data_section(conversion.output) == expected
 
 
+def test_a_disk_that_maps_nothing(tmp_path, monkeypatch, expected):
+    """As some network disks, which refuse every memory map."""
+
+    def refuse(*args, **kwargs):
+        raise OSError(errno.ENODEV, os.strerror(errno.ENODEV))
+
+    monkeypatch.setattr(mmap, "mmap", refuse)
+    conversion = convert(write_npz(tmp_path / "a.npz", SMALL), compare=True)
+    assert conversion.weights.passed
+    assert data_section(conversion.output) == expected
+
+
 # --- all or nothing -------------------------------------------------------------------------------
 
 
@@ -376,6 +389,23 @@ def test_a_failure_on_the_way_leaves_nothing(tmp_path, error, bytes_done):
     assert set(threading.enumerate()) <= before
 
 
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="needs /proc")
+def test_a_disk_that_fails_is_the_sources(tmp_path):
+    """On the way the file's descriptors become a folder's, which cannot be read."""
+    source = write_npz(tmp_path / "a.npz", SMALL)
+    folder = os.open(tmp_path, os.O_RDONLY)
+
+    def progress(task, done, total):
+        for entry in Path("/proc/self/fd").iterdir():
+            if os.path.realpath(entry) == str(source):
+                os.dup2(folder, int(entry.name))
+
+    with pytest.raises(CheckpointError, match=r"a\.npz: cannot be read \(Is a directory\)\. Copy"):
+        convert(source, progress=progress)
+    os.close(folder)
+    assert names_in(tmp_path) == ["a.npz"]
+
+
 def test_a_failing_proof_leaves_nothing(tmp_path):
     source = write_npz(tmp_path / "a.npz", SMALL)
     seen = []
@@ -404,6 +434,18 @@ def test_an_existing_output_is_kept_unless_forced(tmp_path, expected):
     assert names_in(tmp_path) == ["a.npz", "a.safetensors"]
     convert(source, force=True)
     assert data_section(output) == expected
+
+
+def test_an_output_that_appeared_meanwhile_is_kept(tmp_path):
+    source, output = write_npz(tmp_path / "a.npz", SMALL), tmp_path / "a.safetensors"
+
+    def progress(task, done, total):
+        output.write_text("somebody else's")
+
+    with pytest.raises(UsageError, match=r"a\.safetensors already exists.*--force"):
+        convert(source, progress=progress)
+    assert output.read_text() == "somebody else's"
+    assert names_in(tmp_path) == ["a.npz", "a.safetensors"]
 
 
 def test_places_that_cannot_be_written(tmp_path):
