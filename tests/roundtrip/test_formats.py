@@ -2,9 +2,11 @@
 
 import json
 import struct
+import subprocess
+import sys
 import zipfile
 from functools import partial
-from itertools import permutations
+from itertools import pairwise, permutations
 
 import h5py
 import numpy as np
@@ -20,11 +22,13 @@ from timm.models.resnetv2 import ResNetV2
 from tqdm import tqdm
 
 import bitzoo
+from bitzoo.arch import ARCHITECTURES
 from bitzoo.converters import blocks, logits_proof, tensorflow_reference
 from bitzoo.converters.formats import FORMATS
 from bitzoo.converters.parity import Check, convert_and_prove, verify
 from bitzoo.converters.pipeline import convert, default_output
 from bitzoo.errors import CheckpointError, ParityError, UsageError
+from bitzoo.quickstart import write_random_checkpoint
 
 R50, R101 = (3, 4, 6, 3), (3, 4, 23, 3)
 ARRAYS = make_checkpoint((2, 1, 1, 1))
@@ -126,6 +130,37 @@ def test_without_a_head(tmp_path, to):
     assert data_section(convert(there.output, tmp_path / "c.safetensors").output) == data_section(
         first
     )
+
+
+MEMORY = 300 << 20
+"""Peak resident memory of a command without torch, 60 MB of it Python with NumPy."""
+
+# A process between, because a child's peak counts what its parent had before.
+WATCH = """
+import resource, subprocess, sys
+subprocess.run([sys.executable, "-m", "bitzoo", *sys.argv[1:]], check=True, stdout=sys.stderr)
+print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
+"""
+
+
+@pytest.mark.full_size
+@pytest.mark.timeout(600)
+def test_memory_is_bounded_whatever_the_formats(tmp_path):
+    """1.38 GB, with one tensor of 537 MB: outputs last, first, and again last in the file."""
+
+    def peak(*words):
+        done = subprocess.run(
+            [sys.executable, "-c", WATCH, *map(str, words)], stdout=subprocess.PIPE, check=True
+        )
+        return int(done.stdout) * (1 if sys.platform == "darwin" else 1024)
+
+    source = tmp_path / "a.npz"
+    write_random_checkpoint(source, ARCHITECTURES["R50x3"], 21_843)
+    paths = [source, *(tmp_path / f"b{end}" for end in (".safetensors", ".npz", ".h5"))]
+    for (one, other), to in zip(pairwise(paths), ("safetensors", "npz", "h5"), strict=True):
+        words = ["convert", "--src", one, "--dst", other, "--to", to, "--check", "weights"]
+        assert peak(*words, "--force") < MEMORY, to
+    assert peak("verify", "--check", "weights", source, paths[-1]) < MEMORY
 
 
 def test_two_files_of_any_formats_verify(family, tmp_path):
