@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 from bitzoo.converters.archives import ArchiveSource, is_tar
@@ -17,7 +18,7 @@ from bitzoo.converters.folders import (
 from bitzoo.converters.keras_h5 import KerasSource
 from bitzoo.converters.npz import NpzSource
 from bitzoo.converters.safetensors_file import SafetensorsSource
-from bitzoo.converters.tensors import Source
+from bitzoo.converters.tensors import RawFile, Source
 from bitzoo.converters.tf_checkpoint import TensorFlowSource, find_prefix
 from bitzoo.converters.torch_file import TorchSource
 from bitzoo.errors import CheckpointError
@@ -53,8 +54,8 @@ def open_source(path: Path, *, unpack: bool = True) -> Source:
         raise CheckpointError(
             f"{path}: expected a checkpoint file, found {what} there. Check the path."
         )
-    with path.open("rb") as file:
-        head = file.read(4096)
+    with closing(RawFile(path)) as file:
+        head = file.read(0, 4096)
     opener = _opener(path, head)
     if opener is None or (opener is _open_archive and not unpack):
         found = next((what for magic, what in _OTHERS if head.startswith(magic)), None)

@@ -406,6 +406,13 @@ def test_a_disk_that_fails_is_the_sources(tmp_path):
     assert names_in(tmp_path) == ["a.npz"]
 
 
+@pytest.mark.skipif(not Path("/proc/self/mem").exists(), reason="needs /proc")
+def test_a_disk_that_fails_at_once(tmp_path):
+    (tmp_path / "a.npz").symlink_to("/proc/self/mem")  # nothing is at its start
+    with pytest.raises(CheckpointError, match=r"a\.npz: cannot be read \(Input/output error\)"):
+        convert(tmp_path / "a.npz")
+
+
 def test_a_failing_proof_leaves_nothing(tmp_path):
     source = write_npz(tmp_path / "a.npz", SMALL)
     seen = []
