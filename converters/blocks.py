@@ -20,6 +20,7 @@ make few the system calls that gather a block from a tensor of many rows."""
 PIECE_BYTES = (12 << 20) // WORKERS
 """Bytes of one piece of a block: what is done with it one after the other finds it in the cache,
 and a row of its outputs is still several cache lines long."""
+_FLOAT32_BYTES = 4
 _LINE = 16
 """Numbers of a cache line; pieces cut at its multiples share none."""
 
@@ -33,7 +34,7 @@ class Block:
         tensor: Where it is stored.
         start: The first output.
         stop: The one after the last.
-        output_bytes: Bytes of each as stored.
+        output_bytes: Bytes of each in memory: as stored, or as float32 if that is more.
     """
 
     slot: Slot
@@ -44,7 +45,7 @@ class Block:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the block as stored."""
+        """Bytes of the block in memory."""
         return (self.stop - self.start) * self.output_bytes
 
     def pieces(self) -> Iterator[Block]:
@@ -100,7 +101,7 @@ def plan_blocks(
     blocks, most = [], BLOCK_BYTES // held
     for slot, tensor in tensors.items():
         outputs = shapes[slot][0]
-        output_bytes = math.prod(shapes[slot][1:]) * tensor.dtype.itemsize
+        output_bytes = math.prod(shapes[slot][1:]) * max(tensor.dtype.itemsize, _FLOAT32_BYTES)
         step = max(1, most // output_bytes)
         blocks += [
             Block(slot, tensor, start, min(start + step, outputs), output_bytes)

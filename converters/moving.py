@@ -27,6 +27,7 @@ from bitzoo.registry import ModelSpec
 Labels = Callable[[ModelSpec], Sequence[str] | None]
 
 _FINITE_STEP = 1 << 18
+"""Numbers looked through at a time, for both of two looks to find them in the cache."""
 
 
 @dataclass(frozen=True)

@@ -30,13 +30,16 @@ def round_to(values: Array, number_format: str) -> Array:
     half = (bits >> 16) & 1
     half += 0x7FFF
     half += bits
-    return (half >> 16).astype("<u2")
+    half >>= 16
+    return half.astype("<u2")
 
 
 def widen(stored: Array, number_format: str) -> Array:
     """Return rounded numbers as float32, exactly; the inverse of `round_to` where there is one."""
     if number_format == "bfloat16":
-        return (stored.astype(np.uint32) << 16).view(np.float32)
+        bits = stored.astype(np.uint32)
+        bits <<= 16
+        return bits.view(np.float32)
     return stored.astype(np.float32, copy=False)
 
 

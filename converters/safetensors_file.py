@@ -59,7 +59,7 @@ class SafetensorsSource(Source):
 
         Args:
             path: The file.
-            own: Whether nobody else knows it, as while it is being written.
+            own: Whether nobody else knows it, as while it is being written; it is then mapped.
         """
         self.path = path
         self._file = RawFile(path, own=own)

@@ -2,8 +2,6 @@
 
 import json
 import struct
-import subprocess
-import sys
 import zipfile
 from functools import partial
 from itertools import pairwise, permutations
@@ -20,6 +18,7 @@ from safetensors.numpy import load_file
 from timm.layers import StdConv2d
 from timm.models.resnetv2 import ResNetV2
 from tqdm import tqdm
+from watched import watch
 
 import bitzoo
 from bitzoo.arch import ARCHITECTURES
@@ -135,13 +134,6 @@ def test_without_a_head(tmp_path, to):
 MEMORY = 300 << 20
 """Peak resident memory of a command without torch, 60 MB of it Python with NumPy."""
 
-# A process between, because a child's peak counts what its parent had before.
-WATCH = """
-import resource, subprocess, sys
-subprocess.run([sys.executable, "-m", "bitzoo", *sys.argv[1:]], check=True, stdout=sys.stderr)
-print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
-"""
-
 
 @pytest.mark.full_size
 @pytest.mark.timeout(600)
@@ -149,18 +141,19 @@ def test_memory_is_bounded_whatever_the_formats(tmp_path):
     """1.38 GB, with one tensor of 537 MB: outputs last, first, and again last in the file."""
 
     def peak(*words):
-        done = subprocess.run(
-            [sys.executable, "-c", WATCH, *map(str, words)], stdout=subprocess.PIPE, check=True
-        )
-        return int(done.stdout) * (1 if sys.platform == "darwin" else 1024)
+        code, _, err, memory, _ = watch(*words, "--check", "weights")
+        assert (code, err) == (0, "")
+        return memory
 
     source = tmp_path / "a.npz"
     write_random_checkpoint(source, ARCHITECTURES["R50x3"], 21_843)
     paths = [source, *(tmp_path / f"b{end}" for end in (".safetensors", ".npz", ".h5"))]
     for (one, other), to in zip(pairwise(paths), ("safetensors", "npz", "h5"), strict=True):
-        words = ["convert", "--src", one, "--dst", other, "--to", to, "--check", "weights"]
-        assert peak(*words, "--force") < MEMORY, to
-    assert peak("verify", "--check", "weights", source, paths[-1]) < MEMORY
+        assert peak("convert", "--src", one, "--dst", other, "--to", to, "--force") < MEMORY, to
+    assert peak("verify", source, paths[-1]) < MEMORY
+    half, again = tmp_path / "half.safetensors", paths[2]  # halves widen as they are read
+    assert peak("convert", "--src", source, "--dst", half, "--dtype", "float16", "--force") < MEMORY
+    assert peak("convert", "--src", half, "--dst", again, "--to", "npz", "--force") < MEMORY
 
 
 def test_two_files_of_any_formats_verify(family, tmp_path):

@@ -10,14 +10,12 @@ import contextlib
 import errno
 import gzip
 import io
-import json
 import os
 import pickle
 import random
 import resource
 import signal
 import struct
-import subprocess
 import sys
 import tempfile
 import time
@@ -28,6 +26,7 @@ import numpy as np
 import pytest
 from checkpoints import make_checkpoint, write_npz
 from safetensors import safe_open
+from watched import watch
 
 from bitzoo import cli
 from bitzoo.converters import npz, packed
@@ -842,27 +841,6 @@ def test_no_room_to_unpack(tmp_path, scratch, refused, monkeypatch):
 MEMORY = 200 << 20
 """Peak resident memory of a refusal; Python with NumPy and the command line takes about 70 MB."""
 
-# A process between, because a child's peak counts what its parent had before.
-WATCH = """
-import json, resource, subprocess, sys
-limit = 6 << 30  # spares the machine if a bomb goes off
-resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-command = [sys.executable, "-m", "bitzoo", "convert", *sys.argv[1:]]
-done = subprocess.run(command, capture_output=True)
-peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
-json.dump([done.returncode, done.stdout.decode(), done.stderr.decode(), peak], sys.stdout)
-"""
-
-
-def start(*arguments):
-    """Run `bitzoo convert`: exit code, stdout, stderr, peak resident memory and seconds."""
-    command = [sys.executable, "-c", WATCH, *map(str, arguments)]
-    began = time.monotonic()
-    done = subprocess.run(command, capture_output=True, check=True, timeout=120)
-    code, out, err, peak = json.loads(done.stdout)
-    unit = 1 if sys.platform == "darwin" else 1024
-    return code, out, err, peak * unit, time.monotonic() - began
-
 
 def zeros_member(archive, name, shape, unpacked):
     """A member of zeros that claims `shape`; `unpacked` bytes of it are really there."""
@@ -912,7 +890,7 @@ def truncated(path):
 def test_in_a_process_of_its_own(tmp_path, make, said):
     path = make(tmp_path / "bit.npz")
     before = listing(tmp_path)
-    code, out, err, memory, seconds = start("--src", path)
+    code, out, err, memory, seconds = watch("convert", "--src", path)
     assert (code, out) == (2, ""), err
     assert err.startswith(f"error: {path}: ")
     assert said in err
@@ -924,7 +902,7 @@ def test_in_a_process_of_its_own(tmp_path, make, said):
 
 
 def test_debug_shows_the_traceback(tmp_path):
-    code, _, err, _, _ = start("--src", truncated(tmp_path / "a.npz"), "--debug")
+    code, _, err, _, _ = watch("convert", "--src", truncated(tmp_path / "a.npz"), "--debug")
     assert code == 2
     assert "Traceback (most recent call last)" in err
     assert "its directory cannot be read" in err.splitlines()[-1]
