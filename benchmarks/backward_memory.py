@@ -25,10 +25,11 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.nn import functional as F
 
-from bitzoo.arch import ARCHITECTURES
-from bitzoo.finetune.memory import checkpoint_blocks, recompute_norms, standardize_once
-from bitzoo.layers import GroupNormReLU, StdConv2d
-from bitzoo.model import BiT
+from bitzoo.models.architecture import ARCHITECTURES
+from bitzoo.models.bit import BiT
+from bitzoo.models.layers import GroupNormReLU, StdConv2d
+from bitzoo.training.activation_checkpointing import checkpoint_blocks, recompute_norms
+from bitzoo.training.gradient_accumulation import standardize_once
 
 CLASSES = 10
 COMPARED = 8

@@ -17,10 +17,10 @@ import torch
 from measure import Sample, interleave, rate_table
 from torch import Tensor
 
-from bitzoo.finetune.batches import BatchPlan, Feed, prefetch
-from bitzoo.finetune.dataset import read_dataset
-from bitzoo.finetune.inspection import inspect
-from bitzoo.finetune.pixels import Pixels, open_pixels
+from bitzoo.data.dataset import read_dataset
+from bitzoo.data.image_store import Pixels, open_pixels
+from bitzoo.data.loader import BatchPlan, Feed, prefetch
+from bitzoo.data.validation import inspect
 
 T = TypeVar("T")
 BASELINE = "DataLoader"

@@ -21,7 +21,7 @@ import training_rate
 from measure import machine
 from photographs import write_photographs
 
-from bitzoo.arch import ARCHITECTURES
+from bitzoo.models.architecture import ARCHITECTURES
 
 PARTS = ("memory", "training", "data")
 SIZES = ((160, 128), (512, 480))

@@ -26,11 +26,11 @@ from measure import aligned, machine
 from torch import Tensor, nn
 
 import bitzoo
-from bitzoo import layers
-from bitzoo.arch import ARCHITECTURES
+from bitzoo.cli.quickstart import write_random_checkpoint
 from bitzoo.errors import MissingExtraError
-from bitzoo.model import BiT
-from bitzoo.quickstart import write_random_checkpoint
+from bitzoo.models import layers
+from bitzoo.models.architecture import ARCHITECTURES
+from bitzoo.models.bit import BiT
 
 Run = Callable[[Tensor], Tensor]
 NUM_CLASSES = 1000
@@ -174,7 +174,7 @@ def transformers_run(model: BiT, device: torch.device) -> Run:
     """Transformers' network with the same weights."""
     from transformers import BitConfig, BitForImageClassification
 
-    from bitzoo.converters.names import name_of, slot_of
+    from bitzoo.converters.key_mapping import name_of, slot_of
 
     architecture = model.architecture
     config = BitConfig(

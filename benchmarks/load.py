@@ -18,7 +18,7 @@ from pathlib import Path
 
 from measure import interleave, machine, make_checkpoint, run
 
-from bitzoo.converters.pipeline import convert
+from bitzoo.converters.convert import convert
 
 NUM_CLASSES = 21_843
 TIMED = """
@@ -36,7 +36,7 @@ print(json.dumps([loaded - started, done - loaded, logits[0, :8].tolist()]))
 """
 CONTESTANTS = {
     "bitzoo": (
-        "import bitzoo, bitzoo.zoo",
+        "import bitzoo, bitzoo.zoo.create",
         "bitzoo.create_model('BiT-M-' + name, pretrained=path)",
     ),
     "timm": (

@@ -75,8 +75,9 @@ def make_checkpoint(path: Path, arch: str, num_classes: int) -> None:
     that measures has to stay small.
     """
     code = (
-        "import sys; from pathlib import Path; from bitzoo.arch import ARCHITECTURES; "
-        "from bitzoo.quickstart import write_random_checkpoint; "
+        "import sys; from pathlib import Path; "
+        "from bitzoo.models.architecture import ARCHITECTURES; "
+        "from bitzoo.cli.quickstart import write_random_checkpoint; "
         "write_random_checkpoint(Path(sys.argv[1]), ARCHITECTURES[sys.argv[2]], int(sys.argv[3]))"
     )
     run([sys.executable, "-c", code, path, arch, str(num_classes)])

@@ -23,12 +23,12 @@ from safetensors.torch import load_file
 from transformers import BitForImageClassification
 
 from bitzoo import create_model
-from bitzoo.arch import ARCHITECTURES
+from bitzoo.converters.convert import convert
+from bitzoo.converters.formats.npz import write_npz
+from bitzoo.converters.key_mapping import layout_of, name_of
 from bitzoo.converters.layouts import stored_shape
-from bitzoo.converters.names import layout_of, name_of
-from bitzoo.converters.npz import write_npz
-from bitzoo.converters.pipeline import convert
-from bitzoo.converters.reference import forward
+from bitzoo.converters.parity.reference_numpy import forward
+from bitzoo.models.architecture import ARCHITECTURES
 
 ARCH, CLASSES, SIZE, IMAGES = "R50x1", 1000, 224, 2
 SCALES = ("He", 0.01, 0.003, 0.001)

@@ -14,22 +14,22 @@ from typing import TYPE_CHECKING
 from bitzoo._version import __version__
 
 if TYPE_CHECKING:
-    from bitzoo.finetune import finetune
-    from bitzoo.finetune.hyperrule import hyperrule
+    from bitzoo.catalogue.registry import ModelSpec, get_spec, list_models
     from bitzoo.inference.optimize import optimize
-    from bitzoo.registry import ModelSpec, get_spec, list_models
-    from bitzoo.zoo import create_model, create_transform, fold, labels
+    from bitzoo.runs.finetune import finetune
+    from bitzoo.training.hyperrule import hyperrule
+    from bitzoo.zoo.create import create_model, create_transform, fold, labels
 
 _HOMES = {
-    "ModelSpec": "registry",
-    "create_model": "zoo",
-    "create_transform": "zoo",
-    "finetune": "finetune",
-    "fold": "zoo",
-    "get_spec": "registry",
-    "hyperrule": "finetune.hyperrule",
-    "labels": "zoo",
-    "list_models": "registry",
+    "ModelSpec": "catalogue.registry",
+    "create_model": "zoo.create",
+    "create_transform": "zoo.create",
+    "finetune": "runs.finetune",
+    "fold": "zoo.create",
+    "get_spec": "catalogue.registry",
+    "hyperrule": "training.hyperrule",
+    "labels": "zoo.create",
+    "list_models": "catalogue.registry",
     "optimize": "inference.optimize",
 }
 
@@ -51,8 +51,7 @@ __all__ = [
 def __getattr__(name: str) -> object:
     if name not in _HOMES:
         raise AttributeError(f"module 'bitzoo' has no attribute {name!r}")
-    module = import_module(f"bitzoo.{_HOMES[name]}")
-    return module if name == _HOMES[name] else getattr(module, name)  # a package can be called
+    return getattr(import_module(f"bitzoo.{_HOMES[name]}"), name)
 
 
 def __dir__() -> list[str]:

@@ -1,6 +1,6 @@
 """Runs the commands: `python -m bitzoo`."""
 
-from bitzoo.cli import main
+from bitzoo.cli.main import main
 
 if __name__ == "__main__":
     main()

@@ -43,6 +43,10 @@ class WeightsUnavailableError(BitzooError, LookupError):
     """Weights that were never released, or that no configured source has."""
 
 
+class StorageError(BitzooError, OSError):
+    """A file or folder that cannot be read or written: no permission, a full or failing disk."""
+
+
 class DownloadError(BitzooError, OSError):
     """A download that failed, was refused, or did not match its checksum."""
 

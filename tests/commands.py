@@ -20,7 +20,7 @@ def start(*words: object, folder: Path) -> InProcess:
 
 
 def _run(report: object, words: list[str], folder: str) -> tuple[int, str, str]:
-    from bitzoo.cli import main
+    from bitzoo.cli.main import main
 
     os.chdir(folder)
     sys.argv[1:], code = words, 0

@@ -19,14 +19,14 @@ from hub_server import TOKEN, HubServer
 SMALL_NAMES = """
 import sys
 sys.modules["tensorflow"] = None  # a second oracle, seconds to import, has tests of its own
-from bitzoo.arch import ARCHITECTURES, Architecture
+from bitzoo.models.architecture import ARCHITECTURES, Architecture
 ARCHITECTURES["R50x1"] = Architecture((1, 1, 1, 1), 0.5)
 """
 _WORKER = (
     SMALL_NAMES
     + """
 import contextlib, io, json, os, sys
-import bitzoo.cli, torch
+import bitzoo.cli.main, torch
 torch.set_num_threads(1)
 answers, before = sys.stdout, dict(os.environ)
 for line in sys.stdin:
@@ -34,12 +34,12 @@ for line in sys.stdin:
     os.environ.clear()
     os.environ.update(before | asked["environment"])
     sys.argv[1:] = asked["words"]
-    bitzoo.cli._debug = False
+    bitzoo.cli.main._debug = False
     code, sys.stdin_kept, sys.stdin = 0, sys.stdin, io.StringIO(asked["typed"])
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         try:
-            bitzoo.cli.main()
+            bitzoo.cli.main.main()
         except SystemExit as end:
             code = end.code or 0
     sys.stdin = sys.stdin_kept
@@ -48,7 +48,7 @@ for line in sys.stdin:
 )
 """Runs a command line for each line of JSON that it reads."""
 
-COMMAND = SMALL_NAMES + "from bitzoo.cli import main\nmain()"
+COMMAND = SMALL_NAMES + "from bitzoo.cli.main import main\nmain()"
 """The command `bitzoo` with small names, for `python -c`."""
 
 

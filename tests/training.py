@@ -15,19 +15,19 @@ import numpy as np
 import torch
 from PIL import Image
 
-from bitzoo.arch import Architecture
-from bitzoo.finetune.checkpoints import latest_checkpoint
-from bitzoo.finetune.loop import train
-from bitzoo.finetune.pixels import Pixels
-from bitzoo.finetune.recipe import Recipe, Schedule
-from bitzoo.model import BiT
+from bitzoo.data.image_store import Pixels
+from bitzoo.models.architecture import Architecture
+from bitzoo.models.bit import BiT
+from bitzoo.training.checkpointing import latest_checkpoint
+from bitzoo.training.recipe import Recipe, Schedule
+from bitzoo.training.trainer import train
 
 RESIZE, CROP, CLASSES = 36, 32, 10
 SMALL = Architecture((1, 1, 1, 1), 0.5)
 
 _server = multiprocessing.get_context("forkserver")
 _server.set_forkserver_preload(
-    ["torch", "torch._dynamo", "sklearn.datasets", "bitzoo.finetune.loop"]
+    ["torch", "torch._dynamo", "sklearn.datasets", "bitzoo.training.trainer"]
 )
 
 

@@ -10,10 +10,11 @@ from urllib.parse import urlsplit
 
 from bitzoo._version import __version__
 from bitzoo.errors import HubError, HubUnreachableError, ParityError, UsageError
-from bitzoo.hub.preparing import Prepared
-from bitzoo.hub.records import NOTE_NAME, FileFacts, git_sha1, listed_facts, read_json, write_json
+from bitzoo.fetch.hub_client import hub_errors, status_of
+from bitzoo.files import write_json
 from bitzoo.hub.remote import RemoteFile, RemoteState, read_files, read_state
-from bitzoo.hub_client import hub_errors, status_of
+from bitzoo.hub.repo_manifest import NOTE_NAME, FileRecord, git_sha1, listed_records, read_json
+from bitzoo.hub.staging import Prepared
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitInfo, CommitOperationAdd, HfApi
@@ -65,7 +66,7 @@ class Plan:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the plan as JSON-ready data."""
-        files = listed_facts(self.prepared.files)
+        files = listed_records(self.prepared.files)
         return {
             "repo": self.prepared.repo,
             "folder": str(self.prepared.folder),
@@ -95,7 +96,7 @@ class Publication:
     sent: int = 0
     pull_request: str | None = None
     tag: str | None = None
-    files: Mapping[str, FileFacts] = field(default_factory=dict)
+    files: Mapping[str, FileRecord] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Return it as JSON-ready data."""
@@ -106,7 +107,7 @@ class Publication:
             "sent_bytes": self.sent,
             "pull_request": self.pull_request,
             "tag": self.tag,
-            "files": listed_facts(self.files),
+            "files": listed_records(self.files),
         }
 
 
@@ -180,7 +181,7 @@ def carry_out(api: HfApi, plan: Plan, options: Options) -> Publication:
     return result
 
 
-def _is_same(prepared: Prepared, name: str, facts: FileFacts, there: RemoteFile) -> bool:
+def _is_same(prepared: Prepared, name: str, facts: FileRecord, there: RemoteFile) -> bool:
     if there.sha256 is not None:
         return there.sha256 == facts.sha256
     path = prepared.folder / name

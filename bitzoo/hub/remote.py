@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from bitzoo.errors import HubError, HubUnreachableError
-from bitzoo.hub.records import ALLOWED
-from bitzoo.hub_client import TIMEOUT, has_token, hub_errors, status_of
+from bitzoo.fetch.hub_client import TIMEOUT, has_token, hub_errors, status_of
+from bitzoo.hub.repo_manifest import ALLOWED
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from bitzoo.inference.cpu_layers import speed_up, speed_up_compiled
-from bitzoo.model import BiT, fold
+from bitzoo.models.bit import BiT, fold
 
 Run = Callable[[Tensor], Tensor]
 
@@ -74,7 +74,7 @@ def _filled_up(run: Run) -> Run:
 
 
 def _onnxruntime(model: BiT, device: torch.device, dtype: torch.dtype) -> Run:
-    from bitzoo.export.onnx import export_onnx, load_onnx
+    from bitzoo.exporters.onnx import export_onnx, load_onnx
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "model.onnx")
@@ -84,8 +84,8 @@ def _onnxruntime(model: BiT, device: torch.device, dtype: torch.dtype) -> Run:
 
 
 def _openvino(model: BiT, device: torch.device, dtype: torch.dtype) -> Run:
-    from bitzoo.export.formats import import_extra
-    from bitzoo.export.openvino import openvino_network
+    from bitzoo.exporters.export_formats import import_extra
+    from bitzoo.exporters.openvino import openvino_network
 
     network, core = openvino_network(model), import_extra("openvino", "openvino").Core()
     hints = {"INFERENCE_PRECISION_HINT": _OPENVINO_PRECISIONS[dtype]}

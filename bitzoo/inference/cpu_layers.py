@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bitzoo.layers import GroupNormReLU
+from bitzoo.models.layers import GroupNormReLU
 
 _FLOATS = (torch.float32, torch.bfloat16)
 _SMALL_MAP = 1024

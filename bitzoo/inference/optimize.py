@@ -8,9 +8,10 @@ from torch import Tensor
 
 from bitzoo.errors import LayoutError, UsageError
 from bitzoo.inference.backends import BACKENDS
-from bitzoo.model import BiT
+from bitzoo.models.bit import BiT
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+COMPUTE_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+"""What a network may compute in, by name; its parameters stay float32 in training."""
 
 _PROBES = 4
 _PROBE_SIDE = 224
@@ -88,7 +89,7 @@ def optimize(
             f"The backend {backend} runs on {' or '.join(kind.devices)}, found {place.type}. "
             "Choose backend='eager' or 'compile', or another device."
         )
-    wanted = DTYPES.get(dtype) if isinstance(dtype, str) else dtype
+    wanted = COMPUTE_DTYPES.get(dtype) if isinstance(dtype, str) else dtype
     if wanted not in kind.dtypes:
         names = [str(known).removeprefix("torch.") for known in kind.dtypes]
         raise UsageError(

@@ -17,7 +17,7 @@ from checkpoints import TINY, as_timm, make_checkpoint, write_npz
 from servers import FileServer
 
 import bitzoo
-from bitzoo import registry
+from bitzoo.catalogue import registry
 
 BIN = Path(sys.executable).parent
 NAMES, RELEASED = 317, 311

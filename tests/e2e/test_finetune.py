@@ -12,7 +12,7 @@ from checkpoints import make_checkpoint, write_npz
 from pictures import write_digits
 
 import bitzoo
-from bitzoo.finetune.trackers import keep_tensorflow_out
+from bitzoo.runs.tensorboard import keep_tensorflow_out
 
 STEPS = ["--steps", "6", "--batch-size", "16", "--lr", "0.03", "--resolution", "36,32"]
 

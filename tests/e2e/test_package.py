@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-LINKED = ["converters", "model_cards"]
+OUTER = ["converters", "model_cards"]
+"""Names that stand at the top of the checkout too, and may be a user's own."""
 
 
 def run(*command, cwd, **env):
@@ -53,18 +54,15 @@ def site(wheel, tmp_path_factory):
 @pytest.fixture
 def elsewhere(tmp_path):
     """A user's folder, whose modules shadow top-level packages of the same names."""
-    for name in LINKED:
+    for name in OUTER:
         (tmp_path / f"{name}.py").write_text("OWNER = 'the user'\n")
     return tmp_path
 
 
 def shipped_files():
-    """What the wheel must hold: every file of the package, through the links."""
-    found = set()
-    for folder, folders, files in os.walk(ROOT / "bitzoo", followlinks=True):
-        folders[:] = [name for name in folders if name != "__pycache__"]
-        found |= {Path(folder, file).relative_to(ROOT).as_posix() for file in files}
-    return found
+    """What the wheel must hold: every file of the package."""
+    paths = [path for path in (ROOT / "bitzoo").rglob("*") if path.is_file()]
+    return {p.relative_to(ROOT).as_posix() for p in paths if "__pycache__" not in p.parts}
 
 
 def test_the_wheel_holds_the_package_and_nothing_else(wheel):
@@ -73,7 +71,7 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel):
         contents = {info.filename: archive.read(info) for info in members}
     package = {name for name in contents if ".dist-info/" not in name}
     assert package == shipped_files()
-    assert {"bitzoo/py.typed", "bitzoo/converters/names.py"} <= package
+    assert {"bitzoo/py.typed", "bitzoo/converters/key_mapping.py"} <= package
     for name in package:
         assert contents[name] == (ROOT / name).read_bytes(), name
     assert not any(stat.S_ISLNK(info.external_attr >> 16) for info in members)
@@ -103,16 +101,19 @@ def test_the_metadata_names_the_commands(wheel):
         names = {name.rpartition("/")[2]: name for name in archive.namelist()}
         commands = archive.read(names["entry_points.txt"]).decode().split("\n")
         metadata = archive.read(names["METADATA"]).decode().split("\n")
-    assert {"bitzoo = bitzoo.cli:main", "bitzoo-convert = bitzoo.cli:convert_main"} <= set(commands)
+    assert {
+        "bitzoo = bitzoo.cli.main:main",
+        "bitzoo-convert = bitzoo.cli.main:convert_main",
+    } <= set(commands)
     assert "Requires-Python: >=3.10" in metadata
     assert "License-Expression: Apache-2.0" in metadata
 
 
 def test_imports_come_from_the_wheel_and_leave_the_users_modules_alone(site, elsewhere):
     script = """
-import bitzoo, bitzoo.converters.names, bitzoo.model_cards, bitzoo.registry
+import bitzoo, bitzoo.converters.key_mapping, bitzoo.model_cards
 import converters, model_cards
-ours = [bitzoo, bitzoo.converters, bitzoo.converters.names, bitzoo.model_cards, bitzoo.registry]
+ours = [bitzoo, bitzoo.converters, bitzoo.converters.key_mapping, bitzoo.model_cards]
 print(*[module.__file__ for module in ours], sep="\\n")
 print(converters.OWNER, model_cards.OWNER, sep="\\n")
 """
@@ -120,9 +121,8 @@ print(converters.OWNER, model_cards.OWNER, sep="\\n")
     assert printed == [
         f"{site}/bitzoo/__init__.py",
         f"{site}/bitzoo/converters/__init__.py",
-        f"{site}/bitzoo/converters/names.py",
+        f"{site}/bitzoo/converters/key_mapping.py",
         f"{site}/bitzoo/model_cards/__init__.py",
-        f"{site}/bitzoo/registry.py",
         "the user",
         "the user",
     ]

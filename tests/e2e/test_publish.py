@@ -19,10 +19,10 @@ from publishing import Desk
 from servers import FileServer
 from training import make_model
 
-from bitzoo.finetune.evaluation import Evaluation
-from bitzoo.finetune.report import RunRecord, write_card
-from bitzoo.model_folder import render_config, write_model_folder
-from bitzoo.preprocess import EvalTransform
+from bitzoo.inference.metrics import Evaluation
+from bitzoo.models.preprocessing import EvalTransform
+from bitzoo.runs.report.html import RunRecord, write_card
+from bitzoo.zoo.model_folder import render_config, write_model_folder
 
 DTD = "BiT-M-R50x1-run0-dtd"
 CLEVR = {"clevr-distance": 6, "clevr-count": 8}  # in the order of the catalogue
@@ -605,7 +605,7 @@ import json, re, sys
 sys.modules["tensorflow"] = None
 import numpy as np, timm, torch
 from PIL import Image
-from bitzoo.arch import ARCHITECTURES, Architecture
+from bitzoo.models.architecture import ARCHITECTURES, Architecture
 tiny = Architecture((1, 1, 1, 1), 1)
 ARCHITECTURES[tiny.name] = tiny
 from timm.models import _registry
@@ -634,7 +634,7 @@ def numbers(desk, hub):
         PEERS
         + """
 import bitzoo
-from bitzoo.cli import main
+from bitzoo.cli.main import main
 sys.argv[1:] = ["publish", "peer.npz", "--repo", "lab/peer", "--yes"]
 try:
     main()

@@ -19,18 +19,19 @@ from checkpoints import TINY, make_checkpoint, write_npz
 from oracle.networks import run
 
 import bitzoo
-from bitzoo import cli, create_model
-from bitzoo.arch import Architecture
-from bitzoo.class_names import class_names
-from bitzoo.converters.tensorflow_reference import load_tensorflow
+from bitzoo import create_model
+from bitzoo.catalogue.class_names import class_names
+from bitzoo.cli import main
+from bitzoo.converters.parity.reference_tensorflow import load_tensorflow
 from bitzoo.errors import FoldedModelError, MissingExtraError, ParityError, UsageError
-from bitzoo.export import graph, probe, torch_archive
-from bitzoo.export.facts import facts_of
-from bitzoo.export.formats import FORMATS
-from bitzoo.export.session import export
-from bitzoo.model import BiT, fold
-from bitzoo.model_folder import render_config, write_model_folder
-from bitzoo.preprocess import EvalTransform
+from bitzoo.exporters import graph, probe, torch_export
+from bitzoo.exporters.export import export
+from bitzoo.exporters.export_formats import FORMATS
+from bitzoo.exporters.file_metadata import facts_of
+from bitzoo.models.architecture import Architecture
+from bitzoo.models.bit import BiT, fold
+from bitzoo.models.preprocessing import EvalTransform
+from bitzoo.zoo.model_folder import render_config, write_model_folder
 
 tf = load_tensorflow()  # as bitzoo does it, in an order that torch.export survives
 PROMISED = 1e-4
@@ -107,7 +108,7 @@ def exported(model, good_trace, tmp_path_factory):
         with pytest.MonkeyPatch.context() as patch:
             if dtype == "float32":  # all formats from one trace: each takes seconds
                 for module in ("onnx", "openvino", "torch_archive"):
-                    patch.setattr(f"bitzoo.export.{module}.trace", lambda graph: good_trace)
+                    patch.setattr(f"bitzoo.exporters.{module}.trace", lambda graph: good_trace)
             return path, export(model, to, path, dtype=dtype)
 
     return lambda to, dtype="float32": make(to, dtype)
@@ -133,7 +134,7 @@ def wrong_trace(model):
 @pytest.fixture
 def plant(monkeypatch):
     """Let a trace that is made already pass for the one of a torch-export."""
-    return lambda trace: monkeypatch.setattr(torch_archive, "trace", lambda graph: trace)
+    return lambda trace: monkeypatch.setattr(torch_export, "trace", lambda graph: trace)
 
 
 def images(count, height, width, seed=0):
@@ -286,7 +287,7 @@ def test_names_and_shapes_of_onnx(exported):
 
 @SLOW
 def test_parameters_too_large_for_one_file(tmp_path, arrays, model, monkeypatch):
-    monkeypatch.setattr("bitzoo.export.onnx._EMBEDDED_BYTES", 1 << 20)
+    monkeypatch.setattr("bitzoo.exporters.onnx._EMBEDDED_BYTES", 1 << 20)
     export(model, "onnx", tmp_path / "a.onnx")
     assert files_in(tmp_path) == ["a.onnx", "a.onnx.data", "a.onnx.export.json"]
     assert (tmp_path / "a.onnx").stat().st_size < 1 << 20
@@ -405,7 +406,7 @@ def test_nothing_is_left_when_writing_is_interrupted(tmp_path, model, monkeypatc
     def interrupt(*arguments):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(torch_archive, "trace", interrupt)
+    monkeypatch.setattr(torch_export, "trace", interrupt)
     with pytest.raises(KeyboardInterrupt):
         export(model, "torch-export", tmp_path / "a.pt2")
     assert list(tmp_path.iterdir()) == []
@@ -418,7 +419,7 @@ def invoke(monkeypatch, *arguments):
     """Run `bitzoo` in this process; returns its exit code."""
     monkeypatch.setattr("sys.argv", ["bitzoo", *map(str, arguments)])
     with pytest.raises(SystemExit) as ended:
-        cli.main()
+        main.main()
     return ended.value.code or 0
 
 
@@ -464,7 +465,7 @@ def test_the_command_fails_where_the_file_deviates(
 
 
 def test_the_command_knows_every_format():
-    choices = {option.name: option.type for option in cli.export.params}
+    choices = {option.name: option.type for option in main.export.params}
     assert tuple(choices["to"].choices) == tuple(FORMATS)
     assert tuple(choices["dtype"].choices) == graph.DTYPES
 

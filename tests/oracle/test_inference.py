@@ -17,7 +17,7 @@ from bitzoo.inference.cpu_layers import (
     can_pack,
 )
 from bitzoo.inference.optimize import DTYPES
-from bitzoo.layers import GroupNormReLU
+from bitzoo.models.layers import GroupNormReLU
 
 CONVOLUTIONS = 1 + 4 * 4  # the stem, and of each of four units three and a projection
 

@@ -11,8 +11,8 @@ from timm.models import adapt_input_conv
 from timm.models._features import FeatureListNet
 from timm.models.resnetv2 import ResNetV2
 
-from bitzoo.arch import Architecture
-from bitzoo.model import BiT, FeatureExtractor, adapt_stem_kernel, fold
+from bitzoo.models.architecture import Architecture
+from bitzoo.models.bit import BiT, FeatureExtractor, adapt_stem_kernel, fold
 
 DEEPER = (2, 1, 1, 1)
 R50 = (3, 4, 6, 3)

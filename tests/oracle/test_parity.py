@@ -18,22 +18,19 @@ from oracle.networks import run
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
-from bitzoo import cli, layers
-from bitzoo.arch import Role
-from bitzoo.converters import (
-    inventory,
-    logits_proof,
-    names,
-    parity,
-    pipeline,
-    state,
-    tensorflow_reference,
-    weights_proof,
-)
-from bitzoo.converters.inventory import identify
-from bitzoo.converters.parity import Check, convert_and_prove, verify
-from bitzoo.converters.sources import open_source
+from bitzoo.cli import main
+from bitzoo.converters import convert, key_mapping, state_dict
+from bitzoo.converters import identify as inventory
+from bitzoo.converters.identify import identify
+from bitzoo.converters.open import open_source
+from bitzoo.converters.parity import logits as logits_proof
+from bitzoo.converters.parity import reference_tensorflow
+from bitzoo.converters.parity import verify as parity
+from bitzoo.converters.parity import weights as weights_proof
+from bitzoo.converters.parity.verify import Check, convert_and_prove, verify
 from bitzoo.errors import CheckpointError, ParityError
+from bitzoo.models import layers
+from bitzoo.models.architecture import Role
 
 DEEPER = (2, 1, 1, 1)
 HE = make_checkpoint(DEEPER)
@@ -57,7 +54,7 @@ def one_thread():
 @pytest.fixture(autouse=True)
 def one_oracle(monkeypatch):
     """As where TensorFlow is not installed; tests/oracle/test_tensorflow.py has the second one."""
-    monkeypatch.setattr(tensorflow_reference, "is_installed", lambda: False)
+    monkeypatch.setattr(reference_tensorflow, "is_installed", lambda: False)
 
 
 @pytest.fixture
@@ -77,7 +74,7 @@ def good(tmp_path_factory):
     """A folder with a.npz and a.safetensors, the good conversion of it; to be copied."""
     folder = tmp_path_factory.mktemp("good")
     source = write_npz(folder / "a.npz", HE)
-    pipeline.convert(source)
+    convert.convert(source)
     return folder
 
 
@@ -144,7 +141,7 @@ def test_a_good_conversion_and_its_figures(tmp_path, depths, width, kernel_std):
 def test_the_figures_are_those_of_another_implementation(tmp_path, monkeypatch, arrays):
     """The oracle's largest logit and the distance of a wrong network, computed outside bitzoo."""
     source = write_npz(tmp_path / "a.npz", arrays)
-    output = pipeline.convert(source).output
+    output = convert.convert(source).output
     monkeypatch.setattr(layers.Stem, "pool", lambda self, x: F.max_pool2d(x, 3, 2, padding=1))
     with open_source(source) as first, open_source(output) as second:
         logits = logits_proof.prove_logits(first, identify(first), second, identify(second))
@@ -313,7 +310,7 @@ def test_one_flipped_bit_fails_the_proof_of_weights(pair, name):
 def test_a_sign_of_zero_is_a_bit_too(tmp_path):
     arrays = HE | {"resnet/head/conv2d/bias": np.zeros(10, np.float32)}
     source = write_npz(tmp_path / "a.npz", arrays)
-    output = pipeline.convert(source).output
+    output = convert.convert(source).output
     rewrite(output, flip("head.fc.bias", 4, bit=31))
     assert verify(source, output, check=Check.WEIGHTS).weights.differing == (
         "resnet/head/conv2d/bias",
@@ -350,7 +347,7 @@ def plant_eps(monkeypatch, eps):
 
 def test_eps_of_other_libraries_at_small_kernels(tmp_path, monkeypatch):
     source = write_npz(tmp_path / "a.npz", TINY_STD)
-    output = pipeline.convert(source).output
+    output = convert.convert(source).output
     plant_eps(monkeypatch, 1e-8)
     distance = logits_only_fail(source, output, least=1e-3)
     assert distance["float32"] > FLOAT32
@@ -420,16 +417,16 @@ def test_logits_that_are_no_numbers(pair, monkeypatch, tmp_path):
 
 @pytest.fixture
 def fresh_table():
-    names._patterns.cache_clear()
+    key_mapping._patterns.cache_clear()
     yield
-    names._patterns.cache_clear()
+    key_mapping._patterns.cache_clear()
 
 
 def swap_rows(monkeypatch, one, other):
-    rows = names.TABLE[one]["timm"], names.TABLE[other]["timm"]
-    monkeypatch.setitem(names.TABLE[one], "timm", rows[1])
-    monkeypatch.setitem(names.TABLE[other], "timm", rows[0])
-    names._patterns.cache_clear()
+    rows = key_mapping.TABLE[one]["timm"], key_mapping.TABLE[other]["timm"]
+    monkeypatch.setitem(key_mapping.TABLE[one], "timm", rows[1])
+    monkeypatch.setitem(key_mapping.TABLE[other], "timm", rows[0])
+    key_mapping._patterns.cache_clear()
 
 
 @pytest.mark.parametrize(
@@ -450,7 +447,7 @@ def test_swapped_rows_of_the_table(tmp_path, monkeypatch, fresh_table, one, othe
         _, report = convert_and_prove(source, tmp_path / "b.safetensors", check=Check.WEIGHTS)
         assert report.passed
         logits_only_fail(source, tmp_path / "b.safetensors", least=1e-2)
-    names._patterns.cache_clear()
+    key_mapping._patterns.cache_clear()
     assert convert_and_prove(source, tmp_path / "a.safetensors")[1].passed
     assert not verify(source, tmp_path / "b.safetensors").passed
 
@@ -461,17 +458,17 @@ def test_a_table_that_confuses_the_second_and_third_norm(tmp_path, monkeypatch):
         return before + mark + after.translate(str.maketrans("23", "32"))
 
     def wrong_name(slot, format_):
-        name = names.name_of(slot, format_)
+        name = key_mapping.name_of(slot, format_)
         return confused(name) if format_ == "timm" else name
 
     def wrong_slot(name, format_):
-        return names.slot_of(confused(name) if format_ == "timm" else name, format_)
+        return key_mapping.slot_of(confused(name) if format_ == "timm" else name, format_)
 
     source = write_npz(tmp_path / "a.npz", make_checkpoint())
-    for module in (pipeline, logits_proof, state, inventory):
+    for module in (convert, logits_proof, state_dict, inventory):
         monkeypatch.setattr(module, "name_of", wrong_name)
     monkeypatch.setattr(inventory, "slot_of", wrong_slot)
-    output = pipeline.convert(source).output
+    output = convert.convert(source).output
     right = as_timm(make_checkpoint())
     found = load_file(output)
     assert found[f"{UNIT}.norm2.bias"].tolist() == right[f"{UNIT}.norm3.bias"].tolist()
@@ -492,7 +489,7 @@ def test_a_table_that_confuses_the_second_and_third_norm(tmp_path, monkeypatch):
 )
 def test_another_architecture(tmp_path, other, said):
     source = write_npz(tmp_path / "a.npz", HE)
-    output = pipeline.convert(write_npz(tmp_path / "b.npz", other)).output
+    output = convert.convert(write_npz(tmp_path / "b.npz", other)).output
     with pytest.raises(ParityError, match=said):
         verify(source, output, check=Check.WEIGHTS)
 
@@ -502,7 +499,7 @@ def test_a_gray_stem_is_not_three_equal_channels(tmp_path):
     stem = "resnet/root_block/standardized_conv2d/kernel"
     gray = make_checkpoint(in_chans=1)
     color = gray | {stem: np.repeat(gray[stem], 3, axis=2)}
-    output = pipeline.convert(write_npz(tmp_path / "gray.npz", gray)).output
+    output = convert.convert(write_npz(tmp_path / "gray.npz", gray)).output
     with pytest.raises(ParityError, match=r"found .* with 10 classes and 1 input channels"):
         verify(write_npz(tmp_path / "color.npz", color), output, check=Check.WEIGHTS)
 
@@ -520,13 +517,13 @@ def test_a_damaged_output_is_no_pair(pair):
 @pytest.fixture
 def command(monkeypatch, capsys):
     """A command in this process: arguments -> exit code, stdout, stderr."""
-    monkeypatch.setattr(cli, "exit_on_signals", lambda: None)
+    monkeypatch.setattr(main, "exit_on_signals", lambda: None)
 
     def call(*arguments):
         program = "bitzoo" if arguments[0] == "verify" else "bitzoo-convert"
         monkeypatch.setattr(sys, "argv", [program, *map(str, arguments)])
         with pytest.raises(SystemExit) as exit_:
-            cli.main() if program == "bitzoo" else cli.convert_main()
+            main.main() if program == "bitzoo" else main.convert_main()
         return exit_.value.code or 0, *capsys.readouterr()
 
     return call

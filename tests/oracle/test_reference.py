@@ -16,7 +16,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from bitzoo.converters import reference
+from bitzoo.converters.parity import reference_numpy
 from bitzoo.errors import LayoutError, TensorMismatchError
 
 TOLERANCE = 1e-12
@@ -78,7 +78,7 @@ def small() -> Tensors:
 
 @pytest.fixture(scope="module")
 def logits(small: Tensors) -> np.ndarray[Any, Any]:
-    return reference.forward(small, make_images(33, 46))
+    return reference_numpy.forward(small, make_images(33, 46))
 
 
 # --- the independent implementation --------------------------------------------------------------
@@ -144,13 +144,13 @@ def test_logits_equal_torch_float64(
     depths: tuple[int, ...], width: float, size: tuple[int, int]
 ) -> None:
     tensors, images = make_tensors(depths, width), make_images(*size)
-    found, expected = reference.forward(tensors, images), torch_forward(tensors, images)
+    found, expected = reference_numpy.forward(tensors, images), torch_forward(tensors, images)
     assert difference(found, expected) < TOLERANCE
 
 
 def test_a_file_without_head_gives_pooled_features() -> None:
     tensors, images = make_tensors((1, 1, 1, 1), 0.5, classes=0), make_images(64, 64)
-    features = reference.forward(tensors, images)
+    features = reference_numpy.forward(tensors, images)
     assert features.shape == (2, 1024)
     assert difference(features, torch_forward(tensors, images)) < TOLERANCE
 
@@ -160,7 +160,7 @@ def test_a_dense_head_kernel_gives_the_same_bits(
 ) -> None:
     kernel = small["resnet/head/conv2d/kernel"]
     dense = small | {"resnet/head/conv2d/kernel": kernel[0, 0]}
-    assert np.array_equal(reference.forward(dense, make_images(33, 46)), logits)
+    assert np.array_equal(reference_numpy.forward(dense, make_images(33, 46)), logits)
 
 
 def test_inputs_stay_as_they_were_even_in_float64(
@@ -168,7 +168,7 @@ def test_inputs_stay_as_they_were_even_in_float64(
 ) -> None:
     tensors = {name: tensor.astype(np.float64) for name, tensor in small.items()}
     images = make_images(33, 46)
-    assert np.array_equal(reference.forward(tensors, images), logits)
+    assert np.array_equal(reference_numpy.forward(tensors, images), logits)
     assert all(np.array_equal(tensors[name], small[name]) for name in small)
     assert np.array_equal(images, make_images(33, 46))
 
@@ -179,8 +179,8 @@ def test_inputs_stay_as_they_were_even_in_float64(
 def test_eps_counts_where_kernels_are_small() -> None:
     tensors = make_tensors((2, 1, 1, 1), 0.5, classes=0, std=1e-3)
     images = make_images(64, 64)
-    released = reference.forward(tensors, images)
-    peers = reference.forward(tensors, images, eps=1e-8)
+    released = reference_numpy.forward(tensors, images)
+    peers = reference_numpy.forward(tensors, images, eps=1e-8)
     assert difference(released, torch_forward(tensors, images, eps=1e-10)) < TOLERANCE
     assert difference(peers, torch_forward(tensors, images, eps=1e-8)) < TOLERANCE
     assert difference(peers, released) > 1e-3
@@ -196,7 +196,7 @@ def test_the_pool_sees_zeros_and_not_minus_infinity(
 def test_two_kernels_of_one_shape_swapped(small: Tensors, logits: np.ndarray[Any, Any]) -> None:
     first, second = (f"resnet/block1/unit{u}/b/standardized_conv2d/kernel" for u in ("01", "02"))
     swapped = small | {first: small[second], second: small[first]}
-    assert difference(reference.forward(swapped, make_images(33, 46)), logits) > 1e-2
+    assert difference(reference_numpy.forward(swapped, make_images(33, 46)), logits) > 1e-2
 
 
 def test_a_square_kernel_with_inputs_and_outputs_swapped(
@@ -204,7 +204,7 @@ def test_a_square_kernel_with_inputs_and_outputs_swapped(
 ) -> None:
     name = "resnet/block1/unit01/a/standardized_conv2d/kernel"
     turned = small | {name: small[name].swapaxes(2, 3)}
-    assert difference(reference.forward(turned, make_images(33, 46)), logits) > 1e-2
+    assert difference(reference_numpy.forward(turned, make_images(33, 46)), logits) > 1e-2
 
 
 # --- numbers worked out by hand ------------------------------------------------------------------
@@ -213,9 +213,9 @@ def test_a_square_kernel_with_inputs_and_outputs_swapped(
 def test_standardize_by_hand() -> None:
     # Filter 0 holds 1 and 3: mean 2, biased variance 1. Filter 1 is constant: variance 0.
     kernel = np.array([[1.0, 5.0], [3.0, 5.0]]).reshape(2, 1, 1, 2)
-    found = reference.standardize(kernel.copy(), eps=3.0)  # divides by sqrt(1 + 3) = 2
+    found = reference_numpy.standardize(kernel.copy(), eps=3.0)  # divides by sqrt(1 + 3) = 2
     assert found.reshape(2, 2).tolist() == [[-0.5, 0.0], [0.5, 0.0]]
-    found = reference.standardize(kernel.copy(), eps=0.5625)  # by sqrt(1.5625) = 1.25
+    found = reference_numpy.standardize(kernel.copy(), eps=0.5625)  # by sqrt(1.5625) = 1.25
     assert found.reshape(2, 2).tolist() == [[-0.8, 0.0], [0.8, 0.0]]
 
 
@@ -226,7 +226,7 @@ def test_group_norm_by_hand() -> None:
     x[0, 0, :, 0], x[0, 0, :, 1] = (1, 3), (5, 7)
     gamma, beta = np.ones(64), np.zeros(64)
     gamma[0], beta[1], beta[2] = 2, 10, -6
-    found = reference.group_norm(x, gamma, beta)
+    found = reference_numpy.group_norm(x, gamma, beta)
     deviation = math.sqrt(5 + 1e-5)
     np.testing.assert_allclose(found[0, 0, :, 0], [-6 / deviation, -2 / deviation], rtol=1e-15)
     np.testing.assert_allclose(found[0, 0, :, 1], [10 + 1 / deviation, 10 + 3 / deviation])
@@ -238,10 +238,10 @@ def test_group_norm_by_hand() -> None:
 def test_max_pool_by_hand() -> None:
     x = np.array([[5, -2, -3, 1], [-4, -9, -9, -5], [-7, -9, -1, -8], [-6, -9, -9, -3.0]])
     # Rows and columns -1..1 and 1..3: only the last window lies wholly inside the image.
-    found = reference.max_pool(x[None, :, :, None])
+    found = reference_numpy.max_pool(x[None, :, :, None])
     assert found[0, :, :, 0].tolist() == [[5, 1], [0, -1]]
     # Five columns make three windows, the last of which ends in the padding.
-    assert reference.max_pool(np.full((1, 4, 5, 1), -2.0))[0, :, :, 0].tolist() == [
+    assert reference_numpy.max_pool(np.full((1, 4, 5, 1), -2.0))[0, :, :, 0].tolist() == [
         [0, 0, 0],
         [0, -2, 0],
     ]
@@ -252,7 +252,7 @@ def test_convolve_by_hand() -> None:
     kernel = np.zeros((3, 3, 1, 2))
     kernel[0, 2, 0, 0] = 1  # output 0: the pixel above and to the right
     kernel[1, 1, 0, 1], kernel[2, 1, 0, 1] = 10, 1  # output 1: ten times this one and the one below
-    found = reference.convolve(x, iter([kernel]), size=3, stride=2)
+    found = reference_numpy.convolve(x, iter([kernel]), size=3, stride=2)
     assert found[0, :, :, 0].tolist() == [[0, 0, 0], [7, 9, 0], [17, 19, 0]]
     assert found[0, :, :, 1].tolist() == [[16, 38, 60], [126, 148, 170], [210, 230, 250]]
 
@@ -293,7 +293,7 @@ class ColumnRecorder(Recorder):
 
 def test_each_tensor_is_read_once_in_order(small: Tensors) -> None:
     recorder = Recorder(small)
-    reference.forward(recorder, make_images(32, 32))
+    reference_numpy.forward(recorder, make_images(32, 32))
     assert recorder.asked == list(small)  # make_tensors writes them in the order of the layers
 
 
@@ -308,17 +308,17 @@ def test_blocks_of_columns_change_nothing(
     mapping: Any,
     block_bytes: int,
 ) -> None:
-    monkeypatch.setattr(reference, "BLOCK_BYTES", block_bytes)
-    found = reference.forward(mapping(small), make_images(33, 46))
+    monkeypatch.setattr(reference_numpy, "BLOCK_BYTES", block_bytes)
+    found = reference_numpy.forward(mapping(small), make_images(33, 46))
     assert difference(found, logits) < 1e-14
 
 
 def test_kernels_are_read_by_columns_within_the_bound(
     monkeypatch: pytest.MonkeyPatch, small: Tensors
 ) -> None:
-    monkeypatch.setattr(reference, "BLOCK_BYTES", 100_000)
+    monkeypatch.setattr(reference_numpy, "BLOCK_BYTES", 100_000)
     recorder = ColumnRecorder(small)
-    reference.forward(recorder, make_images(32, 32))
+    reference_numpy.forward(recorder, make_images(32, 32))
     assert recorder.asked == [name for name in small if small[name].ndim == 1]
     assert 90_000 < recorder.most_bytes <= 100_000
 
@@ -326,10 +326,10 @@ def test_kernels_are_read_by_columns_within_the_bound(
 def test_a_wide_head_is_never_whole_in_float64(monkeypatch: pytest.MonkeyPatch) -> None:
     tensors, images = make_tensors((1, 1, 1, 1), 0.5, classes=12_000), make_images(32, 32)
     head_bytes = 8 * tensors["resnet/head/conv2d/kernel"].size
-    monkeypatch.setattr(reference, "BLOCK_BYTES", 2 << 20)
+    monkeypatch.setattr(reference_numpy, "BLOCK_BYTES", 2 << 20)
     tracemalloc.start()
     try:
-        reference.forward(tensors, images)
+        reference_numpy.forward(tensors, images)
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
@@ -353,16 +353,16 @@ def test_a_wide_head_is_never_whole_in_float64(monkeypatch: pytest.MonkeyPatch) 
 def test_a_missing_tensor_is_named(small: Tensors, name: str, mapping: Any) -> None:
     tensors = {key: tensor for key, tensor in small.items() if key != name}
     with pytest.raises(TensorMismatchError, match=rf"lacks a tensor .*\n- {name}\n"):
-        reference.forward(mapping(tensors), make_images(32, 32))
+        reference_numpy.forward(mapping(tensors), make_images(32, 32))
 
 
 def test_a_gap_in_the_units_and_an_empty_block_are_refused(small: Tensors) -> None:
     gap = {name.replace("block1/unit02", "block1/unit03"): t for name, t in small.items()}
     with pytest.raises(TensorMismatchError, match="- resnet/block1/unit02/a/group_norm/gamma"):
-        reference.forward(gap, make_images(32, 32))
+        reference_numpy.forward(gap, make_images(32, 32))
     empty = {name: t for name, t in small.items() if "block3" not in name}
     with pytest.raises(TensorMismatchError, match="- resnet/block3/unit01/a/group_norm/gamma"):
-        reference.forward(empty, make_images(32, 32))
+        reference_numpy.forward(empty, make_images(32, 32))
 
 
 def test_a_tensor_that_no_layer_reads_is_refused(small: Tensors) -> None:
@@ -371,7 +371,7 @@ def test_a_tensor_that_no_layer_reads_is_refused(small: Tensors) -> None:
     with pytest.raises(
         TensorMismatchError, match=r"2 tensor\(s\) .*\n\+ global_step\n\+ resnet/block1/unit02/a/p"
     ):
-        reference.forward(extra, make_images(32, 32))
+        reference_numpy.forward(extra, make_images(32, 32))
 
 
 @pytest.mark.parametrize(
@@ -393,15 +393,15 @@ def test_a_kernel_in_another_layout_is_refused(
     small: Tensors, name: str, axes: tuple[int, ...], message: str
 ) -> None:
     with pytest.raises(TensorMismatchError, match=f"{name} {message}"):
-        reference.forward(small | {name: small[name].transpose(axes)}, make_images(32, 32))
+        reference_numpy.forward(small | {name: small[name].transpose(axes)}, make_images(32, 32))
 
 
 def test_a_short_vector_is_refused(small: Tensors) -> None:
     name = "resnet/block2/unit01/b/group_norm/gamma"
     with pytest.raises(TensorMismatchError, match=rf"{name} must .* \(64\), found \(1\)"):
-        reference.forward(small | {name: small[name][:1]}, make_images(32, 32))
+        reference_numpy.forward(small | {name: small[name][:1]}, make_images(32, 32))
 
 
 def test_a_single_image_without_batch_axis_is_refused(small: Tensors) -> None:
     with pytest.raises(LayoutError, match=r"\(batch, height, width, channels\), found \(32, 32, 3"):
-        reference.forward(small, make_images(32, 32)[0])
+        reference_numpy.forward(small, make_images(32, 32)[0])

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from checkpoints import make_checkpoint
 
-from bitzoo.converters import logits_proof
-from bitzoo.converters.parity import convert_and_prove
-from bitzoo.converters.serving_graph import GRAPH_NAME, NoWitness, ServingGraph
-from bitzoo.converters.tensorflow_reference import forward, load_tensorflow
+from bitzoo.converters.parity import logits
+from bitzoo.converters.parity.reference_tensorflow import forward, load_tensorflow
+from bitzoo.converters.parity.serving_graph import GRAPH_NAME, NoWitness, ServingGraph
+from bitzoo.converters.parity.verify import convert_and_prove
 from bitzoo.errors import ParityError
 
 ARRAYS = make_checkpoint()
@@ -136,7 +136,7 @@ def test_a_damaged_graph(tmp_path, content):
 @pytest.fixture
 def module(tf, tmp_path, monkeypatch):
     """Saves ARRAYS as a module whose graph computes with `eps`."""
-    monkeypatch.setattr(logits_proof, "PROBES", ((48, 1),))
+    monkeypatch.setattr(logits, "PROBES", ((48, 1),))
 
     def saved(eps, before=lambda images: images):
         root, variables = tf.Module(), {}

@@ -8,20 +8,20 @@ import torch
 from checkpoints import make_checkpoint, write_npz
 from oracle.networks import run
 
-from bitzoo.converters import logits_proof, tensorflow_reference
-from bitzoo.converters.parity import convert_and_prove
-from bitzoo.converters.tensorflow_reference import forward, load_tensorflow
+from bitzoo.converters.parity import logits, reference_tensorflow
+from bitzoo.converters.parity.reference_tensorflow import forward, load_tensorflow
+from bitzoo.converters.parity.verify import convert_and_prove
 from bitzoo.errors import MissingExtraError, ParityError
-from bitzoo.export.names import google_tensors
-from bitzoo.model import fold
-from bitzoo.zoo import create_model
+from bitzoo.exporters.names import google_tensors
+from bitzoo.models.bit import fold
+from bitzoo.zoo.create import create_model
 
 DEEPER = (2, 1, 1, 1)
 
 
 @pytest.fixture(autouse=True)
 def small_probes(monkeypatch):
-    monkeypatch.setattr(logits_proof, "PROBES", ((48, 1), (33, 2)))
+    monkeypatch.setattr(logits, "PROBES", ((48, 1), (33, 2)))
 
 
 def images(height, width):
@@ -96,7 +96,7 @@ def test_parity_fails_where_tensorflow_disagrees(tmp_path, monkeypatch):
     def wrong(tensors, images, **options):
         return forward(tensors, images, **{**options, "eps": 1e-8})
 
-    monkeypatch.setattr(tensorflow_reference, "forward", wrong)
+    monkeypatch.setattr(reference_tensorflow, "forward", wrong)
     source = write_npz(tmp_path / "a.npz", make_checkpoint(kernel_std=0.001))
     with pytest.raises(ParityError, match=r"float64 logits at 48 px .* away from TensorFlow"):
         convert_and_prove(source, tmp_path / "a.safetensors")
@@ -105,7 +105,7 @@ def test_parity_fails_where_tensorflow_disagrees(tmp_path, monkeypatch):
 
 def test_a_missing_tensorflow(monkeypatch):
     monkeypatch.delitem(sys.modules, "tensorflow", raising=False)
-    monkeypatch.setattr(tensorflow_reference.importlib, "import_module", raising_import)
+    monkeypatch.setattr(reference_tensorflow.importlib, "import_module", raising_import)
     with pytest.raises(MissingExtraError, match=r"pip install 'bitzoo\[tf\]'"):
         load_tensorflow()
 

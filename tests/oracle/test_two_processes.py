@@ -10,11 +10,12 @@ import pytest
 import torch
 from training import CROP, RESIZE, InProcess, make_data, make_model, make_recipe
 
-from bitzoo.finetune.batches import BatchPlan
-from bitzoo.finetune.checkpoints import latest_checkpoint
-from bitzoo.finetune.loop import LoopOptions, train
+from bitzoo.data.loader import BatchPlan
+from bitzoo.training.checkpointing import latest_checkpoint
+from bitzoo.training.trainer import train
+from bitzoo.training.training_config import TrainingConfig
 
-OPTIONS = LoopOptions(micro_batch=2)
+OPTIONS = TrainingConfig(micro_batch=2)
 TOLERANCE = 1e-5
 """The order in which floats are added differs, nothing else."""
 
@@ -101,8 +102,8 @@ def assert_same_training(both, alone):
         (8, OPTIONS, 0.2),
         (7, OPTIONS, 0.2),  # 3 rows and 4
         (1, OPTIONS, 0),  # none and 1
-        (8, LoopOptions(recompute_norms=True, checkpoint_blocks=True), 0.2),
-        (8, LoopOptions(micro_batch=2, freeze=True), 0.2),
+        (8, TrainingConfig(recompute_norms=True, checkpoint_blocks=True), 0.2),
+        (8, TrainingConfig(micro_batch=2, freeze=True), 0.2),
     ],
 )
 def test_losses_and_weights(batch_size, options, mixup):
@@ -122,7 +123,7 @@ def test_the_same_pictures_each_seen_by_one_of_them():
 
 
 def test_memory_that_runs_out_in_one_of_them():
-    recipe, options = make_recipe(steps=4), LoopOptions()
+    recipe, options = make_recipe(steps=4), TrainingConfig()
     both = two(recipe, options, second={"most": 2})
     assert [found["result"].micro_batch for found in both] == [2, 2]
     assert_same_training(both, one(recipe, options))

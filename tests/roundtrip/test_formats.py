@@ -21,13 +21,15 @@ from tqdm import tqdm
 from watched import watch
 
 import bitzoo
-from bitzoo.arch import ARCHITECTURES
-from bitzoo.converters import blocks, logits_proof, tensorflow_reference
-from bitzoo.converters.formats import FORMATS
-from bitzoo.converters.parity import Check, convert_and_prove, verify
-from bitzoo.converters.pipeline import convert, default_output
+from bitzoo.cli.quickstart import write_random_checkpoint
+from bitzoo.converters import streaming
+from bitzoo.converters.convert import convert, default_output
+from bitzoo.converters.formats.checkpoint_formats import FORMATS
+from bitzoo.converters.parity import logits as logits_proof
+from bitzoo.converters.parity import reference_tensorflow
+from bitzoo.converters.parity.verify import Check, convert_and_prove, verify
 from bitzoo.errors import CheckpointError, ParityError, UsageError
-from bitzoo.quickstart import write_random_checkpoint
+from bitzoo.models.architecture import ARCHITECTURES
 
 R50, R101 = (3, 4, 6, 3), (3, 4, 23, 3)
 ARRAYS = make_checkpoint((2, 1, 1, 1))
@@ -39,7 +41,7 @@ OTHERS = [name for name in FORMATS if name != "safetensors"]
 def small_probes(monkeypatch):
     """Small images and one oracle; tests/oracle has the large ones and the second."""
     monkeypatch.setattr(logits_proof, "PROBES", ((48, 1), (33, 2)))
-    monkeypatch.setattr(tensorflow_reference, "is_installed", lambda: False)
+    monkeypatch.setattr(reference_tensorflow, "is_installed", lambda: False)
     monkeypatch.setattr(tqdm, "monitor_interval", 0)  # transformers' bars would leave a thread
 
 
@@ -90,8 +92,8 @@ def test_there_and_back(tmp_path, family, to):
 def test_there_and_back_in_small_blocks(tmp_path, monkeypatch, family, to):
     """Blocks that cut tensors, and pieces that cut blocks; large ones read what is written."""
     first = family["safetensors"]
-    monkeypatch.setattr(blocks, "BLOCK_BYTES", 100_000)
-    monkeypatch.setattr(blocks, "PIECE_BYTES", 30_000)
+    monkeypatch.setattr(streaming, "BLOCK_BYTES", 100_000)
+    monkeypatch.setattr(streaming, "PIECE_BYTES", 30_000)
     there = convert(first, tmp_path / f"b{FORMATS[to].ending}", to=to, compare=True)
     assert there.weights.passed
     back = convert(there.output, tmp_path / "back.safetensors", compare=True)

@@ -30,14 +30,14 @@ from safetensors.numpy import load, load_file, save
 from timm.models.resnetv2 import ResNetV2
 
 import bitzoo
-from bitzoo.arch import ARCHITECTURES
-from bitzoo.converters import blocks
-from bitzoo.converters.names import name_of, slot_of
-from bitzoo.converters.npz import write_npz as write_released_npz
-from bitzoo.converters.parity import Check, convert_and_prove, load_reports, save_report
-from bitzoo.converters.pipeline import convert, default_output
-from bitzoo.converters.sources import open_source
+from bitzoo.converters import streaming
+from bitzoo.converters.convert import convert, default_output
+from bitzoo.converters.formats.npz import write_npz as write_released_npz
+from bitzoo.converters.key_mapping import name_of, slot_of
+from bitzoo.converters.open import open_source
+from bitzoo.converters.parity.verify import Check, convert_and_prove, load_reports, save_report
 from bitzoo.errors import CheckpointError, ParityError, UsageError
+from bitzoo.models.architecture import ARCHITECTURES
 
 R50, R101, R152 = (3, 4, 6, 3), (3, 4, 23, 3), (3, 8, 36, 3)
 SMALL = make_checkpoint()
@@ -341,8 +341,8 @@ def test_a_name_that_lies_is_told(tmp_path):
 @pytest.mark.parametrize("block_bytes", [40_000, 70_000])
 def test_any_size_of_block(tmp_path, monkeypatch, expected, block_bytes, piece_bytes):
     """Blocks and pieces of a few outputs, the last of them shorter."""
-    monkeypatch.setattr(blocks, "BLOCK_BYTES", block_bytes)
-    monkeypatch.setattr(blocks, "PIECE_BYTES", piece_bytes)
+    monkeypatch.setattr(streaming, "BLOCK_BYTES", block_bytes)
+    monkeypatch.setattr(streaming, "PIECE_BYTES", piece_bytes)
     conversion = convert(write_npz(tmp_path / "a.npz", SMALL), compare=True)
     assert data_section(conversion.output) == expected
 
@@ -496,14 +496,14 @@ def test_a_disk_that_fills_up(tmp_path, monkeypatch):
 
 SLOW = """
 import sys, time
-from bitzoo.converters.safetensors_file import SafetensorsWriter
+from bitzoo.converters.formats.safetensors import SafetensorsWriter
 real = SafetensorsWriter.write
 def slowly(self, *arguments):
     real(self, *arguments)
     time.sleep(0.3)
 SafetensorsWriter.write = slowly
 sys.argv = ["bitzoo-convert", "--src", sys.argv[1], "--check", "weights"]
-from bitzoo.cli import convert_main
+from bitzoo.cli.main import convert_main
 convert_main()
 """
 

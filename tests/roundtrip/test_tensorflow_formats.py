@@ -13,11 +13,11 @@ import pytest
 from checkpoints import make_checkpoint, write_npz
 from servers import FileServer
 
-from bitzoo import commands
-from bitzoo.converters import logits_proof
-from bitzoo.converters.parity import Check, convert_and_prove
-from bitzoo.converters.pipeline import convert
-from bitzoo.converters.sources import open_source
+from bitzoo.cli import convert as commands
+from bitzoo.converters.convert import convert
+from bitzoo.converters.open import open_source
+from bitzoo.converters.parity import logits
+from bitzoo.converters.parity.verify import Check, convert_and_prove
 from bitzoo.errors import CheckpointError, MissingExtraError
 
 ARRAYS = make_checkpoint((2, 1, 1, 1), seed=3)
@@ -87,7 +87,7 @@ def test_every_form_gives_the_same_bits(tmp_path, files, expected, form):
     ],
 )
 def test_the_logits_of_a_module_are_proven_by_all_oracles(tmp_path, files, monkeypatch, form, way):
-    monkeypatch.setattr(logits_proof, "PROBES", ((48, 1),))
+    monkeypatch.setattr(logits, "PROBES", ((48, 1),))
     _, report = convert_and_prove(files / form, tmp_path / "a.safetensors")
     assert report.passed
     figures = {(proof.oracle.split()[0], proof.dtype): proof for proof in report.logits}

@@ -11,8 +11,8 @@ from PIL import Image, ImageOps
 from scipy import stats
 from torchvision.transforms import functional as tv
 
-from bitzoo.errors import UsageError
-from bitzoo.finetune.batches import (
+from bitzoo.data.image_store import Pixels
+from bitzoo.data.loader import (
     BatchPlan,
     Feed,
     _mix_on_cpu,
@@ -20,7 +20,7 @@ from bitzoo.finetune.batches import (
     materialize,
     prefetch,
 )
-from bitzoo.finetune.pixels import Pixels
+from bitzoo.errors import UsageError
 
 SIZE, CROP, COUNT, CLASSES = 13, 9, 11, 4
 PLAN = BatchPlan(COUNT, 8, SIZE, CROP, flip=True, mixup_alpha=0.4, seed=5)

@@ -7,13 +7,13 @@ import pytest
 import yaml
 from huggingface_hub import ModelCard
 
-from bitzoo.arch import ARCHITECTURES, Architecture
+from bitzoo.catalogue.registry import get_spec, list_models
 from bitzoo.errors import UsageError
 from bitzoo.model_cards.facts import TRAINING_SETS, license_text
 from bitzoo.model_cards.render import CardSubject, render_card
-from bitzoo.model_cards.runs import complete_draft
+from bitzoo.model_cards.run_card import complete_draft
 from bitzoo.model_cards.text import escape, snippets, spark, validate_card
-from bitzoo.registry import get_spec, list_models
+from bitzoo.models.architecture import ARCHITECTURES, Architecture
 
 TINY = Architecture((1, 1, 1, 1), 0.5)
 SOURCE = {"name": "x.npz", "bytes": 1234567, "sha256": "ab" * 32, "url": "https://host/x.npz"}

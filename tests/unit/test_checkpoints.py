@@ -14,8 +14,8 @@ import torch
 from safetensors.torch import load_file
 
 from bitzoo.errors import BitzooError, CheckpointError, UsageError
-from bitzoo.finetune import checkpoints
-from bitzoo.finetune.checkpoints import (
+from bitzoo.training import checkpointing
+from bitzoo.training.checkpointing import (
     SaveError,
     latest_checkpoint,
     read_checkpoint,
@@ -147,7 +147,7 @@ class TestRotation:
                 events.append((name, "folder" if kind and kind & 0o40000 else "file", old.exists()))
                 return original(*args)
 
-            monkeypatch.setattr(checkpoints.os, name, call)
+            monkeypatch.setattr(checkpointing.os, name, call)
 
         for name in ("fsync", "replace"):
             record(name, getattr(os, name))

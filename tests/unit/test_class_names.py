@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from bitzoo.class_names import class_names, class_names_or_reason
+from bitzoo.catalogue.class_names import class_names, class_names_or_reason
 from bitzoo.errors import UsageError
 
 

@@ -14,10 +14,10 @@ from pictures import digits, photo, write_digits, write_photos
 from PIL import Image
 from sklearn.model_selection import train_test_split
 
+from bitzoo.data.dataset import DatasetError, Example, read_dataset
+from bitzoo.data.problems import Reason
 from bitzoo.errors import MissingExtraError, UsageError
-from bitzoo.finetune.dataset import DatasetError, Example, read_dataset
-from bitzoo.finetune.findings import Reason
-from bitzoo.preprocess import read_rgb
+from bitzoo.models.preprocessing import read_rgb
 
 SUFFIXES = ["jpg", "JPEG", "png", "bmp", "GIF", "tif", "TIFF", "webp"]
 

@@ -21,16 +21,17 @@ from types import SimpleNamespace
 import pytest
 from servers import Fault, FileServer
 
-from bitzoo import download as module
-from bitzoo.download import base_url, cache_dir, download, file_lock, is_offline
 from bitzoo.errors import DownloadError
+from bitzoo.fetch import http
+from bitzoo.fetch.http import base_url, download, is_offline
+from bitzoo.files import cache_dir, file_lock
 
 OLD = random.Random(1).randbytes(1_200_000)
 NEW = random.Random(2).randbytes(700_000)
 CHILD = """
 import sys
 from pathlib import Path
-from bitzoo.download import download
+from bitzoo.fetch.http import download
 download(sys.argv[1], Path(sys.argv[2]))
 """
 
@@ -65,7 +66,7 @@ def target(tmp_path: Path) -> Path:
 def sleeps(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """The pauses between attempts, noted instead of slept."""
     pauses: list[float] = []
-    monkeypatch.setattr(module, "_sleep", pauses.append)
+    monkeypatch.setattr(http, "_sleep", pauses.append)
     return pauses
 
 
@@ -373,13 +374,13 @@ class TestRetries:
         assert len(sleeps) == 5
 
     def test_progress_earns_new_attempts(self, server, url, target, monkeypatch):
-        monkeypatch.setattr(module, "PROGRESS_BYTES", 100_000)
+        monkeypatch.setattr(http, "PROGRESS_BYTES", 100_000)
         server.faults += [Fault(cut_after=110_000)] * 10
         assert download(url, target).read_bytes() == OLD
         assert len(server.requests) == 11
 
     def test_the_same_bytes_again_are_no_progress(self, server, url, target, monkeypatch):
-        monkeypatch.setattr(module, "PROGRESS_BYTES", 100_000)
+        monkeypatch.setattr(http, "PROGRESS_BYTES", 100_000)
         server.ignore_range = True
         server.faults += [Fault(cut_after=110_000)] * 10
         with pytest.raises(DownloadError, match="6 attempts failed"):
@@ -387,7 +388,7 @@ class TestRetries:
         assert len(server.requests) == 6
 
     def test_silent_server(self, server, url, target, monkeypatch):
-        monkeypatch.setattr(module, "READ_TIMEOUT", 0.2)
+        monkeypatch.setattr(http, "READ_TIMEOUT", 0.2)
         server.faults.append(Fault(drip=(1_000, 60)))
         assert download(url, target).read_bytes() == OLD
         assert ranges(server) == [None, "bytes=1000-"]
@@ -514,7 +515,7 @@ class TestSettings:
         assert cache_dir() == Path(expected)
 
     def test_import_is_cheap(self):
-        code = "import sys, bitzoo.download; print(*sys.modules)"
+        code = "import sys, bitzoo.fetch.http; print(*sys.modules)"
         loaded = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
         assert not {"httpx", "rich", "filelock", "numpy", "torch"} & set(
             loaded.stdout.decode().split()

@@ -12,13 +12,13 @@ from PIL import Image
 from sklearn.metrics import accuracy_score, confusion_matrix, log_loss, top_k_accuracy_score
 from torch import nn
 
-from bitzoo.arch import Architecture
 from bitzoo.errors import LayoutError, UsageError
-from bitzoo.finetune.evaluate import Evaluation, evaluate, find_pictures, predict
-from bitzoo.finetune.evaluation import Confusion, EvaluationError
-from bitzoo.inference.pixels import Network, one_ahead
-from bitzoo.model import BiT, fold
-from bitzoo.preprocess import EvalTransform
+from bitzoo.inference.evaluate import Evaluation, evaluate, find_pictures, predict
+from bitzoo.inference.metrics import Confusion, EvaluationError
+from bitzoo.inference.runner import Network, one_ahead
+from bitzoo.models.architecture import Architecture
+from bitzoo.models.bit import BiT, fold
+from bitzoo.models.preprocessing import EvalTransform
 
 NAMES = ("ant", "bee", "cat")
 SIZE = 32

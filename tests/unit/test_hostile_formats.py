@@ -19,10 +19,10 @@ from formats import as_bit_pytorch, write_keras
 from safetensors.numpy import save_file
 from servers import FileServer
 
-from bitzoo import cli
-from bitzoo.converters import archives
-from bitzoo.converters.pipeline import convert
-from bitzoo.converters.sources import open_source
+from bitzoo.cli import main
+from bitzoo.converters.convert import convert
+from bitzoo.converters.formats import tar as archives
+from bitzoo.converters.open import open_source
 from bitzoo.errors import BitzooError, CheckpointError
 
 ARRAYS = make_checkpoint()
@@ -41,12 +41,12 @@ class Payload:
 @pytest.fixture
 def command(monkeypatch, capsys):
     """`bitzoo-convert` in this process: arguments -> exit code, stdout, stderr."""
-    monkeypatch.setattr(cli, "exit_on_signals", lambda: None)
+    monkeypatch.setattr(main, "exit_on_signals", lambda: None)
 
     def call(*arguments):
         monkeypatch.setattr(sys, "argv", ["bitzoo-convert", *map(str, arguments)])
         with pytest.raises(SystemExit) as exit_:
-            cli.convert_main()
+            main.convert_main()
         return exit_.value.code or 0, *capsys.readouterr()
 
     return call

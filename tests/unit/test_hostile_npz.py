@@ -28,11 +28,11 @@ from checkpoints import make_checkpoint, write_npz
 from safetensors import safe_open
 from watched import watch
 
-from bitzoo import cli
-from bitzoo.converters import npz, packed
-from bitzoo.converters.inventory import identify
-from bitzoo.converters.pipeline import convert
-from bitzoo.converters.sources import open_source
+from bitzoo.cli import main
+from bitzoo.converters.convert import convert
+from bitzoo.converters.formats import npz, zip_members
+from bitzoo.converters.identify import identify
+from bitzoo.converters.open import open_source
 from bitzoo.errors import CheckpointError, TensorMismatchError
 
 STEM = "resnet/root_block/standardized_conv2d/kernel"
@@ -143,7 +143,7 @@ def command(monkeypatch, capsys):
     def call(*arguments):
         monkeypatch.setattr(sys, "argv", ["bitzoo-convert", *map(str, arguments)])
         with pytest.raises(SystemExit) as exit_:
-            cli.convert_main()
+            main.convert_main()
         out, err = capsys.readouterr()
         return exit_.value.code or 0, out, err
 
@@ -631,7 +631,7 @@ def test_bytes_before_and_after_the_zip(tmp_path, refused, expected):
 
 
 def test_loading_checks_the_checksums_too(tmp_path):
-    from bitzoo.converters.state import read_arrays
+    from bitzoo.converters.state_dict import read_arrays
 
     path = write_npz(tmp_path / "a.npz", ARRAYS)
     with open_source(path) as source:
@@ -828,7 +828,7 @@ def test_no_room_to_unpack(tmp_path, scratch, refused, monkeypatch):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     np.savez_compressed(tmp_path / "a.npz", **ARRAYS)
-    monkeypatch.setattr(packed.shutil, "copyfileobj", full)
+    monkeypatch.setattr(zip_members.shutil, "copyfileobj", full)
     refused(
         tmp_path / "a.npz",
         f"its compressed tensors cannot be unpacked to {scratch} (No space left on device)",

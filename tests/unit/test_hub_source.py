@@ -15,13 +15,13 @@ from checkpoints import as_timm, make_checkpoint
 from hub_server import TOKEN, Account, Fault, HubServer
 
 from bitzoo.errors import UsageError
-from bitzoo.hub_source import HubAddress, is_hub_address
-from bitzoo.weights import is_location
+from bitzoo.fetch.hub_snapshot import HubAddress, is_hub_address
+from bitzoo.zoo.resolve import is_location
 
 LOCATE = """
 import json, logging, os, sys, time
 from bitzoo.errors import BitzooError
-from bitzoo.weights import locate
+from bitzoo.zoo.resolve import locate
 warned = []
 logging.getLogger("bitzoo").addHandler(logging.Handler())
 logging.getLogger("bitzoo").handlers[0].emit = lambda record: warned.append(record.getMessage())

@@ -8,10 +8,10 @@ from dataclasses import replace
 
 import pytest
 
-from bitzoo.arch import ARCHITECTURES, Architecture
 from bitzoo.errors import UnknownModelError, UsageError
-from bitzoo.finetune.hyperrule import explain, hyperrule
-from bitzoo.finetune.recipe import Recipe, Schedule
+from bitzoo.models.architecture import ARCHITECTURES, Architecture
+from bitzoo.training.hyperrule import explain, hyperrule
+from bitzoo.training.recipe import Recipe, Schedule
 
 LARGE_IMAGE = (375, 500)
 
@@ -555,7 +555,7 @@ def test_explain_of_other_recipes():
 
 def test_the_plan_needs_neither_torch_nor_numpy():
     code = (
-        "import sys; from bitzoo.finetune.hyperrule import hyperrule, explain; "
+        "import sys; from bitzoo.training.hyperrule import hyperrule, explain; "
         "explain(hyperrule(10, (32, 32), model='BiT-M-R152x4')); print(sorted(sys.modules))"
     )
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -13,19 +13,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from bitzoo.data.checks import check_image
 from pictures import BAD, FINE, digits, photo, write_digits, write_photos
 from PIL import Image
 
+from bitzoo.data.dataset import DatasetError, Example, read_dataset
+from bitzoo.data.problems import Problem, Problems, Reason
+from bitzoo.data.validation import TASK, inspect
 from bitzoo.errors import UsageError
-from bitzoo.finetune.dataset import DatasetError, Example, read_dataset
-from bitzoo.finetune.findings import Findings, Problem, Reason
-from bitzoo.finetune.inspection import TASK, inspect
-from bitzoo.finetune.verdicts import judge
-from bitzoo.preprocess import read_rgb
+from bitzoo.models.preprocessing import read_rgb
 
 
 def verdict_of(path):
-    return judge(Example(0, path, key=path.name))
+    return check_image(Example(0, path, key=path.name))
 
 
 def keys(split):
@@ -57,20 +57,20 @@ class TestOnePicture:
     @pytest.mark.filterwarnings("ignore:Corrupt EXIF")
     def test_fine(self, tmp_path, form):
         path = FINE[form].write(tmp_path)
-        verdict = verdict_of(path)
-        assert (verdict.reason, verdict.detail) == (None, "")
-        assert ", ".join(verdict.traits) == FINE[form].says
-        assert verdict.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+        check = verdict_of(path)
+        assert (check.reason, check.detail) == (None, "")
+        assert ", ".join(check.traits) == FINE[form].says
+        assert check.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
         is_turned = form in ("turned", "turned TIFF")
-        assert verdict.size == ((61, 40) if is_turned else (40, 61))
+        assert check.size == ((61, 40) if is_turned else (40, 61))
 
     @pytest.mark.parametrize("form", BAD)
     def test_bad(self, tmp_path, form):
         path = BAD[form].write(tmp_path)
-        verdict = verdict_of(path)
-        assert verdict.reason is not None
-        assert BAD[form].says in f"{verdict.reason.title}: {verdict.detail}"
-        assert verdict.sha256 == ""
+        check = verdict_of(path)
+        assert check.reason is not None
+        assert BAD[form].says in f"{check.reason.title}: {check.detail}"
+        assert check.sha256 == ""
 
     @pytest.mark.parametrize("form", sorted({*BAD} - {"pipe"}))
     def test_bad_is_what_cannot_be_decoded(self, tmp_path, form):
@@ -87,8 +87,8 @@ class TestOnePicture:
             path = FINE["JPEG"].write(folder)
             path.chmod(0)
             with as_nobody():
-                verdict = verdict_of(path)
-        assert (verdict.reason, verdict.detail) == (Reason.UNREADABLE, "Permission denied")
+                check = verdict_of(path)
+        assert (check.reason, check.detail) == (Reason.UNREADABLE, "Permission denied")
 
     def test_a_file_for_a_folder(self, tmp_path):
         path = FINE["JPEG"].write(tmp_path)
@@ -107,18 +107,18 @@ class TestOnePicture:
     def test_in_memory(self):
         grey, colour = digits()[0][0], np.asarray(photo())
         for pixels, traits in ((grey, ("grayscale",)), (colour, ())):
-            verdict = judge(Example(0, load=lambda pixels=pixels: Image.fromarray(pixels)))
-            assert (verdict.size, verdict.traits) == (pixels.shape[:2], traits)
+            check = check_image(Example(0, load=lambda pixels=pixels: Image.fromarray(pixels)))
+            assert (check.size, check.traits) == (pixels.shape[:2], traits)
             rgb = np.broadcast_to(pixels.reshape(*pixels.shape[:2], -1), (*pixels.shape[:2], 3))
             size = f"{pixels.shape[1]}x{pixels.shape[0]}"
-            assert verdict.sha256 == hashlib.sha256(size.encode() + rgb.tobytes()).hexdigest()
+            assert check.sha256 == hashlib.sha256(size.encode() + rgb.tobytes()).hexdigest()
 
     def test_a_load_that_fails(self):
         def load():
             raise OSError("broken data stream")
 
-        verdict = judge(Example(0, load=load))
-        assert (verdict.reason, verdict.detail) == (Reason.DAMAGED, "broken data stream")
+        check = check_image(Example(0, load=load))
+        assert (check.reason, check.detail) == (Reason.DAMAGED, "broken data stream")
 
 
 class TestFacts:
@@ -275,7 +275,7 @@ class TestOneReport:
     def test_long_lists_are_cut(self):
         problems = [Problem(Reason.NO_BYTES, f"{i}.jpg") for i in range(25)]
         problems.append(Problem(Reason.FEW_CLASSES, "only cat"))
-        findings = Findings("x", tuple(problems))
+        findings = Problems("x", tuple(problems))
         lines = findings.report().splitlines()
         assert lines[0] == "Files of 0 bytes (25); copy or download them again:"
         assert lines[1:22] == [*(f"  {i}.jpg" for i in range(20)), "  and 5 more"]
@@ -479,8 +479,8 @@ def test_torch_is_not_needed(tmp_path):
     BAD["no bytes"].write(tmp_path / "0")
     program = (
         "import sys\n"
-        "from bitzoo.finetune.dataset import DatasetError, read_dataset\n"
-        "from bitzoo.finetune.inspection import inspect\n"
+        "from bitzoo.data.dataset import DatasetError, read_dataset\n"
+        "from bitzoo.data.validation import inspect\n"
         f"images = read_dataset({str(tmp_path)!r})\n"
         "try:\n    inspect(images)\n"
         "except DatasetError as error:\n    print(error)\n"

@@ -9,7 +9,7 @@ import pytest
 
 PRELUDE = """
 import os, signal, threading, time
-from bitzoo.interrupts import exit_on_signals
+from bitzoo.cli.signals import exit_on_signals
 exit_on_signals()
 def send():
     os.kill(os.getpid(), signal.SIGTERM)
@@ -102,7 +102,7 @@ def test_thread_pools_end_whenever_the_signal_comes():
     """Hundreds of signals while pools start, work and end: none is lost, nothing hangs."""
     result = run("""
 import itertools, random, sys
-from bitzoo.converters.blocks import crew
+from bitzoo.converters.streaming import crew
 class Source:
     def sha256(self, advance):
         for _ in range(5):

@@ -24,13 +24,14 @@ from training import (
     weights_of,
 )
 
+from bitzoo.data.loader import BatchPlan, materialize
 from bitzoo.errors import FoldedModelError, TensorMismatchError, UsageError
-from bitzoo.finetune import microbatches, updates
-from bitzoo.finetune.batches import BatchPlan, materialize
-from bitzoo.finetune.checkpoints import SaveError, latest_checkpoint
-from bitzoo.finetune.loop import LoopOptions, TrainingError, train
-from bitzoo.finetune.memory import checkpoint_blocks
-from bitzoo.model import fold
+from bitzoo.models.bit import fold
+from bitzoo.training import micro_batch_size, trainer
+from bitzoo.training.activation_checkpointing import checkpoint_blocks
+from bitzoo.training.checkpointing import SaveError, latest_checkpoint
+from bitzoo.training.trainer import TrainingError, train
+from bitzoo.training.training_config import TrainingConfig
 
 
 @pytest.fixture(autouse=True)
@@ -52,7 +53,7 @@ def run(recipe=None, options=None, model=None, data=None, **keywords):
         hook(metrics)
 
     arguments = (model, recipe or make_recipe(), *(data or make_data()))
-    result = train(*arguments, options or LoopOptions(), on_step=on_step, **keywords)
+    result = train(*arguments, options or TrainingConfig(), on_step=on_step, **keywords)
     return model, log, result
 
 
@@ -73,7 +74,7 @@ def whole():
 def uninterrupted():
     """The weights' hash of a run in micro-batches that nothing interrupted."""
     torch.set_num_threads(1)
-    return sha256(run(options=LoopOptions(micro_batch=4))[0])
+    return sha256(run(options=TrainingConfig(micro_batch=4))[0])
 
 
 class TestLearning:
@@ -107,7 +108,7 @@ class TestLearning:
             model.eval()
             evaluated.append((step, fold(model)(torch.zeros(1, 3, CROP, CROP)).tolist()))
 
-        run(model=model, options=LoopOptions(eval_every=2), on_eval=on_eval)
+        run(model=model, options=TrainingConfig(eval_every=2), on_eval=on_eval)
         assert [step for step, _ in evaluated] == [2, 4]
         assert evaluated[0][1] != evaluated[1][1]
         assert sha256(model) == sha256(run()[0])
@@ -136,7 +137,7 @@ class TestEqualsPlainLoop:
             optimizer.step()
             losses.append(loss.item())
         recipe = make_recipe(lr=0.006, warmup=2, boundaries=(3,), mixup=mixup, weight_decay=decay)
-        found, log, _ = run(recipe, LoopOptions(seed=5, freeze=freeze, channels_last=False))
+        found, log, _ = run(recipe, TrainingConfig(seed=5, freeze=freeze, channels_last=False))
         assert_close(found, weights_of(model))
         assert log == pytest.approx(losses, abs=1e-5)
         moved = {
@@ -149,7 +150,7 @@ class TestEqualsPlainLoop:
 class TestSplits:
     @pytest.mark.parametrize("micro_batch", [1, 2, 3, 4, 100])
     def test_micro_batches_change_rounding_alone(self, whole, micro_batch):
-        model, log, result = run(options=LoopOptions(micro_batch=micro_batch))
+        model, log, result = run(options=TrainingConfig(micro_batch=micro_batch))
         assert_close(model, whole[0])
         assert log == pytest.approx(whole[1], abs=1e-5)
         assert result.micro_batch == micro_batch
@@ -164,7 +165,7 @@ class TestSplits:
         ],
     )
     def test_how_it_is_computed_changes_rounding_alone(self, whole, options):
-        model, log, _ = run(options=LoopOptions(**options))
+        model, log, _ = run(options=TrainingConfig(**options))
         assert_close(model, whole[0])
         assert log == pytest.approx(whole[1], abs=1e-5)
         assert {type(module) for module in model.modules()} == {
@@ -175,7 +176,7 @@ class TestSplits:
         "dtype", ["bfloat16", pytest.param("float16", marks=pytest.mark.full_size)]
     )  # CPUs compute float16 slowly
     def test_half_precision_follows_float32(self, whole, dtype):
-        model, log, _ = run(options=LoopOptions(dtype=dtype))
+        model, log, _ = run(options=TrainingConfig(dtype=dtype))
         assert {tensor.dtype for tensor in model.state_dict().values()} == {torch.float32}
         assert log == pytest.approx(whole[1], abs=0.05)
         assert log[1:] != whole[1][1:]
@@ -188,7 +189,7 @@ class TestSplits:
     def test_compiled(self, whole, monkeypatch):
         compiler = torch.compile
         monkeypatch.setattr(torch, "compile", lambda f: compiler(f, backend="aot_eager"))
-        model, log, _ = run(options=LoopOptions(compile=True))
+        model, log, _ = run(options=TrainingConfig(compile=True))
         assert_close(model, whole[0])
         assert log == pytest.approx(whole[1], abs=1e-5)
 
@@ -217,13 +218,13 @@ class TestOutOfMemory:
 
     @pytest.fixture(autouse=True)
     def no_estimate(self, monkeypatch):
-        monkeypatch.setattr(updates, "choose_micro_batch", lambda forward, image, rows: rows)
+        monkeypatch.setattr(trainer, "choose_micro_batch", lambda forward, image, rows: rows)
 
     @pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
     def test_halves_until_it_fits(self, error, caplog):
         recipe = make_recipe(steps=2)
         model, log, result = run(recipe, model=self.limit(make_model(), error))
-        expected = run(recipe, LoopOptions(micro_batch=2))
+        expected = run(recipe, TrainingConfig(micro_batch=2))
         assert result.micro_batch == 2
         assert (sha256(model), log) == (sha256(expected[0]), expected[1])
         assert "Out of memory: going on with micro-batches of 4 images." in caplog.text
@@ -249,7 +250,7 @@ class TestOutOfMemory:
 
         model.forward_features = limited
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(updates, "choose_micro_batch", lambda forward, image, rows: 6)
+            patch.setattr(trainer, "choose_micro_batch", lambda forward, image, rows: 6)
             run(model=model)
         assert calls[:8] == [6, 2, 6, 2, 3, 3, 2, 3]
         assert_close(model, whole[0])
@@ -262,7 +263,7 @@ class TestOutOfMemory:
     def test_a_size_that_the_user_chose_is_not_changed(self):
         model = self.limit(make_model(), self.ERRORS[0])
         with pytest.raises(TrainingError, match=r"for 4 image\(s\).*Take a smaller micro-batch"):
-            run(model=model, options=LoopOptions(micro_batch=4))
+            run(model=model, options=TrainingConfig(micro_batch=4))
 
     def test_other_errors_pass(self):
         model = self.limit(make_model(), RuntimeError("shapes do not fit"))
@@ -274,8 +275,8 @@ class TestEstimate:
     def test_counts_what_an_image_adds(self):
         model = make_model().train()
         image = torch.zeros(1, 3, 64, 64)
-        one = microbatches.saved_bytes(model, image)
-        two = microbatches.saved_bytes(model, image.repeat(2, 1, 1, 1))
+        one = micro_batch_size.saved_bytes(model, image)
+        two = micro_batch_size.saved_bytes(model, image.repeat(2, 1, 1, 1))
         kernels = 4 * sum(parameter.numel() for parameter in model.parameters())
         each = two - one
         assert one - each == pytest.approx(2 * kernels, rel=0.1)  # the raw and standardized ones
@@ -283,25 +284,27 @@ class TestEstimate:
         maps = 32 * 32 * 32 + 32 * 34 * 34 + (32 + 32 + 128) * 16 * 16
         assert maps * 4 < each < 6 * maps * 4
         checkpoint_blocks(model)
-        assert microbatches.saved_bytes(model, image) < one - 0.3 * each
+        assert micro_batch_size.saved_bytes(model, image) < one - 0.3 * each
 
     @pytest.mark.parametrize(
         ("images_that_fit", "chosen"), [(1000, 100), (100, 100), (99, 50), (30, 25), (1, 1), (0, 1)]
     )
     def test_takes_all_or_a_half_or_a_quarter(self, monkeypatch, images_that_fit, chosen):
-        monkeypatch.setattr(microbatches, "memory_for_maps", lambda d: images_that_fit * 400 + 10)
+        monkeypatch.setattr(
+            micro_batch_size, "memory_for_maps", lambda d: images_that_fit * 400 + 10
+        )
         weight = torch.ones(1, requires_grad=True)
         image = torch.zeros(1, 4, 5, 5)  # 400 bytes, stored by the square
-        assert microbatches.choose_micro_batch(lambda x: (x * weight).square(), image, 100) in (
+        assert micro_batch_size.choose_micro_batch(lambda x: (x * weight).square(), image, 100) in (
             chosen,
             -(-chosen // 2),
         )
 
     def test_memory_of_the_cpu_is_shared_by_its_processes(self, monkeypatch):
         monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
-        alone = microbatches.memory_for_maps(torch.device("cpu"))
+        alone = micro_batch_size.memory_for_maps(torch.device("cpu"))
         monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
-        assert microbatches.memory_for_maps(torch.device("cpu")) == alone // 4
+        assert micro_batch_size.memory_for_maps(torch.device("cpu")) == alone // 4
         physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
         assert 2**20 < alone <= physical / 4
 
@@ -311,7 +314,7 @@ class TestResume:
     def test_at_any_step_bit_for_bit(self, tmp_path, uninterrupted, stop):
         steps = []
         _, _, result = run(
-            options=LoopOptions(micro_batch=4),
+            options=TrainingConfig(micro_batch=4),
             folder=tmp_path,
             on_step=lambda metrics: steps.append(metrics["step"]),
             should_stop=lambda: len(steps) == stop,
@@ -327,7 +330,7 @@ class TestResume:
         assert result.micro_batch == 4  # as in the checkpoint
 
     def test_in_a_fresh_process(self, tmp_path, uninterrupted):
-        options = LoopOptions(micro_batch=4)
+        options = TrainingConfig(micro_batch=4)
         run(options=options, folder=tmp_path, should_stop=lambda: True)
         found = InProcess(resume_and_finish, str(tmp_path), make_recipe(), options).result()
         assert found == uninterrupted
@@ -335,7 +338,7 @@ class TestResume:
     def test_past_a_damaged_checkpoint(self, tmp_path, uninterrupted, caplog):
         seen = []
         run(
-            options=LoopOptions(micro_batch=4, checkpoint_every=1),
+            options=TrainingConfig(micro_batch=4, checkpoint_every=1),
             folder=tmp_path,
             on_step=seen.append,
             should_stop=lambda: len(seen) == 4,
@@ -350,7 +353,7 @@ class TestResume:
         assert sha256(run(start=start, folder=tmp_path)[0]) == uninterrupted
 
     def test_of_a_finished_run_changes_nothing(self, tmp_path, uninterrupted):
-        options = LoopOptions(micro_batch=4, checkpoint_every=0)
+        options = TrainingConfig(micro_batch=4, checkpoint_every=0)
         _, _, first = run(options=options, folder=tmp_path)
         assert [path.name for path in tmp_path.iterdir()] == ["step-00000006.safetensors"]
         model, log, result = run(start=latest_checkpoint(tmp_path), folder=tmp_path)
@@ -360,7 +363,7 @@ class TestResume:
 
     @pytest.mark.full_size
     def test_scaled_float16(self, tmp_path):
-        options = LoopOptions(dtype="float16")
+        options = TrainingConfig(dtype="float16")
         whole = sha256(run(options=options)[0])
         seen = []
         run(
@@ -394,7 +397,7 @@ class TestResume:
                 monkeypatch.setattr(os, "fsync", _no_space)
 
         with pytest.raises(SaveError, match=r"No space left.*stays: .*step-00000002.safetensors"):
-            run(options=LoopOptions(checkpoint_every=2), folder=tmp_path, on_step=fill_disk)
+            run(options=TrainingConfig(checkpoint_every=2), folder=tmp_path, on_step=fill_disk)
         assert len(seen) == 4
         assert latest_checkpoint(tmp_path).step == 2
 
@@ -406,7 +409,7 @@ def _no_space(*args):
 class TestKilled:
     """`kill -9`, resume, and so on until the end; then the weights are the uninterrupted run's."""
 
-    OPTIONS = LoopOptions(micro_batch=4, checkpoint_every=2)
+    OPTIONS = TrainingConfig(micro_batch=4, checkpoint_every=2)
 
     def killed_and_resumed(self, folder, recipe, kills, rng):
         for _ in range(kills):
@@ -510,7 +513,7 @@ class TestRefusals:
     )
     def test_of_options(self, options, says):
         with pytest.raises(UsageError, match=says):
-            LoopOptions(**options)
+            TrainingConfig(**options)
 
     def test_of_a_folded_model(self):
         with pytest.raises(FoldedModelError, match="cannot train"):

@@ -12,10 +12,9 @@ import torch
 from checkpoints import TINY, as_timm, make_checkpoint
 from torch import nn
 
-from bitzoo.arch import ARCHITECTURES, Architecture
 from bitzoo.errors import ArchitectureError, FoldedModelError, LayoutError, UsageError
-from bitzoo.layers import GroupNormReLU, Unit, ZeroConv2d
-from bitzoo.model import (
+from bitzoo.models.architecture import ARCHITECTURES, Architecture
+from bitzoo.models.bit import (
     REFERENCE_EPS,
     BiT,
     FeatureExtractor,
@@ -24,6 +23,7 @@ from bitzoo.model import (
     fold,
     standardize_kernel,
 )
+from bitzoo.models.layers import GroupNormReLU, Unit, ZeroConv2d
 
 SMALL = Architecture(TINY, 0.5)
 DEEPER = (2, 1, 1, 1)

@@ -17,11 +17,11 @@ from PIL import Image, ImageFile
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as tv
 
+from bitzoo.data import image_store, pixel_cache
+from bitzoo.data.dataset import Example, Split
+from bitzoo.data.decode_workers import Decoder
+from bitzoo.data.image_store import CachedPixels, DecodingPixels, open_pixels
 from bitzoo.errors import UsageError
-from bitzoo.finetune import pixels, shelves
-from bitzoo.finetune.dataset import Example, Split
-from bitzoo.finetune.decoders import Decoder
-from bitzoo.finetune.pixels import CachedPixels, DecodingPixels, open_pixels
 
 SIZE = 16
 ROW = SIZE * SIZE * 3
@@ -90,8 +90,8 @@ def opened(cache):
         handle.close()
 
 
-def shelf_files(cache):
-    return sorted(cache.glob("*/*.shelf"))
+def shard_files(cache):
+    return sorted(cache.glob("*/*.shard"))
 
 
 def all_of(handle):
@@ -136,7 +136,7 @@ class TestBytes:
     def test_every_mode_cached_or_not_equals_torchvision(
         self, tmp_path, opened, monkeypatch, apart
     ):
-        monkeypatch.setattr(pixels, "_FEW", 0 if apart else 1000)
+        monkeypatch.setattr(image_store, "_FEW", 0 if apart else 1000)
         modes = every_mode(tmp_path / "modes")
         split = split_of([path for path, _ in modes.values()])
         cached, decoding = opened(split, workers=2), opened(split, budget_bytes=0, workers=2)
@@ -193,8 +193,8 @@ class TestSharing:
         handle = opened(moved)
         assert handle.decoded == 0
         np.testing.assert_array_equal(all_of(handle), expected_of(moved))
-        # a shelf is hashes and pixels, and nothing is there twice
-        assert sum(path.stat().st_size for path in shelf_files(cache)) == 12 * (32 + ROW)
+        # a shard is hashes and pixels, and nothing is there twice
+        assert sum(path.stat().st_size for path in shard_files(cache)) == 12 * (32 + ROW)
 
     def test_equal_contents_share_a_row_and_changed_contents_do_not(self, split, folder, opened):
         (folder / "copy.png").write_bytes((folder / "03.png").read_bytes())
@@ -215,8 +215,8 @@ class TestSharing:
             for e, digest in zip(split.examples, digests, strict=True)
         ]
         assert opened(Split("val", tuple(hashed))).decoded == 0
-        (shelf,) = shelf_files(cache)
-        raw = shelf.read_bytes()
+        (shard,) = shard_files(cache)
+        raw = shard.read_bytes()
         assert raw[: 12 * 32].hex() == "".join(digests)
         assert raw[12 * 32 :] == all_of(handle).tobytes()
 
@@ -224,19 +224,19 @@ class TestSharing:
         assert opened(split).decoded == 12
         assert opened(split, size=8).decoded == 12
         assert opened(split).decoded == 0
-        monkeypatch.setattr(shelves, "DECODER", "pillow-99-1")
+        monkeypatch.setattr(pixel_cache, "DECODER", "pillow-99-1")
         assert opened(split).decoded == 12
 
     def test_a_set_takes_as_many_shelves_as_it_needs(self, split, opened, cache, monkeypatch):
-        monkeypatch.setattr(shelves, "SHELF_BYTES", 5 * ROW)
+        monkeypatch.setattr(pixel_cache, "SHARD_BYTES", 5 * ROW)
         handle = opened(split)
-        assert [path.stem[-2:] for path in shelf_files(cache)].count("-5") == 2
-        assert len(shelf_files(cache)) == 3
+        assert [path.stem[-2:] for path in shard_files(cache)].count("-5") == 2
+        assert len(shard_files(cache)) == 3
         np.testing.assert_array_equal(all_of(handle), expected_of(split))
 
     def test_what_is_cached_needs_no_lock_and_no_budget(self, split, opened, monkeypatch):
         opened(split)
-        monkeypatch.setattr(pixels, "file_lock", None)
+        monkeypatch.setattr(image_store, "file_lock", None)
         assert isinstance(opened(split, budget_bytes=1), CachedPixels)
 
 
@@ -245,18 +245,18 @@ class TestRoom:
         handle = opened(split, budget_bytes=12 * (ROW + 32) - 1)
         assert isinstance(handle, DecodingPixels)
         assert "may hold 0.0 GB; raise that (--cache-gb) or free some space" in caplog.text
-        assert shelf_files(cache) == []
+        assert shard_files(cache) == []
         np.testing.assert_array_equal(all_of(handle), expected_of(split))
         assert isinstance(opened(split, budget_bytes=12 * (ROW + 32)), CachedPixels)
 
     def test_a_disk_without_room_is_seen_before(self, split, opened, cache, monkeypatch):
-        needed, reserve = 12 * (ROW + 32), shelves.RESERVE_BYTES
+        needed, reserve = 12 * (ROW + 32), pixel_cache.RESERVE_BYTES
         for free, kind in (
             (needed + reserve - 1, DecodingPixels),
             (needed + reserve, CachedPixels),
         ):
             usage = SimpleNamespace(free=free)
-            monkeypatch.setattr(shelves.shutil, "disk_usage", lambda path, usage=usage: usage)
+            monkeypatch.setattr(pixel_cache.shutil, "disk_usage", lambda path, usage=usage: usage)
             handle = opened(split)
             assert type(handle) is kind
             np.testing.assert_array_equal(all_of(handle), expected_of(split))
@@ -265,7 +265,7 @@ class TestRoom:
         def full(descriptor, data, offset):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-        monkeypatch.setattr(shelves.os, "pwrite", full)
+        monkeypatch.setattr(pixel_cache.os, "pwrite", full)
         handle = opened(split)
         assert isinstance(handle, DecodingPixels)
         assert "No space left on device" in caplog.text
@@ -279,12 +279,12 @@ class TestRoom:
         assert "Pictures are decoded at each step: the cache" in caplog.text
         np.testing.assert_array_equal(all_of(handle), expected_of(split))
 
-    def test_the_longest_unused_shelf_goes_first(self, split, opened, cache):
+    def test_the_longest_unused_shard_goes_first(self, split, opened, cache):
         parts = [Split("train", split.examples[i : i + 3]) for i in (0, 3, 6)]
         for age, part in zip((30, 20, 10), parts, strict=True):
-            before = set(shelf_files(cache))
+            before = set(shard_files(cache))
             opened(part).close()
-            (new,) = set(shelf_files(cache)) - before
+            (new,) = set(shard_files(cache)) - before
             os.utime(new, (time.time() - age, time.time() - age))
         opened(parts[0]).close()  # now it is the most recently used
         budget = 9 * (ROW + 32)
@@ -303,15 +303,15 @@ class TestRoom:
     def test_nothing_goes_in_vain(self, split, opened, cache):
         opened(Split("train", split.examples[:4])).close()
         opened(Split("train", split.examples[4:]), budget_bytes=7 * (ROW + 32))
-        assert len(shelf_files(cache)) == 1
+        assert len(shard_files(cache)) == 1
 
 
 class TestDamage:
     @pytest.mark.parametrize("harm", ["cut", "longer", "empty", "hashes", "count"])
-    def test_a_damaged_shelf_is_made_anew(self, split, opened, cache, caplog, harm):
+    def test_a_damaged_shard_is_made_anew(self, split, opened, cache, caplog, harm):
         opened(split).close()
-        (shelf,) = shelf_files(cache)
-        good = shelf.read_bytes()
+        (shard,) = shard_files(cache)
+        good = shard.read_bytes()
         harmed = {
             "cut": good[:-1],
             "longer": good + b"\0",
@@ -319,20 +319,20 @@ class TestDamage:
             "hashes": bytes(32) + good[32:],
             "count": good,
         }
-        shelf.write_bytes(harmed[harm])
+        shard.write_bytes(harmed[harm])
         if harm == "count":
-            shelf.rename(shelf.with_name(shelf.name.replace("-12", "-x")))
+            shard.rename(shard.with_name(shard.name.replace("-12", "-x")))
         handle = opened(split)
         assert handle.decoded == 12
         assert "was damaged and is removed" in caplog.text
-        assert [path.read_bytes() for path in shelf_files(cache)] == [good]
+        assert [path.read_bytes() for path in shard_files(cache)] == [good]
         np.testing.assert_array_equal(all_of(handle), expected_of(split))
 
     @pytest.mark.parametrize("apart", [True, False], ids=["processes", "threads"])
     def test_a_picture_that_cannot_be_decoded_is_named_and_nothing_is_kept(
         self, split, opened, cache, monkeypatch, apart
     ):
-        monkeypatch.setattr(pixels, "_FEW", 0 if apart else 1000)
+        monkeypatch.setattr(image_store, "_FEW", 0 if apart else 1000)
         path = split.examples[5].path
         path.write_bytes(path.read_bytes()[:200])
         with pytest.raises(UsageError, match=r"05\.png: The picture .* cannot be read"):
@@ -360,12 +360,12 @@ SCRIPT = """
 import hashlib, json, sys, time
 from pathlib import Path
 import numpy as np
-from bitzoo.finetune import pixels, shelves
-from bitzoo.finetune.dataset import Example, Split
+from bitzoo.data import image_store, pixel_cache
+from bitzoo.data.dataset import Example, Split
 
 cache, data, pause_at = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
-pixels._FEW = 0
-shelves.SHELF_ROWS = 5
+image_store._FEW = 0
+pixel_cache.SHARD_ROWS = 5
 examples = tuple(Example(0, path, key=path.name) for path in sorted(data.iterdir()))
 decoded = 0
 
@@ -386,7 +386,7 @@ print(json.dumps([decoded, hashlib.sha256(taken).hexdigest(), "torch" in sys.mod
 
 @pytest.fixture
 def script(tmp_path, cache, folder):
-    """Starts a user's script: it has no `__main__` guard, and its cache has shelves of five."""
+    """Starts a user's script: it has no `__main__` guard, and its cache has shards of five."""
     path = tmp_path / "script.py"
     path.write_text(SCRIPT)
     processes = []
@@ -413,7 +413,7 @@ class TestProcesses:
             answers.append(json.loads(out))
         digest = hashlib.sha256(expected_of(split).tobytes()).hexdigest()
         assert sorted(answers) == [[0, digest, False], [12, digest, False]]
-        assert len(shelf_files(cache)) == 3
+        assert len(shard_files(cache)) == 3
 
     def test_a_killed_build_is_gone_on_with(self, script, split, opened, cache):
         process = script(pause_at=7)
@@ -421,7 +421,7 @@ class TestProcesses:
         process.send_signal(signal.SIGKILL)
         # The worker processes have the same stderr: this returns when they have ended, too.
         assert process.communicate(timeout=30)[1] == ""
-        assert len(shelf_files(cache)) == 1
+        assert len(shard_files(cache)) == 1
         assert len(list(cache.glob("*/*.part"))) == 1
         handle = opened(split)
         assert handle.decoded == 7

@@ -12,7 +12,7 @@ from timm.data import create_transform as timm_transform
 from torchvision import transforms as tv
 
 from bitzoo.errors import LayoutError, UsageError
-from bitzoo.preprocess import EvalTransform, read_rgb
+from bitzoo.models.preprocessing import EvalTransform, read_rgb
 
 SIZES = [(61, 40), (40, 61), (57, 57), (150, 33), (24, 25)]
 

@@ -9,8 +9,8 @@ from itertools import product
 
 import pytest
 
+from bitzoo.catalogue.registry import find_spec, get_spec, list_models
 from bitzoo.errors import UnknownModelError, WeightsUnavailableError
-from bitzoo.registry import find_spec, get_spec, list_models
 
 BASE = "https://storage.googleapis.com/bit_models/"
 ARCHS = ["R50x1", "R50x3", "R101x1", "R101x3", "R152x2", "R152x4"]
@@ -370,7 +370,7 @@ def test_entries_are_values():
 def test_importing_the_catalogue_is_cheap():
     """Neither torch nor numpy is loaded, and nothing is expanded before it is asked for."""
     code = (
-        "import sys, bitzoo.registry as r\n"
+        "import sys, bitzoo.catalogue.registry as r\n"
         "assert r._catalogue.cache_info().currsize == 0\n"
         "print(len(r.list_models()), r.get_spec('bit_l_r50x1').name)\n"
         "heavy = ('torch', 'numpy', 'timm', 'tensorflow', 'h5py')\n"

@@ -15,10 +15,10 @@ from huggingface_hub import ModelCard, metadata_load
 from PIL import Image
 from scipy.stats import binomtest
 
-from bitzoo.finetune.evaluation import Evaluation
-from bitzoo.finetune.plots import Curve, confusion_matrix, line_chart, smoothed
-from bitzoo.finetune.record import wilson_interval
-from bitzoo.finetune.report import Mistake, RunRecord, find_mistakes, write_card, write_report
+from bitzoo.inference.metrics import Evaluation
+from bitzoo.runs.report.html import Mistake, RunRecord, find_mistakes, write_card, write_report
+from bitzoo.runs.report.run_summary import wilson_interval
+from bitzoo.runs.report.svg import Curve, confusion_matrix, line_chart, smoothed
 
 HOSTILE = (
     "<script>alert(1)</script>",

@@ -13,7 +13,7 @@ import pytest
 import safetensors
 from safetensors.numpy import load_file, save_file
 
-from bitzoo.converters.safetensors_file import (
+from bitzoo.converters.formats.safetensors import (
     MAX_HEADER_BYTES,
     SafetensorsSource,
     SafetensorsWriter,

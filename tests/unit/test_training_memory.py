@@ -17,18 +17,18 @@ from torch import nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.nn.parallel import DistributedDataParallel
 
-from bitzoo.arch import ARCHITECTURES, Architecture
 from bitzoo.errors import UsageError
-from bitzoo.finetune import accumulation
-from bitzoo.finetune.memory import (
+from bitzoo.models.architecture import ARCHITECTURES, Architecture
+from bitzoo.models.bit import BiT, fold
+from bitzoo.models.layers import Unit, standardize_kernel
+from bitzoo.training import gradient_accumulation
+from bitzoo.training.activation_checkpointing import (
     average_gradients,
     checkpoint_blocks,
     recompute_norms,
-    standardize_once,
-    sum_gradients,
 )
-from bitzoo.layers import Unit, standardize_kernel
-from bitzoo.model import BiT, fold
+from bitzoo.training.distributed import sum_gradients
+from bitzoo.training.gradient_accumulation import standardize_once
 
 DEEPER = (3, 1, 2, 1)
 CLASSES = 10
@@ -343,7 +343,11 @@ class TestStandardizeOnce:
             calls.append(weight)
             return standardize_kernel(weight)
 
-        for module in ("layers", "finetune.accumulation", "finetune.memory"):
+        for module in (
+            "models.layers",
+            "training.gradient_accumulation",
+            "training.activation_checkpointing",
+        ):
             monkeypatch.setattr(f"bitzoo.{module}.standardize_kernel", spy)
         if switch:
             switch(model)
@@ -410,7 +414,7 @@ class TestStandardizeOnce:
 def train_as(rank, folder):
     """One of WORLD processes: every way of gathering gradients, saved under `folder`."""
     torch.set_num_threads(1)
-    accumulation.BUCKET_BYTES = 2**20  # several buckets, even of this small model
+    gradient_accumulation.BUCKET_BYTES = 2**20  # several buckets, even of this small model
     dist.init_process_group(
         "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=WORLD
     )

@@ -14,9 +14,9 @@ from hub_server import HubServer
 from servers import Fault, FileServer
 
 import bitzoo
-from bitzoo.arch import ARCHITECTURES, Architecture
 from bitzoo.errors import CheckpointError, DownloadError, WeightsUnavailableError
-from bitzoo.weights import fetch, fetched, find_weights, is_location
+from bitzoo.models.architecture import ARCHITECTURES, Architecture
+from bitzoo.zoo.resolve import fetch, fetched, find_weights, is_location
 
 DTD = "BiT-M-R50x1-run0-dtd"
 SERVED = f"vtab/{DTD}.npz"
@@ -24,11 +24,11 @@ SETTINGS = ("BITZOO_MIRROR", "BITZOO_OFFLINE", "BITZOO_HUB_ORG", "HF_HUB_OFFLINE
 
 FIND_WEIGHTS = """
 import json, os, sys
-from bitzoo.arch import ARCHITECTURES, Architecture
+from bitzoo.models.architecture import ARCHITECTURES, Architecture
 ARCHITECTURES["R50x1"] = Architecture((1, 1, 1, 1), 0.5)
 from bitzoo.errors import BitzooError
-from bitzoo.registry import get_spec
-from bitzoo.weights import find_weights
+from bitzoo.catalogue.registry import get_spec
+from bitzoo.zoo.resolve import find_weights
 for settings in sys.argv[2:]:
     os.environ.update(json.loads(settings))
     try:
@@ -159,7 +159,7 @@ class TestMirror:
             raise bitzoo.errors.UsageError("model.safetensors: its disk has 0 free.")
 
         with monkeypatch.context() as patch:
-            patch.setattr("bitzoo.weights.convert_and_prove", no_room)
+            patch.setattr("bitzoo.zoo.resolve.convert_and_prove", no_room)
             with pytest.raises(bitzoo.errors.UsageError, match="0 free"):
                 find_weights(bitzoo.get_spec(DTD))
         assert [name.rpartition("/")[2] for name in files_in(cache)] == [f"{DTD}.npz"]
@@ -210,7 +210,7 @@ class TestAddresses:
         assert files_in(cache) == []
 
     def test_an_interrupted_one_goes_on(self, mirror, cache, content, monkeypatch):
-        monkeypatch.setattr("bitzoo.download._sleep", lambda _: None)
+        monkeypatch.setattr("bitzoo.fetch.http._sleep", lambda _: None)
         mirror.faults += [Fault(cut_after=1_000_000)]
         assert fetch(mirror.url + SERVED).read_bytes() == content
         assert mirror.requests[1].headers["range"] == "bytes=1000000-"

@@ -26,8 +26,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import bitzoo
-from bitzoo.arch import ARCHITECTURES, Architecture
-from bitzoo.converters.parity import Check, convert_and_prove
+from bitzoo.converters.parity.verify import Check, convert_and_prove
 from bitzoo.errors import (
     CheckpointError,
     FoldedModelError,
@@ -36,8 +35,9 @@ from bitzoo.errors import (
     UsageError,
     WeightsUnavailableError,
 )
-from bitzoo.model import BiT, FeatureExtractor
-from bitzoo.zoo import DEFAULT_TRANSFORM
+from bitzoo.models.architecture import ARCHITECTURES, Architecture
+from bitzoo.models.bit import BiT, FeatureExtractor
+from bitzoo.zoo.create import DEFAULT_TRANSFORM
 
 CLASSES = 10
 FLOAT32_ROUNDING = 2e-5

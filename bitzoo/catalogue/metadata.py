@@ -1,0 +1,274 @@
+"""What others published about the checkpoints, as data: scores, evaluation sizes, class counts.
+
+Nothing here was measured by this project, and every fact names its source. The catalogue
+(`bitzoo.catalogue.registry`) attaches these facts to its entries.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+PAPER = "https://arxiv.org/abs/1912.11370"
+DISTILLATION_PAPER = "https://arxiv.org/abs/2106.05237"
+BIG_TRANSFER = "https://github.com/google-research/big_transfer"
+BIG_VISION_DISTILL = (
+    "https://github.com/google-research/big_vision/tree/main/big_vision/configs/proj/distill"
+)
+VTAB = "https://github.com/google-research/task_adaptation"
+TIMM = "https://github.com/huggingface/pytorch-image-models"
+_TIMM_CONFIG = f"{TIMM} timm/models/resnetv2.py"
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """How an RGB image becomes the network's input; pixels then go from [0, 255] to [-1, 1].
+
+    Attributes:
+        crop: Side of the square that the network sees, in pixels; cut from the centre.
+        resize: Side in pixels before the crop: of the shorter edge, or of both if `square`.
+        interpolation: How the resize samples.
+        square: Whether the resize ignores the aspect ratio, as BiT-HyperRule evaluates.
+        source: Who evaluates so, and why the catalogue follows.
+    """
+
+    crop: int
+    resize: int
+    interpolation: Literal["bilinear", "bicubic"]
+    square: bool
+    source: str
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One published score.
+
+    Attributes:
+        name: ``top-1``, ``top-5`` or ``mean top-1`` (over the tasks of a benchmark).
+        dataset: What it was measured on.
+        value: Percent.
+        resolution: Side of the evaluated crop in pixels, where the source states it.
+        source: Citation or address.
+        note: How it was measured, and on what if not on the released weights themselves.
+    """
+
+    name: str
+    dataset: str
+    value: float
+    resolution: int | None
+    source: str
+    note: str
+
+
+_HYPERRULE = f"BiT-HyperRule's evaluation, {PAPER}; which images are small: {VTAB}"
+_ILSVRC = (
+    f"{_TIMM_CONFIG}, issue 388; the paper fine-tunes at 384 (480 for R152x4), the released code "
+    "at 480, but the published scores of these files were measured at this size"
+)
+
+PREPROCESSING: dict[str, Preprocessing] = {
+    "upstream": Preprocessing(224, 256, "bilinear", False, f"{_TIMM_CONFIG}; trained on 224 crops"),
+    "ilsvrc": Preprocessing(448, 448, "bilinear", False, _ILSVRC),
+    "ilsvrc-R152x4": Preprocessing(480, 480, "bilinear", False, _ILSVRC),
+    "vtab-small": Preprocessing(128, 128, "bilinear", True, _HYPERRULE),
+    "vtab-large": Preprocessing(384, 384, "bilinear", True, _HYPERRULE),
+    "vtab-large-R152x4": Preprocessing(480, 480, "bilinear", True, _HYPERRULE),
+    "distill-384": Preprocessing(384, 384, "bicubic", False, _TIMM_CONFIG),
+    "distill-224": Preprocessing(224, 256, "bicubic", False, _TIMM_CONFIG),
+    "distill-160": Preprocessing(
+        160, 182, "bicubic", False, "inferred: the 7/8 crop of the 224 px student"
+    ),
+    "distill-128": Preprocessing(
+        128, 160, "bicubic", False, f"sizes from {BIG_VISION_DISTILL}, interpolation inferred"
+    ),
+}
+"""Evaluation preprocessing by protocol; a key that ends in an architecture is its exception."""
+
+VTAB_TASKS: dict[str, tuple[int, str]] = {
+    "caltech101": (102, "large"),
+    "diabetic_retinopathy": (5, "large"),
+    "dtd": (47, "large"),
+    "oxford_flowers102": (102, "large"),
+    "oxford_iiit_pet": (37, "large"),
+    "resisc45": (45, "large"),
+    "sun397": (397, "large"),
+    "cifar100": (100, "small"),
+    "eurosat": (10, "small"),
+    "patch_camelyon": (2, "large"),
+    "smallnorb-elevation": (9, "large"),
+    "svhn": (10, "small"),
+    "dsprites-orientation": (16, "small"),
+    "smallnorb-azimuth": (18, "large"),
+    "clevr-distance": (6, "large"),
+    "clevr-count": (8, "large"),
+    "dmlab": (6, "large"),
+    "kitti-distance": (4, "large"),
+    "dsprites-xpos": (16, "small"),
+}
+"""The 19 VTAB tasks in the order of big_transfer's README: classes, and the size of the images.
+
+Images are small if their area is below 96 x 96 (32 or 64 px squares; smallNORB's 96 is not).
+Source of the classes: google-research/task_adaptation, data/ and scripts/run_all_tasks.sh.
+"""
+
+TEACHER_TASKS: dict[str, tuple[str, int]] = {
+    "flowers": ("oxford_flowers102", 102),
+    "pet": ("oxford_iiit_pet", 37),
+    "food": ("food101", 101),
+    "sun": ("sun397", 397),
+}
+"""The 128 px teachers' tasks and classes (big_vision, bigsweep_flowers_pet.py, .._food_sun.py)."""
+
+ALIASES: dict[str, tuple[str, ...]] = {
+    "BiT-R50x1_224": (
+        "FunMatch-224px-i1k82.8",
+        "resnetv2_50x1_bit.goog_distilled_in1k",
+        "resnetv2_50x1_bit_distilled",
+    ),
+    "BiT-R50x1_160": ("FunMatch-160px-i1k80.5",),
+    "BiT-R152x2_T_224": (
+        "resnetv2_152x2_bit.goog_teacher_in21k_ft_in1k",
+        "resnetv2_152x2_bit_teacher",
+    ),
+    "BiT-R152x2_T_384": (
+        "resnetv2_152x2_bit.goog_teacher_in21k_ft_in1k_384",
+        "resnetv2_152x2_bit_teacher_384",
+    ),
+}
+"""Names of single files in big_vision (models/bit_paper.py) and, new and old, in timm."""
+
+_UNSEEN_HEAD = "The number of classes is the task's; nobody counted the outputs in the file."
+
+DOUBTS: dict[str, tuple[str, ...]] = {
+    "BiT-S": ("The evaluation preprocessing is inferred from BiT-M's.",),
+    "BiT-S-R152x2": (
+        "The file may not exist: only big_transfer's model tables list it, its README does not.",
+    ),
+    "BiT-S-R50x3": ("The h5 file is reported to hold a width-1 root (big_transfer#47).",),
+    "BiT-S-R101x1": ("The h5 file is reported to hold a width-4 root (big_transfer#47).",),
+    "BiT-R50x1_160": ("The evaluation preprocessing is inferred from the 224 px student's.",),
+    "BiT-teacher-128": (
+        _UNSEEN_HEAD,
+        "The interpolation of the evaluation resize is inferred (big_vision averages areas).",
+    ),
+    "BiT-M-VTAB": (
+        _UNSEEN_HEAD,
+        "The evaluation preprocessing is the paper's rule; the release states none.",
+    ),
+    "BiT-L": (
+        "No weights to check against: class count from the paper, preprocessing as BiT-M.",
+        "Softmax is assumed; a head trained with one yes/no question a class needs a sigmoid.",
+    ),
+}
+"""What nobody could check, by family or by name. No released file was opened for this catalogue."""
+
+_README = f"{BIG_TRANSFER} README"
+
+SOURCES: dict[str, tuple[str, ...]] = {
+    "BiT-S": (PAPER, _README),
+    "BiT-M": (PAPER, _README, f"{BIG_TRANSFER}/issues/26 (sigmoid cross-entropy)"),
+    "BiT-M-ILSVRC2012": (PAPER, _README),
+    "BiT-distilled": (DISTILLATION_PAPER, _README),
+    "BiT-teacher": (DISTILLATION_PAPER, _README, BIG_VISION_DISTILL),
+    "BiT-teacher-128": (DISTILLATION_PAPER, BIG_VISION_DISTILL),
+    "BiT-M-VTAB": (PAPER, _README, VTAB),
+    "BiT-L": (PAPER, f"{BIG_TRANSFER}/issues/4", f"{BIG_TRANSFER}/issues/50"),
+}
+"""Where a family's names, files and heads are described."""
+
+_PAPER_TOP1 = {  # of BiT-S, BiT-M, BiT-L with R152x4
+    "ILSVRC-2012": (81.30, 85.39, 87.54),
+    "CIFAR-10": (97.51, 98.91, 99.37),
+    "CIFAR-100": (86.21, 92.17, 93.51),
+    "Oxford-IIIT Pets": (93.97, 94.46, 96.62),
+    "Oxford Flowers-102": (89.89, 99.30, 99.63),
+    "VTAB-1k": (66.87, 70.64, 76.29),
+}
+_PAPER_TOP5 = (95.65, 97.69, 98.46)
+
+_README_SHOTS = ("1 example per class", "5 examples per class", "the full training set")
+_README_SCORES: dict[str, dict[str, tuple[float, ...]]] = {  # in the order of _README_SHOTS
+    "BiT-M-R50x1": {
+        "CIFAR-10": (57.9, 82.3, 97.4),
+        "CIFAR-100": (35.2, 65.5, 86.6),
+        "ILSVRC-2012": (18.36, 50.64, 80.68),
+    },
+    "BiT-M-R101x3": {
+        "CIFAR-10": (56.7, 85.8, 98.6),
+        "CIFAR-100": (33.8, 71.6, 91.2),
+        "ILSVRC-2012": (25.55, 64.18),
+    },
+    "BiT-M-R152x2": {
+        "CIFAR-10": (55.5, 85.8, 98.5),
+        "CIFAR-100": (36.8, 72.0, 91.3),
+        "ILSVRC-2012": (24.5, 64.5, 85.15),
+    },
+}
+_README_VTAB = {"BiT-M-R152x4": 73.51, "BiT-M-R101x3": 72.65}
+_TIMM_SCORES = {  # top-1, top-5, evaluated size
+    "BiT-M-R50x1-ILSVRC2012": (80.386, 95.694, 448),
+    "BiT-M-R101x1-ILSVRC2012": (82.332, 96.524, 448),
+    "BiT-M-R50x3-ILSVRC2012": (83.982, 97.130, 448),
+    "BiT-M-R101x3-ILSVRC2012": (84.430, 97.380, 448),
+    "BiT-M-R152x2-ILSVRC2012": (84.468, 97.432, 448),
+    "BiT-M-R152x4-ILSVRC2012": (84.936, 97.456, 480),
+    "BiT-R50x1_224": (82.820, 96.526, 224),
+    "BiT-R152x2_T_224": (82.918, 96.568, 224),
+    "BiT-R152x2_T_384": (83.858, 97.130, 384),
+}
+_DISTILLATION_TOP1 = {
+    "BiT-R50x1_224": (82.8, 224),
+    "BiT-R50x1_160": (80.5, 160),
+    "BiT-R152x2_T_224": (83.0, 224),
+    "BiT-R152x2_T_384": (84.3, 384),
+}
+
+
+def metrics_of(name: str) -> tuple[Metric, ...]:
+    """The published scores of a checkpoint by its catalogue name; empty where there are none."""
+    return (
+        *_authors_scores(name),
+        *_timm_scores(name),
+        *_paper_scores(name),
+        *_readme_scores(name),
+    )
+
+
+def _authors_scores(name: str) -> Iterator[Metric]:
+    if name in _DISTILLATION_TOP1:
+        value, size = _DISTILLATION_TOP1[name]
+        source = f"{DISTILLATION_PAPER} and {BIG_VISION_DISTILL} README"
+        yield Metric("top-1", "ILSVRC-2012", value, size, source, "these weights, by the authors")
+
+
+def _timm_scores(name: str) -> Iterator[Metric]:
+    if name in _TIMM_SCORES:
+        top1, top5, size = _TIMM_SCORES[name]
+        source, note = f"{TIMM} results/results-imagenet.csv", "these weights, evaluated by timm"
+        yield Metric("top-1", "ILSVRC-2012", top1, size, source, note)
+        yield Metric("top-5", "ILSVRC-2012", top5, size, source, note)
+
+
+def _paper_scores(name: str) -> Iterator[Metric]:
+    columns = ("BiT-S-R152x4", "BiT-M-R152x4", "BiT-L-R152x4")
+    if name not in columns:
+        return
+    column = columns.index(name)
+    note = "fine-tuned from this checkpoint with BiT-HyperRule; median"
+    for dataset, values in _PAPER_TOP1.items():
+        metric = "mean top-1" if dataset == "VTAB-1k" else "top-1"
+        yield Metric(metric, dataset, values[column], None, f"{PAPER} Tables 1 and 2", note)
+    note = "fine-tuned from this checkpoint with BiT-HyperRule"
+    yield Metric("top-5", "ILSVRC-2012", _PAPER_TOP5[column], None, PAPER, note)
+
+
+def _readme_scores(name: str) -> Iterator[Metric]:
+    for dataset, values in _README_SCORES.get(name, {}).items():
+        recipe = "batch 128, lr 0.001; median" if "CIFAR" in dataset else "BiT-HyperRule; test run"
+        for shots, value in zip(_README_SHOTS, values, strict=False):  # R101x3 lacks the full set
+            note = f"fine-tuned from this checkpoint on {shots}; PyTorch, {recipe}"
+            yield Metric("top-1", dataset, value, None, _README, note)
+    if name in _README_VTAB:
+        note = "fine-tuned from this checkpoint; the authors' re-runs of the paper's models"
+        yield Metric("mean top-1", "VTAB-1k", _README_VTAB[name], None, _README, note)

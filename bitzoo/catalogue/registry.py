@@ -1,0 +1,370 @@
+"""The catalogue: every public BiT checkpoint by name, as data. No torch.
+
+A few pattern rows, one for each family of checkpoints, expand to all names. The released files
+and their names: google-research/big_transfer README; google-research/big_vision
+models/bit_paper.py and configs/proj/distill/common.py. No released file could be opened where
+this was written; what is only inferred stands in `ModelSpec.unverified`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import fnmatch
+import functools
+import itertools
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+from bitzoo.catalogue.metadata import (
+    ALIASES,
+    DOUBTS,
+    PREPROCESSING,
+    SOURCES,
+    TEACHER_TASKS,
+    VTAB_TASKS,
+    Metric,
+    Preprocessing,
+    metrics_of,
+)
+from bitzoo.errors import UnknownModelError, WeightsUnavailableError
+from bitzoo.models.architecture import ARCHITECTURES, Architecture
+
+__all__ = [
+    "DEFAULT_BASE_URL",
+    "Metric",
+    "ModelSpec",
+    "Preprocessing",
+    "find_spec",
+    "get_spec",
+    "list_models",
+]
+
+DEFAULT_BASE_URL = "https://storage.googleapis.com/bit_models/"
+"""Google's public bucket; the paths in `ModelSpec.files` are relative to it."""
+
+Activation = Literal["sigmoid", "softmax"]
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """Everything the catalogue knows about one checkpoint.
+
+    Attributes:
+        name: The id, spelled as released.
+        family: Which pattern row it belongs to: ``BiT-S``, ``BiT-M-VTAB``, ...
+        arch_name: A key of `bitzoo.models.architecture.ARCHITECTURES`, such as ``R50x1``.
+        num_classes: Outputs of the head.
+        activation: What turns logits into scores: ``sigmoid`` for a head trained with one
+            yes/no question a class, else ``softmax``.
+        dataset: What the network was pre-trained on.
+        task: What the head predicts.
+        preprocessing: How to prepare an image for this checkpoint.
+        files: Format (``npz``, ``h5``, ``tfhub``) to path below `DEFAULT_BASE_URL`; a ``tfhub``
+            path is a folder.
+        label_set: The name under which `timm.data.ImageNetInfo` has the class names, or None.
+        label_note: Why there is no `label_set`; empty if there is one.
+        aliases: Other names of the same checkpoint: file stems, big_vision's, timm's.
+        metrics: Published scores, each with its source.
+        unverified: Statements of this entry that nobody checked on the file, as sentences.
+        sources: Where the facts come from.
+        released: Whether Google released the weights.
+        license: SPDX identifier in lower case, of the repository that released the weights.
+    """
+
+    name: str
+    family: str
+    arch_name: str
+    num_classes: int
+    activation: Activation
+    dataset: str
+    task: str
+    preprocessing: Preprocessing
+    files: dict[str, str] = field(hash=False)
+    label_set: str | None
+    label_note: str
+    aliases: tuple[str, ...]
+    metrics: tuple[Metric, ...]
+    unverified: tuple[str, ...]
+    sources: tuple[str, ...]
+    released: bool
+    license: str = "apache-2.0"
+
+    @property
+    def architecture(self) -> Architecture:
+        """Depths and width of the network."""
+        return ARCHITECTURES[self.arch_name]
+
+    @property
+    def resolution(self) -> int:
+        """Side of the image that the network sees, in pixels."""
+        return self.preprocessing.crop
+
+    @property
+    def num_params(self) -> int:
+        """Parameters with the head."""
+        return self.architecture.num_params(self.num_classes)
+
+    def url(self, format: str = "npz") -> str:  # noqa: A002
+        """Address of a released file (of the folder, for ``tfhub``).
+
+        Raises:
+            WeightsUnavailableError: If there is no such file.
+        """
+        if not self.released:
+            raise WeightsUnavailableError(
+                f"{self.name} is known only as an architecture: Google never released weights "
+                "trained on JFT-300M (big_transfer#4, #50). To use your own, give the path of "
+                "your file instead of the name."
+            )
+        if format not in self.files:
+            raise WeightsUnavailableError(
+                f"{self.name} was not released as {format!r}; there is {', '.join(self.files)}. "
+                "Ask for one of these."
+            )
+        return DEFAULT_BASE_URL + self.files[format]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The entry as JSON-able data, with what follows from it: sizes and addresses."""
+        record = asdict(self)
+        record["architecture"] = {
+            "depths": list(self.architecture.depths),
+            "width": self.architecture.width,
+            "num_features": self.architecture.num_features,
+        }
+        record["resolution"] = self.resolution
+        record["num_params"] = self.num_params
+        record["urls"] = {kind: self.url(kind) for kind in self.files}
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in record.items()}
+
+
+def list_models(pattern: str = "*", *, released: bool | None = None) -> list[str]:
+    """Names in the catalogue that match a pattern, in the catalogue's order.
+
+    Args:
+        pattern: Shell wildcards (``*``, ``?``, ``[...]``); case, ``-`` and ``_`` do not matter.
+        released: Only checkpoints that Google released (True) or never released (False).
+
+    Returns:
+        Names; an empty list if nothing matches.
+    """
+    wanted = _pattern_key(pattern)
+    return [
+        name
+        for name, spec in _catalogue().items()
+        if fnmatch.fnmatchcase(_key(name), wanted) and released in (None, spec.released)
+    ]
+
+
+def get_spec(name: str) -> ModelSpec:
+    """The catalogue's entry of a name or alias; case, ``-`` and ``_`` do not matter.
+
+    Raises:
+        UnknownModelError: If there is none; the message gives the nearest names.
+    """
+    spec = find_spec(name)
+    if spec is None:
+        near = ", ".join(_nearest_names(name)) or "none is similar"
+        raise UnknownModelError(
+            f"{name!r} is not a name in the catalogue of BiT checkpoints. Nearest names: {near}. "
+            "`bitzoo list` shows all names, `bitzoo list 'BiT-M-*'` those that match."
+        )
+    return spec
+
+
+def find_spec(name: str) -> ModelSpec | None:
+    """Like `get_spec`, but None for an unknown name."""
+    return _index().get(_key(name))
+
+
+def _key(name: str) -> str:
+    return re.sub("[-_]", "", name.casefold())
+
+
+def _pattern_key(pattern: str) -> str:
+    # Inside brackets "-" spans a range and stays.
+    return re.sub(r"(\[[^\]]*\])|[-_]", lambda match: match[1] or "", pattern.casefold())
+
+
+def _nearest_names(name: str, count: int = 4) -> list[str]:
+    index = _index()
+    keys = difflib.get_close_matches(_key(name), index, n=3 * count)
+    return list(dict.fromkeys(index[key].name for key in keys))[:count]
+
+
+@functools.cache
+def _catalogue() -> dict[str, ModelSpec]:
+    return {spec.name: spec for row in _FAMILIES for spec in _expand(row)}
+
+
+@functools.cache
+def _index() -> dict[str, ModelSpec]:
+    return {
+        _key(name): spec for spec in _catalogue().values() for name in (spec.name, *spec.aliases)
+    }
+
+
+@dataclass(frozen=True)
+class _Family:
+    """A pattern row. Texts may hold {arch}, {size} (arch without R), {name} and a variant's keys.
+
+    `variants` are what differs besides the architecture; `preprocessing` is a key of
+    PREPROCESSING; a variant's own `num_classes` replaces the row's; only _PAPER_ARCHS have h5.
+    """
+
+    family: str
+    name: str
+    dataset: str
+    task: str
+    preprocessing: str
+    files: Mapping[str, str]
+    archs: tuple[str, ...] = tuple(ARCHITECTURES)
+    variants: tuple[Mapping[str, Any], ...] = ({},)
+    num_classes: int = 1000
+    activation: Activation = "softmax"
+    label_set: str | None = None
+    label_note: str = ""
+    aliases: tuple[str, ...] = ()
+    released: bool = True
+
+
+def _expand(row: _Family) -> Iterator[ModelSpec]:
+    for arch, variant in itertools.product(row.archs, row.variants):
+        values = {"arch": arch, "size": arch.removeprefix("R"), **variant}
+        values["name"] = name = row.name.format(**values)
+        protocol = row.preprocessing.format(**values)
+        own_protocol = f"{protocol}-{arch}"
+        yield ModelSpec(
+            name=name,
+            family=row.family,
+            arch_name=arch,
+            num_classes=variant.get("num_classes", row.num_classes),
+            activation=row.activation,
+            dataset=row.dataset,
+            task=row.task.format(**values),
+            preprocessing=PREPROCESSING[
+                own_protocol if own_protocol in PREPROCESSING else protocol
+            ],
+            files={
+                kind: path.format(**values)
+                for kind, path in row.files.items()
+                if kind != "h5" or arch in _PAPER_ARCHS
+            },
+            label_set=row.label_set,
+            label_note=row.label_note.format(**values),
+            aliases=(*(alias.format(**values) for alias in row.aliases), *ALIASES.get(name, ())),
+            metrics=metrics_of(name),
+            unverified=(*DOUBTS.get(row.family, ()), *DOUBTS.get(name, ())),
+            sources=SOURCES[row.family],
+            released=row.released,
+        )
+
+
+_PAPER_ARCHS = ("R50x1", "R50x3", "R101x1", "R101x3", "R152x4")
+"""The architectures of the paper; R152x2 came later, without h5 files and VTAB runs."""
+
+_NO_NAMES = "Released without class names; the order is that of {task} in tensorflow_datasets."
+
+_FAMILIES = (
+    _Family(
+        family="BiT-S",
+        name="BiT-S-{arch}",
+        dataset="ilsvrc-2012",
+        task="ilsvrc-2012",
+        preprocessing="upstream",
+        files={"npz": "{name}.npz", "h5": "{name}.h5"},
+        label_set="imagenet1k",
+    ),
+    _Family(
+        family="BiT-M",
+        name="BiT-M-{arch}",
+        dataset="imagenet-21k",
+        task="imagenet-21k",
+        num_classes=21843,
+        activation="sigmoid",
+        preprocessing="upstream",
+        files={"npz": "{name}.npz", "h5": "{name}.h5"},
+        label_set="imagenet21k_goog",
+        aliases=("resnetv2_{size}_bit.goog_in21k", "resnetv2_{size}_bitm_in21k"),
+    ),
+    _Family(
+        family="BiT-M-ILSVRC2012",
+        name="BiT-M-{arch}-ILSVRC2012",
+        dataset="imagenet-21k",
+        task="ilsvrc-2012",
+        preprocessing="ilsvrc",
+        files={"npz": "{name}.npz"},
+        label_set="imagenet1k",
+        aliases=(
+            "BiT-M-{arch}-imagenet2012",
+            "resnetv2_{size}_bit.goog_in21k_ft_in1k",
+            "resnetv2_{size}_bitm",
+        ),
+    ),
+    _Family(
+        family="BiT-distilled",
+        name="BiT-{arch}_{px}",
+        archs=("R50x1",),
+        dataset="ilsvrc-2012",
+        task="ilsvrc-2012",
+        preprocessing="distill-{px}",
+        files={"npz": "distill/{arch}_{px}.npz"},
+        label_set="imagenet1k",
+        aliases=("{arch}_{px}",),
+        variants=({"px": 224}, {"px": 160}),
+    ),
+    _Family(
+        family="BiT-teacher",
+        name="BiT-{arch}_T_{px}",
+        archs=("R152x2",),
+        dataset="imagenet-21k",
+        task="ilsvrc-2012",
+        preprocessing="distill-{px}",
+        files={"npz": "distill/{arch}_T_{px}.npz"},
+        label_set="imagenet1k",
+        aliases=("{arch}_T_{px}",),
+        variants=({"px": 224}, {"px": 384}),
+    ),
+    _Family(
+        family="BiT-teacher-128",
+        name="BiT-{arch}_T_{short}128",
+        archs=("R152x2",),
+        dataset="imagenet-21k",
+        task="{task}",
+        preprocessing="distill-128",
+        files={"npz": "distill/{arch}_T_{short}128.npz"},
+        label_note=_NO_NAMES,
+        aliases=("{arch}_T_{short}128",),
+        variants=tuple(
+            {"short": short, "task": task, "num_classes": classes}
+            for short, (task, classes) in TEACHER_TASKS.items()
+        ),
+    ),
+    _Family(
+        family="BiT-M-VTAB",
+        name="BiT-M-{arch}-run{run}-{task}",
+        archs=_PAPER_ARCHS,
+        dataset="imagenet-21k",
+        task="vtab/{task}",
+        preprocessing="vtab-{images}",
+        files={"npz": "vtab/{name}.npz", "tfhub": "vtab/{name}.tfhub/"},
+        label_note=_NO_NAMES,
+        variants=tuple(
+            {"run": run, "task": task, "num_classes": classes, "images": images}
+            for run in range(3)
+            for task, (classes, images) in VTAB_TASKS.items()
+        ),
+    ),
+    _Family(
+        family="BiT-L",
+        name="BiT-L-{arch}",
+        dataset="jft-300m",
+        task="jft-300m",
+        num_classes=18291,
+        preprocessing="upstream",
+        files={},
+        label_note="The class names of JFT-300M are not public.",
+        released=False,
+    ),
+)

@@ -1,0 +1,121 @@
+"""What the commands print: tables, proofs, progress. Data goes to stdout, the rest to stderr."""
+
+from __future__ import annotations
+
+import json
+import sys
+import textwrap
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.progress import TaskID
+
+    from bitzoo.converters.parity.verify import ParityReport
+    from bitzoo.files import Progress
+
+
+_HARMLESS = {code: f"\\x{code:02x}" for code in (*range(10), *range(11, 32), 127)}
+"""Control characters, which a hostile file's metadata could send to the terminal, spelled out."""
+
+
+def say(text: str) -> None:
+    """Print a line or several at once: who reads along sees them, who left is noticed here."""
+    print(text.translate(_HARMLESS), flush=True)
+
+
+def print_json(data: object) -> None:
+    """Print one JSON document."""
+    say(json.dumps(data, indent=2))
+
+
+def print_table(headers: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    """Print rows under headers, columns aligned, numbers to the right; nothing is ever cut."""
+    columns = list(zip(headers, *([_cell(cell) for cell in row] for row in rows), strict=True))
+    widths = [max(map(len, column)) for column in columns]
+    numeric = [
+        bool(rows) and all(isinstance(row[index], (int, float)) for row in rows)
+        for index in range(len(headers))
+    ]
+    lines = (
+        "  ".join(
+            cell.rjust(width) if right else cell.ljust(width)
+            for cell, width, right in zip(line, widths, numeric, strict=True)
+        ).rstrip()
+        for line in zip(*columns, strict=True)
+    )
+    say("\n".join(lines))
+
+
+def _cell(value: object) -> str:
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def print_facts(facts: Sequence[tuple[str, object]]) -> None:
+    """Print names and values, one a line, values aligned; a list takes a line an item."""
+    width = max(len(name) for name, _ in facts)
+    lines = []
+    for name, value in facts:
+        items = list(value) if isinstance(value, (list, tuple)) else [value]
+        lines += [
+            f"{'' if index else name:<{width}}  {item}".rstrip() for index, item in enumerate(items)
+        ]
+    say("\n".join(lines))
+
+
+def print_report(report: ParityReport) -> None:
+    """Print what was proven, a line a comparison, with the figure, its limit and the reason."""
+    weights = report.weights
+    rows: list[tuple[object, ...]] = [
+        (
+            "weights",
+            f"{weights.tensors} tensors, {weights.params:,} numbers",
+            f"{len(weights.differing)} tensors differ" if weights.differing else "every bit equal",
+            "equal",
+            _verdict(weights.passed),
+        )
+    ]
+    rows += [
+        (
+            "logits",
+            f"{proof.oracle}, {proof.images} x {proof.size} px, {proof.dtype}",
+            f"{proof.relative_l2:.1e} relative L2",
+            f"{proof.tolerance:.0e}",
+            _verdict(proof.passed),
+        )
+        for proof in report.logits
+    ]
+    print_table(("proof", "compared with the source", "found", "allowed", ""), rows)
+    if report.logits:
+        say("\n" + textwrap.fill(f"Allowed is a {report.to_dict()['logits_rule']}.", 100))
+
+
+def _verdict(passed: bool) -> str:
+    return "ok" if passed else "FAILED"
+
+
+@contextmanager
+def progress_bar() -> Iterator[Progress | None]:
+    """Yield a callback that draws bars on stderr, or None where stderr is no terminal."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    tasks: dict[str, TaskID] = {}
+    columns: list[Any] = [
+        TextColumn("{task.description:<8}"),
+        BarColumn(),
+        TextColumn("{task.percentage:>3.0f}%"),
+        TimeRemainingColumn(elapsed_when_finished=True),
+    ]
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
+
+        def show(task: str, done: int, total: int) -> None:
+            if task not in tasks:
+                tasks[task] = bars.add_task(task, total=total)
+            bars.update(tasks[task], completed=done)
+
+        yield show

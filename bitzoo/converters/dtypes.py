@@ -1,0 +1,98 @@
+"""Number formats narrower than float32: rounding to them and widening again.
+
+bfloat16 is the upper half of a float32; NumPy has no dtype for it.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+
+import numpy as np
+
+from bitzoo.converters.source import Array, RawTensor, Scratch, StoredTensor
+
+NUMBER_FORMATS = ("float32", "float16", "bfloat16")
+"""What a checkpoint may be written in."""
+
+
+def round_to(values: Array, number_format: str) -> Array:
+    """Round float32 numbers to the nearest (ties to even); bfloat16 comes as uint16.
+
+    Numbers too large for float16 become infinite.
+    """
+    if number_format == "float32":
+        return values
+    if number_format == "float16":
+        with np.errstate(over="ignore"):
+            return values.astype("<f2")
+    bits = values.view(np.uint32)
+    half = (bits >> 16) & 1
+    half += 0x7FFF
+    half += bits
+    half >>= 16
+    return half.astype("<u2")
+
+
+def widen(stored: Array, number_format: str) -> Array:
+    """Return rounded numbers as float32, exactly; the inverse of `round_to` where there is one."""
+    if number_format == "bfloat16":
+        bits = stored.astype(np.uint32)
+        bits <<= 16
+        return bits.view(np.float32)
+    return stored.astype(np.float32, copy=False)
+
+
+class RoundingError:
+    """How far rounding moved the numbers, over all tensors; filled by any thread."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._moved = self._whole = 0.0
+
+    def add(self, values: Array, rounded: Array) -> None:
+        """Count float32 numbers and what they were rounded to."""
+        moved = (rounded - values).reshape(-1)
+        whole = values.reshape(-1)
+        sums = float(np.dot(moved, moved)), float(np.dot(whole, whole))
+        with self._lock:
+            self._moved += sums[0]
+            self._whole += sums[1]
+
+    def __str__(self) -> str:
+        """Relative L2 distance, ten characters wide."""
+        return format_deviation(math.sqrt(self._moved / (self._whole or 1.0)))
+
+
+def format_deviation(value: float) -> str:
+    """Write a deviation in ten characters: `1.2345e-03`."""
+    return f"{value:.4e}" if math.isfinite(value) else "not finite"
+
+
+class BrainFloatTensor(StoredTensor):
+    """A bfloat16 tensor, read as the float32 numbers it stands for, which is exact."""
+
+    dtype = np.dtype(np.float32)
+
+    def __init__(self, halves: RawTensor) -> None:
+        """Read `halves`, a tensor of uint16 that are the upper halves of float32 numbers."""
+        self.name, self.shape, self._halves = halves.name, halves.shape, halves
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the tensor as stored."""
+        return self._halves.nbytes
+
+    @property
+    def offset(self) -> int:
+        """Position of its first byte."""
+        return self._halves.offset
+
+    @property
+    def number_format(self) -> str:
+        """It is bfloat16 that lies in the file."""
+        return "bfloat16"
+
+    def read_slab(self, axis: int, start: int, stop: int, scratch: Scratch | None = None) -> Array:
+        """Read a slab and widen it; `scratch` is not used."""
+        return widen(self._halves.read_slab(axis, start, stop), "bfloat16")

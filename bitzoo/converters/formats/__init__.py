@@ -1,0 +1,1 @@
+"""One file per checkpoint format: files to tensors, and back."""

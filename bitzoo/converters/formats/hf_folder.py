@@ -1,0 +1,152 @@
+"""Model folders of transformers and timm: one weight file, or shards that an index joins."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from bitzoo.converters.formats.safetensors import SafetensorsSource, as_scheme
+from bitzoo.converters.source import KERNEL_SCALE, Source, StoredTensor, brief
+from bitzoo.files import sha256_of
+from bitzoo.converters.formats.torch import TorchSource
+from bitzoo.errors import CheckpointError
+
+CONFIG_NAME = "config.json"
+WEIGHT_NAMES = ("model.safetensors", "pytorch_model.bin")
+INDEX_NAMES = tuple(f"{name}.index.json" for name in WEIGHT_NAMES)
+_MAX_JSON = 4 << 20
+_MAX_SHARDS = 1_000
+
+
+def find_weights(folder: Path) -> Path | None:
+    """Return a folder's weight file or index, safetensors first, or None if it has none."""
+    names = (*WEIGHT_NAMES[:1], *INDEX_NAMES[:1], *WEIGHT_NAMES[1:], *INDEX_NAMES[1:])
+    return next((folder / name for name in names if (folder / name).is_file()), None)
+
+
+class FolderSource(Source):
+    """A weight file or an index of shards, seen as what lies around it.
+
+    Raises:
+        CheckpointError: If a shard is missing or damaged, or the index leads out of its folder.
+    """
+
+    def __init__(self, path: Path, weights: Path) -> None:
+        """Open a model's weights.
+
+        Args:
+            path: What the user named: the folder or the index.
+            weights: The weight file or index in it.
+        """
+        self.path = path
+        index = _read_index(weights) if weights.name.endswith(".json") else None
+        files = sorted({weights.parent / name for name in index.values()}) if index else [weights]
+        self._parts: list[Source] = []
+        try:
+            for file in files:
+                self._parts.append(_open_part(weights, file))
+            self._files = [weights, *files] if index else files
+            self.tensors = self._gather(weights, index)
+        except BaseException:
+            self.close()
+            raise
+        self.names = self._parts[0].names
+        if index:
+            self.names, self.tensors, _ = as_scheme(self.tensors)
+        self.notes = tuple(dict.fromkeys(note for part in self._parts for note in part.notes))
+        metadata = [part.metadata for part in self._parts]
+        self.metadata = {key: text for part in metadata for key, text in part.items()}
+        self.metadata |= marks(weights.with_name(CONFIG_NAME))
+
+    @property
+    def size(self) -> int:
+        """Bytes of the weights, and of the index if there is one."""
+        return sum(file.stat().st_size for file in self._files)
+
+    def sha256(self, advance: Callable[[int], None] | None = None) -> str:
+        """Hash the weights; of several files, the index and the shards one after the other."""
+        return sha256_of(*self._files, advance=advance)
+
+    def close(self) -> None:
+        """Release the files."""
+        for part in self._parts:
+            part.close()
+
+    def _gather(self, weights: Path, index: Mapping[str, str] | None) -> dict[str, StoredTensor]:
+        tensors: dict[str, StoredTensor] = {}
+        for part in self._parts:
+            for name, tensor in part.tensors.items():
+                if name in tensors:
+                    raise CheckpointError(
+                        f"{part.path}: has tensor {name!r}, which another shard of {weights.name} "
+                        "has too; expected each once. The folder mixes two models."
+                    )
+                tensors[name] = tensor
+        lost = sorted(set(index or ()) - {t.name for t in tensors.values()} - set(tensors))
+        if lost:
+            raise CheckpointError(
+                f"{weights}: promises {len(lost)} tensors that its shards lack ({lost[0]}, ...). "
+                "The folder is incomplete; fetch it again."
+            )
+        return tensors
+
+
+def _open_part(weights: Path, file: Path) -> Source:
+    if not file.is_file():
+        raise CheckpointError(
+            f"{weights}: calls for a shard {file.name} beside it, which is not there. Fetch it "
+            "into the same folder."
+        )
+    return SafetensorsSource(file) if file.suffix == ".safetensors" else TorchSource(file)
+
+
+def _read_index(path: Path) -> dict[str, str]:
+    found = _read_json(path).get("weight_map")
+    entries: dict[str, str] = found if isinstance(found, dict) and _is_text_map(found) else {}
+    names = set(entries.values())
+    if not names or len(names) > _MAX_SHARDS:
+        raise CheckpointError(
+            f"{path}: expected an index of shards: a 'weight_map' of tensor names to files. It is "
+            "something else, or damaged."
+        )
+    for name in names:
+        if name in ("", "..") or Path(name).name != name or "\\" in name or not name.isprintable():
+            raise CheckpointError(
+                f"{path}: leads to {brief(repr(name))}, expected names of files in its own folder. "
+                "Do not load this file."
+            )
+    return entries
+
+
+def _is_text_map(entries: dict[Any, Any]) -> bool:
+    return all(isinstance(text, str) for entry in entries.items() for text in entry)
+
+
+def marks(config: Path) -> dict[str, str]:
+    """Return what bitzoo wrote into a model's `config.json` of the numbers themselves.
+
+    transformers keeps it through training and saving again, where it drops a file's metadata.
+    Nothing if there is no such file, or one that says nothing readable.
+    """
+    try:
+        entry = _read_json(config).get("bitzoo")
+    except (CheckpointError, OSError):
+        return {}
+    scale = entry.get(KERNEL_SCALE) if isinstance(entry, dict) else None
+    return {} if scale is None else {KERNEL_SCALE: str(scale)}
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        if path.stat().st_size > _MAX_JSON:
+            raise ValueError(f"it has more than {_MAX_JSON:,} bytes")
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(
+            f"{path}: expected JSON, found something else ({brief(error)}). It is damaged."
+        ) from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path}: expected a JSON object, found {type(content).__name__}.")
+    return content

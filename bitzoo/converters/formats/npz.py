@@ -1,0 +1,350 @@
+"""Google's `.npz` files: a zip of stored `.npy` members, read by position and never unpickled.
+
+`np.load` would do for a file one trusts. This reader bounds every size before it allocates, reads
+slabs of a tensor straight from the file, and leaves the zip directory and compressed members
+(legal, never released) to the standard library.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import math
+import os
+import re
+import struct
+import warnings
+import zipfile
+import zlib
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from isal import isal_zlib
+from numpy.lib import format as npy
+
+from bitzoo.converters.formats.zip_members import DAMAGE, PackedTensor, Unpacked
+from bitzoo.converters.writer import Place, SlabWriter
+from bitzoo.converters.source import (
+    Array,
+    RawFile,
+    RawTensor,
+    Source,
+    StoredTensor,
+    brief,
+    read_pieces,
+)
+from bitzoo.errors import CheckpointError
+
+MAX_DIRECTORY_BYTES = 1 << 20
+"""Bound on the zip directory; 459 released names need 50 kB. It bounds how many headers there are,
+and parsing 20,000 takes seconds."""
+MAX_UNPACKED_BYTES = 16 << 30
+"""Bound on what compressed members may unpack to; the largest released file has 4.43 GB."""
+_PIECE = 1 << 20
+_MAX_NAME = 255
+_MAX_RANK = 32
+_MAX_SIZE = 1 << 62
+_HEADER_BYTES = 4_096
+_ENCRYPTED = 0x1
+_METHODS = {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}
+"""What NumPy writes. `zipfile` unpacks bzip2 without a bound: 2 kB of it took 6 GB of memory."""
+_DTYPES = {np.dtype(code) for code in ("<f2", "<f4", "<f8", ">f2", ">f4", ">f8")}
+_RENUMBERED = re.compile(r"/standardized_conv2d_\d+(?=/)", re.ASCII)
+
+
+class NpzSource(Source):
+    """An open `.npz` checkpoint with tensors under Google's names.
+
+    ``standardized_conv2d_<n>``, which some files carry, is read as ``standardized_conv2d``
+    (as google-research/big_vision, models/bit_paper.py, does).
+
+    Raises:
+        CheckpointError: If the file is damaged, unsafe or holds anything but float arrays.
+    """
+
+    names = "npz"
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.metadata: Mapping[str, str] = {}
+        self._file = RawFile(path)
+        self._bounded = _BoundedFile(path)
+        self._members: list[tuple[int, int, zipfile.ZipInfo]] = []
+        try:
+            self._zip = self._open_zip()
+            self._unpacked = Unpacked(self._zip)
+            self.tensors = self._read_headers()
+        except BaseException:
+            self._bounded.close()
+            self._file.close()
+            raise
+
+    @property
+    def size(self) -> int:
+        """Bytes of the file."""
+        return self._file.size
+
+    def sha256(self, advance: Callable[[int], None] | None = None) -> str:
+        """Hash the file and check the CRC-32 of every stored member in the same pass.
+
+        Members that are compressed are checked while they are unpacked.
+        """
+        digest, position = hashlib.sha256(), 0
+        for start, stop, info in self._members:
+            self._hash(digest, position, start, advance)
+            crc = self._hash(digest, start, stop, advance)
+            if info.compress_type == zipfile.ZIP_STORED and crc != info.CRC:
+                raise CheckpointError(
+                    f"{self.path}: tensor {info.filename!r} is damaged: the file says CRC-32 "
+                    f"{info.CRC:08x}, its bytes give {crc:08x}. Fetch the file again."
+                )
+            position = stop
+        self._hash(digest, position, self.size, advance)
+        return digest.hexdigest()
+
+    def close(self) -> None:
+        """Release the file and whatever was unpacked from it."""
+        self._unpacked.close()
+        self._zip.close()
+        self._bounded.close()
+        self._file.close()
+
+    def _hash(
+        self,
+        digest: hashlib._Hash,
+        start: int,
+        stop: int,
+        advance: Callable[[int], None] | None,
+    ) -> int:
+        crc = 0
+        for piece in read_pieces(self._file, start, stop):
+            digest.update(piece)
+            crc = isal_zlib.crc32(piece, crc)  # as zlib's, several times faster
+            if advance:
+                advance(len(piece))
+        return crc
+
+    def _open_zip(self) -> zipfile.ZipFile:
+        try:
+            return zipfile.ZipFile(self._bounded)
+        except CheckpointError:
+            raise
+        except DAMAGE as error:
+            raise CheckpointError(
+                f"{self.path}: expected an .npz (zip) file, but its directory cannot be read "
+                f"({brief(error)}). It is truncated or damaged; fetch it again."
+            ) from error
+
+    def _read_headers(self) -> dict[str, StoredTensor]:
+        tensors: dict[str, StoredTensor] = {}
+        for info in self._zip.infolist():
+            name = _tensor_name(self.path, info)
+            if name in tensors:
+                raise CheckpointError(
+                    f"{self.path}: two tensors are called {name!r}; expected each name once. "
+                    "The file is damaged or was tampered with."
+                )
+            tensors[name] = self._read_header(name, info)
+        self._check_overlap()
+        unpacked = sum(t.nbytes for t in tensors.values() if isinstance(t, PackedTensor))
+        if unpacked > MAX_UNPACKED_BYTES:
+            raise CheckpointError(
+                f"{self.path}: its compressed tensors would unpack to {unpacked:,} bytes, "
+                f"expected at most {MAX_UNPACKED_BYTES:,}. Save it again with numpy.savez."
+            )
+        return tensors
+
+    def _check_overlap(self) -> None:
+        self._members.sort(key=lambda member: member[:2])
+        for (_, stop, first), (start, _, second) in pairwise(self._members):
+            if start < stop:
+                raise CheckpointError(
+                    f"{self.path}: tensors {first.filename!r} and {second.filename!r} share "
+                    "bytes of the file; expected each to have its own. Do not load this file."
+                )
+
+    def _read_header(self, name: str, info: zipfile.ZipInfo) -> StoredTensor:
+        offset = _data_offset(self._file, info)
+        self._members.append((offset, offset + info.compress_size, info))
+        stored = info.compress_type == zipfile.ZIP_STORED
+        try:
+            if stored:
+                head = self._file.read(offset, min(_HEADER_BYTES, info.file_size))
+            else:
+                with self._zip.open(info) as member:
+                    head = member.read(_HEADER_BYTES)
+            shape, fortran, dtype, start = _parse_header(head)
+        except DAMAGE as error:
+            raise CheckpointError(
+                f"{self.path}: tensor {name!r} has no readable .npy header ({brief(error)}). "
+                "The file is damaged; fetch it again."
+            ) from error
+        _check_tensor(self.path, name, info, shape, dtype, start)
+        if stored:
+            return RawTensor(name, shape, dtype, self._file, offset + start, fortran)
+        return PackedTensor(name, shape, dtype, self._unpacked, info, start, fortran)
+
+
+class _BoundedFile(io.FileIO):
+    """The file as `zipfile` reads it, which would allocate whatever a directory claims to need."""
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        """Read as any file does, but never more than a directory may have."""
+        if size is not None and size > MAX_DIRECTORY_BYTES:
+            raise CheckpointError(
+                f"{os.fspath(self.name)}: its zip directory claims {size:,} bytes, expected at "
+                f"most {MAX_DIRECTORY_BYTES:,}. This is no BiT checkpoint."
+            )
+        return super().read(-1 if size is None else size) or b""
+
+
+class NpzWriter(SlabWriter):
+    """An `.npz` being written as NumPy writes it: stored `.npy` members, float32, in given order.
+
+    Members lie where they will stay from the start; `finish` reads them once for their checksums.
+    """
+
+    def __init__(self, path: Path, places: Mapping[str, Place]) -> None:
+        """Reserve the file at its full size.
+
+        Args:
+            path: File to write; truncated if it exists.
+            places: Every tensor's name, shape and axis of outputs; offsets do not matter.
+        """
+        self._members: list[tuple[zipfile.ZipInfo, bytes]] = []
+        laid, position = {}, 0
+        for name, place in places.items():
+            head = io.BytesIO()
+            described = {"descr": "<f4", "fortran_order": False, "shape": place.shape}
+            npy.write_array_header_1_0(head, described)
+            info = zipfile.ZipInfo(f"{name}.npy")
+            info.header_offset, info.CRC = position, 0
+            info.file_size = info.compress_size = len(head.getvalue()) + 4 * math.prod(place.shape)
+            self._members.append((info, head.getvalue()))
+            position += len(info.FileHeader(zip64=True)) + len(head.getvalue())
+            laid[name] = replace(place, offset=position)
+            position += 4 * math.prod(place.shape)
+        self._end = position
+        super().__init__(path, laid, 4, position)
+
+    def finish(self, metadata: Mapping[str, str]) -> None:
+        """Write the members' headers and the zip directory, and close; there is no metadata."""
+        with zipfile.ZipFile(self._file, "w") as archive:
+            for info, head in self._members:
+                position = info.header_offset + len(info.FileHeader(zip64=True))
+                self._put(head, position)
+                info.CRC = self._crc(position, position + info.file_size)
+                self._put(info.FileHeader(zip64=True), info.header_offset)
+                archive.filelist.append(info)
+            archive.start_dir = self._end  # where closing it writes the directory
+        self.close()
+
+    def _crc(self, start: int, stop: int) -> int:
+        crc = 0
+        for position in range(start, stop, _PIECE):
+            crc = zlib.crc32(
+                os.pread(self._file.fileno(), min(_PIECE, stop - position), position), crc
+            )
+        return crc
+
+
+def write_npz(path: Path, tensors: Iterable[tuple[str, Array]]) -> None:
+    """Write names and float32 arrays as Google's files hold them: one stored `.npy` member each."""
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
+        for name, array in tensors:
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+                npy.write_array(member, np.ascontiguousarray(array, "<f4"), allow_pickle=False)
+
+
+def _tensor_name(path: Path, info: zipfile.ZipInfo) -> str:
+    name = info.filename
+    if not (name.isascii() and name.isprintable() and name.endswith(".npy")):
+        raise CheckpointError(
+            f"{path}: found a member called {name[:_MAX_NAME]!r}; expected only arrays (.npy). "
+            "This is a zip file, but no .npz checkpoint."
+        )
+    if len(name) > _MAX_NAME:
+        raise CheckpointError(
+            f"{path}: a tensor's name has {len(name):,} letters ({name[:40]!r}...), expected at "
+            f"most {_MAX_NAME}. This is no BiT checkpoint."
+        )
+    if info.flag_bits & _ENCRYPTED:
+        raise CheckpointError(f"{path}: tensor {name!r} is encrypted; expected plain data.")
+    if info.compress_type not in _METHODS:
+        raise CheckpointError(
+            f"{path}: tensor {name!r} is compressed by method {info.compress_type}, expected "
+            "stored or deflated data, as NumPy writes. Save it again with numpy.savez."
+        )
+    return _RENUMBERED.sub("/standardized_conv2d", name.removesuffix(".npy"))
+
+
+def _data_offset(file: RawFile, info: zipfile.ZipInfo) -> int:
+    """Return where a member's bytes begin, which only the header before them says."""
+    position = info.header_offset
+    header = file.read(position, 30) if 0 <= position < file.size else b""
+    if len(header) < 30 or header[:4] != b"PK\x03\x04":
+        raise CheckpointError(
+            f"{file.path}: tensor {info.filename!r} is not where the zip directory says. "
+            "The file is truncated or damaged; fetch it again."
+        )
+    name_size, extra_size = struct.unpack_from("<HH", header, 26)
+    offset = position + 30 + int(name_size) + int(extra_size)
+    inflated = info.compress_type == zipfile.ZIP_STORED and info.file_size != info.compress_size
+    if inflated or offset + info.compress_size > file.size:
+        raise CheckpointError(
+            f"{file.path}: tensor {info.filename!r} claims {info.file_size:,} bytes, more than "
+            "the file holds there. It is truncated or damaged; fetch it again."
+        )
+    return offset
+
+
+def _parse_header(head: bytes) -> tuple[tuple[int, ...], bool, np.dtype[Any], int]:
+    """Return shape, order, dtype and the position of the data.
+
+    Raises:
+        ValueError: If the header is malformed in any way.
+    """
+    stream = io.BytesIO(head)
+    version = npy.read_magic(stream)
+    readers = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
+    if version not in readers:
+        raise ValueError(f"unknown .npy version {version}")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of Python 2, which wrote some old files
+            shape, fortran, dtype = readers[version](stream)
+    except Exception as error:  # whatever Python's own parser finds wrong with the text
+        raise ValueError(f"malformed header: {error}") from error
+    if len(shape) > _MAX_RANK or not all(0 <= size < _MAX_SIZE for size in shape):
+        raise ValueError(f"an impossible shape of {len(shape)} dimensions")
+    return shape, fortran, dtype, stream.tell()
+
+
+def _check_tensor(
+    path: Path,
+    name: str,
+    info: zipfile.ZipInfo,
+    shape: tuple[int, ...],
+    dtype: np.dtype[Any],
+    start: int,
+) -> None:
+    if dtype.hasobject:
+        raise CheckpointError(
+            f"{path}: tensor {name!r} holds pickled Python objects, which could run code; "
+            "expected plain float numbers. Do not load this file."
+        )
+    if dtype not in _DTYPES:
+        raise CheckpointError(
+            f"{path}: tensor {name!r} has dtype {brief(dtype)}, expected float32 (float16 and "
+            "float64 are converted)."
+        )
+    expected = start + math.prod(shape) * dtype.itemsize
+    if info.file_size != expected:
+        raise CheckpointError(
+            f"{path}: tensor {name!r} of shape {shape} needs {expected:,} bytes, found "
+            f"{info.file_size:,}. The file is truncated or damaged; fetch it again."
+        )

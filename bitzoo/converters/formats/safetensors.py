@@ -1,0 +1,281 @@
+"""safetensors files, read by position and written block by block.
+
+The safetensors library writes from tensors that are all in memory; this writer takes slabs in any
+order, from several threads, and fills the header in when the source's checksum is known. Format:
+github.com/huggingface/safetensors, README ("Format").
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import struct
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bitzoo.models.architecture import Role, Slot
+from bitzoo.converters.key_mapping import TORCH_SCHEMES, name_of, scheme_of
+from bitzoo.converters.dtypes import BrainFloatTensor
+from bitzoo.converters.writer import Place, SlabWriter
+from bitzoo.converters.source import Array, RawFile, RawTensor, Source, StoredTensor, brief
+from bitzoo.files import sha256_of
+from bitzoo.errors import CheckpointError
+
+MAX_HEADER_BYTES = 4 << 20
+"""Bound on the JSON header; a released model's has 60 kB."""
+_MAX_NAME = 255
+_MAX_RANK = 32
+_MAX_SIZE = 1 << 62
+_DTYPES: dict[str, np.dtype[Any]] = {
+    "BF16": np.dtype("<u2"),
+    "F16": np.dtype("<f2"),
+    "F32": np.dtype("<f4"),
+    "F64": np.dtype("<f8"),
+}
+_CODES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
+_ALIGNMENT = 64
+"""The header is padded so that tensor data starts on a cache line in a memory map."""
+
+
+class SafetensorsSource(Source):
+    """An open safetensors checkpoint with tensors under timm's names, or those of a peer.
+
+    Raises:
+        CheckpointError: If the header is malformed, or does not describe the bytes after it.
+    """
+
+    def __init__(self, path: Path, *, own: bool = False) -> None:
+        """Open the file.
+
+        Args:
+            path: The file.
+            own: Whether nobody else knows it, as while it is being written; it is then mapped.
+        """
+        self.path = path
+        self._file = RawFile(path, own=own)
+        try:
+            header, start = _read_header(self._file)
+            self.metadata = _metadata(path, header.pop("__metadata__", {}))
+            self.tensors: Mapping[str, StoredTensor] = {
+                name: _tensor(self._file, name, entry, start) for name, entry in header.items()
+            }
+            self._check_cover(start)
+            self.names, self.tensors, self.notes = as_scheme(self.tensors)
+        except BaseException:
+            self._file.close()
+            raise
+
+    @property
+    def size(self) -> int:
+        """Bytes of the file."""
+        return self._file.size
+
+    def sha256(self, advance: Callable[[int], None] | None = None) -> str:
+        """Hash the file; the format has no checksums of its own."""
+        return sha256_of(self.path, advance=advance)
+
+    def close(self) -> None:
+        """Release the file."""
+        self._file.close()
+
+    def _check_cover(self, start: int) -> None:
+        position = start
+        for tensor in sorted(self.tensors.values(), key=lambda t: (_offset(t), t.nbytes)):
+            if _offset(tensor) != position:
+                raise CheckpointError(
+                    f"{self.path}: tensor {tensor.name!r} starts at byte {_offset(tensor):,}, "
+                    f"expected {position:,}. The header is damaged; convert the source again."
+                )
+            position += tensor.nbytes
+        if position != self.size:
+            raise CheckpointError(
+                f"{self.path}: its tensors end at byte {position:,}, but the file has "
+                f"{self.size:,}. It is truncated or damaged; convert the source again."
+            )
+
+
+class SafetensorsWriter(SlabWriter):
+    """A safetensors file being written in slabs along the output axis, which is the first.
+
+    Tensors are laid out sorted by name, as the safetensors library lays them out. The header is
+    there from the start, so a reader may read back what is written. Slabs may come in any order
+    and from any thread. Call `finish` when all are written.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        shapes: Mapping[str, tuple[int, ...]],
+        metadata: Mapping[str, str],
+        number_format: str = "float32",
+    ) -> None:
+        """Reserve the file at its full size.
+
+        Args:
+            path: File to write; truncated if it exists.
+            shapes: Every tensor's name and shape.
+            metadata: Text for the header. `finish` may replace values by others of equal length.
+                What UTF-8 cannot hold, such as odd bytes of a file's name, becomes ``?``.
+            number_format: One of `NUMBER_FORMATS`; what `write` is given is in it already.
+        """
+        self._code = _CODES[number_format]
+        itemsize = _DTYPES[self._code].itemsize
+        self._shapes = dict(sorted(shapes.items()))
+        self._metadata = {
+            key: text.encode(errors="replace").decode() for key, text in metadata.items()
+        }
+        header = self._header()
+        places, position = {}, len(header)
+        for name, shape in self._shapes.items():
+            places[name] = Place(position, shape, 0)
+            position += itemsize * math.prod(shape)
+        self._header_bytes = len(header)
+        super().__init__(path, places, itemsize, position)
+        try:
+            self._put(header, 0)
+        except OSError:
+            self.close()
+            raise
+
+    def finish(self, metadata: Mapping[str, str]) -> None:
+        """Write the header, with these values in place of the reserved ones, and close."""
+        self._metadata.update(metadata)
+        header = self._header()
+        if len(header) != self._header_bytes:
+            raise ValueError("metadata values changed their length after the file was laid out")
+        self._put(header, 0)
+        self.close()
+
+    def _header(self) -> bytes:
+        entries: dict[str, Any] = {"__metadata__": self._metadata}
+        position, itemsize = 0, _DTYPES[self._code].itemsize
+        for name, shape in self._shapes.items():
+            end = position + itemsize * math.prod(shape)
+            entries[name] = {"dtype": self._code, "shape": shape, "data_offsets": [position, end]}
+            position = end
+        text = json.dumps(entries, separators=(",", ":")).encode()
+        text += b" " * (-(8 + len(text)) % _ALIGNMENT)
+        return struct.pack("<Q", len(text)) + text
+
+
+def restate(path: Path, key: str, value: str) -> None:
+    """Replace a value of a written file's metadata by another of equal length.
+
+    Raises:
+        ValueError: If the lengths differ.
+    """
+    file = RawFile(path)
+    try:
+        header, start = _read_header(file)
+        text = file.read(8, start - 8)
+    finally:
+        file.close()
+    old = json.dumps({key: header["__metadata__"][key]}, separators=(",", ":"))[1:-1].encode()
+    new = json.dumps({key: value}, separators=(",", ":"))[1:-1].encode()
+    if len(old) != len(new) or text.count(old) != 1:
+        raise ValueError(f"metadata {key!r} cannot be replaced where it stands")
+    with path.open("r+b") as out:
+        out.seek(8)
+        out.write(text.replace(old, new))
+
+
+def write_safetensors(path: Path, arrays: Mapping[str, Array], metadata: Mapping[str, str]) -> None:
+    """Write whole tensors, float32 and C-contiguous; equal ones always make equal files.
+
+    The safetensors library writes the metadata in another order each time.
+    """
+    shapes = {name: array.shape for name, array in arrays.items()}
+    writer = SafetensorsWriter(path, shapes, metadata)
+    try:
+        for name, array in arrays.items():
+            writer.write(name, 0, array)
+    finally:
+        writer.close()
+
+
+def as_scheme(
+    tensors: Mapping[str, StoredTensor],
+) -> tuple[str, Mapping[str, StoredTensor], tuple[str, ...]]:
+    """Return the naming scheme of a PyTorch file's tensors, the tensors, and notes.
+
+    What wrappers put before names is removed: ``module.`` of a training checkpoint,
+    ``_orig_mod.`` of torch.compile. A bare BitModel lacks the ``bit.`` of its classifiers.
+    """
+    notes = []
+    for wrapper in ("_orig_mod.", "module."):
+        if tensors and all(name.startswith(wrapper) for name in tensors):
+            tensors = {name.removeprefix(wrapper): tensor for name, tensor in tensors.items()}
+            notes.append(f"Names lost their wrapper's {wrapper!r}.")
+    bare = name_of(Slot(Role.STEM_KERNEL), "transformers").removeprefix("bit.")
+    if bare in tensors:
+        tensors = {f"bit.{name}": tensor for name, tensor in tensors.items()}
+    return scheme_of(tensors, TORCH_SCHEMES), tensors, tuple(notes)
+
+
+def _read_header(file: RawFile) -> tuple[dict[str, Any], int]:
+    """Return the header's entries and the position of the first data byte."""
+    prefix = file.read(0, 8)
+    size = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else 0
+    if not 2 <= size <= min(MAX_HEADER_BYTES, file.size - 8):
+        raise CheckpointError(
+            f"{file.path}: expected a safetensors header of at most {MAX_HEADER_BYTES:,} bytes, "
+            f"found one said to have {size:,} in a file of {file.size:,}. "
+            "This is no safetensors file, or it is damaged."
+        )
+    try:
+        header = json.loads(file.read(8, size).decode(), object_pairs_hook=_unique)
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(
+            f"{file.path}: its safetensors header is not readable JSON ({error}). "
+            "The file is damaged; convert the source again."
+        ) from error
+    if not isinstance(header, dict):
+        raise CheckpointError(f"{file.path}: expected a JSON object as safetensors header.")
+    for name in header:
+        if not name.isprintable() or len(name) > _MAX_NAME:
+            raise CheckpointError(
+                f"{file.path}: a tensor is called {name[:40]!r} ({len(name):,} letters), expected "
+                f"at most {_MAX_NAME} printable ones. The file is damaged or was tampered with."
+            )
+    return header, 8 + size
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    entries = dict(pairs)
+    if len(entries) != len(pairs):
+        raise ValueError("a name appears twice")
+    return entries
+
+
+def _metadata(path: Path, entry: Any) -> dict[str, str]:
+    if not isinstance(entry, dict) or not all(isinstance(text, str) for text in entry.values()):
+        raise CheckpointError(f"{path}: its safetensors metadata is not a map of text to text.")
+    return entry
+
+
+def _tensor(file: RawFile, name: str, entry: Any, start: int) -> StoredTensor:
+    try:
+        dtype, shape = _DTYPES[entry["dtype"]], tuple(entry["shape"])
+        begin, end = entry["data_offsets"]
+        if len(shape) > _MAX_RANK:
+            raise ValueError(f"{len(shape):,} dimensions")
+        for number in (*shape, begin, end):
+            if type(number) is not int or not 0 <= number < _MAX_SIZE:
+                raise ValueError("a size or offset that is no whole number of a possible size")
+        if math.prod(shape) * dtype.itemsize != end - begin:
+            raise ValueError(f"shape {shape} does not fill bytes {begin:,} to {end:,}")
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"{file.path}: safetensors entry {name!r} cannot be read ({brief(repr(error))}); "
+            f"expected a dtype of {sorted(_DTYPES)}, a shape and two offsets."
+        ) from error
+    tensor = RawTensor(name, shape, dtype, file, start + begin)
+    return BrainFloatTensor(tensor) if entry["dtype"] == "BF16" else tensor
+
+
+def _offset(tensor: StoredTensor) -> int:
+    assert isinstance(tensor, RawTensor | BrainFloatTensor)
+    return tensor.offset

@@ -1,0 +1,150 @@
+"""Modules as the hubs serve them: a tar archive, unpacked where nothing in it can do harm."""
+
+from __future__ import annotations
+
+import shutil
+import tarfile
+import tempfile
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path, PurePosixPath
+
+from bitzoo.converters.source import Source, brief
+from bitzoo.files import sha256_of
+from bitzoo.errors import CheckpointError
+
+MAX_BYTES = 16 << 30
+"""Bound on what an archive may unpack to; the largest released network has 4.43 GB."""
+MAX_MEMBERS = 10_000
+_MAX_HEADER_BYTES = 1 << 20
+_DAMAGE = (tarfile.TarError, EOFError, OSError, zlib.error, ValueError)
+
+
+def is_tar(path: Path) -> bool:
+    """Whether a file is a tar archive without compression."""
+    with path.open("rb") as file:
+        file.seek(257)
+        return file.read(5) == b"ustar"
+
+
+class _BoundedMember(tarfile.TarInfo):
+    """A member as `tarfile` reads it, which would hold a long name of any length in memory."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str | None, errors: str) -> _BoundedMember:
+        member = super().frombuf(buf, encoding, errors)  # type: ignore[arg-type]
+        if not (member.isreg() or member.isdir()) and member.size > _MAX_HEADER_BYTES:
+            raise tarfile.ReadError(f"a header of {member.size:,} bytes")
+        return member
+
+
+class ArchiveSource(Source):
+    """The checkpoint inside a tar archive, unpacked to a temporary folder while it is open.
+
+    Only plain files and folders are unpacked, under names that stay below the folder.
+
+    Raises:
+        CheckpointError: If the archive is damaged, leads out of itself, holds links or devices,
+            unpacks to more than `MAX_BYTES`, or has no checkpoint in it.
+    """
+
+    def __init__(self, path: Path, open_inner: Callable[[Path], Source]) -> None:
+        """Unpack and open.
+
+        Args:
+            path: The archive.
+            open_inner: Opens what was unpacked.
+        """
+        self.path = path
+        self._folder = tempfile.TemporaryDirectory(prefix="bitzoo-")
+        try:
+            root = Path(self._folder.name) / "unpacked"
+            _unpack(path, root)
+            self._inner = _open_below(path, root, open_inner)
+        except BaseException:
+            self._folder.cleanup()
+            raise
+        self.names, self.tensors = self._inner.names, self._inner.tensors
+        self.metadata, self.notes = self._inner.metadata, self._inner.notes
+        self.graph = self._inner.graph
+
+    @property
+    def size(self) -> int:
+        """Bytes of the archive."""
+        return self.path.stat().st_size
+
+    def sha256(self, advance: Callable[[int], None] | None = None) -> str:
+        """Hash the archive, and let the checkpoint in it check itself."""
+        self._inner.sha256()
+        return sha256_of(self.path, advance=advance)
+
+    def close(self) -> None:
+        """Remove what was unpacked."""
+        self._inner.close()
+        self._folder.cleanup()
+
+
+def _unpack(path: Path, root: Path) -> None:
+    root.mkdir()
+    try:
+        with tarfile.open(path, tarinfo=_BoundedMember) as archive:
+            for member, place in _checked(path, archive):
+                target = root / place
+                if member.isdir():
+                    target.mkdir(parents=True, exist_ok=True)
+                    continue
+                target.parent.mkdir(parents=True, exist_ok=True)
+                data = archive.extractfile(member)
+                assert data is not None
+                with data, target.open("xb") as out:
+                    shutil.copyfileobj(data, out, 1 << 20)
+    except CheckpointError:
+        raise
+    except _DAMAGE as error:
+        raise CheckpointError(
+            f"{path}: expected a tar archive of a module, but it cannot be unpacked "
+            f"({brief(error)}). It is truncated or damaged, or {tempfile.gettempdir()} is full; "
+            "fetch it again, or point TMPDIR to a folder with room."
+        ) from error
+
+
+def _checked(
+    path: Path, archive: tarfile.TarFile
+) -> Iterator[tuple[tarfile.TarInfo, PurePosixPath]]:
+    """Yield members and their safe places, before their data is read."""
+    size = 0
+    for count, member in enumerate(archive, start=1):
+        place = PurePosixPath(member.name)
+        if place.is_absolute() or ".." in place.parts or "\\" in member.name:
+            raise CheckpointError(
+                f"{path}: a member is called {brief(repr(member.name))}, which leads out of the "
+                "archive; expected names below its root. Do not load this file."
+            )
+        if not (member.isfile() or member.isdir()) or member.issparse():
+            raise CheckpointError(
+                f"{path}: {brief(repr(member.name))} is a link, a device or a sparse file; "
+                "expected plain files and folders. Do not load this file."
+            )
+        size += member.size
+        if size > MAX_BYTES or count > MAX_MEMBERS:
+            raise CheckpointError(
+                f"{path}: unpacks to {size:,} bytes or more in {count:,} files, expected at most "
+                f"{MAX_BYTES:,} in {MAX_MEMBERS:,}. This is no BiT checkpoint."
+            )
+        yield member, place
+
+
+def _open_below(path: Path, root: Path, open_inner: Callable[[Path], Source]) -> Source:
+    """Open the checkpoint in the archive's root, or in the one folder that it has."""
+    folder = root
+    entries = list(folder.iterdir())
+    while len(entries) == 1:
+        folder = entries[0]
+        if not folder.is_dir():
+            break
+        entries = list(folder.iterdir())
+    try:
+        return open_inner(folder)
+    except CheckpointError as error:
+        reason = str(error).replace(str(folder), folder.name if folder != root else "its content")
+        raise CheckpointError(f"{path}: in the archive, {reason}") from error

@@ -1,0 +1,201 @@
+"""PyTorch checkpoints (`.pth`, `.pt`, `.bin`, `.pth.tar`): tensors only, never code.
+
+Files are opened by `torch.load(weights_only=True)`, which builds nothing but tensors and plain
+containers, and memory-mapped where the file's form allows it.
+"""
+
+from __future__ import annotations
+
+import pickle
+import re
+import warnings
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from bitzoo.converters.formats.safetensors import SafetensorsWriter, as_scheme
+from bitzoo.converters.writer import Writer
+from bitzoo.converters.source import Array, Scratch, Source, StoredTensor, brief
+from bitzoo.files import sha256_of
+from bitzoo.errors import CheckpointError
+
+if TYPE_CHECKING:
+    import torch
+
+_STATE_KEYS = ("model", "state_dict", "model_state_dict", "module")
+"""Where training checkpoints keep the network: bit_pytorch/train.py, timm/utils/checkpoint_saver.py
+and others."""
+_MAX_NAME = 255
+_GLOBAL = re.compile(r"GLOBAL ([\w.]+)", re.ASCII)
+"""How PyTorch says which function or class a pickle calls for that is no part of a tensor."""
+
+
+class TorchSource(Source):
+    """An open PyTorch checkpoint: a state dict, or a training checkpoint that holds one.
+
+    Raises:
+        CheckpointError: If the file is damaged, holds anything but data, or no state dict.
+    """
+
+    def __init__(self, path: Path) -> None:
+        import torch
+
+        self.path, self.metadata = path, {}
+        content = _load(path)
+        state, left = _state_dict(path, content)
+        if not all(_is_name(name) for name in state):
+            raise CheckpointError(
+                f"{path}: tensors have names that are no text of at most {_MAX_NAME} printable "
+                "letters. The file is damaged or was tampered with."
+            )
+        tensors: dict[str, StoredTensor] = {}
+        for name, value in state.items():
+            if isinstance(value, torch.Tensor):
+                _check_plain(path, name, value)
+                tensors[name] = _TorchTensor(name, value.detach())
+        self.names, self.tensors, self.notes = as_scheme(tensors)
+        if left:
+            self.notes += (f"Left out what belongs to training: {', '.join(left)}.",)
+
+    @property
+    def size(self) -> int:
+        """Bytes of the file."""
+        return self.path.stat().st_size
+
+    def sha256(self, advance: Callable[[int], None] | None = None) -> str:
+        """Hash the file; PyTorch checks its checksums where it has any."""
+        return sha256_of(self.path, advance=advance)
+
+    def close(self) -> None:
+        """Let go of the tensors, and thereby of the file."""
+        self.tensors = {}
+
+
+class _TorchTensor(StoredTensor):
+    def __init__(self, name: str, value: torch.Tensor) -> None:
+        import torch
+
+        halves = value.dtype == torch.bfloat16
+        self.name, self.shape, self._value = name, tuple(value.shape), value
+        self._format = str(value.dtype).removeprefix("torch.")
+        is_float = value.is_floating_point() and value.element_size() > 1
+        self.dtype = np.dtype(np.float32 if halves or not is_float else self._format)
+
+    @property
+    def number_format(self) -> str:
+        """How its numbers are stored."""
+        return self._format
+
+    def read_slab(self, axis: int, start: int, stop: int, scratch: Scratch | None = None) -> Array:
+        """Return a view of the tensor's memory, which may be the file's."""
+        import torch
+
+        stop = min(stop, self.shape[axis])
+        slab = self._value.narrow(axis, min(start, stop), max(stop - start, 0))
+        widened = slab.to(torch.float32) if self.dtype.name != self._format else slab
+        array: Array = widened.numpy()
+        return array
+
+
+class TorchWriter(Writer):
+    """A PyTorch state dict being written, float32.
+
+    Tensors are gathered in a file beside it, from whose memory map PyTorch then saves them.
+    """
+
+    def __init__(self, path: Path, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        """Reserve room for the tensors.
+
+        Args:
+            path: File to write; its neighbour ``<path>.gathered`` vanishes in the end.
+            shapes: Every tensor's name and shape, in the order to save them.
+        """
+        self._path, self._order = path, list(shapes)
+        self._gathered = path.with_name(f"{path.name}.gathered")
+        self._writer = SafetensorsWriter(self._gathered, shapes, {})
+
+    def write(self, name: str, start: int, block: Array) -> None:
+        """Write some outputs of a tensor; called from any thread."""
+        self._writer.write(name, start, block)
+
+    def finish(self, metadata: Mapping[str, str]) -> None:
+        """Save the state dict; there is no metadata."""
+        import torch
+        from safetensors.torch import load_file
+
+        self._writer.finish({})
+        tensors = load_file(self._gathered)
+        torch.save(OrderedDict((name, tensors[name]) for name in self._order), self._path)
+        self.close()
+
+    def close(self) -> None:
+        """Remove what was gathered."""
+        self._writer.close()
+        self._gathered.unlink(missing_ok=True)
+
+
+def _load(path: Path) -> Any:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of pickles and tensors that are refused here
+            return _load_data(path)
+    except Exception as error:  # whatever PyTorch finds wrong with a damaged file
+        asked = _GLOBAL.search(str(error)) if isinstance(error, pickle.UnpicklingError) else None
+        if asked:
+            raise CheckpointError(
+                f"{path}: a pickle that holds more than tensors, which could run code: it calls "
+                f"for {brief(asked[1])}. Expected a state dict. Do not load this file."
+            ) from error
+        words = "".join(c if c.isprintable() else " " for c in str(error)).split()
+        reason = " ".join(words).rpartition("WeightsUnpickler error: ")[2]
+        raise CheckpointError(
+            f"{path}: expected a PyTorch checkpoint, but it cannot be read ({brief(reason)}). "
+            "It is truncated or damaged; fetch it again."
+        ) from error
+
+
+def _load_data(path: Path) -> Any:
+    import torch
+
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except (RuntimeError, ValueError) as error:
+        if "mmap" not in str(error):  # only files older than PyTorch 1.6 cannot be mapped
+            raise
+        return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def _state_dict(path: Path, content: Any) -> tuple[Mapping[Any, Any], list[str]]:
+    """Return the state dict in what a file holds, and what lies beside it."""
+    import torch
+
+    if isinstance(content, Mapping):
+        if any(isinstance(value, torch.Tensor) for value in content.values()):
+            return content, []
+        for key in _STATE_KEYS:
+            if isinstance(content.get(key), Mapping):
+                left = [brief(repr(name)) for name in content if name != key]
+                return content[key], left[:10]
+    found = ", ".join(map(repr, list(content)[:5])) if isinstance(content, Mapping) else ""
+    raise CheckpointError(
+        f"{path}: expected a state dict, or one under {' or '.join(_STATE_KEYS)}, found "
+        f"{brief(found) or type(content).__name__}. It holds something else."
+    )
+
+
+def _check_plain(path: Path, name: str, value: torch.Tensor) -> None:
+    import torch
+
+    plain = value.layout == torch.strided and value.device.type == "cpu"
+    if not plain or value.is_quantized or value.is_complex():
+        raise CheckpointError(
+            f"{path}: tensor {name!r} is {value.dtype}, {value.layout}, on {value.device}; "
+            "expected plain float numbers. The file holds something else."
+        )
+
+
+def _is_name(name: object) -> bool:
+    return isinstance(name, str) and len(name) <= _MAX_NAME and name.isprintable()

@@ -1,0 +1,104 @@
+"""Compressed members of a zip file, unpacked to disk before anyone reads slabs of them."""
+
+from __future__ import annotations
+
+import shutil
+import struct
+import tempfile
+import threading
+import zipfile
+import zlib
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from bitzoo.converters.source import Array, RawFile, RawTensor, Scratch, StoredTensor, brief
+from bitzoo.errors import CheckpointError
+
+DAMAGE = (
+    zipfile.BadZipFile,
+    zlib.error,
+    struct.error,
+    ArithmeticError,
+    EOFError,
+    OSError,
+    RuntimeError,
+    ValueError,
+)
+"""What `zipfile` raises on damaged files, unknown versions (a RuntimeError) and bad positions."""
+
+
+class Unpacked:
+    """One temporary file without a name, to which compressed members are unpacked, each once."""
+
+    def __init__(self, archive: zipfile.ZipFile) -> None:
+        self._archive = archive
+        self._lock = threading.Lock()
+        self._positions: dict[str, int] = {}
+        self._writer: IO[bytes] | None = None
+        self._reader: RawFile | None = None
+
+    def locate(self, info: zipfile.ZipInfo) -> tuple[RawFile, int]:
+        """Return the file and the position in it of a member's first byte."""
+        with self._lock:
+            if self._reader is None or self._writer is None:
+                with tempfile.NamedTemporaryFile(prefix="bitzoo-") as named:
+                    self._writer = open(named.name, "wb")  # noqa: SIM115 - closed by close()
+                    self._reader = RawFile(Path(named.name))
+            if info.filename not in self._positions:
+                self._positions[info.filename] = self._unpack(info, self._writer)
+            return self._reader, self._positions[info.filename]
+
+    def close(self) -> None:
+        """Free the file's space."""
+        if self._reader is not None:
+            self._reader.close()
+        if self._writer is not None:
+            with suppress(OSError):  # of a full disk, which `locate` has reported
+                self._writer.close()
+
+    def _unpack(self, info: zipfile.ZipInfo, writer: IO[bytes]) -> int:
+        start = writer.tell()
+        try:
+            with self._archive.open(info) as member:  # checks the CRC-32 at its end
+                shutil.copyfileobj(member, writer, 1 << 20)
+            writer.flush()
+            size = writer.tell() - start
+            if size != info.file_size:
+                raise ValueError(f"{size:,} bytes came out, expected {info.file_size:,}")
+        except OSError as error:
+            raise CheckpointError(
+                f"{self._archive.filename}: its compressed tensors cannot be unpacked to "
+                f"{tempfile.gettempdir()} ({error.strerror or error}). Point TMPDIR to a folder "
+                "with room for all of them."
+            ) from error
+        except DAMAGE as error:
+            raise CheckpointError(
+                f"{self._archive.filename}: tensor {info.filename!r} cannot be unpacked "
+                f"({brief(error)}). The file is damaged; fetch it again."
+            ) from error
+        return start
+
+
+@dataclass(frozen=True)
+class PackedTensor(StoredTensor):
+    """A compressed member, unpacked when it is first read."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    unpacked: Unpacked
+    info: zipfile.ZipInfo
+    start: int
+    fortran: bool
+
+    def read_slab(self, axis: int, start: int, stop: int, scratch: Scratch | None = None) -> Array:
+        """Read a slab of the unpacked member."""
+        file, position = self.unpacked.locate(self.info)
+        raw = RawTensor(
+            self.name, self.shape, self.dtype, file, position + self.start, self.fortran
+        )
+        return raw.read_slab(axis, start, stop, scratch)

@@ -1,0 +1,108 @@
+"""Opening a checkpoint: the format is recognised by content, never by the file's name."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+
+from bitzoo.converters.formats.tar import ArchiveSource, is_tar
+from bitzoo.converters.formats.hf_folder import (
+    CONFIG_NAME,
+    WEIGHT_NAMES,
+    FolderSource,
+    find_weights,
+    marks,
+)
+from bitzoo.converters.formats.keras import KerasSource
+from bitzoo.converters.formats.npz import NpzSource
+from bitzoo.converters.formats.safetensors import SafetensorsSource
+from bitzoo.converters.source import RawFile, Source
+from bitzoo.converters.formats.tensorflow import TensorFlowSource, find_prefix
+from bitzoo.converters.formats.torch import TorchSource
+from bitzoo.errors import CheckpointError
+
+KNOWN = ".npz, safetensors, Keras .h5, PyTorch, TensorFlow checkpoint, or a folder of these"
+_HDF5 = b"\x89HDF\r\n\x1a\n"
+_OTHERS: list[tuple[bytes, str]] = [
+    (b"\x93NUMPY", "a single NumPy array (.npy)"),
+    (b"<", "a web page or XML text: the download went wrong"),
+]
+_HDF5_STARTS = (0, 512, 1024, 2048)
+"""Where the HDF5 library looks for a superblock, doubling; a user block may come before it."""
+
+
+def open_source(path: Path, *, unpack: bool = True) -> Source:
+    """Open a checkpoint of any format that bitzoo reads.
+
+    Args:
+        path: A file; a folder of transformers, timm or bitzoo; a SavedModel or TF-Hub module, or
+            such a module in a tar archive; the prefix of a TensorFlow checkpoint.
+        unpack: Whether it may be an archive.
+
+    Raises:
+        CheckpointError: If there is no such file, or it is of no known format.
+        MissingExtraError: If it is TensorFlow's, and TensorFlow is not installed.
+    """
+    if path.is_dir() and (weights := find_weights(path)):
+        return FolderSource(path, weights)
+    if prefix := find_prefix(path):
+        return TensorFlowSource(path, prefix)
+    if not path.is_file():
+        what = "a folder" if path.is_dir() else "no file" if path.exists() else "nothing"
+        raise CheckpointError(
+            f"{path}: expected a checkpoint file, found {what} there. Check the path."
+        )
+    with closing(RawFile(path)) as file:
+        head = file.read(0, 4096)
+    opener = _opener(path, head)
+    if opener is None or (opener is _open_archive and not unpack):
+        found = next((what for magic, what in _OTHERS if head.startswith(magic)), None)
+        raise CheckpointError(
+            f"{path}: expected a BiT checkpoint ({KNOWN}), found "
+            f"{found or ('an empty file' if not head else 'bytes of no known format')}."
+        )
+    return opener(path)
+
+
+def is_checkpoint_folder(path: Path) -> bool:
+    """Whether a folder has a checkpoint's files, as `open_source` takes them.
+
+    Raises:
+        CheckpointError: If it holds several TensorFlow checkpoints.
+    """
+    return bool(find_weights(path) or find_prefix(path))
+
+
+def _opener(path: Path, head: bytes) -> Callable[[Path], Source] | None:
+    if head.startswith(b"PK"):
+        return TorchSource if _first_member(head).endswith("/data.pkl") else NpzSource
+    if any(head[start:].startswith(_HDF5) for start in _HDF5_STARTS):
+        return KerasSource
+    if head.startswith(b"\x1f\x8b") or is_tar(path):
+        return _open_archive
+    if head[8:9] == b"{":
+        return _open_safetensors
+    if head.startswith(b"{") and path.name.endswith(".index.json"):
+        return lambda index: FolderSource(index, index)
+    return TorchSource if head.startswith(b"\x80") else None
+
+
+def _open_safetensors(path: Path) -> Source:
+    source = SafetensorsSource(path)
+    if path.name in WEIGHT_NAMES:
+        source.metadata = {**source.metadata, **marks(path.with_name(CONFIG_NAME))}
+    return source
+
+
+def _open_archive(path: Path) -> Source:
+    return ArchiveSource(path, lambda inner: open_source(inner, unpack=False))
+
+
+def _first_member(head: bytes) -> str:
+    """Return the name of a zip file's first member; PyTorch's is its pickle."""
+    if len(head) < 30:
+        return ""
+    (size,) = struct.unpack_from("<H", head, 26)
+    return head[30 : 30 + size].decode(errors="replace")

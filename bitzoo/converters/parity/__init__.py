@@ -1,0 +1,1 @@
+"""Proofs that an output is its source: weights bit for bit, logits against independent oracles."""

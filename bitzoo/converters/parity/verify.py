@@ -1,0 +1,319 @@
+"""Two proofs that a converted file is the original.
+
+*Weights*: every output tensor, mapped back to the source's name and axis order, equals the source
+bit for bit. *Logits*: the network that loads the output computes what a float64 NumPy reference
+computes from the source's own names and layouts; the reference shares no code with the mapping, so
+an error in the name table cannot hide from it.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+from bitzoo._version import __version__
+from bitzoo.models.architecture import Architecture
+from bitzoo.converters.streaming import worker_pool
+from bitzoo.converters.formats.hf_folder import find_weights
+from bitzoo.converters.identify import Inventory, identify
+from bitzoo.converters.parity.logits import (
+    LOGITS_REASON,
+    SEED,
+    LogitsProof,
+    numbers_of,
+    prove_logits,
+)
+from bitzoo.converters.moving import Labels
+from bitzoo.converters.convert import LOGITS_DEVIATION, Conversion, convert
+from bitzoo.converters.dtypes import format_deviation
+from bitzoo.converters.formats.safetensors import restate
+from bitzoo.converters.open import open_source
+from bitzoo.converters.source import Source
+from bitzoo.files import Progress, folder_lock, sha256_of, write_json
+from bitzoo.converters.parity.weights import WeightsProof, prove_weights
+from bitzoo.errors import ParityError, UsageError
+
+REPORT_NAME = "parity.json"
+
+
+class Check(str, Enum):
+    """How much to prove."""
+
+    NONE = "none"
+    WEIGHTS = "weights"
+    LOGITS = "logits"
+
+
+@dataclass(frozen=True)
+class ParityReport:
+    """Everything that was proven about a pair of files; JSON by `to_dict`."""
+
+    source: Mapping[str, Any]
+    output: Mapping[str, Any]
+    architecture: str
+    num_classes: int
+    weights: WeightsProof
+    logits: tuple[LogitsProof, ...]
+
+    @property
+    def passed(self) -> bool:
+        """Whether everything that was compared is equal."""
+        return self.weights.passed and all(proof.passed for proof in self.logits)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the report as JSON-ready data, with thresholds and their reasons."""
+        return {
+            "passed": self.passed,
+            "bitzoo_version": __version__,
+            "source": dict(self.source),
+            "output": dict(self.output),
+            "architecture": self.architecture,
+            "num_classes": self.num_classes,
+            "weights": asdict(self.weights) | {"passed": self.weights.passed},
+            "weights_rule": f"every output tensor mapped back equals the source {self._rule}",
+            "logits": [
+                _json_numbers(asdict(proof))
+                | {"tolerance": proof.tolerance, "passed": proof.passed}
+                for proof in self.logits
+            ],
+            "logits_rule": LOGITS_REASON,
+            "seed": SEED,
+        }
+
+    @property
+    def _rule(self) -> str:
+        stored = str(self.output.get("numbers", "float32"))
+        scale = ", kernels multiplied by 10" if " x" in stored else ""
+        return "bit for bit" if stored == "float32" else f"rounded to {stored.split()[0]}{scale}"
+
+    def require(self) -> None:
+        """Raise what failed.
+
+        Raises:
+            ParityError: Names the tensors or figures that differ.
+        """
+        if not self.weights.passed:
+            listed = ", ".join(self.weights.differing[:5])
+            more = len(self.weights.differing) - 5
+            raise ParityError(
+                f"{self.output['name']}: {len(self.weights.differing)} of {self.weights.tensors} "
+                f"tensors differ from {self.source['name']}: {listed}"
+                + (f" and {more} more" if more > 0 else "")
+                + ". Expected every bit equal. Do not use the output; convert again."
+            )
+        for proof in self.logits:
+            if not proof.passed:
+                raise ParityError(
+                    f"{self.output['name']}: {proof.dtype} logits at {proof.size} px are "
+                    f"{proof.relative_l2:.2e} away from {proof.oracle} (relative L2), expected at "
+                    f"most {proof.tolerance:.0e}. The network does not compute what "
+                    f"{self.source['name']} does; do not use the output."
+                )
+
+
+def convert_and_prove(
+    source: Path,
+    output: Path,
+    *,
+    to: str = "safetensors",
+    number_format: str = "float32",
+    eps_exact: bool = False,
+    check: Check = Check.LOGITS,
+    force: bool = False,
+    model: str | None = None,
+    labels: Labels | None = None,
+    hash_output: bool | None = None,
+    progress: Progress | None = None,
+    on_report: Callable[[ParityReport], None] | None = None,
+) -> tuple[Conversion, ParityReport | None]:
+    """Convert a checkpoint; the output gets its name only if it passes the proofs asked for.
+
+    Args:
+        source: A checkpoint of any format that bitzoo reads.
+        output: The file or folder to write.
+        to: In which format; this and the next two as of `convert`.
+        number_format: What to round the numbers to; the file says so, and by how much its weights
+            and, where they are compared, its logits moved.
+        eps_exact: Whether to make up for the eps of timm and transformers.
+        check: What to prove.
+        force: Whether an existing output may be replaced.
+        model: Catalogue name of the release, if it is known.
+        labels: Class names of a release, for formats that state them.
+        hash_output: Whether the report has the output's SHA-256; None is yes if logits are
+            compared. The bits are proven without it, and it takes longer than proving them.
+        progress: Called as bytes move.
+        on_report: Called with the figures before they are judged.
+
+    Raises:
+        ParityError: If a proof fails; nothing is left under the output's name.
+        BitzooError: As `convert` raises.
+    """
+    report: ParityReport | None = None
+
+    def prove(conversion: Conversion) -> None:
+        nonlocal report
+        if conversion.weights is None:
+            return
+        with open_source(source) as first, open_source(conversion.output) as second:
+            wanted = check is Check.LOGITS if hash_output is None else hash_output
+            report = _judge(first, second, check, progress, conversion, hash_output=wanted)
+        if report.logits and number_format != "float32":
+            moved = max(proof.relative_l2 for proof in report.logits)
+            weights = find_weights(conversion.output) or conversion.output
+            restate(weights, LOGITS_DEVIATION, format_deviation(moved))
+            if wanted:
+                report = replace(report, output={**report.output, "sha256": sha256_of(weights)})
+        report = replace(report, output={**report.output, "name": output.name})
+        if on_report:
+            on_report(report)
+        report.require()
+
+    conversion = convert(
+        source,
+        output,
+        to=to,
+        number_format=number_format,
+        eps_exact=eps_exact,
+        compare=check is not Check.NONE,
+        prove=prove,
+        force=force,
+        model=model,
+        labels=labels,
+        progress=progress,
+    )
+    return conversion, report
+
+
+def verify(
+    source: Path, output: Path, *, check: Check = Check.LOGITS, progress: Progress | None = None
+) -> ParityReport:
+    """Prove that two checkpoint files, of any formats that bitzoo reads, hold one model.
+
+    Args:
+        source: The original.
+        output: What was made of it.
+        check: `Check.WEIGHTS`, or `Check.LOGITS` for both proofs.
+        progress: Called as bytes are read.
+
+    Returns:
+        The figures; `ParityReport.require` raises if any fails.
+
+    Raises:
+        CheckpointError: If a file cannot be read.
+        ParityError: If the files hold different architectures.
+    """
+    with open_source(source) as first, open_source(output) as second:
+        return _judge(first, second, check, progress)
+
+
+def _judge(
+    source: Source,
+    output: Source,
+    check: Check,
+    progress: Progress | None,
+    known: Conversion | None = None,
+    *,
+    hash_output: bool = True,
+) -> ParityReport:
+    """Prove a pair of open files; `known` has what a conversion that just ended found already."""
+    inventory, result = identify(source), identify(output)
+    if _identity(inventory) != _identity(result):
+        raise ParityError(
+            f"{output.path}: expected {inventory.title} as in {source.path}, found {result.title}."
+        )
+    wanted = {output: hash_output, source: known is None}
+    with worker_pool("hash", sum(file.size for file in wanted if wanted[file]), progress) as pool:
+        sums = {file: pool.hash(file) for file in wanted if wanted[file]}
+        weights = known.weights if known else None
+        weights = weights or prove_weights(source, inventory, output, result, progress)
+        compared = check is Check.LOGITS and weights.passed
+        logits = prove_logits(source, inventory, output, result, progress) if compared else ()
+        hashes = {file: digest.result() for file, digest in sums.items()}
+    if known:
+        hashes[source] = known.sha256
+    return ParityReport(
+        _describe(source, hashes.get(source)),
+        _describe(output, hashes.get(output)) | {"numbers": numbers_of(source, output, result)},
+        inventory.architecture.name,
+        inventory.num_classes,
+        weights,
+        logits,
+    )
+
+
+def _identity(inventory: Inventory) -> tuple[Architecture, int]:
+    return inventory.architecture, inventory.num_classes
+
+
+def _json_numbers(record: dict[str, Any]) -> dict[str, Any]:
+    """Replace what JSON has no number for, such as the distance of logits that are NaN."""
+    return {
+        key: None if isinstance(value, float) and not math.isfinite(value) else value
+        for key, value in record.items()
+    }
+
+
+def _describe(file: Source, sha256: str | None) -> dict[str, Any]:
+    return {"name": file.path.name, "bytes": file.size, "sha256": sha256}
+
+
+def save_report(report: ParityReport, path: Path) -> None:
+    """Write a report as JSON, in one piece.
+
+    `parity.json` in a folder keeps one entry an output file, so that converting a second file
+    beside the first loses no proof.
+
+    Raises:
+        UsageError: If the file cannot be written, or holds something else.
+    """
+    name = str(report.output["name"])
+    _rewrite(path, lambda entries: entries.update({name: report.to_dict()}))
+
+
+def drop_report(path: Path, name: str) -> None:
+    """Remove the proof of a file that was replaced by one that nobody proved.
+
+    Raises:
+        UsageError: If the report cannot be written, or holds something else.
+    """
+    if name in load_reports(path):
+        _rewrite(path, lambda entries: entries.pop(name, None))
+
+
+def _rewrite(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    try:
+        with folder_lock(path.parent):
+            entries = load_reports(path)
+            change(entries)
+            write_json(path, entries)
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be written ({error.strerror or error}).") from error
+
+
+def load_reports(path: Path) -> dict[str, Any]:
+    """Return the reports of a `parity.json`, by output file name; none if there is no such file.
+
+    Raises:
+        UsageError: If the file holds anything but reports, which a new report would replace.
+    """
+    entries: Any = None
+    try:
+        entries = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (ValueError, RecursionError):
+        pass  # judged below, like JSON of another form
+    if not isinstance(entries, dict) or not all(
+        isinstance(entry, dict) and "weights_rule" in entry for entry in entries.values()
+    ):
+        raise UsageError(
+            f"{path}: expected reports of earlier proofs, found something else. Move it away, or "
+            "choose another file with --report."
+        )
+    return entries

@@ -1,0 +1,86 @@
+"""From an open checkpoint to a network's state dict: memory-mapped where it can be."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from bitzoo.converters.streaming import Block, worker_pool, plan_blocks
+from bitzoo.converters.identify import Inventory
+from bitzoo.converters.layouts import as_oihw, copy_blocked, out_axis
+from bitzoo.converters.key_mapping import layout_of, name_of
+from bitzoo.converters.formats.safetensors import SafetensorsSource
+from bitzoo.converters.source import Array, Source
+from bitzoo.files import Progress
+
+if TYPE_CHECKING:
+    import torch
+
+
+def read_state_dict(
+    source: Source,
+    inventory: Inventory,
+    progress: Progress | None = None,
+    *,
+    scaled: bool = False,
+) -> dict[str, torch.Tensor]:
+    """Return the checkpoint's tensors under timm's names, float32, OIHW.
+
+    A float32 safetensors file is memory-mapped: its numbers are read from disk when used, and
+    writing to the tensors changes memory, never the file. Other files are read and transposed.
+
+    Args:
+        source: An open checkpoint.
+        inventory: What `identify` found in it.
+        progress: Called as bytes are read.
+        scaled: Whether kernels multiplied by `eps_exact` may come as they are.
+
+    Raises:
+        CheckpointError: If kernels are multiplied, or a checksum inside the file does not match.
+    """
+    import torch
+    from safetensors.torch import load_file
+
+    if not scaled:
+        source.require_unscaled()
+    as_stored = isinstance(source, SafetensorsSource) and all(
+        (tensor.number_format, tensor.name) == ("float32", name_of(slot, "timm"))
+        for slot, tensor in inventory.tensors.items()
+    )
+    if as_stored and len(inventory.tensors) == len(source.tensors):
+        tensors: dict[str, torch.Tensor] = load_file(source.path)
+        return tensors
+    arrays = read_arrays(source, inventory, progress, scaled=scaled)
+    return {name: torch.from_numpy(array) for name, array in arrays.items()}
+
+
+def read_arrays(
+    source: Source,
+    inventory: Inventory,
+    progress: Progress | None = None,
+    *,
+    scaled: bool = False,
+) -> dict[str, Array]:
+    """Return the checkpoint's tensors as new arrays under timm's names, float32, OIHW.
+
+    Args and errors: as of `read_state_dict`.
+    """
+    if not scaled:
+        source.require_unscaled()
+    shapes = inventory.architecture.shapes(inventory.num_classes)
+    arrays = {slot: np.empty(shape, np.float32) for slot, shape in shapes.items()}
+
+    def read(block: Block) -> None:
+        layout = layout_of(block.slot.role, source.names)
+        axis = out_axis(layout, len(block.tensor.shape))
+        slab = block.tensor.read_slab(axis, block.start, block.stop, pool.scratch("stored"))
+        copy_blocked(as_oihw(slab, layout), arrays[block.slot][block.start : block.stop])
+        pool.advance(slab.nbytes)
+
+    total = source.size + sum(tensor.nbytes for tensor in inventory.tensors.values())
+    with worker_pool("load", total, progress) as pool:
+        checked = pool.hash(source)
+        pool.each(read, plan_blocks(inventory.tensors, shapes))
+        checked.result()
+    return {name_of(slot, "timm"): array for slot, array in arrays.items()}

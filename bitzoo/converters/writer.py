@@ -1,0 +1,101 @@
+"""Writing tensors to known places of a file, slab by slab, in any order and from any thread."""
+
+from __future__ import annotations
+
+import math
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from bitzoo.converters.source import Array
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a tensor lies in a file.
+
+    Attributes:
+        offset: Position of its first byte.
+        shape: Its dimensions as stored.
+        axis: Which of them counts outputs.
+    """
+
+    offset: int
+    shape: tuple[int, ...]
+    axis: int
+
+
+class Writer(ABC):
+    """A checkpoint being written; call `finish` when every slab is there."""
+
+    @abstractmethod
+    def write(self, name: str, start: int, block: Array) -> None:
+        """Write some outputs of a tensor; called from any thread.
+
+        Args:
+            name: Name of the tensor.
+            start: First output: index along the axis that counts them.
+            block: C-contiguous, in the stored order of axes and the file's number format.
+        """
+
+    @abstractmethod
+    def finish(self, metadata: Mapping[str, str]) -> None:
+        """Complete the file, with what is known of it by now, and close it."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Close the file, whole or not."""
+
+
+class SlabWriter(Writer):
+    """A file whose tensors lie at known places, raw and in order."""
+
+    def __init__(
+        self, path: Path, places: Mapping[str, Place], itemsize: int, size: int | None = None
+    ) -> None:
+        """Open the file.
+
+        Args:
+            path: File to write; replaced and reserved if `size` is given, else as it stands.
+            places: Where each tensor lies.
+            itemsize: Bytes of a number.
+            size: Bytes of the whole file.
+        """
+        self._places, self._itemsize = places, itemsize
+        mode = "r+b" if size is None else "w+b"
+        self._file = open(path, mode, buffering=0)  # noqa: SIM115 - closed by close()
+        try:
+            if size is not None:
+                self._file.truncate(size)
+        except OSError:
+            self._file.close()
+            raise
+
+    def write(self, name: str, start: int, block: Array) -> None:
+        """Write some outputs of a tensor; called from any thread."""
+        place = self._places[name]
+        if place.axis == 0:
+            row = math.prod(place.shape[1:]) * self._itemsize
+            self._put(block.data.cast("B"), place.offset + start * row)
+            return
+        inner = math.prod(place.shape[place.axis + 1 :]) * self._itemsize
+        rows = math.prod(place.shape[: place.axis])
+        count = block.shape[place.axis]
+        offset, stride = place.offset + start * inner, place.shape[place.axis] * inner
+        data, chunk = block.reshape(-1).data.cast("B"), count * inner
+        if chunk == stride:  # the whole axis: one piece
+            chunk, rows = chunk * rows, 1
+        for row in range(rows):
+            self._put(data[row * chunk : (row + 1) * chunk], offset + row * stride)
+
+    def close(self) -> None:
+        """Close the file, whole or not."""
+        self._file.close()
+
+    def _put(self, data: bytes | memoryview, position: int) -> None:
+        view = memoryview(data)
+        while len(view):  # a write may stop short, as on a disk that fills up
+            count = os.pwrite(self._file.fileno(), view, position)
+            view, position = view[count:], position + count

@@ -1,0 +1,279 @@
+"""Which images and labels there are: every kind of source becomes one `ImageSet`.
+
+Reading lists names and labels; nothing is decoded. What is wrong with single lines or classes is
+carried along (`ImageSet.problems`), so that `bitzoo.data.validation` can report it together
+with what it finds in the files.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from PIL import Image
+
+from bitzoo.data.folder import Listing, Load, Row
+from bitzoo.data.problems import DatasetError, Problem, Reason, join_some
+from bitzoo.data.readers import DataSource, read_listing
+from bitzoo.data.splits import choose, hold_out
+from bitzoo.errors import UsageError
+from bitzoo.models.preprocessing import Picture
+
+__all__ = [
+    "DataSource",
+    "DatasetError",
+    "Example",
+    "ImageSet",
+    "Split",
+    "fingerprint",
+    "read_dataset",
+]
+
+
+DEFAULT_VAL_FRACTION = 0.1
+"""Held out of a data set without splits, unless another share is asked for."""
+
+
+@dataclass(frozen=True)
+class Example:
+    """One picture and its class.
+
+    Attributes:
+        label: Index into the classes.
+        path: Its file, or
+        load: what returns it. Can be pickled, so that other processes can load it too.
+        key: Its name for people: a path below the data set's folder, or "row 17".
+        sha256: Of the file's bytes, or of the pixels of what `load` returns; "" before inspection.
+    """
+
+    label: int
+    path: Path | None = None
+    load: Load | None = None
+    key: str = ""
+    sha256: str = ""
+
+    def picture(self) -> Picture:
+        """What `bitzoo.models.preprocessing.read_rgb` takes: the path, or the picture itself."""
+        return self.load_picture() if self.path is None else self.path
+
+    def load_picture(self) -> Image.Image:
+        """Call `load`."""
+        if self.load is None:
+            raise ValueError(f"The example {self.key!r} has neither a path nor a load function.")
+        return self.load()
+
+
+@dataclass(frozen=True)
+class Split:
+    """The examples to train on ("train") or to evaluate on ("val")."""
+
+    name: str
+    examples: tuple[Example, ...]
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """A data set, listed.
+
+    Attributes:
+        classes: Names of the classes; labels are indices into them.
+        train: What to train on.
+        val: What to evaluate on, if anything.
+        source: The data set's name for people.
+        fingerprint: See `fingerprint`; changes when anything that training sees changes.
+        notes: What people should know and need not act upon.
+        problems: What is wrong with it; `inspect` adds to these and raises.
+    """
+
+    classes: tuple[str, ...]
+    train: Split
+    val: Split | None
+    source: str
+    fingerprint: str = ""
+    notes: tuple[str, ...] = ()
+    problems: tuple[Problem, ...] = ()
+
+    @property
+    def splits(self) -> tuple[Split, ...]:
+        """The splits there are, train first."""
+        return (self.train,) if self.val is None else (self.train, self.val)
+
+
+def read_dataset(
+    source: DataSource,
+    *,
+    val_fraction: float | None = 0.0,
+    seed: int = 0,
+    examples_per_class: int | None = None,
+    classes: Sequence[str] | None = None,
+) -> ImageSet:
+    """List the images and labels of a source.
+
+    Args:
+        source: One of
+
+            - a folder of class folders, or of `train` and `val` (or `valid`, `validation`, `test`)
+              folders with class folders in them, see `sources.read_folder`;
+            - a `.csv` or `.jsonl` file with path, label and perhaps split, see
+              `manifests.read_manifest`;
+            - `hf:` and the name of a Hugging Face data set or a folder, or a `datasets.Dataset`,
+              see `huggingface.read_table`;
+            - `(images, labels)`: uint8 arrays (N, H, W) or (N, H, W, 3) and N ints or strings;
+            - splits by name of the latter two: `datasets.DatasetDict`, `{"train": (images, labels),
+              "val": (images, labels)}`.
+
+            Where there is both a val and a test split, test is left for `bitzoo evaluate`.
+        val_fraction: Share of the images to hold out, 0 <= share < 1; only for a source without
+            splits. Stratified, see `splits.hold_out`. None is `DEFAULT_VAL_FRACTION` of a source
+            without splits, and nothing of one with them.
+        seed: Of the images held out and of those chosen by `examples_per_class`.
+        examples_per_class: Train on so many images of each class only, see `splits.choose`.
+        classes: The names and their order, of a network that is to be evaluated. The source may
+            then lack some of them and may have a single split of any name.
+
+    Returns:
+        The data set. Its `problems` are for `bitzoo.data.validation.inspect` to raise.
+
+    Raises:
+        DatasetError: If the source has no known form, lists nothing, or has other `classes`.
+        UsageError: If the options contradict each other or the source.
+        MissingExtraError: If `hf:` is asked for and the library `datasets` is not installed.
+    """
+    if val_fraction is not None and not 0 <= val_fraction < 1:
+        raise UsageError(f"val_fraction must be at least 0 and below 1, found {val_fraction}.")
+    if examples_per_class is not None and examples_per_class < 1:
+        raise UsageError(f"examples_per_class must be at least 1, found {examples_per_class}.")
+    listing = read_listing(source)
+    names = listing.classes if classes is None else _check_classes(listing, tuple(classes))
+    train, val, notes = _divide(listing, names, val_fraction, seed)
+    problems = listing.problems
+    if classes is None:
+        if not train:
+            raise DatasetError(
+                f"The data set {listing.source} must have images to train on, found none"
+                f"{' outside its val or test split' if val else ''}. Add a train split."
+            )
+        if val is not None and not _was_one_piece(listing):
+            problems += _mismatch(names, train, val)
+    if examples_per_class is not None:
+        train, few = _choose(train, names, examples_per_class, seed)
+        notes += few
+    held_out = None if val is None else Split("val", tuple(val))
+    images = ImageSet(
+        names,
+        Split("train", tuple(train)),
+        held_out,
+        listing.source,
+        notes=listing.notes + notes,
+        problems=problems,
+    )
+    return replace(images, fingerprint=fingerprint(images))
+
+
+def fingerprint(images: ImageSet) -> str:
+    """SHA-256 over the classes, and of each example the split, key, label and content's SHA-256.
+
+    The contents are known once `inspect` has read them; files' dates and the place of the data set
+    do not count, so that a copy has the same fingerprint.
+    """
+    digest = hashlib.sha256(json.dumps(images.classes).encode())
+    for split in images.splits:
+        for example in split.examples:
+            fields = [split.name, example.key, example.label, example.sha256]
+            digest.update(json.dumps(fields).encode())
+    return digest.hexdigest()
+
+
+def _was_one_piece(listing: Listing) -> bool:
+    return not any(row.split in ("val", "test") for row in listing.rows)
+
+
+def _check_classes(listing: Listing, classes: tuple[str, ...]) -> tuple[str, ...]:
+    unknown = [name for name in listing.classes if name not in set(classes)]
+    if unknown:
+        raise DatasetError(
+            f"The data set {listing.source} must have no other classes than the network's "
+            f"{len(classes)} ({join_some(classes)}), found {join_some(unknown)}. Rename or remove "
+            "them."
+        )
+    return classes
+
+
+def _divide(
+    listing: Listing, names: tuple[str, ...], val_fraction: float | None, seed: int
+) -> tuple[list[Example], list[Example] | None, tuple[str, ...]]:
+    """Train, val and notes."""
+    index = {name: label for label, name in enumerate(names)}
+
+    def examples(rows: Sequence[Row]) -> list[Example]:
+        return [Example(index[row.label], row.path, row.load, row.key) for row in rows]
+
+    by_split = {
+        split: [row for row in listing.rows if row.split == split]
+        for split in dict.fromkeys(row.split for row in listing.rows)
+    }
+    train = examples(by_split.get("train", []) + by_split.get("", []))
+    held_out = by_split.get("val") or by_split.get("test")
+    if held_out is None:
+        share = DEFAULT_VAL_FRACTION if val_fraction is None else val_fraction
+        return _hold_out(train, names, share, seed) if share else (train, None, ())
+    if val_fraction:
+        raise UsageError(
+            f"The data set {listing.source} has images to evaluate on ({len(held_out)}), so that "
+            f"val_fraction must be 0, found {val_fraction}. Leave out --val-fraction."
+        )
+    tests = by_split.get("test", []) if "val" in by_split else []
+    notes = (f"Left out: the test split ({len(tests)} images); val is used.",) if tests else ()
+    return train, examples(held_out), notes
+
+
+def _hold_out(
+    examples: list[Example], names: tuple[str, ...], fraction: float, seed: int
+) -> tuple[list[Example], list[Example], tuple[str, ...]]:
+    labels = [example.label for example in examples]
+    chosen = set(hold_out(labels, names, fraction, seed))
+    if not chosen:
+        raise UsageError(
+            f"val_fraction must hold out at least one image, found that {fraction} of "
+            f"{len(examples)} in {len(names)} classes holds out none (one of each class stays to "
+            "train on). Choose a larger share."
+        )
+    counts = Counter(labels)
+    single = [name for label, name in enumerate(names) if counts[label] == 1]
+    notes = (f"Only to train on: the one image of {join_some(single)}.",) if single else ()
+    val = [example for place, example in enumerate(examples) if place in chosen]
+    train = [example for place, example in enumerate(examples) if place not in chosen]
+    return train, val, notes
+
+
+def _choose(
+    examples: list[Example], names: tuple[str, ...], per_class: int, seed: int
+) -> tuple[list[Example], tuple[str, ...]]:
+    labels = [example.label for example in examples]
+    chosen = [examples[place] for place in choose(labels, names, per_class, seed)]
+    counts = Counter(labels)
+    few = [f"{name} ({counts[k]})" for k, name in enumerate(names) if counts[k] < per_class]
+    notes = (f"Fewer than {per_class} images to choose from: {join_some(few)}.",) if few else ()
+    return chosen, notes
+
+
+def _mismatch(
+    names: tuple[str, ...], train: Sequence[Example], val: Sequence[Example]
+) -> tuple[Problem, ...]:
+    in_train = {example.label for example in train}
+    in_val = {example.label for example in val}
+    return tuple(
+        Problem(reason, names[label])
+        for reason, labels in (
+            (Reason.ONLY_IN_TRAIN, in_train - in_val),
+            (Reason.ONLY_IN_VAL, in_val - in_train),
+        )
+        for label in sorted(labels)
+    )

@@ -1,0 +1,275 @@
+"""What a source of pictures lists: folders of class folders, and arrays from Python.
+
+Every kind of source becomes a `Listing` of rows. Nothing is opened or decoded here.
+"""
+
+from __future__ import annotations
+
+import os
+import unicodedata
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from bitzoo.data.problems import DatasetError, Problem, Reason, join_some, printable
+
+Load = Callable[[], Image.Image]
+
+IMAGE_SUFFIXES = frozenset(
+    (
+        *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".bmp", ".gif", ".tif", ".tiff"),
+        *(".webp", ".avif", ".jp2", ".ppm", ".pgm", ".pbm", ".pnm"),
+    )
+)
+"""What a file in a folder must end in, in any case, to be taken for a picture."""
+
+SPLITS = {
+    "train": "train",
+    "val": "val",
+    "valid": "val",
+    "validation": "val",
+    "test": "test",
+}
+"""The names that people give to splits, in any case, and ours."""
+
+_IGNORED = "__MACOSX"
+"""What macOS leaves in archives beside the files: a folder of hidden files."""
+
+_NO_IMAGES = "files that are no images by their names"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One picture as its source lists it.
+
+    Attributes:
+        key: The picture's name for people.
+        label: Name of its class.
+        split: "train", "val", "test", or "" where the source has no splits.
+        path: Its file, or
+        load: what returns it.
+    """
+
+    key: str
+    label: str
+    split: str = ""
+    path: Path | None = None
+    load: Load | None = None
+
+
+@dataclass(frozen=True)
+class Listing:
+    """All that a source lists, in an order that depends on names alone.
+
+    Attributes:
+        rows: The pictures.
+        classes: The names of all classes in order, those without pictures too.
+        source: The source's name for people.
+        notes: What people should know and need not act upon.
+        problems: Lines and folders that could not be read.
+    """
+
+    rows: tuple[Row, ...]
+    classes: tuple[str, ...]
+    source: str
+    notes: tuple[str, ...] = ()
+    problems: tuple[Problem, ...] = ()
+
+
+def order_classes(names: Iterable[str]) -> tuple[str, ...]:
+    """The distinct names in order: as numbers if all are whole numbers, else as text."""
+    distinct = sorted(set(names))
+    if all(_is_whole(name) for name in distinct):
+        distinct.sort(key=int)
+    return tuple(distinct)
+
+
+def _is_whole(name: str) -> bool:
+    digits = name.removeprefix("-")
+    return digits.isascii() and digits.isdigit()
+
+
+# --- folders ------------------------------------------------------------------------------------
+
+
+def read_folder(root: Path) -> Listing:
+    """List a folder of class folders, or of split folders with class folders in them.
+
+    A folder `train` beside a `val`, `valid`, `validation` or `test` (in any case), or alone, makes
+    splits; otherwise every folder is a class. Classes are sorted by name (as torchvision's
+    `ImageFolder` does) and their folders are searched to any depth. Hidden files and folders do not
+    count. Links are followed, but no folder is entered twice for one class.
+
+    Raises:
+        DatasetError: If there is no class folder.
+    """
+    walk = _Walk(root)
+    splits = {path: SPLITS.get(path.name.lower(), "") for path in walk.scan(root).folders}
+    named = set(splits.values()) - {""}
+    if ("train" in named and len(named) > 1) or (named and all(splits.values())):
+        others = [path for path, split in splits.items() if not split]
+        walk.leave_out("folders beside the splits", others)
+        for path, split in splits.items():
+            if split:
+                walk.read_classes(path, split)
+        held_out = next((split for split in ("val", "test") if split in named), None)
+        if held_out and all(row.split != held_out for row in walk.rows):
+            walk.problems.append(Problem(Reason.EMPTY_SPLIT, held_out))
+    else:
+        walk.read_classes(root, "")
+    return walk.listing()
+
+
+@dataclass(frozen=True)
+class _Folder:
+    """What lies directly in a folder, each list sorted by name."""
+
+    folders: list[Path]
+    images: list[Path]
+    others: list[Path]
+
+
+@dataclass
+class _Walk:
+    root: Path
+    rows: list[Row] = field(default_factory=list)
+    classes: set[str] = field(default_factory=set)
+    problems: list[Problem] = field(default_factory=list)
+    left_out: dict[str, list[Path]] = field(default_factory=dict)
+
+    def read_classes(self, parent: Path, split: str) -> None:
+        """List each class folder of `parent`."""
+        inside = self.scan(parent)
+        if not inside.folders:
+            raise DatasetError(
+                f"The folder {self.key(parent, full=True)!r} must hold a folder for each class "
+                f"with its images, found no folder and {len(inside.images)} images. Sort the "
+                "images into folders named after their classes, or list them in a CSV file with "
+                "the columns path,label."
+            )
+        self.leave_out("images outside the class folders", inside.images)
+        self.leave_out(_NO_IMAGES, inside.others)
+        for folder in inside.folders:
+            label = unicodedata.normalize("NFC", printable(folder.name))
+            self.classes.add(label)
+            images = self.find_images(folder, {_identity(self.root), _identity(parent)})
+            self.rows += [Row(self.key(path), label, split, path) for path in images]
+
+    def find_images(self, folder: Path, entered: set[tuple[int, int]]) -> list[Path]:
+        """All images below `folder`, sorted; links to a folder in `entered` end there."""
+        found: list[Path] = []
+        waiting = [folder]
+        while waiting:
+            folder = waiting.pop()
+            try:
+                identity = _identity(folder)
+                inside = self.scan(folder, refuse=False)
+            except OSError as error:
+                detail = error.strerror or str(error)
+                self.problems.append(Problem(Reason.FOLDER, self.key(folder), detail))
+                continue
+            if identity in entered:
+                self.leave_out("links to folders that were read already", [folder])
+                continue
+            entered.add(identity)
+            found += inside.images
+            waiting += reversed(inside.folders)
+            self.leave_out(_NO_IMAGES, inside.others)
+        return sorted(found)
+
+    def scan(self, folder: Path, *, refuse: bool = True) -> _Folder:
+        """Sort what lies in a folder; with `refuse`, one that cannot be read ends it all."""
+        inside = _Folder([], [], [])
+        try:
+            with os.scandir(folder) as entries:
+                for entry in sorted(entries, key=lambda entry: entry.name):
+                    if entry.name.startswith(".") or entry.name == _IGNORED:
+                        continue
+                    _list_for(entry, inside).append(folder / entry.name)
+        except OSError as error:
+            if not refuse:
+                raise
+            raise DatasetError(
+                f"The folder {self.key(folder, full=True)!r} cannot be read: {error.strerror}. "
+                "Check its permissions."
+            ) from error
+        return inside
+
+    def leave_out(self, what: str, paths: Sequence[Path]) -> None:
+        """Remember for the notes what does not count."""
+        self.left_out.setdefault(what, []).extend(paths)
+
+    def key(self, path: Path, *, full: bool = False) -> str:
+        return printable((path if full else path.relative_to(self.root)).as_posix())
+
+    def listing(self) -> Listing:
+        notes = tuple(
+            f"Left out: {what} ({len(paths)}): {join_some([self.key(path) for path in paths])}."
+            for what, paths in self.left_out.items()
+            if paths
+        )
+        source, classes = repr(self.key(self.root, full=True)), tuple(sorted(self.classes))
+        return Listing(tuple(self.rows), classes, source, notes, tuple(self.problems))
+
+
+def _list_for(entry: os.DirEntry[str], inside: _Folder) -> list[Path]:
+    try:
+        if entry.is_dir():
+            return inside.folders
+    except OSError:
+        pass  # a link that leads to itself: by its name it may be an image, and is judged later
+    is_image = Path(entry.name).suffix.lower() in IMAGE_SUFFIXES
+    return inside.images if is_image else inside.others
+
+
+def _identity(folder: Path) -> tuple[int, int]:
+    status = folder.stat()
+    return status.st_dev, status.st_ino
+
+
+# --- arrays -------------------------------------------------------------------------------------
+
+
+def read_arrays(images: object, labels: object) -> Listing:
+    """List pictures that are in memory already.
+
+    Args:
+        images: uint8 (number, height, width) or (number, height, width, 3).
+        labels: `number` whole numbers or strings. Whole numbers become names in order of size.
+
+    Raises:
+        DatasetError: If the shapes or types are others.
+    """
+    pixels, names = np.asarray(images), _names(labels)
+    is_grey, is_colour = pixels.ndim == 3, pixels.ndim == 4 and pixels.shape[-1] == 3
+    if pixels.dtype != np.uint8 or not (is_grey or is_colour) or 0 in pixels.shape:
+        raise DatasetError(
+            "Images in memory must be uint8 with shape (number, height, width) or (number, height, "
+            f"width, 3), found {pixels.dtype} {pixels.shape}. Move channels last and scale to "
+            "0..255."
+        )
+    if len(names) != len(pixels):
+        raise DatasetError(
+            f"Every image needs one label, found {len(pixels)} images and {len(names)} labels."
+        )
+    rows = tuple(
+        Row(f"row {index}", name, load=partial(Image.fromarray, pixels[index]))
+        for index, name in enumerate(names)
+    )
+    return Listing(rows, order_classes(names), f"of {len(pixels)} arrays")
+
+
+def _names(labels: object) -> list[str]:
+    values: Any = np.asarray(labels)
+    items = values.tolist() if values.ndim == 1 else [None]
+    if not all(isinstance(item, (int, str)) and not isinstance(item, bool) for item in items):
+        raise DatasetError(
+            "Labels in memory must be a flat list or array of whole numbers or strings, found "
+            f"{values.dtype} {values.shape}. Of one-hot rows take argmax(1)."
+        )
+    return [str(item) for item in items]

@@ -1,0 +1,140 @@
+"""Data sets of the Hugging Face Hub, or objects that behave like `datasets.Dataset`."""
+
+from __future__ import annotations
+
+import importlib
+import io
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from PIL import Image
+
+from bitzoo.data.folder import Listing, Row, order_classes
+from bitzoo.data.problems import DatasetError, Problem, Reason, printable
+from bitzoo.errors import MissingExtraError
+
+PREFIX = "hf:"
+"""Before the name of a data set on the Hub, or before a folder in a form that `datasets` reads."""
+
+_SAVED = ("dataset_dict.json", "state.json")
+"""What `save_to_disk` leaves in a folder, of several splits or of one."""
+
+_IMAGE_COLUMNS = ("image", "img", "picture", "pixel_values")
+_LABEL_COLUMNS = ("label", "labels", "class", "target")
+
+
+class Table(Protocol):
+    """The part of `datasets.Dataset` that is used."""
+
+    features: Any
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, key: Any, /) -> Any: ...
+
+
+def load_named(name: str) -> Any:
+    """Load a data set by its name on the Hub, or from a folder.
+
+    A folder that `save_to_disk` wrote is opened as it is; any other goes to
+    `datasets.load_dataset`, which knows folders of Parquet, CSV or image files.
+
+    Returns:
+        A `datasets.DatasetDict` or a `datasets.Dataset`.
+
+    Raises:
+        MissingExtraError: If the library is not installed.
+        DatasetError: If the library cannot load it.
+    """
+    try:
+        library = importlib.import_module("datasets")
+    except ImportError as error:
+        raise MissingExtraError(
+            f"Reading {PREFIX}{name} needs the Hugging Face library datasets, which is not "
+            "installed. Install it: pip install 'bitzoo[datasets]'."
+        ) from error
+    is_saved = any(Path(name, file).is_file() for file in _SAVED)
+    load = library.load_from_disk if is_saved else library.load_dataset
+    try:
+        return load(name)
+    except Exception as error:  # the library passes on what file systems and networks raise
+        raise DatasetError(
+            f"The Hugging Face data set {name!r} cannot be loaded: expected its name on the Hub or "
+            f"a folder, found {type(error).__name__}: {error}. Check the name; if it needs more "
+            "options, load it in Python and pass the object."
+        ) from error
+
+
+def read_table(table: Table, source: str) -> Listing:
+    """List a `datasets.Dataset`, or what has its `features`, length and items.
+
+    The images are in the one column of type `Image`, the labels in the one of type `ClassLabel`,
+    whose names and order are kept. Where the types do not decide, the columns' names do
+    (`image`, `img`, ..; `label`, `labels`, ..). Rows are decoded when they are used.
+
+    Raises:
+        DatasetError: If the columns cannot be told, or a label is neither a whole number nor text.
+    """
+    if not hasattr(table, "__len__"):
+        raise DatasetError(
+            f"The data set {source} must have a length, found {type(table).__name__}. Load it "
+            "without streaming."
+        )
+    image = _column(table, source, "Image", _IMAGE_COLUMNS)
+    label = _column(table, source, "ClassLabel", _LABEL_COLUMNS)
+    declared = getattr(table.features[label], "names", None)
+    names = [printable(str(name)) for name in declared] if declared else None
+    rows, problems = [], []
+    for index, value in enumerate(table[label]):
+        name = _name(value, names)
+        if name is None:
+            expected = f"0 to {len(names) - 1}" if names else "a whole number or text"
+            detail = f"expected {expected} in {label!r}, found {value!r}"
+            problems.append(Problem(Reason.LABEL, f"row {index}", detail))
+        else:
+            load = partial(_load, table, index, image)
+            rows.append(Row(f"row {index}", name, load=load))
+    classes = tuple(names) if names else order_classes(row.label for row in rows)
+    return Listing(tuple(rows), classes, source, problems=tuple(problems))
+
+
+def _column(table: Table, source: str, kind: str, usual: Sequence[str]) -> str:
+    """The one column of the type, else the first of the usual names."""
+    features = table.features
+    of_kind = [name for name in features if type(features[name]).__name__ == kind]
+    if len(of_kind) == 1:
+        return str(of_kind[0])
+    for name in usual:
+        if name in (of_kind or features):
+            return name
+    raise DatasetError(
+        f"The data set {source} must have one column of type {kind} or one named "
+        f"{' or '.join(usual)}, found the columns {', '.join(map(str, features))}. Rename the "
+        f"one you mean: dataset.rename_column(..., {usual[0]!r}), and pass the object from Python."
+    )
+
+
+def _name(value: object, names: Sequence[str] | None) -> str | None:
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, bool) or not isinstance(value, (int, str)):
+        return None
+    if names is None:
+        return printable(str(value))
+    if isinstance(value, str):
+        return value if value in names else None
+    return names[value] if 0 <= value < len(names) else None
+
+
+def _load(table: Table, index: int, column: str) -> Image.Image:
+    """Decode one row: an image, its bytes or path (undecoded columns), or an array of pixels."""
+    value = table[index][column]
+    if isinstance(value, Image.Image):
+        return value
+    if isinstance(value, dict):
+        content = value.get("bytes")
+        return Image.open(io.BytesIO(content or Path(value["path"]).read_bytes()))
+    return Image.fromarray(np.asarray(value))

@@ -1,0 +1,244 @@
+"""Batches made real: rows of a planned batch become tensors, the next ones read ahead by threads.
+
+The plan (`bitzoo.data.sampler`) decides which pictures, windows and mixtures; here pictures are
+cropped, mirrored, scaled to [-1, 1] and mixed, on the device that trains. What a row becomes does
+not depend on which rows come with it.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Generator, Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from bitzoo.data.decode_workers import Pixels8
+from bitzoo.data.image_store import Pixels
+from bitzoo.data.sampler import Batch, BatchPlan
+from bitzoo.errors import UsageError
+
+__all__ = ["Batch", "BatchPlan", "Feed", "MicroBatch", "materialize", "prefetch"]
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """Rows of a batch, ready for the network.
+
+    Attributes:
+        batch: The whole batch.
+        rows: Which of its rows.
+        images: (n, 3, crop, crop) in [-1, 1].
+        targets: float32 (n, classes), each row a distribution.
+    """
+
+    batch: Batch
+    rows: slice
+    images: Tensor
+    targets: Tensor
+
+
+@dataclass(frozen=True)
+class Feed:
+    """Where pictures and labels come from, and the form in which the network wants them.
+
+    Attributes:
+        pixels: Pictures, resized as the plan says.
+        labels: Class of each picture, (len(pixels),).
+        num_classes: Width of the targets.
+        device: Where the tensors go.
+        dtype: Of the images; they are computed in float32 and rounded once.
+        memory_format: Of the images.
+    """
+
+    pixels: Pixels
+    labels: npt.NDArray[np.integer]
+    num_classes: int
+    device: torch.device
+    dtype: torch.dtype = torch.float32
+    memory_format: torch.memory_format = torch.contiguous_format
+
+
+def materialize(
+    batch: Batch,
+    rows: slice,
+    pixels: Pixels,
+    labels: npt.NDArray[np.integer],
+    num_classes: int,
+    crop: int,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    memory_format: torch.memory_format = torch.contiguous_format,
+) -> tuple[Tensor, Tensor]:
+    """Turn rows of a batch into what the network and the loss take.
+
+    Each row depends on the batch alone, not on which rows come with it: MixUp partners are taken
+    from the whole batch, and all arithmetic is elementwise. So rows of one device are equal bit for
+    bit however a batch is split.
+
+    Args:
+        batch: From `BatchPlan.batch`.
+        rows: Which rows; a micro-batch or ``slice(rank, None, world)``.
+        pixels: See `Feed`, as the rest.
+        labels: Class of each picture.
+        num_classes: Width of the targets.
+        crop: Edge of the images.
+        device: Where the tensors go; everything after the decoding is computed there.
+        dtype: Of the images.
+        memory_format: Of the images.
+
+    Returns:
+        Images (n, 3, crop, crop), RGB in [-1, 1], and targets float32 (n, num_classes): lam for the
+        row's own class plus 1 - lam for its partner's.
+    """
+    feed = Feed(pixels, labels, num_classes, torch.device(device), dtype, memory_format)
+    return _Draft(batch, rows, crop, feed).finish()
+
+
+def prefetch(
+    plan: BatchPlan, work: Iterable[tuple[int, slice]], feed: Feed, *, depth: int = 2
+) -> Generator[MicroBatch, None, None]:
+    """Micro-batches in order, the next ones made ready by threads while the caller computes.
+
+    The threads decode or copy pictures, into pinned memory for a GPU, and for the CPU do all of
+    `materialize`. What a GPU does is queued by the caller's thread, so that streams, graphs and
+    out-of-memory errors stay where the caller expects them.
+
+    Close the iterator (`contextlib.closing`) when leaving early; that ends the threads.
+
+    Args:
+        plan: The run's batches.
+        work: Step and rows of each micro-batch.
+        feed: See `Feed`.
+        depth: How many micro-batches are made ready at a time: bounds the memory.
+
+    Yields:
+        One `MicroBatch` for each item of `work`; the same as `materialize` makes.
+
+    Raises:
+        UsageError: If the plan and the pictures do not fit each other.
+        Exception: What a thread ran into, at the place in the order where it happened.
+    """
+    count, size = len(feed.pixels), feed.pixels.size
+    if (count, size) != (plan.num_examples, plan.resize):
+        raise UsageError(
+            f"The pictures must be those that the batches were planned for: expected "
+            f"{plan.num_examples} of edge {plan.resize}, found {count} of edge {size}. Open the "
+            "pixels with the plan's resize."
+        )
+
+    def draft(step: int, rows: slice) -> _Draft:
+        return _Draft(plan.batch(step), rows, plan.crop, feed)
+
+    items, ahead = iter(work), deque[Future[_Draft]]()
+    pool = ThreadPoolExecutor(depth, thread_name_prefix="bitzoo-prefetch")
+    try:
+        ahead.extend(pool.submit(draft, *item) for item in islice(items, depth))
+        while ahead:
+            done = ahead.popleft().result()
+            ahead.extend(pool.submit(draft, *item) for item in islice(items, 1))
+            yield MicroBatch(done.batch, done.rows, *done.finish())
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+class _Draft:
+    """Rows of a batch on their way: read on creation, by any thread; finished on the device."""
+
+    def __init__(self, batch: Batch, rows: slice, crop: int, feed: Feed) -> None:
+        self.batch, self.rows, self._crop, self._feed = batch, rows, crop, feed
+        own = np.arange(len(batch))[rows]
+        sides = np.stack([own] if batch.mix is None else [own, batch.mix[rows]])
+        # A picture that several rows want is read once.
+        needed, places = np.unique(batch.indices[sides], return_inverse=True)
+        windows = (batch.top[sides], batch.left[sides], batch.flip[sides])
+        crops = np.stack([places.reshape(sides.shape), *windows])
+        targets = _mix_targets(feed, batch, sides)
+        self._host: tuple[Tensor, ...]  # pinned for a GPU, so that it need not wait
+        if feed.device.type == "cpu":
+            pictures = feed.pixels.rows(needed)
+            images = _mix_on_cpu(pictures, crops, batch.lam, crop, feed.memory_format)
+            self._host = images, targets
+        else:
+            shape, pin = (len(needed), *(feed.pixels.size,) * 2, 3), feed.device.type == "cuda"
+            raw = torch.empty(shape, dtype=torch.uint8, pin_memory=pin)
+            feed.pixels.take(needed, raw.numpy())
+            rest = torch.from_numpy(crops), targets
+            self._host = (raw, *(part.pin_memory() if pin else part for part in rest))
+
+    def finish(self) -> tuple[Tensor, Tensor]:
+        feed = self._feed
+        sent = [part.to(feed.device, non_blocking=True) for part in self._host]
+        images, targets = sent[0], sent[-1]
+        if feed.device.type != "cpu":
+            images = _mix_on_device(images, sent[1], self.batch.lam, self._crop)
+        return images.to(feed.dtype, memory_format=feed.memory_format), targets
+
+
+# The same arithmetic twice: one operation over all rows for a GPU; for the CPU one picture after
+# the other, which then stays in the core's cache. MixUp multiplies and adds in separate operations:
+# fused ones may round an element by where in the tensor it lies.
+#
+# `crops` is int64 (4, sides, n): place among the pictures, top, left and flip, of the rows to make
+# and, with MixUp, of the rows to mix into them.
+
+
+def _mix_on_device(raw: Tensor, crops: Tensor, lam: float, crop: int) -> Tensor:
+    """Images (n, 3, crop, crop), float32, from pictures uint8 (m, size, size, 3)."""
+    steps = torch.arange(crop, device=raw.device)
+
+    def scaled(place: Tensor, top: Tensor, left: Tensor, flip: Tensor) -> Tensor:
+        lines = top[:, None] + steps
+        columns = left[:, None] + torch.where(flip[:, None] != 0, steps.flip(0), steps)
+        windows = raw[place[:, None, None], lines[:, :, None], columns[:, None, :]]
+        return windows.permute(0, 3, 1, 2).to(torch.float32).div_(127.5).sub_(1)
+
+    images, *others = (scaled(*side) for side in crops.unbind(1))
+    for other in others:
+        images.mul_(lam).add_(other.mul_(1 - lam))
+    return images
+
+
+def _mix_on_cpu(
+    pictures: Sequence[Pixels8],
+    crops: npt.NDArray[np.int64],
+    lam: float,
+    crop: int,
+    memory_format: torch.memory_format,
+) -> Tensor:
+    """The same images, in either format."""
+
+    def scale(where: npt.NDArray[np.int64], out: npt.NDArray[np.float32]) -> None:
+        place, top, left, flip = where.tolist()
+        view = pictures[place][top : top + crop, left : left + crop].transpose(2, 0, 1)
+        if flip:
+            for plane, source in zip(out, view, strict=True):  # all at once has loops of 3: slow
+                plane[...] = source[:, ::-1]
+        else:
+            out[...] = view
+        out /= np.float32(127.5)
+        out -= np.float32(1)
+
+    shape = (crops.shape[-1], 3, crop, crop)
+    images = torch.empty(shape, memory_format=memory_format)
+    partner = torch.empty_like(images[:1]).numpy()[0]
+    for number, image in enumerate(images.numpy()):
+        scale(crops[:, 0, number], image)
+        for side in range(1, crops.shape[1]):
+            scale(crops[:, side, number], partner)
+            image *= np.float32(lam)
+            partner *= np.float32(1 - lam)
+            image += partner
+    return images
+
+
+def _mix_targets(feed: Feed, batch: Batch, sides: npt.NDArray[np.int64]) -> Tensor:
+    targets = np.zeros((sides.shape[1], feed.num_classes), np.float32)
+    for rows, weight in zip(sides, (batch.lam, 1 - batch.lam), strict=False):
+        targets[np.arange(len(rows)), feed.labels[batch.indices[rows]]] += np.float32(weight)
+    return torch.from_numpy(targets)

@@ -1,0 +1,214 @@
+"""Decoded pictures on disk: shards that are written once, never changed, and found by content.
+
+A shard is a file of up to `SHARD_BYTES`, in a folder for its size of picture and its decoder::
+
+    pixels/448-pillow-11.0.0-1/<hash of all its SHA-256>-<count>.shard
+        count x 32 bytes   SHA-256 of each picture's content, as `Example.sha256`
+        count x 448x448x3  the pixels, uint8, RGB
+
+Why so: pictures are found by content, whatever data set, split, few-shot choice or folder they come
+from, so every run uses what any run before it decoded, and only what is missing is added, on
+further shards. A shard gets its name, by an atomic rename, when its bytes are on the disk: an
+interrupted build loses no more than the shard it was writing. Nothing is ever appended to or
+patched, so there is no index to keep consistent, and removing a file is always safe.
+
+A shard in use carries a shared lock (flock), which the kernel drops with the last process that maps
+it; shards without one are removed, the longest unused first, when the cache needs their room.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import logging
+import os
+import shutil
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import PIL
+
+from bitzoo.data.decode_workers import Decoder, Pixels8
+from bitzoo.files import sync
+
+if TYPE_CHECKING:
+    from bitzoo.data.dataset import Example
+
+SHARD_BYTES = 1 << 30
+SHARD_ROWS = 4096
+"""Pictures on one shard at most: what an interrupted build loses, when pictures are small."""
+RESERVE_BYTES = 1 << 30
+"""What is left free on the disk, for checkpoints and the system."""
+DECODER = f"pillow-{PIL.__version__}-1"
+"""Changes whenever the same file may give other pixels; the last number is ours."""
+
+_HASH_BYTES = 32
+_SUFFIX, _PART = ".shard", ".part"
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Shard:
+    """An open shard. Its pixels stay readable even when its file is removed.
+
+    Attributes:
+        path: Its file.
+        hashes: SHA-256 of each picture.
+        pixels: uint8 (count, size, size, 3), mapped into memory.
+    """
+
+    path: Path
+    hashes: list[bytes]
+    pixels: Pixels8
+
+
+def row_bytes(size: int) -> int:
+    """Bytes of one picture's pixels."""
+    return size * size * 3
+
+
+def rows_per_shard(size: int) -> int:
+    """How many pictures a shard takes."""
+    return max(1, min(SHARD_ROWS, SHARD_BYTES // row_bytes(size)))
+
+
+def folder_of(cache: Path, size: int) -> Path:
+    """Where shards with pictures of one size stand."""
+    return cache / f"{size}-{DECODER}"
+
+
+def find_shards(cache: Path, size: int, wanted: Collection[bytes]) -> Iterator[Shard]:
+    """Open the shards that have any of the wanted pictures; damaged ones are removed."""
+    for path in sorted(folder_of(cache, size).glob(f"*{_SUFFIX}")):
+        shard = _open_shard(path, size)
+        if shard is None:
+            _log.warning("%s was damaged and is removed; what it held is decoded again", path)
+            with contextlib.suppress(OSError):
+                path.unlink()
+        elif any(digest in wanted for digest in shard.hashes):
+            with contextlib.suppress(OSError):  # another user's cache can be read all the same
+                os.utime(path)  # when it was last used, for `make_room`
+            yield shard
+
+
+def write_shard(
+    cache: Path,
+    decoder: Decoder,
+    contents: Sequence[tuple[bytes, Example]],
+    advance: Callable[[int], object],
+) -> None:
+    """Decode pictures onto a new shard. The caller holds the cache's lock.
+
+    Args:
+        cache: Folder of all shards.
+        decoder: Its `size` is that of the shard's pictures.
+        contents: SHA-256 and example of each picture, without repeats.
+        advance: Called with how many pictures are done.
+
+    Raises:
+        UsageError: If a picture cannot be decoded.
+        OSError: If the disk is full or the folder cannot be written. Nothing is kept.
+    """
+    hashes = [digest for digest, _ in contents]
+    folder = folder_of(cache, decoder.size)
+    folder.mkdir(parents=True, exist_ok=True)
+    target = folder / _name(hashes)
+    part = target.with_suffix(_PART)
+    try:
+        with part.open("wb", buffering=0) as file:
+            _write_at(file.fileno(), b"".join(hashes), 0)
+            start, step = len(hashes) * _HASH_BYTES, row_bytes(decoder.size)
+
+            def place(number: int, pixels: Pixels8) -> None:
+                # not through a map: on a full disk that would be a bus error
+                _write_at(file.fileno(), pixels.data.cast("B"), start + number * step)
+
+            decoder.decode_each([example for _, example in contents], place, advance)
+        sync(part)  # else after a power cut zeros could stand under a good name
+        os.replace(part, target)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def make_room(cache: Path, needed: int, budget: int, keep: Collection[Path]) -> bool:
+    """Remove shards, the longest unused first, until `needed` bytes more fit.
+
+    Shards in use by any process stay, and nothing is removed if even removing all others would
+    not do. The caller holds the cache's lock, so parts of shards are left by processes that died,
+    and go.
+
+    Args:
+        cache: Folder of all shards, of every size.
+        needed: Bytes to be added.
+        budget: Bytes that the cache may have in all.
+        keep: Shards that the caller is about to use.
+
+    Returns:
+        Whether the bytes fit, into the budget and on the disk.
+    """
+    for part in cache.glob(f"*/*{_PART}"):
+        part.unlink(missing_ok=True)
+    sizes, order = {}, []
+    for path in cache.glob(f"*/*{_SUFFIX}"):
+        status = path.stat()
+        sizes[path] = status.st_size
+        order.append((status.st_mtime_ns, path))
+    free = shutil.disk_usage(cache).free - RESERVE_BYTES
+    excess = needed + max(sum(sizes.values()) - budget, -free)
+    idle = [path for _, path in sorted(order) if path not in keep and not _is_in_use(path)]
+    if excess > sum(sizes[path] for path in idle):
+        return False
+    while excess > 0:
+        path = idle.pop(0)
+        path.unlink(missing_ok=True)
+        excess -= sizes[path]
+        _log.info("Removed %s to make room", path)
+    return True
+
+
+def _open_shard(path: Path, size: int) -> Shard | None:
+    count_text = path.stem.rpartition("-")[2]
+    try:
+        with path.open("rb") as file:
+            with contextlib.suppress(OSError):  # a file system without locks, or being removed
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            # The map keeps a duplicate of the file's descriptor, and with it the lock.
+            data = np.memmap(file, np.uint8, "r")
+        count = int(count_text)
+    except (OSError, ValueError):
+        return None
+    split = count * _HASH_BYTES
+    if count < 1 or len(data) != split + count * row_bytes(size):
+        return None
+    head = data[:split].tobytes()
+    hashes = [head[i : i + _HASH_BYTES] for i in range(0, split, _HASH_BYTES)]
+    if path.name != _name(hashes):
+        return None
+    return Shard(path, hashes, np.asarray(data[split:]).reshape(count, size, size, 3))
+
+
+def _name(hashes: Sequence[bytes]) -> str:
+    return f"{hashlib.sha256(b''.join(hashes)).hexdigest()[:32]}-{len(hashes)}{_SUFFIX}"
+
+
+def _is_in_use(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    return False
+
+
+def _write_at(descriptor: int, data: bytes | memoryview, offset: int) -> None:
+    view = memoryview(data)
+    while view:
+        written = os.pwrite(descriptor, view, offset)
+        if not written:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        view, offset = view[written:], offset + written

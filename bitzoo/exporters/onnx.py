@@ -1,0 +1,73 @@
+"""ONNX, through torch's exporter; run by ONNX Runtime with its default optimizations."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bitzoo.exporters.export_formats import Run, import_extra
+from bitzoo.exporters.graph import INPUT, Graph, free_axes, trace
+from bitzoo.models.bit import BiT
+
+OPSET = 20
+_EMBEDDED_BYTES = 1 << 30
+"""Parameters beyond this go to a file of their own, ``NAME.onnx.data``: protobuf ends at 2 GiB."""
+
+
+def export_onnx(
+    model: BiT, path: Path, *, dtype: str = "float32", facts: Mapping[str, str] | None = None
+) -> None:
+    """Write a network as ONNX with folded kernels; batch, height and width are free.
+
+    The input ``images`` is (batch, channels, height, width), float32 in [-1, 1]; the output is
+    ``logits``, or ``features`` where there is no head.
+
+    Args:
+        model: The network, folded or not; it stays as it is.
+        path: The file to write, replaced if there is one; parameters of more than 1 GiB go beside.
+        dtype: What kernels are stored in; computation stays in float32.
+        facts: Text that goes into the file's metadata.
+
+    Raises:
+        MissingExtraError: If onnx, onnxscript or onnxruntime is not installed.
+    """
+    import_extra("onnxscript", "onnx")
+    graph = Graph(model, dtype)
+    program: Any = torch.onnx.export(
+        trace(graph),
+        input_names=[INPUT],
+        output_names=[graph.output],
+        dynamic_shapes=(free_axes(),),
+        opset_version=OPSET,
+        dynamo=True,
+        verbose=False,
+    )
+    _forget_origin(program.model)
+    program.model.metadata_props.update(facts or {})
+    stored = sum(parameter.nbytes for parameter in graph.parameters())
+    program.save(os.fspath(path), external_data=stored > _EMBEDDED_BYTES)
+
+
+def load_onnx(path: Path) -> tuple[Run, str]:
+    """Open an ONNX file with ONNX Runtime on the CPU, default optimizations on."""
+    runtime = import_extra("onnxruntime", "onnx")
+    session = runtime.InferenceSession(os.fspath(path), providers=["CPUExecutionProvider"])
+
+    def run(images: Any) -> Any:
+        return session.run(None, {INPUT: images})[0]
+
+    return run, f"ONNX Runtime {runtime.__version__}, its default optimizations"
+
+
+def _forget_origin(model: Any) -> None:
+    """Drop the exporter's notes: stack traces with the paths of this machine, on every node."""
+    graph = model.graph
+    for item in (graph, *graph.all_nodes(), *graph.inputs, *graph.initializers.values()):
+        item.metadata_props.clear()
+    for node in graph.all_nodes():
+        for value in node.outputs:
+            value.metadata_props.clear()

@@ -1,0 +1,92 @@
+"""TensorFlow's SavedModel, of the functional TensorFlow network: no layer objects, no Keras."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from bitzoo.converters.parity import reference_tensorflow
+from bitzoo.converters.parity.reference_tensorflow import load_tensorflow
+from bitzoo.exporters.export_formats import Run
+from bitzoo.exporters.names import google_tensors
+from bitzoo.models.bit import BiT, fold
+
+IMAGES = "images_from_minus1_to_1"
+PIXELS = "pixels_from_0_to_255"
+"""What the signatures call their inputs: TF-Hub's BiT modules took [0, 1], so say it aloud."""
+
+
+def export_savedmodel(
+    model: BiT, path: Path, *, dtype: str = "float32", facts: Mapping[str, str] | None = None
+) -> None:
+    """Write a network as a SavedModel folder; batch, height and width are free.
+
+    Signatures: ``serving_default`` takes ``images_from_minus1_to_1``, float32 (batch, height,
+    width, channels); ``pixels`` takes ``pixels_from_0_to_255``, uint8, already resized and cropped.
+    Both return ``logits``, or ``features`` where there is no head. ``facts`` takes nothing and
+    returns the facts as strings.
+
+    Args:
+        model: The network, folded or not; it stays as it is.
+        path: The folder to write; must not exist.
+        dtype: What kernels are stored in; computation stays in float32.
+        facts: Text for the signature ``facts``.
+
+    Raises:
+        MissingExtraError: If TensorFlow is not installed.
+    """
+    tf = load_tensorflow()
+    folded = fold(model)
+    output = "logits" if folded.num_classes else "features"
+    channels = folded.architecture.in_chans
+    module = tf.Module()
+    module.tensors = {
+        name: tf.Variable(tf.cast(array, dtype if array.ndim == 4 else "float32"), trainable=False)
+        for name, array in google_tensors(folded).items()
+    }
+    module.facts = {key: tf.constant(value) for key, value in (facts or {}).items()}
+
+    def compute(images: Any) -> dict[str, Any]:
+        return {output: reference_tensorflow.forward(module.tensors, images, eps=None)}
+
+    def of_images(**inputs: Any) -> dict[str, Any]:
+        return compute(inputs[IMAGES])
+
+    def of_pixels(**inputs: Any) -> dict[str, Any]:
+        return compute(tf.cast(inputs[PIXELS], tf.float32) / 127.5 - 1)
+
+    shape = [None, None, None, channels]
+    signatures = {
+        "serving_default": _signature(tf, of_images, IMAGES, shape, tf.float32),
+        "pixels": _signature(tf, of_pixels, PIXELS, shape, tf.uint8),
+        "facts": tf.function(lambda: dict(module.facts)).get_concrete_function(),
+    }
+    tf.saved_model.save(module, os.fspath(path), signatures=signatures)
+
+
+def load_savedmodel(path: Path) -> tuple[Run, str]:
+    """Open a SavedModel in TensorFlow, its graph optimizations on, and call its default signature.
+
+    The network reads channels last; the images that `Run` takes are turned here.
+    """
+    tf = load_tensorflow()
+    module = tf.saved_model.load(os.fspath(path))
+    serve = module.signatures["serving_default"]
+
+    def run(images: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        outputs = serve(**{IMAGES: tf.constant(images.transpose(0, 2, 3, 1))})
+        logits: npt.NDArray[np.float32] = next(iter(outputs.values())).numpy()
+        run.module = module  # type: ignore[attr-defined]
+        return logits
+
+    return run, f"TensorFlow {tf.__version__}, its graph optimizations"
+
+
+def _signature(tf: Any, function: Any, name: str, shape: list[int | None], dtype: Any) -> Any:
+    spec = tf.TensorSpec(shape, dtype, name=name)
+    return tf.function(function).get_concrete_function(**{name: spec})

@@ -1,0 +1,1 @@
+"""Files from elsewhere: over HTTP, and from the Hugging Face Hub."""

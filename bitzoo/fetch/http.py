@@ -1,0 +1,360 @@
+"""Fetch one file over HTTP so that it is complete and checked, or not there under its name at all.
+
+Bytes collect in ``<target>.part``. Beside it ``<target>.part.json`` says which version of the file
+they belong to, so that a later call, in this process or another, goes on where the last one
+stopped. Only a part whose size and MD5 are right is renamed to ``target``. One lock a file keeps
+two processes from fetching the same thing.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import hashlib
+import json
+import logging
+import os
+import random
+import re
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bitzoo.errors import BitzooError, DownloadError, NotServedError
+from bitzoo.files import file_lock, sync, unwritable, write_json
+
+if TYPE_CHECKING:
+    import httpx
+
+BASE_URL = "https://storage.googleapis.com/bit_models/"
+"""Google's bucket of released BiT files (google-research/big_transfer, README)."""
+
+CONNECT_TIMEOUT = 10.0
+READ_TIMEOUT = 30.0
+RETRIES = 5
+"""Attempts after the first, counted anew whenever a connection brought real progress."""
+LONGEST_WAIT = 120.0
+"""Seconds; a server that asks for more with Retry-After is asked again after this long."""
+PROGRESS_BYTES = 1_000_000
+"""What counts as real progress, and the smallest transfer that shows a progress bar."""
+
+_STRONG_ETAG = re.compile(r'"[\x21\x23-\x7e]*"')
+_MD5 = re.compile(r"\bmd5=([\w+/=]+)")
+_CONTENT_RANGE = re.compile(r"bytes (\d{1,19})-\d+/(\d+|\*)")
+_sleep = time.sleep
+_log = logging.getLogger(__name__)
+
+
+def base_url() -> str:
+    """Base address of the released files, ending in a slash: BITZOO_MIRROR or `BASE_URL`."""
+    return (os.environ.get("BITZOO_MIRROR", "").strip() or BASE_URL).rstrip("/") + "/"
+
+
+def is_offline() -> bool:
+    """Whether BITZOO_OFFLINE forbids the network (1, true, yes or on, in any case)."""
+    return os.environ.get("BITZOO_OFFLINE", "").strip().lower() in {"1", "true", "yes", "on"}
+
+
+def download(url: str, target: Path, *, progress: bool | None = None) -> Path:
+    """Put the file at `url` under `target`, unless `target` is there already.
+
+    An interrupted download (Ctrl-C, a killed process, a lost connection) is resumed by the next
+    call. Connection errors and the answers 408, 429 and 5xx are retried with growing pauses.
+
+    Args:
+        url: http or https; redirects are followed.
+        target: Final path; missing parent folders are made. An existing file is never touched.
+        progress: True shows a progress bar, False never does; None shows it on a terminal.
+            Transfers below `PROGRESS_BYTES` show none.
+
+    Returns:
+        `target`, complete, its size and (where the server states one) its MD5 checked.
+
+    Raises:
+        DownloadError: If the file cannot be had, does not match its checksum, does not fit on
+            the disk, or is missing while BITZOO_OFFLINE is set.
+    """
+    if target.is_file():
+        return target
+    shown = _check_url(url)
+    if is_offline():
+        raise DownloadError(
+            f"{target.name} is not at {target}, and BITZOO_OFFLINE forbids fetching it. Unset "
+            f"BITZOO_OFFLINE, or download {shown} elsewhere and put it there, or point "
+            f"BITZOO_CACHE at a folder that has it."
+        )
+    wanted = sys.stderr.isatty() if progress is None else progress
+    with file_lock(target), _storage_errors_of(target):
+        if not target.is_file():  # the process that we waited for may have made it
+            _fetch(url, _Part(target, shown), wanted)
+    return target
+
+
+@dataclass(frozen=True)
+class _Version:
+    """Which bytes a server is sending."""
+
+    url: str  # without credentials
+    validator: str  # strong ETag or Last-Modified date, for If-Range; empty forbids resuming
+    size: int | None  # of the whole file; None if the server does not say
+    md5: str | None  # of the whole file, base64, as in x-goog-hash; None if it does not say
+
+    @classmethod
+    def of(cls, response: httpx.Response, shown: str) -> _Version:
+        headers = response.headers
+        etag, date = headers.get("etag", ""), headers.get("last-modified", "")
+        validator = etag if _STRONG_ETAG.fullmatch(etag) else date if date.isascii() else ""
+        length = headers.get("content-length", "")
+        md5 = _MD5.search(headers.get("x-goog-hash", ""))
+        return cls(shown, validator, int(length) if length.isdigit() else None, md5 and md5[1])
+
+
+_NO_VERSION = _Version("", "", None, None)
+
+
+class _Part:
+    """The bytes fetched so far, and the version of the file that they belong to."""
+
+    def __init__(self, target: Path, url: str) -> None:
+        self.target, self.url = target, url
+        self.path = target.with_name(target.name + ".part")
+        self.note = target.with_name(target.name + ".part.json")
+        self.size, self.digest = 0, hashlib.md5(usedforsecurity=False)
+        self.version = self._read_note()
+        if self.version is _NO_VERSION:
+            self.discard()
+        else:
+            with self.path.open("rb") as file:
+                while block := file.read(1 << 20):
+                    self._count(block)
+
+    def _read_note(self) -> _Version:
+        try:
+            version = _Version(**json.loads(self.note.read_text()))
+        except (OSError, ValueError, TypeError):
+            return _NO_VERSION
+        usable = version.url == self.url and version.validator and self.path.is_file()
+        return version if usable else _NO_VERSION
+
+    def _count(self, block: bytes) -> None:
+        self.size += len(block)
+        self.digest.update(block)
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether all bytes are here, perhaps since a process that died before it checked them."""
+        return self.size == self.version.size
+
+    def request_headers(self) -> dict[str, str]:
+        headers = {"Accept-Encoding": "identity"}  # sizes and ranges then count the file's bytes
+        if self.version.validator and self.size:
+            headers |= {"Range": f"bytes={self.size}-", "If-Range": self.version.validator}
+        return headers
+
+    def continues_with(self, response: httpx.Response) -> bool:
+        """Whether an answer starts where the part ends, in the same version of the file."""
+        match = _CONTENT_RANGE.match(response.headers.get("content-range", ""))
+        if not match or not self.version.validator:
+            return False
+        start, total = match.groups()
+        same_size = total in ("*", str(self.version.size))
+        same_tag = _Version.of(response, self.url).validator in ("", self.version.validator)
+        return int(start) == self.size and same_size and same_tag
+
+    def restart(self, version: _Version) -> None:
+        self.discard()
+        self.version = version
+        write_json(self.note, asdict(version))
+
+    def write_from(self, response: httpx.Response, advance: Callable[[int], object]) -> None:
+        with self.path.open("ab") as file:
+            for chunk in response.iter_raw():
+                file.write(chunk)
+                file.flush()  # a killed process then loses nothing that arrived
+                self._count(chunk)
+                advance(len(chunk))
+
+    def problem(self) -> str | None:
+        """How the finished part differs from what the server promised; None if it does not."""
+        if self.version.size not in (None, self.size):
+            return f"expected {self.version.size:,} bytes, found {self.size:,}"
+        found = base64.b64encode(self.digest.digest()).decode()
+        if self.version.md5 not in (None, found):
+            return f"expected md5 {self.version.md5} (base64), found {found}"
+        return None
+
+    def keep(self) -> None:
+        sync(self.path)
+        os.replace(self.path, self.target)
+        self.note.unlink(missing_ok=True)
+
+    def discard(self) -> None:
+        self.path.unlink(missing_ok=True)
+        self.note.unlink(missing_ok=True)
+        self.version, self.size = _NO_VERSION, 0
+        self.digest = hashlib.md5(usedforsecurity=False)
+
+
+def _fetch(url: str, part: _Part, wanted: bool) -> None:
+    """Download, check, rename; a file that fails its check is fetched once more from the start."""
+    import httpx
+
+    problem = None
+    timeout = httpx.Timeout(READ_TIMEOUT, connect=CONNECT_TIMEOUT)
+    with httpx.Client(timeout=timeout, follow_redirects=True) as client:
+        for _ in range(2):
+            if not part.is_complete:
+                _transfer(client, url, part, wanted)
+            problem = part.problem()
+            if problem is None:
+                return part.keep()
+            _log.warning("%s arrived damaged: %s", part.url, problem)
+            part.discard()
+    raise DownloadError(
+        f"{part.url} arrived damaged twice: {problem}. Nothing was kept. Try again later, or from "
+        f"another network; if BITZOO_MIRROR is set, its copy may differ from the released file."
+    )
+
+
+def _transfer(client: httpx.Client, url: str, part: _Part, wanted: bool) -> None:
+    """Get all bytes into the part, over as many connections as it takes."""
+    import httpx
+
+    failures, best = 0, part.size
+    while True:
+        try:
+            return _attempt(client, url, part, wanted)
+        except (httpx.UnsupportedProtocol, httpx.TooManyRedirects, httpx.InvalidURL) as error:
+            raise DownloadError(
+                f"{part.url} leads to no file: {error}. Check the address (and BITZOO_MIRROR)."
+            ) from error
+        except (httpx.HTTPStatusError, httpx.TransportError) as error:
+            if part.size >= best + PROGRESS_BYTES:
+                failures, best = 0, part.size
+            failures += 1
+            reason = str(error) or type(error).__name__
+            if failures > RETRIES:
+                raise DownloadError(
+                    f"{part.url} could not be downloaded, {failures} attempts failed: {reason}. "
+                    f"{part.size:,} bytes are kept in {part.path}; run the same again to go on "
+                    f"from there, or set BITZOO_MIRROR to the base URL of another copy."
+                ) from error
+            wait = _pause(failures, error)
+        _log.warning("%s: %s; trying again in %.1f s", part.url, reason, wait)
+        _sleep(wait)
+
+
+def _attempt(client: httpx.Client, url: str, part: _Part, wanted: bool) -> None:
+    """One connection: start over on 200, go on from the part's end on 206."""
+    import httpx
+
+    with client.stream("GET", url, headers=part.request_headers()) as response:
+        _check_status(response, part.url)
+        fresh = _Version.of(response, part.url) if response.status_code == 200 else None
+        if not fresh and not part.continues_with(response):
+            part.discard()
+            raise httpx.RemoteProtocolError(f"{response.status_code} does not fit the part")
+        size = (fresh or part.version).size
+        _check_space(size, part)
+        if fresh:  # the first request, or the file changed, or the server ignores Range
+            part.restart(fresh)
+        with _progress_bar(part.target.name, size, part.size, wanted) as advance:
+            part.write_from(response, advance)
+    if size is not None and part.size < size:
+        raise httpx.RemoteProtocolError(f"only {part.size:,} of {size:,} bytes arrived")
+
+
+def _check_status(response: httpx.Response, url: str) -> None:
+    import httpx
+
+    code = response.status_code
+    answer = f"{code} {response.reason_phrase}".strip()
+    if code in (408, 429) or code >= 500:
+        problem = f"the server answered {answer}"
+        raise httpx.HTTPStatusError(problem, request=response.request, response=response)
+    encoding = response.headers.get("content-encoding", "identity")
+    if encoding != "identity":
+        answer += f" in {encoding} encoding"
+    if code not in (200, 206, 416) or encoding != "identity":
+        raise NotServedError(
+            f"{url} could not be downloaded: expected the file as it is, the server answered "
+            f"{answer}. Check the name and that the file is public; if a copy lives elsewhere, "
+            f"set BITZOO_MIRROR to that copy's base URL."
+        )
+
+
+def _check_space(size: int | None, part: _Part) -> None:
+    """The part's own bytes stay in use or are freed first, so they count as there either way."""
+    from rich.filesize import decimal
+
+    free = shutil.disk_usage(part.target.parent).free
+    needed = (size or 0) - part.size
+    if needed > free:
+        raise DownloadError(
+            f"{part.target.name} does not fit in {part.target.parent}: it needs {decimal(needed)} "
+            f"more, {decimal(free)} are free. Free some space, or point BITZOO_CACHE at a folder "
+            f"on a larger disk."
+        )
+
+
+def _pause(failures: int, error: httpx.HTTPError) -> float:
+    """Seconds to wait: what the server asks for, else doubling from 0.5, a quarter up or down."""
+    from email.utils import parsedate_to_datetime
+
+    response: httpx.Response | None = getattr(error, "response", None)
+    retry_after = response.headers.get("retry-after", "") if response is not None else ""
+    try:  # it holds seconds or a date (RFC 9110, 10.2.3)
+        if retry_after.isdigit():
+            wait = float(retry_after)
+        else:
+            wait = parsedate_to_datetime(retry_after).timestamp() - time.time()
+    except (ValueError, TypeError, OverflowError):
+        wait = 0.5 * 2.0 ** (failures - 1) * random.uniform(0.75, 1.25)
+    return min(max(wait, 0.0), LONGEST_WAIT)
+
+
+def _check_url(url: str) -> str:
+    """Refuse what is not http(s); return the URL without credentials, for messages and notes."""
+    if not re.match(r"https?://[^/]", url, re.IGNORECASE):
+        raise DownloadError(
+            f"{url!r} cannot be downloaded: expected an address that starts with https:// or "
+            f"http://. For a file on this machine, give its path instead."
+        )
+    return re.sub(r"^(\w+://)[^/?#]*@", r"\1", url)
+
+
+@contextlib.contextmanager
+def _storage_errors_of(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except BitzooError:
+        raise
+    except OSError as error:
+        raise unwritable(path, error) from error
+
+
+@contextlib.contextmanager
+def _progress_bar(
+    label: str, total: int | None, done: int, wanted: bool
+) -> Iterator[Callable[[int], object]]:
+    """A bar on stderr from `done` to `total` bytes; yields the function that moves it."""
+    if not wanted or (total is not None and total - done < PROGRESS_BYTES):
+        yield lambda count: None
+        return
+    from rich import progress
+    from rich.console import Console
+
+    with progress.Progress(
+        "{task.description}",
+        progress.BarColumn(),
+        progress.DownloadColumn(),
+        progress.TransferSpeedColumn(),
+        progress.TimeRemainingColumn(),
+        console=Console(stderr=True),
+    ) as bar:
+        task = bar.add_task(label, total=total, completed=done)
+        yield lambda count: bar.advance(task, count)

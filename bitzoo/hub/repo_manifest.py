@@ -1,0 +1,155 @@
+"""A repository's files as data: which there may be, their sizes and SHA-256, and their proof."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from bitzoo.converters.parity.verify import REPORT_NAME, load_reports
+from bitzoo.errors import CheckpointError, ParityError
+from bitzoo.fetch.hub_client import MANIFEST_NAME
+from bitzoo.files import sha256_of
+from bitzoo.zoo.resolve import CONFIG_NAME, WEIGHTS_NAME
+
+CARD_NAME = "README.md"
+LICENSE_NAME = "LICENSE"
+ALLOWED = (WEIGHTS_NAME, CONFIG_NAME, CARD_NAME, REPORT_NAME, MANIFEST_NAME, LICENSE_NAME)
+"""All that a repository holds; nothing else is ever uploaded."""
+NOTE_NAME = "publication.json"
+"""The local note beside the files: what they were made of, and where they went. Never uploaded."""
+
+
+@dataclass(frozen=True)
+class FileRecord:
+    """Size in bytes and SHA-256 of a file."""
+
+    bytes: int
+    sha256: str
+
+    @classmethod
+    def of(cls, path: Path) -> FileRecord:
+        """Measure a file."""
+        return cls(path.stat().st_size, sha256_of(path))
+
+
+def git_sha1(path: Path) -> str:
+    """Return git's name of a file's content, which the Hub states for small files."""
+    content = path.read_bytes()
+    return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Return the JSON object in a file; an empty one if there is no file.
+
+    Raises:
+        CheckpointError: If the file holds anything else.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(
+            f"{path}: expected JSON, found something else ({error}). Remove the folder and "
+            "prepare it again."
+        ) from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path}: expected a JSON object, found {type(content).__name__}.")
+    return content
+
+
+def manifest_files(folder: Path) -> dict[str, FileRecord]:
+    """Return the files that the manifest in a folder lists.
+
+    Raises:
+        CheckpointError: If there is no manifest, or it lists files otherwise than bitzoo does.
+    """
+    path = folder / MANIFEST_NAME
+    try:
+        listed = read_json(path)["files"]
+        found = {name: FileRecord(int(f["bytes"]), str(f["sha256"])) for name, f in listed.items()}
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise CheckpointError(
+            f"{path}: expected bitzoo's list of files with bytes and sha256, found something else "
+            f"({error!r}). Prepare the folder again."
+        ) from error
+    strange = sorted(found.keys() - set(ALLOWED))
+    if strange or WEIGHTS_NAME not in found:
+        raise CheckpointError(
+            f"{path}: expected {', '.join(ALLOWED)}, found {', '.join(strange) or 'no weights'}."
+        )
+    return found
+
+
+def listed_records(files: Mapping[str, FileRecord]) -> dict[str, dict[str, Any]]:
+    """Return files as JSON-ready data."""
+    return {name: asdict(facts) for name, facts in files.items()}
+
+
+def check_files(folder: Path, *, weights: bool = True) -> dict[str, FileRecord]:
+    """Compare a prepared folder with its manifest and its proof, and return all its files.
+
+    Args:
+        folder: With the files and their manifest.
+        weights: False allows the weights to be gone; the manifest then speaks for them.
+
+    Raises:
+        ParityError: If the weights are not the bytes that were proven.
+        CheckpointError: If another file was changed, or one is missing.
+    """
+    files = manifest_files(folder)
+    for name, stated in files.items():
+        path = folder / name
+        if not path.is_file():
+            if name == WEIGHTS_NAME and not weights:
+                continue
+            raise CheckpointError(f"{path}: the manifest lists it, but there is no such file.")
+        found = FileRecord.of(path)
+        if found != stated:
+            kind = ParityError if name == WEIGHTS_NAME else CheckpointError
+            raise kind(
+                f"{path}: changed after it was proven. Expected SHA-256 {stated.sha256} "
+                f"({stated.bytes:,} bytes), found {found.sha256} ({found.bytes:,} bytes). It is "
+                f"not published; remove {folder} and prepare it again."
+            )
+    require_proof(load_reports(folder / REPORT_NAME), WEIGHTS_NAME, files[WEIGHTS_NAME], folder)
+    for name in (CARD_NAME, MANIFEST_NAME):
+        if not (folder / name).is_file():
+            raise CheckpointError(f"{folder / name}: every repository has one, but it is missing.")
+        files[name] = FileRecord.of(folder / name)
+    return {name: files[name] for name in ALLOWED if name in files}
+
+
+def require_proof(
+    reports: Mapping[str, Any], name: str, file: FileRecord, place: Path
+) -> Mapping[str, Any]:
+    """Return the report that proves exactly these bytes, weights and logits.
+
+    Raises:
+        ParityError: If there is none, it failed, or it is about other bytes.
+    """
+    report = reports.get(name)
+    if not isinstance(report, dict):
+        raise ParityError(f"{place}: {REPORT_NAME} has no proof of {name}. Prepare it again.")
+    try:
+        proven = report["output"]["sha256"]
+        good = report["passed"] and not report["weights"]["differing"] and report["logits"]
+        good = good and all(proof["passed"] for proof in report["logits"])
+    except (KeyError, TypeError) as error:
+        raise ParityError(f"{place}: its {REPORT_NAME} is not bitzoo's ({error!r}).") from error
+    if not good:
+        raise ParityError(
+            f"{place}: {REPORT_NAME} does not show {name} equal to its source, weights and logits. "
+            "Convert the source again with `bitzoo convert`, which proves both."
+        )
+    if proven != file.sha256:
+        raise ParityError(
+            f"{place}: {name} is not the file that was proven. Expected SHA-256 {proven}, as in "
+            f"{REPORT_NAME}, found {file.sha256}. It changed after the proof: convert the source "
+            "again."
+        )
+    return report

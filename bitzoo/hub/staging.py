@@ -1,0 +1,190 @@
+"""A repository as a folder on this disk: made once, checked whenever it is used again."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bitzoo._version import __version__
+from bitzoo.converters.open import open_source
+from bitzoo.converters.parity.verify import REPORT_NAME, load_reports
+from bitzoo.errors import UsageError
+from bitzoo.fetch.http import is_offline
+from bitzoo.fetch.hub_client import MANIFEST_NAME, check_repo
+from bitzoo.files import Progress, cache_dir, file_lock, sha256_of, write_json
+from bitzoo.hub.proven_weights import prove_file, prove_released, prove_run
+from bitzoo.hub.repo_files import write_contents
+from bitzoo.hub.repo_manifest import (
+    ALLOWED,
+    CARD_NAME,
+    NOTE_NAME,
+    FileRecord,
+    check_files,
+    read_json,
+)
+from bitzoo.hub.targets import Subject
+from bitzoo.model_cards.text import validate_card
+from bitzoo.zoo.resolve import CONFIG_NAME, WEIGHTS_NAME, released_url
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A repository's files, proven and checked.
+
+    Attributes:
+        repo: Full name of the repository.
+        title: What is published.
+        folder: Where the files are.
+        files: The files by name, in the order of `records.ALLOWED`.
+        kept: Whether the folder is the user's own, and stays complete after publishing.
+    """
+
+    repo: str
+    title: str
+    folder: Path
+    files: Mapping[str, FileRecord]
+    kept: bool
+
+    @property
+    def has_weights(self) -> bool:
+        """Whether the weights lie in the folder; after publishing they need not."""
+        return (self.folder / WEIGHTS_NAME).is_file()
+
+
+def default_folder(repo: str) -> Path:
+    """Return where a repository's files are put together unless told otherwise."""
+    return cache_dir() / "publish" / repo.replace("/", "--")
+
+
+def prepare(
+    subject: Subject,
+    repo: str,
+    *,
+    folder: Path | None = None,
+    license_id: str | None = None,
+    weights: bool = True,
+    progress: Progress | None = None,
+) -> Prepared:
+    """Make the files of a repository, or check those that were made of the same source before.
+
+    Args:
+        subject: What to publish.
+        repo: Full name of the repository.
+        folder: Where to; default a folder of this repository in the cache.
+        license_id: SPDX identifier of the licence, where bitzoo does not know it.
+        weights: Whether the weights must lie there; False lets a finished repository be compared
+            with the Hub by its manifest alone.
+        progress: Called as bytes move.
+
+    Raises:
+        ParityError: If a proof fails, or a file changed after it was proven.
+        UsageError: If the folder holds something else.
+        BitzooError: As fetching and converting raise.
+    """
+    check_repo(repo)
+    if license_id and subject.kind in ("released", "run"):
+        raise UsageError(
+            f"{subject.title}: --license is for files of which bitzoo knows none. A released model "
+            "has its own, a run states it in the metadata of its README.md."
+        )
+    if subject.kind == "prepared":
+        if folder or license_id:
+            raise UsageError(
+                f"{subject.path} is prepared already: leave out --folder and --license."
+            )
+        assert subject.path is not None
+        made_for = read_json(subject.path / NOTE_NAME).get("repo", repo)
+        if made_for != repo:
+            raise UsageError(
+                f"{subject.path} is prepared for {made_for}, and its card and manifest name it. "
+                f"Publish it there, or prepare {repo} from the model itself."
+            )
+        return _checked(repo, subject, subject.path, kept=True)
+    place = folder or default_folder(repo)
+    with file_lock(default_folder(repo)):
+        origin = _origin(subject, repo, license_id)
+        if (place / MANIFEST_NAME).is_file():  # what changed since is told, not made anew
+            found = _checked(repo, subject, place, kept=folder is not None, weights=False)
+            enough = found.has_weights or not weights
+            if enough and _is_made_of(read_json(place / NOTE_NAME), origin):
+                return found
+        _make(place, subject, repo, license_id, origin, progress)
+        return _checked(repo, subject, place, kept=folder is not None)
+
+
+def drop_weights(prepared: Prepared) -> None:
+    """Remove the weights of a repository that is on the Hub, unless the folder is the user's."""
+    if not prepared.kept:
+        (prepared.folder / WEIGHTS_NAME).unlink(missing_ok=True)
+
+
+def _checked(
+    repo: str, subject: Subject, folder: Path, *, kept: bool, weights: bool = True
+) -> Prepared:
+    files = check_files(folder, weights=weights)
+    validate_card((folder / CARD_NAME).read_text(encoding="utf-8", errors="replace"))
+    return Prepared(repo, subject.title, folder, files, kept)
+
+
+def _make(
+    folder: Path,
+    subject: Subject,
+    repo: str,
+    license_id: str | None,
+    origin: Mapping[str, Any],
+    progress: Progress | None,
+) -> None:
+    _require_ours(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in ("bitzoo-*", *(f"{name}.*" for name in (*ALLOWED, NOTE_NAME))):
+        for left in folder.glob(f".{name}.tmp"):  # of a process that was killed: we have the lock
+            left.unlink(missing_ok=True)
+    (folder / MANIFEST_NAME).unlink(missing_ok=True)  # first: until it is back nothing is ready
+    if subject.spec:
+        proven = prove_released(subject.spec, folder, progress)
+    else:
+        assert subject.path is not None
+        prove = prove_file if subject.kind == "file" else prove_run
+        proven = prove(subject.path, folder, progress)
+    own = {"repo": repo, "made_of": dict(origin), "complete": proven.complete}
+    write_json(folder / NOTE_NAME, read_json(folder / NOTE_NAME) | own)
+    write_contents(folder, subject, proven, repo, license_id)
+
+
+def _require_ours(folder: Path) -> None:
+    """Refuse a folder of the user's that was not made here, whose files would be replaced."""
+    if not folder.exists():
+        return
+    if not folder.is_dir():
+        raise UsageError(f"{folder}: expected a folder, found a file. Choose another --folder.")
+    ours = (folder / NOTE_NAME).is_file() or folder.is_relative_to(cache_dir())
+    taken = sorted(name for name in ALLOWED if (folder / name).exists())
+    if taken and not ours:
+        raise UsageError(
+            f"{folder} holds {', '.join(taken)}, which bitzoo did not put there for publishing. "
+            "Choose an empty folder for --folder."
+        )
+
+
+def _is_made_of(note: Mapping[str, Any], origin: Mapping[str, Any]) -> bool:
+    # What was made offline, of a copy in the cache, is made anew where Google's file can be had.
+    return note.get("made_of") == dict(origin) and bool(note.get("complete") or is_offline())
+
+
+def _origin(subject: Subject, repo: str, license_id: str | None) -> dict[str, Any]:
+    """Return all that decides the files, as data that can be compared."""
+    origin: dict[str, Any] = {"bitzoo": __version__, "repo": repo, "license": license_id}
+    if subject.spec:
+        where = hashlib.sha256(released_url(subject.spec).encode()).hexdigest()[:16]
+        return origin | {"released": subject.spec.name, "url": where}
+    assert subject.path is not None
+    if subject.kind == "file":
+        proof = load_reports(subject.path.with_name(REPORT_NAME)).get(subject.path.name)
+        with open_source(subject.path) as source:
+            return origin | {"file": subject.path.name, "sha256": source.sha256(), "proof": proof}
+    names = (WEIGHTS_NAME, CONFIG_NAME, CARD_NAME, REPORT_NAME, "metrics.jsonl")
+    paths = [subject.path / name for name in names if (subject.path / name).is_file()]
+    return origin | {"files": {path.name: sha256_of(path) for path in paths}}

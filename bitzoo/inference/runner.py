@@ -1,0 +1,88 @@
+"""Pixels in, logits out, in as few passes as memory allows."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from typing import TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from bitzoo.inference.optimize import optimize
+from bitzoo.models.bit import BiT
+
+_Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
+
+
+class Runner:
+    """A classifier that reads uint8 pixels; the model that it is made of stays as it is."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        device: torch.device | str | None,
+        dtype: torch.dtype,
+        backend: str = "eager",
+    ) -> None:
+        first = next(model.parameters(), torch.empty(0))
+        self.device = first.device if device is None else torch.device(device)
+        self.dtype = dtype
+        self.limit = 1 << 30
+        self.forward: Callable[[Tensor], Tensor] = (
+            optimize(model, dtype=dtype, backend=backend, device=device)
+            if isinstance(model, BiT)
+            else self._any(model)
+        )
+
+    def __call__(self, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+        """Logits of uint8 pixels (n, height, width, 3), in as few passes as memory allows."""
+        parts: list[npt.NDArray[np.float32]] = []
+        done = 0
+        while done < len(pixels):
+            chunk = pixels[done : done + self.limit]
+            try:
+                parts.append(self._logits(chunk))
+                done += len(chunk)
+            except torch.cuda.OutOfMemoryError:
+                if len(chunk) == 1:
+                    raise
+                self.limit = len(chunk) // 2
+        return np.concatenate(parts)
+
+    def _logits(self, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+        own = np.require(pixels, requirements=["C", "W"])  # torch takes no read-only array
+        with torch.inference_mode():
+            images = torch.from_numpy(own).to(self.device).permute(0, 3, 1, 2)
+            if self.device.type != "cpu":
+                images = images.contiguous()
+            logits = self.forward(images.to(torch.float32).div_(127.5).sub_(1))
+            return np.asarray(logits.float().cpu().numpy())
+
+    def _any(self, model: nn.Module) -> Callable[[Tensor], Tensor]:
+        def forward(images: Tensor) -> Tensor:
+            training = model.training
+            reduced = self.dtype != torch.float32
+            try:
+                with torch.autocast(self.device.type, self.dtype, enabled=reduced):
+                    y: Tensor = model.eval()(images)
+            finally:
+                model.train(training)
+            return y
+
+        return forward
+
+
+def one_ahead(
+    items: Iterable[_Item], start: Callable[[_Item], _Result]
+) -> Iterator[tuple[_Item, _Result]]:
+    """Yield each item with what `start` made of it; the next item is started before that."""
+    begun: deque[tuple[_Item, _Result]] = deque()
+    for item in items:
+        begun.append((item, start(item)))
+        if len(begun) > 1:
+            yield begun.popleft()
+    yield from begun

@@ -1,0 +1,143 @@
+"""The card of a released checkpoint, or of a file that someone converted."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import groupby
+from typing import TYPE_CHECKING, Any
+
+from bitzoo._version import __version__
+from bitzoo.catalogue.registry import Metric, ModelSpec
+from bitzoo.model_cards import facts
+from bitzoo.model_cards.text import clean, environment, proof_rows, snippets
+from bitzoo.models.architecture import ARCHITECTURES, Architecture
+
+if TYPE_CHECKING:
+    from huggingface_hub import EvalResult
+
+_TOP = {"top-1": ("accuracy", "top-1 accuracy"), "top-5": ("top_5_accuracy", "top-5 accuracy")}
+
+
+@dataclass(frozen=True)
+class CardSubject:
+    """What a card is about.
+
+    Attributes:
+        repo: Full name of the repository.
+        spec: The catalogue entry, if the weights are a release.
+        architecture: The network.
+        num_classes: Outputs of the head; 0 without one.
+        crop: Side in pixels of the square that the network sees.
+        resize: Side in pixels before the crop.
+        interpolation: How the resize samples.
+        square: Whether the resize ignores the aspect ratio.
+        license: SPDX identifier in lower case; None if nobody said.
+        source: What the weights were made of: ``name``, ``bytes``, ``sha256``, ``url``.
+        proof: The report of parity; None before there is one.
+    """
+
+    repo: str
+    spec: ModelSpec | None
+    architecture: Architecture
+    num_classes: int
+    crop: int
+    resize: int
+    interpolation: str
+    square: bool
+    license: str | None
+    source: Mapping[str, Any] | None = None
+    proof: Mapping[str, Any] | None = None
+
+
+def render_card(subject: CardSubject) -> str:
+    """Return the card as Markdown with its metadata on top."""
+    spec = subject.spec
+    name = subject.architecture.name
+    training = [facts.TRAINING_SETS[key] for key in _training_keys(spec)]
+    return clean(
+        environment()
+        .get_template("released.md.j2")
+        .render(
+            front_matter=_front_matter(subject),
+            card=subject,
+            spec=spec,
+            params=subject.architecture.num_params(subject.num_classes),
+            scores=_scores(spec),
+            training=training,
+            family_notes=facts.FAMILY_NOTES.get(spec.family, ()) if spec else (),
+            limits=facts.LIMITS,
+            numerics=facts.NUMERICS,
+            proofs=proof_rows(subject.proof) if subject.proof else None,
+            proof=subject.proof,
+            snippets=snippets(
+                subject.repo,
+                name if subject.architecture.in_chans == 3 else "",
+                spec.activation if spec else None,
+                names=bool(spec and spec.label_set),
+            ),
+            citations=facts.citations(spec.family if spec else None),
+            version=__version__,
+        )
+    )
+
+
+def _training_keys(spec: ModelSpec | None) -> list[str]:
+    """Return the described data sets of pre-training and task, each once."""
+    wanted = [spec.dataset, spec.task] if spec else []
+    return [key for key in dict.fromkeys(wanted) if key in facts.TRAINING_SETS]
+
+
+def _scores(spec: ModelSpec | None) -> list[tuple[str, list[Metric]]]:
+    """Return the published scores by source, in the catalogue's order."""
+    metrics = spec.metrics if spec else ()
+    return [(source, list(group)) for source, group in groupby(metrics, key=lambda m: m.source)]
+
+
+def _front_matter(subject: CardSubject) -> str:
+    from huggingface_hub import ModelCardData
+
+    spec = subject.spec
+    results = _eval_results(spec)
+    known = subject.architecture.name in ARCHITECTURES
+    data = ModelCardData(
+        license=subject.license,
+        library_name="timm" if known else "bitzoo",
+        pipeline_tag="image-classification",
+        tags=["image-classification", "big-transfer", "bit", "bitzoo"]
+        + (["timm", "transformers"] if known else []),
+        datasets=[facts.TRAINING_SETS[key].hub_id for key in _training_keys(spec)] or None,
+        metrics=["accuracy"] if results else None,
+        model_name=subject.repo.partition("/")[2] if results else None,
+        eval_results=results or None,
+    )
+    return data.to_yaml()
+
+
+def _eval_results(spec: ModelSpec | None) -> list[EvalResult]:
+    """Return the scores of these very weights; those of fine-tuned copies are no results of it."""
+    from huggingface_hub import EvalResult
+
+    results = []
+    seen = set()
+    for metric in spec.metrics if spec else ():
+        if metric.name not in _TOP or not metric.note.startswith("these weights"):
+            continue
+        kind, name = _TOP[metric.name]
+        if (kind, metric.source) in seen:
+            continue
+        seen.add((kind, metric.source))
+        results.append(
+            EvalResult(
+                task_type="image-classification",
+                dataset_type="imagenet-1k",
+                dataset_name=metric.dataset,
+                dataset_split="validation",
+                metric_type=kind,
+                metric_name=f"{name}, published, not measured again",
+                metric_value=metric.value,
+                source_name=metric.source.split(" ")[0],
+                source_url=metric.source.split(" ")[0],
+            )
+        )
+    return results

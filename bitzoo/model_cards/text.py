@@ -1,0 +1,163 @@
+"""What all cards share: Markdown that shows text as it is, tables of proofs, snippets."""
+
+from __future__ import annotations
+
+import functools
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bitzoo.errors import UsageError
+from bitzoo.models.architecture import ARCHITECTURES
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
+
+_CONTROLS = "\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x84\x86-\x9f\ud800-\udfff\ufffe\uffff"
+_NOT_TEXT = re.compile(f"[{_CONTROLS}]")
+
+
+def escape(text: object) -> str:
+    """Text that Markdown shows as it is, also in a table: one line, all marks escaped."""
+    return re.sub(r"([\\`*_{}\[\]<>|#&~$])", r"\\\1", " ".join(str(text).split()))
+
+
+def code(text: object) -> str:
+    """Text as a span of code, also in a table: one line, without what would end it."""
+    plain = " ".join(str(text).split()).replace("`", "'").replace("|", "\\|")
+    return f"`{plain}`"
+
+
+@functools.cache
+def environment() -> Environment:
+    """Return Jinja2 with this folder's templates; an unknown name is an error."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    made = Environment(
+        loader=FileSystemLoader(Path(__file__).with_name("templates")),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        autoescape=False,  # Markdown; what could be read as marks goes through `md`
+    )
+    made.filters |= {"md": escape, "code": code, "count": lambda number: f"{number:,}"}
+    return made
+
+
+def clean(text: str) -> str:
+    """Replace what no text file may hold, such as control characters in a file's name."""
+    return _NOT_TEXT.sub("\ufffd", text)
+
+
+def proof_rows(report: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
+    """Return a report's comparisons: what, against what, found, allowed."""
+    weights = report["weights"]
+    differing = len(weights["differing"])
+    rows = [
+        (
+            "weights",
+            f"{weights['tensors']} tensors, {weights['params']:,} numbers, of the source",
+            f"{differing} tensors differ" if differing else "every bit equal",
+            "equal",
+        )
+    ]
+    for proof in report["logits"]:
+        rows.append(
+            (
+                "logits",
+                f"{proof['oracle']}; {proof['images']} random images of {proof['size']} px, "
+                f"network in {proof['dtype']}",
+                f"{proof['relative_l2']:.1e} relative L2",
+                f"{proof['tolerance']:.0e}",
+            )
+        )
+    return rows
+
+
+def snippets(
+    repo: str, architecture: str, activation: str | None, *, names: bool
+) -> dict[str, str]:
+    """Return Python for bitzoo and, where timm knows the architecture, timm and transformers.
+
+    Args:
+        repo: Full name of the repository.
+        architecture: Name of the network.
+        activation: ``sigmoid``, ``softmax``, or None if nobody knows.
+        names: Whether the classes have names.
+    """
+    function = {"sigmoid": ".sigmoid()", "softmax": ".softmax(-1)", None: ""}[activation]
+    shown = "names[index]" if names else "index"
+    read = 'transform("photo.jpg")[None]'
+    found = {
+        "bitzoo": [
+            "import bitzoo",
+            "import torch",
+            "",
+            f"model = bitzoo.create_model({json.dumps('hub:' + repo)}, pretrained=True)",
+            "transform = bitzoo.create_transform(model)",
+            *(["names = bitzoo.labels(model)"] if names else []),
+            "with torch.no_grad():",
+            f"    scores = model({read})[0]{function}",
+            "for index in scores.topk(min(5, len(scores))).indices.tolist():",
+            f"    print({shown}, float(scores[index]))",
+        ]
+    }
+    if architecture in ARCHITECTURES:
+        found["timm"] = [
+            "import timm",
+            "import torch",
+            "from PIL import Image",
+            "",
+            f"model = timm.create_model({json.dumps('hf-hub:' + repo)}, pretrained=True).eval()",
+            "config = timm.data.resolve_model_data_config(model)",
+            "transform = timm.data.create_transform(**config, is_training=False)",
+            'image = Image.open("photo.jpg").convert("RGB")',
+            "with torch.no_grad():",
+            f"    scores = model(transform(image)[None])[0]{function}",
+            "print(scores.topk(min(5, len(scores))))",
+        ]
+        found["transformers"] = [
+            "import torch",
+            "from PIL import Image",
+            "from transformers import AutoImageProcessor, AutoModelForImageClassification",
+            "",
+            f"processor = AutoImageProcessor.from_pretrained({json.dumps(repo)})",
+            f"model = AutoModelForImageClassification.from_pretrained({json.dumps(repo)})",
+            'image = Image.open("photo.jpg").convert("RGB")',
+            "with torch.no_grad():",
+            '    logits = model(**processor(image, return_tensors="pt")).logits',
+            f"scores = logits[0]{function}",
+            "print(scores.topk(min(5, len(scores))))",
+        ]
+    return {name: "\n".join(lines) for name, lines in found.items()}
+
+
+def spark(values: Sequence[float]) -> str:
+    """Draw numbers as bars of eight heights, the lowest and highest as they are."""
+    low, high = min(values), max(values)
+    span = (high - low) or 1.0
+    return "".join("▁▂▃▄▅▆▇█"[round(7 * (value - low) / span)] for value in values)
+
+
+def validate_card(text: str) -> None:
+    """Check a card's metadata with huggingface_hub's own reader.
+
+    Raises:
+        UsageError: If there is no metadata, or it is not what the Hub expects.
+    """
+    from huggingface_hub import ModelCard
+    from huggingface_hub.repocard import REGEX_YAML_BLOCK
+    from yaml import YAMLError  # type: ignore[import-untyped]
+
+    if not REGEX_YAML_BLOCK.match(text):
+        raise UsageError(
+            "The card has no metadata: expected a block of YAML between two lines of --- at its "
+            "very beginning. Write it, or remove README.md so that bitzoo writes a card."
+        )
+    try:
+        ModelCard(text)
+    except (ValueError, KeyError, TypeError, AttributeError, YAMLError) as error:
+        raise UsageError(f"The card's metadata cannot be used: {error}. Correct it.") from error

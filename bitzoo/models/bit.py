@@ -1,0 +1,366 @@
+"""The BiT network in torch: a ResNet-v2 with group normalization and weight standardization.
+
+arXiv 1912.11370 (Big Transfer), section 3.2, on top of arXiv 1603.05027 (pre-activation ResNet),
+1803.08494 (group normalization) and 1903.10520 (weight standardization). Numbers follow Google's
+release (google-research/big_transfer, bit_pytorch/models.py); parameter names are timm's, so one
+file of weights serves both libraries. `bitzoo.models.layers` has the parts.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from bitzoo.errors import ArchitectureError, FoldedModelError, UsageError
+from bitzoo.models.architecture import NUM_BLOCKS, Architecture
+from bitzoo.models.layers import (
+    REFERENCE_EPS,
+    GroupNormReLU,
+    Head,
+    StdConv2d,
+    Stem,
+    Unit,
+    ZeroConv2d,
+    adapt_stem_kernel,
+    standardize_kernel,
+)
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+__all__ = [
+    "REFERENCE_EPS",
+    "Backbone",
+    "BiT",
+    "FeatureExtractor",
+    "FeatureInfo",
+    "StdConv2d",
+    "adapt_stem_kernel",
+    "fold",
+    "standardize_kernel",
+]
+
+OUTPUT_STRIDES = (8, 16, 32)
+
+
+class Stage(nn.Module):
+    """The units of one block; the first changes stride and channels."""
+
+    def __init__(self, units: Iterable[Unit]) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(units)
+        self.grad_checkpointing = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Pass `x` through the units, keeping only their inputs for backward if so told."""
+        recompute = self.grad_checkpointing and self.training
+        for unit in self.blocks:
+            x = checkpoint(unit, x, use_reentrant=False) if recompute else unit(x)
+        return x
+
+
+class FeatureInfo(list[dict[str, Any]]):
+    """What each feature map is: `num_chs`, `reduction` (stride) and `module`, as in timm."""
+
+    def channels(self) -> list[int]:
+        """Channels of each map."""
+        return [info["num_chs"] for info in self]
+
+    def reduction(self) -> list[int]:
+        """Stride of each map."""
+        return [info["reduction"] for info in self]
+
+
+class Backbone(nn.Module):
+    """Stem and blocks: what classifier and feature extractor have in common.
+
+    Args:
+        architecture: Depths, width and input channels.
+        output_stride: 8, 16 or 32. Below 32, later blocks keep the resolution and dilate their 3x3
+            convolutions instead, with the same weights (arXiv 1706.05587).
+        num_blocks: How many of the four blocks to build.
+
+    Raises:
+        ArchitectureError: If `output_stride` is another number.
+    """
+
+    origin: object = None
+    """What `create_model` knows of the model's weights; nothing in this file reads it."""
+
+    def __init__(
+        self, architecture: Architecture, output_stride: int = 32, num_blocks: int = NUM_BLOCKS
+    ) -> None:
+        super().__init__()
+        if output_stride not in OUTPUT_STRIDES:
+            raise ArchitectureError(
+                f"output_stride must be one of {OUTPUT_STRIDES}, found {output_stride!r}."
+            )
+        self.architecture = architecture
+        self.output_stride = output_stride
+        self.stem = Stem(architecture.in_chans, architecture.stem_channels)
+        self.stages = nn.ModuleList()
+        self.feature_info = FeatureInfo()
+        self._describe_map("stem.conv", reduction=2)
+        reduction, dilation = 4, 1
+        for block in range(1, num_blocks + 1):
+            stride, first_dilation = (1 if block == 1 else 2), dilation
+            if reduction * stride > output_stride:
+                stride, dilation = 1, dilation * stride
+            self.stages.append(Stage(self._units(block, stride, first_dilation, dilation)))
+            reduction *= stride
+            self._describe_map(f"stages.{block - 1}", reduction)
+
+    def _units(self, block: int, stride: int, first_dilation: int, dilation: int) -> Iterator[Unit]:
+        channels = self.architecture.block_channels
+        mid = self.architecture.bottleneck_channels(block)
+        yield Unit(
+            channels(block - 1),
+            mid,
+            channels(block),
+            stride=stride,
+            dilation=first_dilation,
+            project=True,
+        )
+        for _ in range(1, self.architecture.depths[block - 1]):
+            yield Unit(
+                channels(block), mid, channels(block), stride=1, dilation=dilation, project=False
+            )
+
+    def _describe_map(self, module: str, reduction: int) -> None:
+        channels = self.architecture.block_channels(len(self.feature_info))
+        self.feature_info.append({"num_chs": channels, "reduction": reduction, "module": module})
+
+    def forward_intermediates(
+        self, x: Tensor, indices: Iterable[int] | None = None
+    ) -> list[Tensor]:
+        """Feature maps on the way, before any final normalization.
+
+        Args:
+            x: Images, shape (batch, channels, height, width), RGB scaled to [-1, 1].
+            indices: 0 for the stem's convolution at stride 2 (before its pool, as in timm), 1 to 4
+                for the outputs of the blocks; negative numbers count from the end; None for all.
+
+        Returns:
+            The maps in the order of `indices`. Blocks after the last one asked for do not run.
+
+        Raises:
+            UsageError: If an index is out of range or there is none.
+            LayoutError: If `x` has other dimensions or channels.
+        """
+        wanted = _resolve_indices(indices, len(self.stages) + 1)
+        maps = {0: self.stem.convolve(x)}
+        x = self.stem.pool(maps[0]) if max(wanted) else x
+        for index, stage in enumerate(self.stages, start=1):
+            if index > max(wanted):
+                break
+            x = stage(x)
+            if index in wanted:
+                maps[index] = x
+        return [maps[index] for index in wanted]
+
+    def init_weights(self, generator: torch.Generator | None = None) -> None:
+        """Draw all parameters anew: He-normal kernels, norms 1 and 0, the head zero.
+
+        For a model whose storage holds nothing yet, as after `to_empty`.
+
+        Args:
+            generator: Source of the kernels, on the parameters' device; torch's own if None.
+
+        Raises:
+            FoldedModelError: If the kernels are folded.
+        """
+        self._refuse_if_folded("cannot draw new kernels")
+        for module in self.modules():
+            if isinstance(module, StdConv2d):
+                module.reset_parameters(generator)
+            elif isinstance(module, (GroupNormReLU, ZeroConv2d)):
+                module.reset_parameters()
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Recompute units during backward instead of keeping their insides; only in training."""
+        for stage in self.stages.modules():
+            if isinstance(stage, Stage):
+                stage.grad_checkpointing = enable
+
+    @property
+    def folded(self) -> bool:
+        """Whether kernels were standardized once by `fold`; then the model only infers."""
+        return not isinstance(self.stem.conv, StdConv2d)
+
+    def train(self, mode: bool = True) -> Self:
+        """Switch to training, or back to evaluation.
+
+        Raises:
+            FoldedModelError: If training is asked of folded kernels, which it would not keep
+                standardized.
+        """
+        if mode:
+            self._refuse_if_folded("cannot train")
+        return super().train(mode)
+
+    def load_state_dict(
+        self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
+    ) -> Any:
+        """Load parameters by timm's names; `nn.Module.load_state_dict` has the details.
+
+        Raises:
+            FoldedModelError: If the kernels are folded: released ones would go unstandardized.
+        """
+        self._refuse_if_folded("cannot load weights")
+        return super().load_state_dict(state_dict, strict, assign)
+
+    def _refuse_if_folded(self, what: str) -> None:
+        if self.folded:
+            raise FoldedModelError(
+                f"A folded model {what}: its kernels were standardized once and are constants. "
+                "Use the model that was folded (fold leaves it unchanged) and fold again after."
+            )
+
+
+class BiT(Backbone):
+    """A BiT classifier, or with `num_classes=0` an encoder that returns pooled features.
+
+    Args:
+        architecture: Depths, width and input channels.
+        num_classes: Outputs of the head, which starts at zero; 0 leaves the head out.
+        output_stride: 8, 16 or 32; see `Backbone`.
+
+    Raises:
+        ArchitectureError: If a number is out of range.
+    """
+
+    def __init__(
+        self, architecture: Architecture, num_classes: int = 0, *, output_stride: int = 32
+    ) -> None:
+        super().__init__(architecture, output_stride)
+        self.num_features = architecture.num_features
+        self.norm = GroupNormReLU(self.num_features)
+        self.head = Head(self.num_features, num_classes)
+
+    @property
+    def num_classes(self) -> int:
+        """Outputs of the head; 0 without one."""
+        fc = self.head.fc
+        return fc.out_channels if isinstance(fc, nn.Conv2d) else 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits of images, or pooled features if there is no head.
+
+        Args:
+            x: Images, shape (batch, channels, height, width), RGB scaled to [-1, 1].
+
+        Returns:
+            Shape (batch, num_classes), or (batch, num_features) without a head.
+
+        Raises:
+            LayoutError: If `x` has other dimensions or channels.
+        """
+        return self.forward_head(self.forward_features(x))
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """Images to the last map, normalized and rectified: (batch, num_features, h/32, w/32)."""
+        x = self.stem(x)
+        for stage in self.stages:
+            x = stage(x)
+        y: Tensor = self.norm(x)
+        return y
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """`forward_features`' map to logits, or to pooled features with `pre_logits`."""
+        logits: Tensor = self.head(x, pre_logits)
+        return logits
+
+    def get_classifier(self) -> nn.Module:
+        """The last layer: a 1x1 convolution, or `nn.Identity` without a head."""
+        return self.head.fc
+
+    def reset_classifier(self, num_classes: int) -> None:
+        """Put a zero head of `num_classes` outputs in place of the present one; 0 removes it.
+
+        Raises:
+            ArchitectureError: If `num_classes` is negative.
+        """
+        like = self.norm.weight
+        head = Head(self.num_features, num_classes, device=like.device, dtype=like.dtype)
+        self.head = head.train(self.training)
+
+
+class FeatureExtractor(Backbone):
+    """Feature maps for dense tasks; holds only the layers that the maps need.
+
+    Its parameters keep their names, so weights of a classifier load with `strict=False`.
+
+    Args:
+        architecture: Depths, width and input channels.
+        out_indices: Which maps and in what order; see `Backbone.forward_intermediates`.
+        output_stride: 8, 16 or 32; see `Backbone`.
+
+    Attributes:
+        feature_info: The maps' channels and strides, in the order of `forward`.
+
+    Raises:
+        UsageError: If an index is out of range or there is none.
+        ArchitectureError: If `output_stride` is another number.
+    """
+
+    def __init__(
+        self,
+        architecture: Architecture,
+        out_indices: Iterable[int] = range(NUM_BLOCKS + 1),
+        *,
+        output_stride: int = 32,
+    ) -> None:
+        indices = _resolve_indices(out_indices, NUM_BLOCKS + 1)
+        super().__init__(architecture, output_stride, num_blocks=max(indices))
+        self.out_indices = indices
+        self.feature_info = FeatureInfo(self.feature_info[i] for i in indices)
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        """Maps of images (batch, channels, height, width), in the order of `out_indices`."""
+        return self.forward_intermediates(x, self.out_indices)
+
+
+def _resolve_indices(indices: Iterable[int] | None, count: int) -> tuple[int, ...]:
+    wanted = tuple(range(count) if indices is None else indices)
+    if not wanted or not all(-count <= index < count for index in wanted):
+        raise UsageError(
+            f"Feature indices must be from 0 to {count - 1}, or from {-count} to -1 to count from "
+            f"the end, and at least one; found {wanted!r}."
+        )
+    return tuple(index % count for index in wanted)
+
+
+AnyBackbone = TypeVar("AnyBackbone", bound=Backbone)
+
+
+def fold(model: AnyBackbone) -> AnyBackbone:
+    """Standardize all kernels once and for all, for inference.
+
+    Only kernels are new; the other parameters are shared with `model`, which stays as it is. Fold
+    again after `model` changed.
+
+    Args:
+        model: A classifier or feature extractor; one that is folded already is returned as it is.
+
+    Returns:
+        A model in evaluation mode without gradients that computes the same function. Its `train`
+        and `load_state_dict` raise FoldedModelError.
+    """
+    if model.folded:
+        return model
+    shared: dict[int, Any] = {
+        id(parameter): nn.Parameter(parameter.detach(), requires_grad=False)
+        for parameter in model.parameters()
+    }
+    folded = copy.deepcopy(model, memo=shared)  # copies the modules; parameters are in the memo
+    with torch.no_grad():
+        for parent in list(folded.modules()):
+            for name, child in list(parent.named_children()):
+                if isinstance(child, StdConv2d):
+                    setattr(parent, name, child.folded())
+    return folded.eval()

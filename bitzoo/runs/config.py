@@ -1,0 +1,78 @@
+"""What a user may ask of a fine-tuning run, and who is told how it goes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from bitzoo.files import Progress
+from bitzoo.inference.metrics import Evaluation
+from bitzoo.training.hyperrule import Edition
+from bitzoo.training.recipe import Recipe
+from bitzoo.training.training_config import TrainingConfig
+
+Resolution = int | tuple[int | None, int] | None
+"""The crop in pixels, or (resize, crop); a resize of None scales with the crop."""
+
+
+@dataclass(frozen=True)
+class FinetuneConfig(TrainingConfig):
+    """All that a run is told beyond model, data and folder; None follows the rule.
+
+    The attributes that it shares with every training are those of `TrainingConfig`.
+
+    Attributes:
+        edition: ``paper`` or ``released``: whose HyperRule.
+        pretrained: False starts from random weights.
+        steps: Length of training; the schedule keeps its shape.
+        batch_size: Images per step.
+        lr: Base learning rate.
+        mixup: Alpha of MixUp; 0 for none.
+        resolution: See `Resolution`.
+        flip: Whether crops are mirrored at random.
+        val_fraction: Share to hold out of a data set that comes in one piece.
+        examples_per_class: Few-shot: train on this many images of each class.
+        skip_bad: Whether to go on without images that cannot be used.
+        cache_gb: What decoded images may take on disk, in GB; 0 decodes at each step.
+        workers: Processes that decode; None is one per core.
+    """
+
+    edition: Edition = "paper"
+    pretrained: bool = True
+    steps: int | None = None
+    batch_size: int | None = None
+    lr: float | None = None
+    mixup: float | None = None
+    resolution: Resolution = None
+    flip: bool | None = None
+    val_fraction: float | None = None
+    examples_per_class: int | None = None
+    skip_bad: bool = False
+    cache_gb: float = 20.0
+    workers: int | None = None
+
+    @property
+    def resize_and_crop(self) -> tuple[int | None, int | None]:
+        """`resolution` as resize and crop, None where the rule decides."""
+        if isinstance(self.resolution, int):
+            return None, self.resolution
+        return self.resolution or (None, None)
+
+
+@dataclass(frozen=True)
+class Callbacks:
+    """Who is told how it goes; every callback may be left out.
+
+    Attributes:
+        say: A sentence for people.
+        progress: Called with a task, how much is done, and how much there is.
+        on_start: Called with the recipe before the first step.
+        on_step: Called with the metrics of each step.
+        on_eval: Called with the step and its evaluation.
+    """
+
+    say: Callable[[str], None] = lambda text: None
+    progress: Progress | None = None
+    on_start: Callable[[Recipe], None] = lambda recipe: None
+    on_step: Callable[[Mapping[str, float]], None] = lambda metrics: None
+    on_eval: Callable[[int, Evaluation], None] = lambda step, evaluation: None

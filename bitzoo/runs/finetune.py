@@ -1,0 +1,347 @@
+"""A fine-tuning run from end to end: data, recipe, network, training, and what it leaves.
+
+read and check the data -> build the network -> plan the recipe -> decode once -> train ->
+evaluate -> leave a model folder, a report and a card
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from bitzoo.data.dataset import DataSource, ImageSet, read_dataset
+from bitzoo.data.validation import DataSummary, inspect
+from bitzoo.errors import UsageError
+from bitzoo.files import Progress, write_json
+from bitzoo.inference.metrics import Evaluation
+from bitzoo.models.architecture import Architecture
+from bitzoo.models.bit import BiT
+from bitzoo.runs.config import Callbacks, FinetuneConfig, Resolution
+from bitzoo.runs.run_dir import RunDir
+from bitzoo.runs.session import Session, Task
+from bitzoo.training.distributed import join_processes
+from bitzoo.training.hyperrule import Edition, hyperrule
+from bitzoo.training.recipe import Recipe
+from bitzoo.zoo.create import create_model
+
+REPEATS_NAME = "repeats.json"
+
+
+@dataclass(frozen=True)
+class FinetuneResult:
+    """What came of a run.
+
+    Attributes:
+        folder: The run folder.
+        recipe: What was done.
+        steps: Updates made.
+        stopped: Whether it was asked to stop before its end; resume it then.
+        evaluation: On the held-out images; None if there are none or the run was stopped.
+        images_per_s: Of training.
+        repeats: Of repeated runs, all of them; the result itself is then the one with the median
+            top-1 accuracy.
+    """
+
+    folder: Path
+    recipe: Recipe
+    steps: int
+    stopped: bool
+    evaluation: Evaluation | None
+    images_per_s: float
+    repeats: tuple[FinetuneResult, ...] = ()
+
+    def summary(self) -> dict[str, Any]:
+        """Median and standard deviation of the repeats' top-1 accuracy, and the single figures."""
+        scores = [run.evaluation.top1 for run in self.repeats if run.evaluation]
+        return {
+            "runs": [str(run.folder) for run in self.repeats],
+            "top1": scores,
+            "median": statistics.median(scores) if scores else None,
+            "stdev": statistics.stdev(scores) if len(scores) > 1 else None,
+        }
+
+
+def finetune(
+    model: str | os.PathLike[str],
+    data: DataSource,
+    out: str | os.PathLike[str],
+    *,
+    edition: Edition = "paper",
+    pretrained: bool = True,
+    steps: int | None = None,
+    batch_size: int | None = None,
+    lr: float | None = None,
+    mixup: float | None = None,
+    resolution: Resolution = None,
+    flip: bool | None = None,
+    seed: int = 0,
+    repeats: int = 1,
+    val_fraction: float | None = None,
+    examples_per_class: int | None = None,
+    skip_bad: bool = False,
+    cache_gb: float = 20.0,
+    workers: int | None = None,
+    dtype: str = "float32",
+    freeze: bool = False,
+    micro_batch: int | None = None,
+    channels_last: bool | None = None,
+    compile: bool = False,  # noqa: A002
+    recompute_norms: bool = False,
+    checkpoint_blocks: bool = False,
+    checkpoint_every: int = 100,
+    keep_checkpoints: int = 2,
+    eval_every: int = 0,
+    resume: bool = False,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+    callbacks: Callbacks | None = None,
+) -> FinetuneResult:
+    """Fine-tune a zoo model on images, by BiT-HyperRule (arXiv 1912.11370, section 3.3).
+
+    Args:
+        model: A catalogue name, a checkpoint file, or a run folder.
+        data: A folder of class folders, a manifest, arrays or a Hugging Face data set; see
+            `bitzoo.data.dataset.read_dataset`.
+        out: The run folder.
+        edition: ``paper`` or ``released``: whose HyperRule.
+        pretrained: False starts from random weights.
+        steps: Length of training, in updates; the schedule keeps its shape. None, here and below,
+            follows the rule.
+        batch_size: Images per step, split into micro-batches to fit memory.
+        lr: Base learning rate.
+        mixup: Alpha of MixUp; 0 for none.
+        resolution: The crop in pixels, or (resize, crop).
+        flip: Whether crops are mirrored at random.
+        seed: Of everything random, in [0, 2**64).
+        repeats: Runs with one seed after another, below `out`.
+        val_fraction: Share to hold out of a data set without splits; None is 0.1.
+        examples_per_class: Few-shot: train on this many images of each class.
+        skip_bad: Whether to go on without images that cannot be used.
+        cache_gb: What decoded images may take on disk, in GB; 0 decodes at each step.
+        workers: Processes that decode; None is one per core.
+        dtype: Of activations: ``float32``, ``bfloat16`` or ``float16``.
+        freeze: Whether only the head is trained, on cached features (linear probe).
+        micro_batch: Most images that a process computes at once; None chooses.
+        channels_last: Memory format; None takes it on the CPU alone.
+        compile: Whether to run through `torch.compile`.
+        recompute_norms: Half the memory for stored maps, a few percent slower.
+        checkpoint_blocks: A quarter of that memory, for one more forward pass.
+        checkpoint_every: Steps between checkpoints; 0 writes one only at the end.
+        keep_checkpoints: How many stay.
+        eval_every: Steps between evaluations; 0 evaluates only at the end.
+        resume: Go on with the run in `out` from its newest whole checkpoint, if there is one.
+        overwrite: Throw the run in `out` away.
+        progress: Called with a task, how much of it is done, and how much there is.
+        callbacks: Who else is told how it goes; its own `progress` counts where it has one.
+
+    Returns:
+        What came of it: the folder, the recipe, the evaluation on held-out images. With `repeats`,
+        the run with the median top-1 accuracy, and all of them.
+
+    Raises:
+        DatasetError: If the data cannot be trained on; all that is wrong with them at once.
+        UsageError: If options contradict each other, or `out` holds another run.
+        BitzooError: As `bitzoo.create_model` and `bitzoo.training.trainer.train` raise.
+    """
+    if repeats < 1:
+        raise UsageError(f"`repeats` must be at least 1, found {repeats}.")
+    config = FinetuneConfig(
+        seed=seed,
+        dtype=dtype,
+        freeze=freeze,
+        micro_batch=micro_batch,
+        channels_last=channels_last,
+        compile=compile,
+        recompute_norms=recompute_norms,
+        checkpoint_blocks=checkpoint_blocks,
+        checkpoint_every=checkpoint_every,
+        keep_checkpoints=keep_checkpoints,
+        eval_every=eval_every,
+        edition=edition,
+        pretrained=pretrained,
+        steps=steps,
+        batch_size=batch_size,
+        lr=lr,
+        mixup=mixup,
+        resolution=resolution,
+        flip=flip,
+        val_fraction=val_fraction,
+        examples_per_class=examples_per_class,
+        skip_bad=skip_bad,
+        cache_gb=cache_gb,
+        workers=workers,
+    )
+    told = callbacks or Callbacks()
+    if progress and not told.progress:
+        told = _reporting_to(progress, told)
+    folder = Path(out)
+    if repeats == 1:
+        return _run(model, data, folder, config, resume, overwrite, told)
+    return _repeat(model, data, folder, config, repeats, resume, overwrite, told)
+
+
+def _reporting_to(progress: Progress, callbacks: Callbacks) -> Callbacks:
+    """Return callbacks that count steps, too, as progress in a task."""
+    total = 0
+
+    def on_start(recipe: Recipe) -> None:
+        nonlocal total
+        total = recipe.schedule.steps
+        callbacks.on_start(recipe)
+
+    def on_step(metrics: Mapping[str, float]) -> None:
+        progress("training", int(metrics["step"]), total)
+        callbacks.on_step(metrics)
+
+    return replace(callbacks, progress=progress, on_start=on_start, on_step=on_step)
+
+
+def _repeat(
+    model: str | os.PathLike[str],
+    data: DataSource,
+    out: Path,
+    config: FinetuneConfig,
+    repeats: int,
+    resume: bool,
+    overwrite: bool,
+    callbacks: Callbacks,
+) -> FinetuneResult:
+    """Run with one seed after another, until one is stopped."""
+    runs: list[FinetuneResult] = []
+    for seed in range(config.seed, config.seed + repeats):
+        own = replace(config, seed=seed)
+        runs.append(_run(model, data, out / f"seed-{seed}", own, resume, overwrite, callbacks))
+        if runs[-1].stopped:
+            break
+    judged = [run for run in runs if run.evaluation]
+    judged.sort(key=lambda run: run.evaluation.top1 if run.evaluation else 0.0)
+    middle = judged[(len(judged) - 1) // 2] if judged else runs[-1]
+    stopped = any(run.stopped for run in runs)
+    result = replace(middle, stopped=stopped, repeats=tuple(runs))
+    if join_processes().is_main_process:
+        write_json(out / REPEATS_NAME, result.summary())
+    return result
+
+
+def _run(
+    model: str | os.PathLike[str],
+    data: DataSource,
+    out: Path,
+    config: FinetuneConfig,
+    resume: bool,
+    overwrite: bool,
+    callbacks: Callbacks,
+) -> FinetuneResult:
+    """Fine-tune once."""
+    processes = join_processes()
+    images, summary = _prepare(data, config, callbacks)
+    for note in summary.notes:
+        callbacks.say(note)
+    network = _create(model, config, len(images.classes))
+    recipe = _plan(config, images, summary, network.architecture)
+    run_dir = RunDir(out)
+    identity = _identity(str(model), config, images, recipe, network.architecture)
+    if processes.is_main_process:
+        run_dir.open(identity, resume=resume, overwrite=overwrite)
+    processes.wait_for_everyone()
+    callbacks.on_start(recipe)
+    with Session(Task(network, recipe, images, summary, config), run_dir, callbacks) as session:
+        steps, stopped, rate = session.train()
+        final = None
+        if not stopped:
+            final = session.evaluate(steps)
+            session.write_artifacts(final, identity)
+    processes.wait_for_everyone()
+    return FinetuneResult(out, recipe, steps, stopped, final, rate)
+
+
+def _create(model: str | os.PathLike[str], config: FinetuneConfig, num_classes: int) -> BiT:
+    """The network with a new head; random weights are the seed's, whatever was drawn before."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        network = create_model(model, config.pretrained, num_classes=num_classes)
+    if not isinstance(network, BiT):
+        raise UsageError(f"{model}: expected a classifier to fine-tune.")
+    network.reset_classifier(num_classes)  # also where the count is the file's own
+    return network
+
+
+def _prepare(
+    data: DataSource, config: FinetuneConfig, callbacks: Callbacks
+) -> tuple[ImageSet, DataSummary]:
+    """Read and inspect in the main process; the others are told."""
+    from accelerate.utils import broadcast_object_list
+
+    processes = join_processes()
+    outcome: list[Any] = [None, None]
+    if processes.is_main_process:
+        try:
+            outcome[0] = _read(data, config, callbacks)
+        except Exception as error:  # the others must not wait for what never comes
+            outcome[1] = error
+    if processes.num_processes > 1:
+        broadcast_object_list(outcome)
+    if outcome[1] is not None:
+        raise outcome[1]
+    images, summary = outcome[0]
+    return images, summary
+
+
+def _read(
+    data: DataSource, config: FinetuneConfig, callbacks: Callbacks
+) -> tuple[ImageSet, DataSummary]:
+    images = read_dataset(
+        data,
+        val_fraction=config.val_fraction,
+        seed=config.seed,
+        examples_per_class=config.examples_per_class,
+    )
+    return inspect(
+        images, skip_bad=config.skip_bad, workers=config.workers, progress=callbacks.progress
+    )
+
+
+def _plan(
+    config: FinetuneConfig, images: ImageSet, summary: DataSummary, architecture: Architecture
+) -> Recipe:
+    rule = hyperrule(len(images.train), summary.resolution, config.edition, architecture)
+    resize, crop = config.resize_and_crop
+    return rule.override(
+        steps=config.steps,
+        batch_size=config.batch_size,
+        lr=config.lr,
+        mixup=config.mixup,
+        resize=resize,
+        crop=crop,
+        flip=config.flip,
+    )
+
+
+def _identity(
+    model: str, config: FinetuneConfig, images: ImageSet, recipe: Recipe, architecture: Architecture
+) -> dict[str, Any]:
+    """All that decides the result beyond rounding."""
+    return {
+        "numpy": _numpy_release(),
+        "model": model,
+        "architecture": architecture.name,
+        "pretrained": config.pretrained,
+        "classes": list(images.classes),
+        "data": images.fingerprint,
+        "recipe": recipe.to_dict(),
+        "seed": config.seed,
+        "dtype": config.dtype,
+        "freeze": config.freeze,
+    }
+
+
+def _numpy_release() -> str:
+    """NumPy promises a generator's stream within a feature release (NEP 19); batches come of it."""
+    return ".".join(np.__version__.split(".")[:2])

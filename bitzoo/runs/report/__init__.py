@@ -1,0 +1,1 @@
+"""What a finished run leaves for people: model folder, evaluation, report and model card."""

@@ -1,0 +1,293 @@
+"""What a run says of itself to people: a report page that stands alone, and a model card draft."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import math
+import os
+import shlex
+import statistics
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from bitzoo._version import __version__
+from bitzoo.catalogue.registry import ModelSpec, find_spec
+from bitzoo.files import write_text
+from bitzoo.inference.metrics import Evaluation
+from bitzoo.model_cards.text import clean, escape
+from bitzoo.models.architecture import ARCHITECTURES
+from bitzoo.runs.report.run_summary import Mistake, RunRecord, find_mistakes, wilson_interval
+from bitzoo.runs.report.svg import Curve, confusion_matrix, line_chart, smoothed
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
+
+__all__ = ["Mistake", "RunRecord", "find_mistakes", "write_card", "write_report"]
+
+MAX_MATRIX = 30
+"""Classes up to which a confusion matrix can be read; beyond, only the worst pairs are shown."""
+
+_THUMBNAIL = 128
+_FIRST_CLASSES, _MAX_CLASSES = 30, 1000
+_PAIRS = 15
+_TOP = 5
+
+
+def write_report(path: str | os.PathLike[str], run: RunRecord) -> Path:
+    """Write a run's report: one HTML file that needs no other file, no network and no script.
+
+    Args:
+        path: Where to; an existing file is replaced at once.
+        run: What to tell.
+
+    Returns:
+        `path`.
+    """
+    page = (
+        _environment()
+        .get_template("report.html.j2")
+        .render(
+            run=run,
+            facts=_headline(run),
+            charts=_charts(run),
+            results=_results(run.evaluation),
+            mistakes=[(mistake, _data_uri(mistake.image)) for mistake in run.mistakes],
+            loading=_loading(run, run.folder),
+            version=__version__,
+        )
+    )
+    return _write(Path(path), page)
+
+
+def write_card(path: str | os.PathLike[str], run: RunRecord) -> Path:
+    """Write the draft of a model card in the form of the Hugging Face Hub.
+
+    Its front matter names a base model where the run's `base` is in the catalogue and on the Hub.
+
+    Args:
+        path: Where to; an existing file is replaced at once.
+        run: What to tell.
+
+    Returns:
+        `path`.
+    """
+    card = (
+        _environment()
+        .get_template("card.md.j2")
+        .render(
+            run=run,
+            front_matter=_front_matter(run),
+            base=find_spec(run.base) if run.base else None,
+            results=_results(run.evaluation),
+            loading=_loading(run, "FOLDER"),
+            version=__version__,
+        )
+    )
+    return _write(Path(path), card)
+
+
+def _headline(run: RunRecord) -> list[tuple[str, str, str]]:
+    """The numbers at the top: value, what it is, what to know of it."""
+    found = run.evaluation
+    facts = []
+    if found is not None and found.count:
+        low, high = wilson_interval(found.correct, found.count)
+        note = f"{found.correct:,} of {found.count:,}; 95 % interval {low:.1%} to {high:.1%}"
+        facts.append((_percent(found.top1), "top-1 accuracy", note))
+        if len(run.classes) > _TOP:
+            note = f"{found.correct_top5:,} of {found.count:,}"
+            facts.append((_percent(found.top5), "top-5 accuracy", note))
+        guessing = f"{math.log(len(run.classes)):.3f} is guessing evenly"
+        facts.append((f"{found.loss:.4f}", "mean cross-entropy", guessing))
+    facts.append((f"{len(run.classes):,}", "classes", f"at {run.image_size} x {run.image_size} px"))
+    if speeds := run.series("train", "images_per_s"):
+        median = statistics.median(speed for _, speed in speeds)
+        shown = f"{median:,.0f}" if median >= 100 else f"{median:.3g}"
+        facts.append((shown, "images per second", "median of training"))
+    return facts
+
+
+def _charts(run: RunRecord) -> list[tuple[str, str, str]]:
+    """The curves: title, drawing, caption. What was not recorded is left out."""
+    losses, speeds = run.series("train", "loss"), run.series("train", "images_per_s")
+    accuracies = [Curve("top-1", run.series("eval", "top1"), marks=True)]
+    if len(run.classes) > _TOP:
+        accuracies.append(Curve("top-5", run.series("eval", "top5"), "b", marks=True))
+    draw = partial(
+        line_chart, end=max((int(line.get("step", 0)) for line in run.history), default=0)
+    )
+    loss = draw(
+        "Loss over steps",
+        [
+            Curve("each step", losses, "faint"),
+            Curve("smoothed", smoothed(losses)),
+            Curve("held out", run.series("eval", "loss"), "b", marks=True),
+        ],
+        unit="cross-entropy",
+    )
+    accuracy = draw("Accuracy over steps", accuracies, unit="correct", percent=True)
+    rates = [Curve("learning rate", run.series("train", "lr"))]
+    rate = draw("Learning rate over steps", rates, unit="learning rate", log=True)
+    speed = draw(
+        "Speed over steps",
+        [Curve("each step", speeds, "faint"), Curve("smoothed", smoothed(speeds))],
+        unit="images per second",
+    )
+    charts = [
+        (
+            "Loss",
+            loss,
+            "Training images are cropped, flipped and maybe mixed; held-out ones are not.",
+        ),
+        ("Accuracy", accuracy, "On all held-out images."),
+        ("Learning rate", rate, "As the recipe's schedule has it."),
+        ("Speed", speed, "While training."),
+    ]
+    return [chart for chart in charts if chart[1]]
+
+
+def _results(found: Evaluation | None) -> dict[str, Any] | None:
+    """What the templates tell of an evaluation."""
+    if found is None or not found.count:
+        return None
+    pairs = found.confusions()
+    confused_with: dict[int, str] = {}
+    for pair in pairs:
+        confused_with.setdefault(pair.true, f"{found.classes[pair.predicted]} ({pair.count:,})")
+    totals = found.per_class
+    rows = [row | {"confused": confused_with.get(i, "")} for i, row in enumerate(totals)]
+    rows.sort(key=lambda row: (row["accuracy"] is None, row["accuracy"], -row["count"]))
+    worst = [
+        {
+            "true": found.classes[pair.true],
+            "predicted": found.classes[pair.predicted],
+            "count": pair.count,
+            "total": totals[pair.true]["count"],
+        }
+        for pair in pairs[:_PAIRS]
+    ]
+    small = len(found.classes) <= MAX_MATRIX
+    return {
+        "evaluation": found,
+        "has_top5": len(found.classes) > _TOP,
+        "interval": wilson_interval(found.correct, found.count),
+        "matrix": confusion_matrix(found.classes, found.confusion) if small else "",
+        "pairs": worst,
+        "first": rows[:_FIRST_CLASSES],
+        "more": rows[_FIRST_CLASSES:_MAX_CLASSES],
+        "omitted": max(0, len(rows) - _MAX_CLASSES),
+        "fewest": min(row["count"] for row in totals),
+    }
+
+
+def _loading(run: RunRecord, folder: str) -> dict[str, str]:
+    quoted = json.dumps(folder, ensure_ascii=False)
+    lines = [
+        "import bitzoo",
+        "",
+        f"model = bitzoo.create_model({quoted}, pretrained=True)",
+        "transform, names = bitzoo.create_transform(model), bitzoo.labels(model)",
+        'scores = model(transform("photo.jpg")[None]).softmax(-1)[0]',
+        "print(names[scores.argmax()], scores.max().item())",
+    ]
+    released = run.architecture in ARCHITECTURES  # those that timm has under a name too
+    place = json.dumps(f"local-dir:{folder}", ensure_ascii=False)
+    timm = f"import timm\n\nmodel = timm.create_model({place}, pretrained=True)"
+    return {
+        "predict": f"bitzoo predict {shlex.quote(folder)} photo.jpg",
+        "evaluate": f"bitzoo evaluate {shlex.quote(folder)} --data PICTURES --format json",
+        "python": "\n".join(lines),
+        "timm": timm if released else "",
+    }
+
+
+def _front_matter(run: RunRecord) -> str:
+    from huggingface_hub import EvalResult, ModelCardData
+
+    base = _hub_repository(find_spec(run.base)) if run.base else None
+    found = run.evaluation
+    shares = {}
+    if found is not None and found.count:
+        shares["accuracy"] = ("top-1 accuracy", found.top1)
+        if len(run.classes) > _TOP:
+            shares["top_5_accuracy"] = ("top-5 accuracy", found.top5)
+    data = ModelCardData(
+        license="apache-2.0",
+        library_name="timm",
+        pipeline_tag="image-classification",
+        base_model=base,
+        base_model_relation="finetune" if base else None,
+        tags=["image-classification", "bitzoo", "big-transfer", "bit"],
+        metrics=["accuracy"],
+        model_name=run.title if shares else None,
+        eval_results=[
+            EvalResult(
+                task_type="image-classification",
+                dataset_type="custom",
+                dataset_name=run.dataset,
+                metric_type=kind,
+                metric_name=name,
+                metric_value=value,
+            )
+            for kind, (name, value) in shares.items()
+        ]
+        or None,
+    )
+    return data.to_yaml()
+
+
+def _hub_repository(spec: ModelSpec | None) -> str | None:
+    """Where the Hub has a catalogue entry's weights: timm's repository, its name among aliases."""
+    names = [alias for alias in spec.aliases if "_bit.goog_" in alias] if spec else []
+    return f"timm/{names[0]}" if names else None
+
+
+def _data_uri(image: bytes | npt.NDArray[np.uint8]) -> str:
+    source = Image.open(io.BytesIO(image)) if isinstance(image, bytes) else Image.fromarray(image)
+    small = source.convert("RGB")
+    small.thumbnail((_THUMBNAIL, _THUMBNAIL))
+    file = io.BytesIO()
+    small.save(file, "JPEG", quality=82)
+    return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode("ascii")
+
+
+def _environment() -> Environment:
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).with_name("templates")),
+        autoescape=lambda name: name is not None and name.endswith(".html.j2"),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters |= {"percent": _percent, "shown": _shown, "md": escape}
+    return environment
+
+
+def _percent(share: float) -> str:
+    return f"{share:.2%}".replace("%", " %")
+
+
+def _shown(value: object) -> str:
+    if value is None:
+        return "not given"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, (list, tuple)):
+        return ", ".join(map(_shown, value))
+    return str(value)
+
+
+def _write(path: Path, text: str) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_text(path, clean(text))
+    return path

@@ -1,0 +1,188 @@
+"""One run under way: it trains, evaluates on the held-out images, and leaves what people read."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from bitzoo.data.dataset import ImageSet, Split
+from bitzoo.data.image_store import Pixels, open_pixels
+from bitzoo.data.validation import DataSummary
+from bitzoo.files import cache_dir
+from bitzoo.inference.evaluate import Evaluation, evaluate
+from bitzoo.models.bit import BiT
+from bitzoo.runs.config import Callbacks, FinetuneConfig
+from bitzoo.runs.report.artifacts import FinishedRun, write_artifacts
+from bitzoo.runs.run_dir import RunDir
+from bitzoo.runs.tensorboard import Track, tracker
+from bitzoo.training.checkpointing import latest_checkpoint
+from bitzoo.training.distributed import join_processes
+from bitzoo.training.linear_probe import compute_features, train_head
+from bitzoo.training.recipe import Recipe
+from bitzoo.training.trainer import train
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a run works on.
+
+    Attributes:
+        network: Trained in place.
+        recipe: What is done.
+        images: The data.
+        summary: What they are like.
+        config: What was asked.
+    """
+
+    network: BiT
+    recipe: Recipe
+    images: ImageSet
+    summary: DataSummary
+    config: FinetuneConfig
+
+
+class Session:
+    """A run in its folder. A context: it opens the pictures, decoding them once.
+
+    Every process has one; the main process alone judges, records, tells and writes.
+    """
+
+    def __init__(self, task: Task, run_dir: RunDir, callbacks: Callbacks) -> None:
+        self._task, self._run_dir, self._callbacks = task, run_dir, callbacks
+        self._crew = join_processes()
+        self._resources = contextlib.ExitStack()
+        self._track: Track = lambda step, metrics: None
+
+    def __enter__(self) -> Self:
+        with self._resources:
+            recipe, images, freeze = self._task.recipe, self._task.images, self._freeze
+            self._pixels = self._open(images.train, recipe.crop if freeze else recipe.resize)
+            self._held_out = self._open(images.val, recipe.crop) if images.val else None
+            self._resources = self._resources.pop_all()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._resources.close()
+
+    def train(self) -> tuple[int, bool, float]:
+        """Train to the end, or until asked to stop.
+
+        Returns:
+            Updates made, whether it was stopped before the end, and images a second.
+        """
+        return self._train_head() if self._freeze else self._train()
+
+    def evaluate(self, step: int) -> Evaluation | None:
+        """Evaluate, record, tell; None without held-out pictures and in other processes."""
+        images = self._task.images.val
+        if self._held_out is None or images is None or not self._crew.is_main_process:
+            return None
+        found = evaluate(
+            self._task.network,
+            self._held_out,
+            labels_of(images),
+            self._task.images.classes,
+            progress=self._callbacks.progress,
+        )
+        scores = {"top1": found.top1, "top5": found.top5, "loss": found.loss, "count": found.count}
+        self._run_dir.append({"event": "eval", "step": step, **scores})
+        self._track(step, {f"eval/{name}": value for name, value in scores.items()})
+        self._callbacks.on_eval(step, found)
+        return found
+
+    def write_artifacts(self, found: Evaluation | None, identity: Mapping[str, Any]) -> None:
+        """Write what a finished run leaves.
+
+        Args:
+            found: The final evaluation.
+            identity: What the run was asked, as in `run.json`.
+        """
+        if self._crew.is_main_process:
+            task = self._task
+            finished = FinishedRun(
+                task.network, task.recipe, task.images, task.summary, found, self._held_out
+            )
+            write_artifacts(self._run_dir.folder, finished, identity, self._run_dir.history())
+
+    @property
+    def _freeze(self) -> bool:
+        return self._task.config.freeze
+
+    def _open(self, split: Split, size: int) -> Pixels:
+        config = self._task.config
+        return self._resources.enter_context(
+            open_pixels(
+                split,
+                size,
+                cache=cache_dir() / "pixels",
+                budget_bytes=int(config.cache_gb * 1e9),
+                workers=config.workers,
+                progress=self._callbacks.progress,
+            )
+        )
+
+    def _train(self) -> tuple[int, bool, float]:
+        task = self._task
+        start = latest_checkpoint(self._run_dir.checkpoints) if self._is_main else None
+        self._go_back_to(start.step if start else 0)
+        result = train(
+            task.network,
+            task.recipe,
+            self._pixels,
+            labels_of(task.images.train),
+            task.config,
+            folder=self._run_dir.checkpoints,
+            start=start,
+            on_step=self._record,
+            on_eval=self._on_eval,
+        )
+        return result.step, result.stopped, result.images_per_s
+
+    def _train_head(self) -> tuple[int, bool, float]:
+        task = self._task
+        network, labels = task.network.to(self._crew.device), labels_of(task.images.train)
+        self._go_back_to(0)
+        features = compute_features(
+            network, self._pixels, self._crew.device, self._callbacks.progress
+        )
+        train_head(network, task.recipe, features, labels, task.config.seed, self._record)
+        return task.recipe.schedule.steps, False, 0.0
+
+    @property
+    def _is_main(self) -> bool:
+        return bool(self._crew.is_main_process)
+
+    def _go_back_to(self, step: int) -> None:
+        """Forget what was recorded after `step` updates."""
+        if self._is_main:
+            self._run_dir.rewind(step)
+            folder = self._run_dir.folder
+            self._track = self._resources.enter_context(tracker(folder, step))
+
+    def _record(self, metrics: Mapping[str, float]) -> None:
+        if self._is_main:
+            self._run_dir.append({"event": "train", **metrics})
+            named = {f"train/{name}": value for name, value in metrics.items() if name != "step"}
+            self._track(int(metrics["step"]), named)
+            self._callbacks.on_step(metrics)
+
+    def _on_eval(self, step: int) -> None:
+        self.evaluate(step)
+
+
+def labels_of(split: Split) -> np.ndarray[tuple[int, ...], np.dtype[np.int64]]:
+    """Return the class index of every example, int64."""
+    return np.array([example.label for example in split.examples], np.int64)

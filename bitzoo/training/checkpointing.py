@@ -1,0 +1,203 @@
+"""Checkpoints that survive a power cut: whole and checked, or not there at all.
+
+A checkpoint is one safetensors file, ``step-00000120.safetensors``: float32 tensors, the step and
+the caller's JSON, and a SHA-256 over all of it in the header. It is written under another name,
+brought to the disk and only then renamed, and older ones go only after that. So at every moment
+the folder holds the newest checkpoint that was ever reported as saved, and whatever else lies
+there is recognized as damaged.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import logging
+import os
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from bitzoo.converters.formats.safetensors import SafetensorsWriter
+from bitzoo.errors import BitzooError, CheckpointError, UsageError
+from bitzoo.files import sync
+
+_NAME = re.compile(r"step-(\d{8,18})\.safetensors")
+_UNFINISHED = ".unfinished"
+_NO_HASH = "0" * 64
+_log = logging.getLogger(__name__)
+
+
+class SaveError(BitzooError, OSError):
+    """A checkpoint that could not be written: the disk is full, read-only or gone."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A whole checkpoint.
+
+    Attributes:
+        step: Updates that had been made.
+        state: float32 tensors by name; memory-mapped, so copy them before writing to them.
+        meta: What the caller had stored beside them.
+        path: The file.
+    """
+
+    step: int
+    state: dict[str, Tensor]
+    meta: dict[str, Any]
+    path: Path
+
+
+def save_checkpoint(
+    folder: Path, step: int, state: Mapping[str, Tensor], meta: Mapping[str, Any], *, keep: int = 2
+) -> Path:
+    """Write a checkpoint and, once it is safely on the disk, drop old ones.
+
+    What remains is the new checkpoint and the newest `keep` - 1 before it. Files of later steps
+    go too: training went back behind them, so they were damaged or belong to another past.
+
+    Args:
+        folder: Made if missing. One process at a time may write to it.
+        step: Updates made so far, at least 0.
+        state: float32 tensors on any device, in any memory format.
+        meta: JSON-able.
+        keep: How many to keep, at least 1; 2 survive damage to the newest.
+
+    Returns:
+        The file.
+
+    Raises:
+        SaveError: If it cannot be written, as on a full disk. Earlier checkpoints stay.
+        UsageError: If `keep` is below 1 or a tensor is not float32.
+    """
+    if keep < 1:
+        raise UsageError(f"keep must be at least 1 checkpoint, found {keep!r}. 2 is usual.")
+    path = folder / f"step-{step:08d}.safetensors"
+    unfinished = path.with_name(path.name + _UNFINISHED)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for left_behind in folder.glob(f"*{_UNFINISHED}"):  # by a process that was killed
+            left_behind.unlink()
+        _write(unfinished, step, state, meta)
+        os.replace(unfinished, path)
+        sync(folder)
+    except OSError as error:
+        with contextlib.suppress(OSError):  # the disk may be gone; the next save tries again
+            unfinished.unlink(missing_ok=True)
+        raise SaveError(_why_unsaved(folder, path, error)) from error
+    _rotate(folder, step, keep)
+    return path
+
+
+def latest_checkpoint(folder: Path) -> Checkpoint | None:
+    """The newest whole checkpoint in `folder`, past damaged ones; None if there is none.
+
+    Every file is read completely and checked against its SHA-256. A damaged one is left where it
+    is, with a warning in the log that says what is wrong with it.
+    """
+    files = _files(folder)
+    for step in sorted(files, reverse=True):
+        try:
+            return read_checkpoint(files[step])
+        except CheckpointError as error:
+            _log.warning("%s Going back to the checkpoint before it.", error)
+    if files:
+        _log.warning("%s has no whole checkpoint: nothing of that run can be resumed.", folder)
+    return None
+
+
+def read_checkpoint(path: Path) -> Checkpoint:
+    """Read and check one file that `save_checkpoint` wrote.
+
+    Raises:
+        CheckpointError: If it is missing, damaged, or not such a file.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            state = {name: file.get_tensor(name) for name in sorted(file.keys())}
+        record = json.loads(metadata["bitzoo_checkpoint"])
+        step, meta, stored = int(record["step"]), dict(record["meta"]), metadata["sha256"]
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"{path} cannot be read as a training checkpoint ({error}): it is damaged or is "
+            "something else."
+        ) from error
+    found = _sha256(metadata["bitzoo_checkpoint"], state)
+    if found != stored:
+        raise CheckpointError(
+            f"{path} is damaged: expected content with SHA-256 {stored[:16]}..., found "
+            f"{found[:16]}...."
+        )
+    return Checkpoint(step, state, meta, path)
+
+
+def _files(folder: Path) -> dict[int, Path]:
+    """Step -> file of every checkpoint, whole or not."""
+    paths = folder.iterdir() if folder.is_dir() else ()
+    return {int(match[1]): path for path in paths if (match := _NAME.fullmatch(path.name))}
+
+
+def _write(path: Path, step: int, state: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
+    for name, tensor in state.items():
+        if tensor.dtype != torch.float32:
+            raise UsageError(
+                f"tensor {name!r} of a checkpoint must be float32, found {tensor.dtype}. Convert "
+                "it, or put a number into the meta data."
+            )
+    record = json.dumps({"step": step, "meta": meta}, sort_keys=True)
+    shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
+    header = {"bitzoo_checkpoint": record, "format": "pt", "sha256": _NO_HASH}
+    digest = _start_hash(record, state)
+    writer = SafetensorsWriter(path, shapes, header)
+    try:
+        for name, array in _arrays(state):
+            writer.write(name, 0, array)
+            digest.update(array.data)
+        writer.finish({"sha256": digest.hexdigest()})
+    finally:
+        writer.close()
+    sync(path)
+
+
+def _rotate(folder: Path, step: int, keep: int) -> None:
+    files = _files(folder)
+    kept = sorted((found for found in files if found <= step), reverse=True)[:keep]
+    for found in sorted(set(files) - set(kept)):
+        try:
+            files[found].unlink(missing_ok=True)
+        except OSError as error:
+            _log.warning("Old checkpoint %s cannot be deleted: %s", files[found], error.strerror)
+
+
+def _arrays(state: Mapping[str, Tensor]) -> Iterator[tuple[str, Any]]:
+    for name in sorted(state):  # one at a time: on a GPU, each is a copy
+        yield name, state[name].detach().cpu().contiguous().numpy()
+
+
+def _start_hash(record: str, state: Mapping[str, Tensor]) -> Any:
+    shapes = [[name, list(state[name].shape)] for name in sorted(state)]
+    return hashlib.sha256(json.dumps([record, shapes]).encode())
+
+
+def _sha256(record: str, state: Mapping[str, Tensor]) -> str:
+    digest = _start_hash(record, state)
+    for _, array in _arrays(state):
+        digest.update(array.data)
+    return str(digest.hexdigest())
+
+
+def _why_unsaved(folder: Path, path: Path, error: OSError) -> str:
+    earlier = [found for _, found in sorted(_files(folder).items()) if found != path]
+    stays = f"The last good checkpoint stays: {earlier[-1]}." if earlier else "There is no earlier."
+    return (
+        f"Checkpoint {path.name} cannot be written to {folder}: {error.strerror or error}. "
+        f"{stays} Make room or repair the disk, then resume the run."
+    )

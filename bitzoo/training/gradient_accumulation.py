@@ -1,0 +1,109 @@
+"""Gradients gathered from micro-batches, which share the standardized kernels of their step."""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from bitzoo.models.layers import StdConv2d, standardize_kernel
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+
+def standardize_once(model: nn.Module) -> SharedKernels:
+    """Let the micro-batches of a step share their standardized kernels.
+
+        kernels = standardize_once(model)
+        for batch in batches:
+            optimizer.zero_grad()
+            with kernels:  # or kernels.begin_step() ... kernels.end_step()
+                for part in batch:
+                    loss(part).backward()
+            sum_gradients(model)  # with several processes
+            optimizer.step()
+
+    The kernels of a step are as large as the weights, and so are their gradients until the step
+    ends: with a single micro-batch, do without. Gradients of the convolutions' weights exist only
+    after `end_step`, so the model must not be wrapped in DistributedDataParallel, whose hooks wait
+    for them in each backward; nor in FSDP, which shards the weights themselves.
+
+    Args:
+        model: Any module that holds `bitzoo.models.layers.StdConv2d`s; changed in place.
+    """
+    recast(model, StdConv2d, SharingConv2d, enable=True)
+    return SharedKernels([conv for conv in model.modules() if isinstance(conv, SharingConv2d)])
+
+
+class SharingConv2d(StdConv2d):
+    """A convolution that uses the step's standardized kernel while there is one."""
+
+    shared: Tensor | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Convolve as `StdConv2d` does."""
+        if self.shared is None:
+            return super().forward(x)
+        y: Tensor = self._conv_forward(x, self.shared, None)
+        return y
+
+
+class SharedKernels:
+    """Standardized kernels that last for a step; made by `standardize_once`.
+
+    As a context manager it is one step; an exception inside abandons the step, so that it can be
+    begun again, for example with smaller micro-batches.
+    """
+
+    def __init__(self, convolutions: list[SharingConv2d]) -> None:
+        self._convolutions = convolutions
+        self._kernels: list[Tensor] = []
+
+    def begin_step(self) -> None:
+        """Standardize all kernels; forward passes use these until `end_step`."""
+        self.abandon_step()
+        with torch.enable_grad():
+            self._kernels = [standardize_kernel(conv.weight) for conv in self._convolutions]
+        for conv, kernel in zip(self._convolutions, self._kernels, strict=True):
+            # The micro-batches' gradients add up in this leaf, which shares the kernel's memory.
+            conv.shared = kernel.detach().requires_grad_(conv.weight.requires_grad)
+
+    def end_step(self) -> None:
+        """Turn the kernels' gradients into the weights', adding to those that are there."""
+        while self._kernels:  # popped, so that a kernel's memory is free once it is done with
+            kernel, conv = self._kernels.pop(), self._convolutions[len(self._kernels)]
+            leaf, conv.shared = conv.shared, None
+            if leaf is not None and leaf.grad is not None:
+                torch.autograd.backward(kernel, leaf.grad)
+
+    def abandon_step(self) -> None:
+        """Forget the step and its kernels' gradients; other gradients stay as they are."""
+        self._kernels = []
+        for conv in self._convolutions:
+            conv.shared = None
+
+    def __enter__(self) -> Self:
+        self.begin_step()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if kind is None:
+            self.end_step()
+        else:
+            self.abandon_step()
+
+
+def recast(model: nn.Module, plain: type, special: type, enable: bool) -> None:
+    """Give modules of exactly one of two classes the other: `special` if `enable`, else `plain`."""
+    old, new = (plain, special) if enable else (special, plain)
+    for module in model.modules():
+        if type(module) is old:
+            module.__class__ = new

@@ -1,0 +1,230 @@
+"""BiT-HyperRule: from how many images there are and how large they are to a whole recipe.
+
+One rule for every data set instead of a search (arXiv 1912.11370, section 3.3). Always SGD with
+momentum 0.9, learning rate 0.003, batches of 512, no weight decay, a head of zeros, random crop and
+mirror image. The number of examples decides on steps, decay points, warmup and MixUp; the size
+of the images decides on the resolution.
+
+Two editions, because the paper and the code released with it (google-research/big_transfer,
+bit_hyperrule.py) differ:
+
+* ``paper``: larger images are resized to 448 and cropped to 384 (R152x4: 512 and 480); decay after
+  30, 60 and 90 % of the steps.
+* ``released``: larger images 512 and 480 with every network; the 500-step schedule decays after
+  steps 200, 300 and 400.
+
+The paper is silent on warmup in fine-tuning: section 3.3 has one for pre-training only, and
+supplementary section A, to which it refers for details, has none. Both editions use the warmup of
+the released code, 100 steps for small tasks, else 500. Its authors say that the script uses the
+hyper-parameters of the original paper and reproduces the paper's results (big_transfer's README,
+"Hyper-parameters" and "Expected results"), and their later google-research/big_vision,
+configs/transfer.py, warms up over the same numbers of steps.
+Nor does the paper say on which side of a boundary its own step falls; the released code's answer
+(`step > boundary`) holds for both.
+
+For tasks whose labels do not survive them, the paper leaves out mirroring or cropping
+(supplementary section F): `Recipe.override(flip=False)`, or `resize` equal to `crop`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from bitzoo.catalogue.registry import get_spec
+from bitzoo.errors import UsageError
+from bitzoo.models.architecture import ARCHITECTURES, Architecture
+from bitzoo.training.recipe import Recipe, Schedule, number, whole
+
+Edition = Literal["paper", "released"]
+
+BASE_LR = 0.003
+BATCH_SIZE = 512
+MOMENTUM = 0.9
+SMALL_AREA = 96 * 96
+"""Images with fewer pixels than this are small."""
+
+SMALL_SIZE = (160, 128)
+LARGE_SIZE = {"paper": (448, 384), "released": (512, 480)}
+LARGEST_SIZE = (512, 480)
+"""Resize and crop in pixels: of small images, of others, of others with `LARGEST` (paper)."""
+
+LARGEST = "R152x4"
+PAPER_DECAYS = (30, 60, 90)
+"""Per cent of the steps (arXiv 1912.11370, section 3.3)."""
+
+
+@dataclass(frozen=True)
+class _Task:
+    """What the number of examples decides.
+
+    Attributes:
+        size: What the paper calls such a task.
+        below: Fewer examples than this make a task of this size; None for the last.
+        steps: Length of the schedule.
+        warmup: Of the released code, in steps.
+        released_decays: Boundaries of the released code, in steps.
+        mixup_alpha: 0 for none.
+    """
+
+    size: str
+    below: int | None
+    steps: int
+    warmup: int
+    released_decays: tuple[int, ...]
+    mixup_alpha: float
+
+
+_TASKS = (
+    _Task("small", 20_000, 500, 100, (200, 300, 400), 0.0),
+    _Task("medium", 500_000, 10_000, 500, (3_000, 6_000, 9_000), 0.1),
+    _Task("large", None, 20_000, 500, (6_000, 12_000, 18_000), 0.1),
+)
+
+
+def hyperrule(
+    num_examples: int,
+    resolution: tuple[float, float],
+    edition: Edition = "paper",
+    model: str | Architecture | None = None,
+) -> Recipe:
+    """The recipe of BiT-HyperRule for one data set.
+
+    Args:
+        num_examples: Training examples, at least 1.
+        resolution: Height and width of the images in pixels, each at least 1; of a set of many
+            sizes the medians.
+        edition: ``paper``, or ``released`` for the released code's own numbers.
+        model: Catalogue name, name of a published architecture (``R152x4``), or an
+            `Architecture`; matters only to the paper's rule for R152x4.
+
+    Raises:
+        UsageError: If a number is out of its range or the edition is unknown.
+        UnknownModelError: If `model` is a name that nobody knows.
+
+    Source: arXiv 1912.11370, section 3.3; google-research/big_transfer, bit_hyperrule.py.
+    """
+    if edition not in get_args(Edition):
+        raise UsageError(
+            f"edition must be one of {', '.join(get_args(Edition))}, found {edition!r}. "
+            "Choose one of these."
+        )
+    num_examples = whole("num_examples", num_examples, 1)
+    task = next(t for t in _TASKS if t.below is None or num_examples < t.below)
+    boundaries = task.released_decays
+    if edition == "paper":
+        boundaries = tuple(task.steps * percent // 100 for percent in PAPER_DECAYS)
+    resize, crop, reason = _sizes(resolution, edition, _is_largest(model))
+    return Recipe(
+        name=f"BiT-HyperRule ({edition})",
+        resize=resize,
+        crop=crop,
+        batch_size=BATCH_SIZE,
+        schedule=Schedule(BASE_LR, task.steps, task.warmup, boundaries),
+        momentum=MOMENTUM,
+        mixup_alpha=task.mixup_alpha,
+        num_examples=num_examples,
+        notes=(_task_reason(num_examples, task), reason, *_EDITION_NOTES[edition]),
+    )
+
+
+_EDITION_NOTES = {
+    "paper": ("The paper gives no warmup for fine-tuning; this is the one of its authors' code.",),
+    "released": (),
+}
+
+
+def _sizes(
+    resolution: tuple[float, float], edition: Edition, largest: bool
+) -> tuple[int, int, str]:
+    """Resize, crop, and the sentence that says why."""
+    if not isinstance(resolution, Sequence) or len(resolution) != 2:
+        raise UsageError(
+            f"resolution must be (height, width) in pixels, found {resolution!r}. Give two numbers."
+        )
+    height = number("height of the images", resolution[0], least=1)
+    width = number("width of the images", resolution[1], least=1)
+    image = f"Images of {height:g}x{width:g} (height x width)"
+    if height * width < SMALL_AREA:
+        return *SMALL_SIZE, f"{image} are small: their area is below 96x96."
+    if edition == "paper" and largest:
+        return *LARGEST_SIZE, f"{image} are not below 96x96 in area; {LARGEST} gets its own size."
+    return *LARGE_SIZE[edition], f"{image} are not below 96x96 in area."
+
+
+def _task_reason(num_examples: int, task: _Task) -> str:
+    bound = f"fewer than {task.below:,}" if task.below else f"at least {_TASKS[-2].below:,}"
+    return f"{num_examples:,} examples make a {task.size} task ({bound})."
+
+
+def _is_largest(model: str | Architecture | None) -> bool:
+    if model is None or isinstance(model, Architecture):
+        return model == ARCHITECTURES[LARGEST]
+    return (model if model in ARCHITECTURES else get_spec(model).arch_name) == LARGEST
+
+
+def explain(recipe: Recipe) -> list[tuple[str, str]]:
+    """The recipe as rows of (subject, statement) for people."""
+    rows = [
+        ("recipe", recipe.name),
+        ("training images", _image_text(recipe)),
+        ("test images", f"resize to {recipe.crop}x{recipe.crop}"),
+        ("length", f"{recipe.schedule.steps:,} steps of {recipe.batch_size:,} images"),
+        ("learning rate", _rate_text(recipe.schedule)),
+        ("optimizer", _optimizer_text(recipe)),
+        ("mixup", _mixup_text(recipe)),
+        ("head", "new, zero-initialised" if recipe.head == "zero" else recipe.head),
+        ("loss", recipe.loss.replace("_", " ")),
+    ]
+    if recipe.num_examples is not None:
+        rows.insert(4, ("epochs", _epoch_text(recipe, recipe.num_examples)))
+    if recipe.overrides:
+        rows.append(("changed", _change_text(recipe)))
+    return rows + [("note", note) for note in recipe.notes]
+
+
+def _image_text(recipe: Recipe) -> str:
+    parts = [f"resize to {recipe.resize}x{recipe.resize}"]
+    if recipe.crop < recipe.resize:
+        parts.append(f"random crop of {recipe.crop}x{recipe.crop}")
+    if recipe.flip:
+        parts.append("random horizontal flip")
+    return ", ".join(parts)
+
+
+def _epoch_text(recipe: Recipe, examples: int) -> str:
+    seen = recipe.schedule.steps * recipe.batch_size
+    epochs = f"{seen / examples:,.1f}" if seen >= examples else f"{seen / examples:.2g}"
+    plural = "" if examples == 1 else "s"
+    return f"{epochs}: {seen:,} images are drawn from {examples:,} example{plural}"
+
+
+def _rate_text(schedule: Schedule) -> str:
+    parts = [f"{schedule.base_lr:g}"]
+    if schedule.warmup:
+        parts = [f"from 0 to {schedule.base_lr:g} over the first {schedule.warmup:,} steps"]
+    if schedule.boundaries:
+        *first, last = (f"{step:,}" for step in schedule.boundaries)
+        after = f"steps {', '.join(first)} and {last}" if first else f"step {last}"
+        parts.append(f"divided by {schedule.decay:g} after {after} (the first is step 0)")
+    return ", ".join(parts)
+
+
+def _optimizer_text(recipe: Recipe) -> str:
+    decay = f"weight decay {recipe.weight_decay:g}" if recipe.weight_decay else "no weight decay"
+    return f"{recipe.optimizer.upper()}, momentum {recipe.momentum:g}, {decay}"
+
+
+def _mixup_text(recipe: Recipe) -> str:
+    return f"alpha {recipe.mixup_alpha:g}, one lambda a batch" if recipe.mixup_alpha else "off"
+
+
+def _change_text(recipe: Recipe) -> str:
+    def shown(value: object) -> str:
+        return f"{value:g}" if isinstance(value, float) else str(value)
+
+    return "; ".join(
+        f"{option.replace('_', ' ')} from {shown(change['from'])} to {shown(change['to'])}"
+        for option, change in recipe.overrides.items()
+    )

@@ -1,0 +1,486 @@
+"""Training by a recipe: pixels and a network in; the same network, trained, out.
+
+What happens at step n is decided before the run starts: its batch is a pure function of (seed, n),
+its learning rate of n. All the state there is are parameters, momentum and n, so a run that was
+killed goes on from its checkpoint as if nothing had happened. The recipe is data: no rule, not even
+BiT-HyperRule, is known here.
+
+A batch is computed in micro-batches that fit into memory, in one process or several. Losses are
+divided by the size of the whole batch and gradients added up, so neither split shows in the result
+beyond rounding.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import logging
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.nn import functional as F
+
+from bitzoo.data.image_store import Pixels
+from bitzoo.data.loader import BatchPlan, Feed, MicroBatch, prefetch
+from bitzoo.errors import BitzooError, TensorMismatchError, UsageError
+from bitzoo.inference.optimize import COMPUTE_DTYPES
+from bitzoo.models.bit import BiT
+from bitzoo.models.layers import StdConv2d
+from bitzoo.training import activation_checkpointing
+from bitzoo.training.checkpointing import Checkpoint, save_checkpoint
+from bitzoo.training.distributed import join_processes, sum_gradients
+from bitzoo.training.gradient_accumulation import SharingConv2d, recast, standardize_once
+from bitzoo.training.micro_batch_size import choose_micro_batch, is_out_of_memory
+from bitzoo.training.recipe import Recipe
+from bitzoo.training.training_config import TrainingConfig
+
+LOSSES: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "softmax_cross_entropy": lambda logits, targets: F.cross_entropy(
+        logits, targets, reduction="none"
+    ),
+}
+"""Losses that a recipe may name: logits and soft targets (n, classes) to one loss a row, (n,)."""
+
+_log = logging.getLogger(__name__)
+
+
+class TrainingError(BitzooError, RuntimeError):
+    """Training cannot go on: the loss is no number, or not even one image fits into memory."""
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """How a call of `train` went.
+
+    Attributes:
+        step: Updates made in all, those before a resume included.
+        stopped: Whether it was asked to stop before the last step.
+        loss: Of the last step; None if there was none to make.
+        micro_batch: Images that a process computed at once, in the end.
+        images_per_s: Of this call, over all processes, evaluations and checkpoints included.
+        checkpoint: The last one written; None without a folder, and in all but the main process.
+    """
+
+    step: int
+    stopped: bool
+    loss: float | None
+    micro_batch: int
+    images_per_s: float
+    checkpoint: Path | None
+
+
+def train(
+    model: BiT,
+    recipe: Recipe,
+    pixels: Pixels,
+    labels: npt.NDArray[np.integer],
+    options: TrainingConfig | None = None,
+    *,
+    folder: Path | None = None,
+    start: Checkpoint | None = None,
+    on_step: Callable[[dict[str, float]], None] = lambda metrics: None,
+    on_eval: Callable[[int], None] = lambda step: None,
+    should_stop: Callable[[], bool] = lambda: False,
+    describe: Callable[[], dict[str, Any]] = dict,
+) -> TrainResult:
+    """Train a network by a recipe, in place.
+
+    SIGTERM or Ctrl-C ends it after the step at hand, with a checkpoint; a second one at once.
+    Started by ``accelerate launch`` or ``torchrun``, each process computes its share of every
+    batch; all of them call this function.
+
+    Args:
+        model: With a head that fits the labels (the recipe's `head` is the caller's business).
+            Moved to the device, left in evaluation mode.
+        recipe: What to do.
+        pixels: Training pictures, resized as the recipe says.
+        labels: Class of each, (len(pixels),).
+        options: How to do it.
+        folder: Where checkpoints go; None writes none. One is written at the end too.
+        start: Checkpoint to go on from; only the main process needs it.
+        on_step: Called after each step with `step` (updates made), `loss` (of the whole batch,
+            before the update), `lr` and `images_per_s`; in every process, with the same loss.
+        on_eval: Called with the updates made, after every `eval_every` of them but not after the
+            last; in every process. May leave the model in evaluation mode.
+        should_stop: Asked after each step; yes in any process stops all.
+        describe: JSON-able facts for a checkpoint's meta data, under ``run``.
+
+    Raises:
+        UsageError: If the recipe names what the loop does not know, or the data do not fit it.
+        TrainingError: If the loss becomes NaN or infinite, or one image is too much for the memory.
+        TensorMismatchError: If `start` belongs to another network.
+        SaveError: If a checkpoint cannot be written.
+    """
+    options = options or TrainingConfig()
+    steps = recipe.schedule.steps
+    _check(model, recipe, pixels, labels)
+    with _training_form(model, options), graceful_stop() as asked:
+        trainer = Trainer(model, recipe, pixels, labels, options)
+        trainer.begin(start)
+        loss, saved, stopped, first = None, None, False, trainer.step
+        began = last = time.perf_counter()
+        with contextlib.closing(trainer.updates()) as updates:
+            for loss in updates:
+                step, now = trainer.step, time.perf_counter()
+                rate = recipe.batch_size / (now - last)
+                lr = recipe.schedule.lr_at(step - 1)
+                on_step({"step": step, "loss": loss, "lr": lr, "images_per_s": rate})
+                if step < steps and _is_due(step, options.eval_every):
+                    on_eval(step)
+                    model.train()
+                stopped = trainer.any_process(asked() or should_stop()) and step < steps
+                due = stopped or step == steps or _is_due(step, options.checkpoint_every)
+                if due and folder and trainer.processes.is_main_process:
+                    meta = {"loop": trainer.facts(), "run": describe()}
+                    saved = save_checkpoint(
+                        folder, step, trainer.state(), meta, keep=options.keep_checkpoints
+                    )
+                if stopped:
+                    break
+                last = time.perf_counter()
+        images = (trainer.step - first) * recipe.batch_size
+        rate = images / (time.perf_counter() - began)
+        return TrainResult(trainer.step, stopped, loss, trainer.micro_batch, rate, saved)
+
+
+class Trainer:
+    """Trains `model` in place, one update at a time.
+
+    Attributes:
+        processes: This process and the others.
+        step: Updates made; also the number of the next one.
+        micro_batch: Most images that a process computes at once.
+    """
+
+    def __init__(
+        self,
+        model: BiT,
+        recipe: Recipe,
+        pixels: Pixels,
+        labels: npt.NDArray[np.integer],
+        options: TrainingConfig,
+    ) -> None:
+        self.processes = join_processes()
+        self._model, self._recipe, self._options = model, recipe, options
+        device, dtype = self.processes.device, COMPUTE_DTYPES[options.dtype]
+        layout = _layout(options, device)
+        model.to(device, memory_format=layout)  # type: ignore[call-overload]
+        features = model.forward_features
+        self._features = torch.compile(features) if options.compile else features
+        self._plan = _plan(recipe, len(pixels), options.seed)
+        self._feed = Feed(pixels, labels, model.num_classes, device, dtype, layout)
+        self._kernels = standardize_once(model)
+        self._optimizer = _optimizer(model, recipe)
+        self._scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
+        first = recipe.batch_size * self.processes.process_index // self.processes.num_processes
+        last = (
+            recipe.batch_size * (self.processes.process_index + 1) // self.processes.num_processes
+        )
+        self._rows = range(first, last)
+        self.step = 0
+        self.micro_batch = options.micro_batch or 0
+
+    def begin(self, start: Checkpoint | None) -> None:
+        """Take over a checkpoint's state, choose the micro-batch, agree with other processes.
+
+        Raises:
+            TensorMismatchError: If the checkpoint belongs to another network.
+        """
+        state = self.state()
+        if start is not None:
+            self._restore(state, start)
+        if not self.micro_batch:
+            crop = self._recipe.crop
+            image = torch.zeros(1, 3, crop, crop, device=self._feed.device)
+            image = image.to(self._feed.dtype, memory_format=self._feed.memory_format)
+            self.micro_batch = choose_micro_batch(self._logits, image, max(1, len(self._rows)))
+        if self.processes.num_processes > 1:
+            agreed: list[Any] = [self.step, self.micro_batch, self._scaler.state_dict()]
+            dist.broadcast_object_list(agreed, src=0)
+            self.step, self.micro_batch, scaling = agreed
+            self._scaler.load_state_dict(scaling)
+            for tensor in state.values():
+                copy = tensor.detach().clone(memory_format=torch.contiguous_format)
+                dist.broadcast(copy, src=0)
+                tensor.detach().copy_(copy)
+
+    def state(self) -> dict[str, Tensor]:
+        """All parameters and momenta by name; the tensors themselves, not copies."""
+        state: dict[str, Tensor] = {
+            f"model.{name}": tensor for name, tensor in self._model.named_parameters()
+        }
+        for name, parameter in self._model.named_parameters():
+            if parameter.requires_grad:
+                buffer = self._optimizer.state[parameter]["momentum_buffer"]
+                state[f"momentum.{name}"] = buffer
+        return state
+
+    def facts(self) -> dict[str, Any]:
+        """What besides `state` a checkpoint needs, and what its last bits depend on; JSON-able."""
+        return {
+            "micro_batch": self.micro_batch,
+            "scaler": self._scaler.state_dict(),
+            "seed": self._options.seed,
+            "dtype": self._options.dtype,
+            "processes": self.processes.num_processes,
+            "threads": torch.get_num_threads(),
+            "device": self._feed.device.type,
+            "torch": str(torch.__version__),
+        }
+
+    def updates(self) -> Generator[float]:
+        """Make the updates that are left; yields the loss of each, the same in all processes.
+
+        The loss is the whole batch's, before the update. Close the iterator when leaving early.
+
+        Raises:
+            TrainingError: If the loss is no number, or one image is too much for the memory.
+        """
+        steps = self._recipe.schedule.steps
+        while self.step < steps:
+            yield from self._updates_while_they_fit()
+            if self.step < steps:
+                self._halve()
+
+    def _updates_while_they_fit(self) -> Generator[float]:
+        steps, slices = range(self.step, self._recipe.schedule.steps), self._slices()
+        work = ((step, rows) for step in steps for rows in slices)
+        with contextlib.closing(prefetch(self._plan, work, self._feed)) as parts:
+            for step in steps:
+                loss = self._update(step, islice(parts, len(slices)), shared=len(slices) > 1)
+                if loss is None:
+                    return
+                self.step = step + 1
+                yield loss
+
+    def _slices(self) -> list[slice]:
+        """Rows of each micro-batch of this process."""
+        rows, most = self._rows, self.micro_batch
+        starts = rows[::most]
+        return [slice(start, min(start + most, rows.stop)) for start in starts]
+
+    def _update(self, step: int, parts: Iterable[MicroBatch], shared: bool) -> float | None:
+        """Make one update and return its loss; None if it did not fit into a process's memory."""
+        self._optimizer.zero_grad()
+        loss, fits = self._accumulate(parts, shared)
+        loss, misfits = self._sum(loss, float(not fits))
+        if misfits:
+            return None
+        self._require_finite(step, loss)
+        sum_gradients(self._model)
+        for group in self._optimizer.param_groups:
+            group["lr"] = self._recipe.schedule.lr_at(step)
+        self._scaler.step(self._optimizer)
+        self._scaler.update()
+        return loss
+
+    def _accumulate(self, parts: Iterable[MicroBatch], shared: bool) -> tuple[float, bool]:
+        """Add up loss and gradients of this process's rows, and say whether memory sufficed."""
+        total = torch.zeros((), device=self._feed.device)
+        try:
+            with self._kernels if shared else contextlib.nullcontext():
+                for part in parts:
+                    losses = LOSSES[self._recipe.loss](self._logits(part.images), part.targets)
+                    loss = losses.sum() / self._recipe.batch_size
+                    self._scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+                    total += loss.detach()
+            return float(total), True
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+        return 0.0, False  # out here, where nothing holds the failed step's tensors any more
+
+    def _logits(self, images: Tensor) -> Tensor:
+        device, dtype = self._feed.device, self._feed.dtype
+        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+            with torch.set_grad_enabled(not self._options.freeze):
+                features = self._features(images)
+            return self._model.forward_head(features).float()
+
+    def _sum(self, *values: float) -> list[float]:
+        """Sums of numbers over all processes."""
+        if self.processes.num_processes == 1:
+            return list(values)
+        sums = torch.tensor(values, dtype=torch.float64, device=self._feed.device)
+        dist.all_reduce(sums)
+        return list(sums.tolist())
+
+    def any_process(self, holds: bool) -> bool:
+        """Whether it holds in any process; called by all of them."""
+        return self._sum(float(holds)) != [0]
+
+    def _halve(self) -> None:
+        crop = self._recipe.crop
+        if self._options.micro_batch or self.micro_batch == 1:
+            raise TrainingError(
+                f"Memory of the {self._feed.device.type} does not suffice for {self.micro_batch} "
+                f"image(s) of {crop} x {crop} at once. Take a smaller "
+                "micro-batch, bfloat16, recomputed norms, checkpointed blocks or smaller images."
+            )
+        self._optimizer.zero_grad()
+        gc.collect()
+        if self._feed.device.type == "cuda":
+            torch.cuda.empty_cache()
+        self.micro_batch = -(-self.micro_batch // 2)
+        _log.warning("Out of memory: going on with micro-batches of %d images.", self.micro_batch)
+
+    def _require_finite(self, step: int, loss: float) -> None:
+        # Scaled float16 gradients overflow now and then; the scaler leaves out such an update.
+        if math.isfinite(loss) or (self._scaler.is_enabled() and self._scaler.get_scale() > 1):
+            return
+        raise TrainingError(
+            f"The loss at step {step} must be a finite number, found {loss}. Lower the learning "
+            f"rate (here {self._recipe.schedule.lr_at(step):g}) or take float32, and resume."
+        )
+
+    def _restore(self, state: Mapping[str, Tensor], start: Checkpoint) -> None:
+        found = {name: tuple(tensor.shape) for name, tensor in start.state.items()}
+        wanted = {name: tuple(tensor.shape) for name, tensor in state.items()}
+        if found != wanted:
+            diff = [f"- {name} {shape}" for name, shape in wanted.items() - found.items()]
+            diff += [f"+ {name} {shape}" for name, shape in found.items() - wanted.items()]
+            raise TensorMismatchError(
+                f"{start.path} is of another network: missing (-) and extra (+) tensors "
+                f"{', '.join(sorted(diff)[:8])}. Resume with the options that the run began with."
+            )
+        for name, tensor in state.items():
+            tensor.detach().copy_(start.state[name])
+        then, now = start.meta["loop"], self.facts()
+        self.step = start.step
+        self.micro_batch = self.micro_batch or then["micro_batch"]
+        if self._scaler.is_enabled() and then["scaler"]:
+            self._scaler.load_state_dict(then["scaler"])
+        for name in ("processes", "threads", "device", "torch"):
+            if then[name] != now[name]:
+                _log.warning(
+                    "The run had %s %s, now it has %s: it goes on, though not to the last bit as "
+                    "if uninterrupted.",
+                    name,
+                    then[name],
+                    now[name],
+                )
+
+
+def _layout(options: TrainingConfig, device: torch.device) -> torch.memory_format:
+    wanted = options.channels_last
+    if wanted is None:  # CUDA's group normalization has no kernel for it and copies
+        wanted = device.type == "cpu"
+    return torch.channels_last if wanted else torch.contiguous_format
+
+
+def _plan(recipe: Recipe, examples: int, seed: int) -> BatchPlan:
+    return BatchPlan(
+        examples,
+        recipe.batch_size,
+        recipe.resize,
+        recipe.crop,
+        recipe.flip,
+        recipe.mixup_alpha,
+        seed,
+    )
+
+
+def _optimizer(model: BiT, recipe: Recipe) -> torch.optim.Optimizer:
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.SGD(
+        trained,
+        lr=recipe.schedule.base_lr,
+        momentum=recipe.momentum,
+        weight_decay=recipe.weight_decay,
+    )
+    for parameter in trained:  # as torch would make it from the first gradient, but there at once
+        optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    return optimizer
+
+
+@contextlib.contextmanager
+def graceful_stop() -> Iterator[Callable[[], bool]]:
+    """Turn SIGTERM and Ctrl-C into a question: has one come? A second one acts as usual.
+
+    Outside the main thread, which alone receives signals, the answer is always no.
+    """
+    asked = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield asked.is_set
+        return
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        asked.set()
+        restore()
+        name = signal.Signals(number).name
+        _log.warning("%s: stopping after this step. Send it again to stop at once.", name)
+
+    def restore() -> None:
+        for number, handler in before.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+
+    before = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield asked.is_set
+    finally:
+        restore()
+
+
+@contextlib.contextmanager
+def _training_form(model: BiT, options: TrainingConfig) -> Iterator[None]:
+    """The model as it trains; afterwards its plain form again, in evaluation mode."""
+    before = {parameter: parameter.requires_grad for parameter in model.parameters()}
+    activation_checkpointing.recompute_norms(model, options.recompute_norms)
+    activation_checkpointing.checkpoint_blocks(model, options.checkpoint_blocks)
+    if options.freeze:
+        model.requires_grad_(False)
+        model.head.requires_grad_(True)
+    model.train()
+    try:
+        yield
+    finally:
+        activation_checkpointing.recompute_norms(model, False)
+        activation_checkpointing.checkpoint_blocks(model, False)
+        recast(model, StdConv2d, SharingConv2d, enable=False)
+        for parameter, required in before.items():
+            parameter.requires_grad_(required)
+            parameter.grad = None
+        model.eval()
+
+
+def _check(model: BiT, recipe: Recipe, pixels: Pixels, labels: npt.NDArray[np.integer]) -> None:
+    known = {"loss": set(LOSSES), "optimizer": {"sgd"}, "augmentation": {"resize_crop"}}
+    for name, words in known.items():
+        if (found := getattr(recipe, name)) not in words:
+            raise UsageError(
+                f"Recipe {recipe.name!r} wants the {name} {found!r}; this loop knows "
+                f"{', '.join(sorted(words))}. Change the recipe."
+            )
+    if recipe.loss_options:
+        raise UsageError(
+            f"Recipe {recipe.name!r} has options for its loss, {dict(recipe.loss_options)}; "
+            f"{recipe.loss} takes none. Remove them."
+        )
+    if len(labels) != len(pixels):
+        raise UsageError(
+            f"Every picture needs a label, found {len(labels):,} labels for {len(pixels):,} "
+            "pictures. Pass those of one split."
+        )
+    low, high = int(np.min(labels)), int(np.max(labels))
+    if not 0 <= low <= high < model.num_classes:
+        raise UsageError(
+            f"Labels must be from 0 to {model.num_classes - 1}, the classes of the model's head, "
+            f"found {low} to {high}. Create the model with num_classes={high + 1}."
+        )
+
+
+def _is_due(step: int, every: int) -> bool:
+    return every > 0 and step % every == 0

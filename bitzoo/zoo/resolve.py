@@ -1,0 +1,222 @@
+"""Where weights come from: names, paths, folders and addresses -> a checkpoint file on this disk.
+
+A catalogue name is served by the first source that has it: the local cache of converted files; the
+Hugging Face organisation in ``BITZOO_HUB_ORG``, when one is set; Google's bucket (or
+``BITZOO_MIRROR``), whose file is fetched, checked, converted with its weights proven, and kept.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any
+from urllib.parse import urlsplit
+
+from bitzoo.catalogue.registry import ModelSpec, find_spec
+from bitzoo.converters.identify import identify
+from bitzoo.converters.open import is_checkpoint_folder, open_source
+from bitzoo.converters.parity.verify import REPORT_NAME, Check, convert_and_prove, save_report
+from bitzoo.errors import CheckpointError, HubError, UsageError
+from bitzoo.fetch.http import base_url, download
+from bitzoo.fetch.hub_snapshot import HubAddress, fetch_snapshot, is_hub_address
+from bitzoo.files import cache_dir, file_lock
+
+WEIGHTS_NAME = "model.safetensors"
+CONFIG_NAME = "config.json"
+_SUFFIXES = (".npz", ".safetensors")
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Located:
+    """A checkpoint on this disk.
+
+    Attributes:
+        path: The file, or the folder of one that is spread over several.
+        config: The `config.json` beside it, if it came as a folder.
+    """
+
+    path: Path
+    config: Mapping[str, Any] = field(default_factory=dict)
+
+
+def is_location(text: str | os.PathLike[str]) -> bool:
+    """Whether `text` is a path or an address rather than a catalogue name."""
+    if not isinstance(text, str):
+        return True
+    if "/" in text or os.sep in text or text.lower().endswith(_SUFFIXES) or is_hub_address(text):
+        return True
+    return find_spec(text) is None and os.path.exists(text)
+
+
+def is_address(text: str | os.PathLike[str]) -> bool:
+    """Whether `text` is a web address."""
+    return isinstance(text, str) and text.startswith(("http://", "https://"))
+
+
+def locate(place: str | os.PathLike[str], *, progress: bool | None = None) -> Located:
+    """Return the checkpoint at a path, in a folder, or behind an address (fetched and cached).
+
+    Args:
+        place: A file; a folder with `model.safetensors` and maybe `config.json`, or any other that
+            `open_source` reads; an http(s) URL; ``hub:organisation/name@revision`` for a
+            repository of the Hugging Face Hub.
+        progress: Whether to show a bar; None shows it on a terminal.
+
+    Raises:
+        CheckpointError: If there is nothing of the kind, or not what its manifest says.
+        DownloadError: If the address cannot be fetched.
+        HubError: If the Hub does not have it, does not give it, or cannot be reached.
+    """
+    if is_hub_address(place):
+        place = fetch_snapshot(HubAddress.parse(str(place)), WEIGHTS_NAME, [CONFIG_NAME])
+    if is_address(place):
+        return Located(fetch(str(place), progress=progress))
+    path = Path(place).expanduser()
+    if not path.is_dir():
+        return Located(path)
+    weights, config = path / WEIGHTS_NAME, path / CONFIG_NAME
+    if not (weights.is_file() or is_checkpoint_folder(path)):
+        raise CheckpointError(
+            f"{path}: expected a folder with {WEIGHTS_NAME}, as conversions and runs leave it, or "
+            "a folder of transformers or TensorFlow; it is none of these. Give the checkpoint "
+            "file itself."
+        )
+    return Located(
+        weights if weights.is_file() else path, _read_config(config) if config.is_file() else {}
+    )
+
+
+def fetch(url: str, *, progress: bool | None = None) -> Path:
+    """Return the cached copy of the checkpoint at `url`, fetching it if there is none."""
+    path = _cached(url)
+    if not path.is_file():
+        with fetched(url, progress=progress), open_source(path) as source:
+            identify(source)
+            source.sha256()  # reads it all: an npz has checksums of its own
+    return path
+
+
+@contextmanager
+def fetched(url: str, *, keep: bool = True, progress: bool | None = None) -> Iterator[Path]:
+    """Lend the cached copy of the checkpoint at `url` to one process at a time.
+
+    If the body finds it damaged it is removed, so that the next try fetches it again; other
+    errors leave it, so that the next try need not.
+
+    Args:
+        url: An http(s) address.
+        keep: Whether the file stays when the body is through.
+        progress: Whether to show a bar; None shows it on a terminal.
+
+    Raises:
+        DownloadError: If it cannot be fetched.
+    """
+    path = _cached(url)
+    with file_lock(path.parent):  # not the file's own lock, which the download takes
+        download(url, path, progress=progress)
+        try:
+            yield path
+        except CheckpointError:
+            path.unlink(missing_ok=True)
+            raise
+        if not keep:
+            path.unlink(missing_ok=True)
+
+
+def name_in(url: str) -> str:
+    """What the file behind an address is called."""
+    return PurePosixPath(urlsplit(url).path).name or "checkpoint"
+
+
+def _cached(url: str) -> Path:
+    key = hashlib.sha256(url.encode()).hexdigest()[:16]
+    return cache_dir() / "downloads" / key / name_in(url)
+
+
+def released_url(spec: ModelSpec) -> str:
+    """Address of a released `.npz` in Google's bucket or the mirror.
+
+    Raises:
+        WeightsUnavailableError: If Google never released it.
+    """
+    spec.url("npz")  # says why, for a checkpoint that was never released
+    return base_url() + spec.files["npz"]
+
+
+def find_weights(spec: ModelSpec, *, progress: bool | None = None) -> Path:
+    """Return a catalogue entry's weights as a safetensors file, from the first source that has it.
+
+    Args:
+        spec: The catalogue entry.
+        progress: Whether to show a bar while fetching; None shows it on a terminal.
+
+    Raises:
+        WeightsUnavailableError: If the weights were never released.
+        DownloadError: If no source can be reached.
+        CheckpointError: If the fetched file is damaged or of another architecture.
+        ParityError: If the converted weights differ from the original.
+    """
+    target = cache_dir() / "models" / spec.name / WEIGHTS_NAME
+    if target.is_file():
+        return target
+    url = released_url(spec)
+    with file_lock(target):
+        if target.is_file():
+            return target
+        if published := _from_hub(spec):
+            return published
+        with fetched(url, keep=False, progress=progress) as source:
+            _check_is(spec, source)
+            _, report = convert_and_prove(source, target, check=Check.WEIGHTS, model=spec.name)
+            if report:
+                save_report(report, target.with_name(REPORT_NAME))
+    return target
+
+
+def _check_is(spec: ModelSpec, path: Path) -> None:
+    with open_source(path) as source:
+        inventory = identify(source)
+    if (inventory.architecture, inventory.num_classes) != (spec.architecture, spec.num_classes):
+        raise CheckpointError(
+            f"{path}: fetched as {spec.name}, expected {spec.arch_name} with "
+            f"{spec.num_classes:,} classes, found {inventory.title}. What was published under "
+            "this name is another model; to load it as what it is, give its address instead of "
+            "the name."
+        )
+
+
+def _from_hub(spec: ModelSpec) -> Path | None:
+    """Return the weights from the configured organisation on the Hub, or None if it lacks them."""
+    organisation = os.environ.get("BITZOO_HUB_ORG", "").strip()
+    if not organisation:
+        return None
+    repository = f"{organisation}/{spec.name}"
+    try:
+        address = HubAddress.parse(repository)
+        path = fetch_snapshot(address, WEIGHTS_NAME) / WEIGHTS_NAME
+    except (HubError, UsageError) as error:
+        _log.warning(
+            "%s is not to be had from the Hub (%s); taking Google's file instead.",
+            repository,
+            error,
+        )
+        return None
+    _check_is(spec, path)
+    return path
+
+
+def _read_config(path: Path) -> Mapping[str, Any]:
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path}: expected JSON, found something else ({error}).") from error
+    if not isinstance(config, dict):
+        raise CheckpointError(f"{path}: expected a JSON object, found {type(config).__name__}.")
+    return config
