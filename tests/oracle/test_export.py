@@ -107,7 +107,7 @@ def exported(model, good_trace, tmp_path_factory):
         path = tmp_path_factory.mktemp("export") / NAMES[to]
         with pytest.MonkeyPatch.context() as patch:
             if dtype == "float32":  # all formats from one trace: each takes seconds
-                for module in ("onnx", "openvino", "torch_archive"):
+                for module in ("onnx", "openvino", "torch_export"):
                     patch.setattr(f"bitzoo.exporters.{module}.trace", lambda graph: good_trace)
             return path, export(model, to, path, dtype=dtype)
 

@@ -16,7 +16,7 @@ from bitzoo.inference.cpu_layers import (
     WideningGroupNormReLU,
     can_pack,
 )
-from bitzoo.inference.optimize import DTYPES
+from bitzoo.inference.optimize import COMPUTE_DTYPES
 from bitzoo.models.layers import GroupNormReLU
 
 CONVOLUTIONS = 1 + 4 * 4  # the stem, and of each of four units three and a projection
@@ -70,7 +70,7 @@ def test_computes_googles_function(model, weights, backend, dtype, least, most):
         assert least <= error(optimized(x), run(weights, x).logits) <= most
         if (backend, count) == ("compile", 1):  # filled up; another size would be compiled anew
             break
-    if backend == "compile" and can_pack(DTYPES[dtype]):
+    if backend == "compile" and can_pack(COMPUTE_DTYPES[dtype]):
         assert packed_by_the_compiler() - packed == CONVOLUTIONS
 
 
@@ -104,7 +104,9 @@ def test_faster_normalization(layer, dtype, channels, side):
     with torch.no_grad():
         plain.weight.copy_(torch.from_numpy(rng.uniform(0.5, 1.5, channels)))
         plain.bias.copy_(torch.from_numpy(rng.uniform(-1, 1, channels)))
-    x = torch.from_numpy(rng.normal(0.7, 1, (2, channels, side, side + 1))).to(DTYPES[dtype])
+    x = torch.from_numpy(rng.normal(0.7, 1, (2, channels, side, side + 1))).to(
+        COMPUTE_DTYPES[dtype]
+    )
     x = x.contiguous(memory_format=torch.channels_last)
     groups = x.double().reshape(2, 32, -1)
     centred = groups - groups.mean(2, keepdim=True)

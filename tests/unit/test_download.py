@@ -21,7 +21,7 @@ from types import SimpleNamespace
 import pytest
 from servers import Fault, FileServer
 
-from bitzoo.errors import DownloadError
+from bitzoo.errors import DownloadError, StorageError
 from bitzoo.fetch import http
 from bitzoo.fetch.http import base_url, download, is_offline
 from bitzoo.files import cache_dir, file_lock
@@ -206,8 +206,12 @@ class TestResume:
         assert ranges(server) == [None, "bytes=1000-", "bytes=1100-"]
 
     def test_stopped_just_before_the_rename(self, server, url, target, monkeypatch):
-        def stop(*_: object) -> None:
-            raise KeyboardInterrupt
+        replace = os.replace
+
+        def stop(source: Path, name: Path) -> None:
+            if name == target:
+                raise KeyboardInterrupt
+            replace(source, name)
 
         with monkeypatch.context() as patch:
             patch.setattr(os, "replace", stop)
@@ -470,7 +474,7 @@ class TestBeforeTheNetwork:
 
     def test_folder_that_cannot_be_made(self, url, tmp_path):
         (tmp_path / "file").touch()
-        with pytest.raises(DownloadError, match=r"could not be written: .*BITZOO_CACHE"):
+        with pytest.raises(StorageError, match=r"could not be written: .*BITZOO_CACHE"):
             download(url, tmp_path / "file" / "a.npz")
 
     def test_disk_that_fails_while_writing(self, url, target, monkeypatch):
@@ -478,7 +482,7 @@ class TestBeforeTheNetwork:
             raise OSError(28, "No space left on device")
 
         monkeypatch.setattr(os, "fsync", fail)
-        with pytest.raises(DownloadError, match=r"could not be written: .*No space left"):
+        with pytest.raises(StorageError, match=r"could not be written: .*No space left"):
             download(url, target)
         assert not target.exists()
 

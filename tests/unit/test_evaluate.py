@@ -15,7 +15,7 @@ from torch import nn
 from bitzoo.errors import LayoutError, UsageError
 from bitzoo.inference.evaluate import Evaluation, evaluate, find_pictures, predict
 from bitzoo.inference.metrics import Confusion, EvaluationError
-from bitzoo.inference.runner import Network, one_ahead
+from bitzoo.inference.runner import Runner, one_ahead
 from bitzoo.models.architecture import Architecture
 from bitzoo.models.bit import BiT, fold
 from bitzoo.models.preprocessing import EvalTransform
@@ -317,7 +317,7 @@ class TestNetwork:
     def test_read_only_pixels(self):
         pixels = np.zeros((2, 4, 4, 3), np.uint8)
         pixels.flags.writeable = False
-        logits = Network(Lookup([[1.0, 2.0]]), None, torch.float32)(pixels)
+        logits = Runner(Lookup([[1.0, 2.0]]), None, torch.float32)(pixels)
         assert logits.tolist() == [[1, 2], [1, 2]]
 
     def test_the_next_batch_is_read_while_one_is_computed(self):

@@ -13,13 +13,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from bitzoo.data.checks import check_image
 from pictures import BAD, FINE, digits, photo, write_digits, write_photos
 from PIL import Image
 
 from bitzoo.data.dataset import DatasetError, Example, read_dataset
 from bitzoo.data.problems import Problem, Problems, Reason
-from bitzoo.data.validation import TASK, inspect
+from bitzoo.data.validation import TASK, check_image, inspect
 from bitzoo.errors import UsageError
 from bitzoo.models.preprocessing import read_rgb
 

@@ -22,11 +22,7 @@ from bitzoo.models.architecture import ARCHITECTURES, Architecture
 from bitzoo.models.bit import BiT, fold
 from bitzoo.models.layers import Unit, standardize_kernel
 from bitzoo.training import gradient_accumulation
-from bitzoo.training.activation_checkpointing import (
-    average_gradients,
-    checkpoint_blocks,
-    recompute_norms,
-)
+from bitzoo.training.activation_checkpointing import checkpoint_blocks, recompute_norms
 from bitzoo.training.distributed import sum_gradients
 from bitzoo.training.gradient_accumulation import standardize_once
 
@@ -424,16 +420,16 @@ def train_as(rank, folder):
     kernels = standardize_once(model)
     with kernels:
         for row in range(rank, BATCH, WORLD):
-            (loss_of(model, images[[row]], LABELS[[row]]) * WORLD / BATCH).backward()
-    average_gradients(model, WORLD)
-    found["average"] = gradients_of(model)
+            (loss_of(model, images[[row]], LABELS[[row]]) / BATCH).backward()
+    sum_gradients(model)
+    found["rows shared"] = gradients_of(model)
 
     model.zero_grad()
     with kernels:
         if rank == 0:  # the other has no rows, and no gradients
             loss_of(model, images).backward()
     sum_gradients(model)
-    found["sum"] = gradients_of(model)
+    found["rows of one process"] = gradients_of(model)
 
     model = make_model()
     recompute_norms(model)
@@ -457,7 +453,6 @@ class TestSeveralProcesses:
     def test_one_process_needs_no_group(self):
         model, images = make_model(), make_images()
         _, expected = step(model, images)
-        average_gradients(model, world=1)
         sum_gradients(model)
         assert worst(gradients_of(model), expected) == 0
 
