@@ -18,17 +18,19 @@ if TYPE_CHECKING:
     from bitzoo.inference.optimize import optimize
     from bitzoo.runs.finetune import finetune
     from bitzoo.training.hyperrule import hyperrule
-    from bitzoo.zoo.create import create_model, create_transform, fold, labels
+    from bitzoo.zoo.create import create_model, fold
+    from bitzoo.zoo.info import create_transform, info, labels
 
 _HOMES = {
     "ModelSpec": "catalogue.registry",
     "create_model": "zoo.create",
-    "create_transform": "zoo.create",
+    "create_transform": "zoo.info",
     "finetune": "runs.finetune",
     "fold": "zoo.create",
     "get_spec": "catalogue.registry",
     "hyperrule": "training.hyperrule",
-    "labels": "zoo.create",
+    "info": "zoo.info",
+    "labels": "zoo.info",
     "list_models": "catalogue.registry",
     "optimize": "inference.optimize",
 }
@@ -42,6 +44,7 @@ __all__ = [
     "fold",
     "get_spec",
     "hyperrule",
+    "info",
     "labels",
     "list_models",
     "optimize",

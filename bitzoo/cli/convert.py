@@ -8,11 +8,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
-from bitzoo.catalogue.class_names import class_names_or_reason
-from bitzoo.catalogue.registry import ModelSpec, find_spec, get_spec
+from bitzoo.catalogue.registry import find_spec, get_spec
 from bitzoo.cli.console import print_facts, print_json, print_report, progress_bar, say
 from bitzoo.converters.convert import Conversion, default_output
-from bitzoo.converters.formats.checkpoint_formats import check_numbers, find_format
+from bitzoo.converters.formats.checkpoint_formats import Target
 from bitzoo.converters.open import open_source
 from bitzoo.converters.parity.verify import (
     REPORT_NAME,
@@ -27,7 +26,14 @@ from bitzoo.converters.parity.verify import verify as verify_pair
 from bitzoo.errors import NotServedError, UsageError
 from bitzoo.fetch.http import base_url, download
 from bitzoo.files import cache_dir, check_replaceable, file_lock
-from bitzoo.zoo.resolve import fetched, is_address, is_location, name_in, released_url
+from bitzoo.zoo.resolve import (
+    fetched,
+    identity_of_download,
+    is_address,
+    is_location,
+    name_in,
+    released_url,
+)
 
 _SUFFIXES = (".npz", ".safetensors", ".h5", ".hdf5", ".pth", ".pt", ".bin", ".gz", ".tgz", ".tar")
 _MODULE_FILES = (
@@ -56,19 +62,18 @@ def convert(
     json: bool,
 ) -> None:
     """Fetch if needed, convert, prove, write the report, and say what happened."""
-    target = find_format(to)
-    check_numbers(target, dtype, eps_exact=eps_exact)
+    target = Target(to, dtype, eps_exact)
     url, name = _address(src, kind)
     local = None if url else Path(src).expanduser()
     if local:
         open_source(local).close()  # says what is wrong with it before anything else does
     output = default_output(local or Path(f"{name}.npz" if name else name_in(url)), to)
     if dst:
-        output = dst / output.name if dst.is_dir() and not target.weights else dst
+        output = dst / output.name if dst.is_dir() and not target.format.weights else dst
     proof_path = report or output.with_name(REPORT_NAME)
     if report and check == Check.NONE.value:
         raise UsageError(f"{report}: --check none proves nothing to report. Leave one of them out.")
-    _check_places(local, output, proof_path, force=force, folder=target.contents)
+    _check_places(local, output, proof_path, force=force, folder=target.format.contents)
 
     def show(proof: ParityReport) -> None:
         if report and not proof.passed:
@@ -81,13 +86,10 @@ def convert(
         conversion, proof = convert_and_prove(
             source,
             output,
-            to=to,
-            number_format=dtype,
-            eps_exact=eps_exact,
+            target,
             check=Check(check),
+            identity=identity_of_download(source, get_spec(name)) if name and url else None,
             force=force,
-            model=name,
-            labels=_labels,
             progress=progress,
             on_report=show,
         )
@@ -173,10 +175,6 @@ def _download_first(url: str, names: Sequence[str], folder: Path) -> None:
         except NotServedError as error:
             refused = error
     raise refused
-
-
-def _labels(spec: ModelSpec) -> Sequence[str] | None:
-    return class_names_or_reason(spec.label_set)[0]
 
 
 def _check_places(

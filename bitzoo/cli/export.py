@@ -46,7 +46,7 @@ def _print(model: str, report: ExportReport) -> None:
                 f"{found.images} x {found.size} px",
                 f"{found.relative_l2:.1e}",
                 f"{found.max_abs:.1e}",
-                f"{found.max_output:.1e}",
+                f"{found.max_logit:.1e}",
                 f"{found.top1_equal} of {found.images}",
                 f"{report.tolerance:.0e}",
                 "ok",

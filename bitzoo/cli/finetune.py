@@ -96,7 +96,8 @@ def evaluate(
     from bitzoo.inference.optimize import COMPUTE_DTYPES, best_device
     from bitzoo.models.bit import BiT
     from bitzoo.runs.session import labels_of
-    from bitzoo.zoo.create import create_model, create_transform, labels
+    from bitzoo.zoo.create import create_model
+    from bitzoo.zoo.info import create_transform, labels
 
     network = create_model(model, pretrained=True)
     names = labels(network)
@@ -150,20 +151,18 @@ def predict(
     """Print the likeliest classes of pictures."""
     from bitzoo.inference.evaluate import predict as look
     from bitzoo.inference.optimize import COMPUTE_DTYPES, best_device
-    from bitzoo.zoo.create import Origin, create_model, create_transform, labels
+    from bitzoo.zoo.create import create_model
+    from bitzoo.zoo.info import create_transform, labels
 
     network = create_model(model, pretrained=True)
     names = labels(network)
-    origin = network.origin
-    spec = origin.spec if isinstance(origin, Origin) else None
-    own = isinstance(origin, Origin) and bool(origin.config)
     with progress_bar() as progress:
         found = look(
             network,
             paths,
             create_transform(network),
             names=names,
-            activation=spec.activation if spec and not own else "softmax",
+            activation=network.info.activation or "softmax",
             k=top,
             batch_size=batch_size,
             dtype=COMPUTE_DTYPES[dtype],

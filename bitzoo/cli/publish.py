@@ -19,11 +19,9 @@ from bitzoo.fetch.hub_client import check_repo, connect
 from bitzoo.files import write_json, write_text
 from bitzoo.hub.batch import Outcome, publish_many, publish_one
 from bitzoo.hub.publish import Options, Plan, Publication, make_plan
-from bitzoo.hub.repo_files import card_subject, run_card
-from bitzoo.hub.repo_manifest import CARD_NAME
+from bitzoo.hub.repo_files import card_of
 from bitzoo.hub.staging import prepare
-from bitzoo.hub.targets import Subject, find_subject
-from bitzoo.model_cards.render import render_card
+from bitzoo.hub.targets import PublishTarget, Released, find_target
 
 PLAN_NAME = "plan.json"
 _WILDCARDS = "*?["
@@ -58,8 +56,8 @@ def publish(
 
 def card(model: str, *, repo: str | None, out: Path | None) -> None:
     """Write the card of a name, a file or a run, to a file or on the screen."""
-    subject = find_subject(model)
-    text = _card(subject, repo or f"YOUR-NAME/{subject.title}")
+    subject = find_target(model)
+    text = card_of(subject, repo or f"YOUR-NAME/{subject.title}")
     if out is None:
         say(text.rstrip("\n"))
         return
@@ -68,26 +66,11 @@ def card(model: str, *, repo: str | None, out: Path | None) -> None:
     write_text(out, text)
 
 
-def _card(subject: Subject, repo: str) -> str:
-    if subject.kind == "prepared" and subject.path:
-        return (subject.path / CARD_NAME).read_text(encoding="utf-8", errors="replace")
-    if subject.kind == "run" and subject.path:
-        return run_card(subject.path, repo, None)
-    if subject.spec:
-        return render_card(card_subject(repo, subject.spec, None, subject.spec.license))
-    assert subject.path is not None
-    from bitzoo.hub.proven_weights import describe_file
-
-    described = describe_file(subject.path)
-    license_id = described.spec.license if described.spec else None
-    return render_card(card_subject(repo, described.spec, described, license_id))
-
-
 def _is_pattern(model: str) -> bool:
     return any(mark in model for mark in _WILDCARDS) and not os.path.exists(model)
 
 
-def _wanted(model: str, repo: str | None, org: str | None) -> list[tuple[Subject, str]]:
+def _wanted(model: str, repo: str | None, org: str | None) -> list[tuple[PublishTarget, str]]:
     if (repo is None) == (org is None):
         raise UsageError(
             "Say where to: --repo organisation/name for one model, or --org organisation, where "
@@ -100,14 +83,14 @@ def _wanted(model: str, repo: str | None, org: str | None) -> list[tuple[Subject
                 f"{model!r} matches no released model. `bitzoo list {model!r}` shows what matches, "
                 "`bitzoo list` all names."
             )
-        subjects = [Subject("released", name, get_spec(name)) for name in names]
+        subjects: list[PublishTarget] = [Released(get_spec(name)) for name in names]
     else:
-        subjects = [find_subject(model)]
+        subjects = [find_target(model)]
     return [(subject, check_repo(repo or f"{org}/{subject.title}")) for subject in subjects]
 
 
 def _dry_run(
-    wanted: list[tuple[Subject, str]],
+    wanted: list[tuple[PublishTarget, str]],
     options: Options,
     folder: Path | None,
     license_id: str | None,
@@ -119,7 +102,7 @@ def _dry_run(
     plans = []
     for subject, repo in wanted:
         with progress_bar() as progress:
-            ready = prepare(subject, repo, folder=folder, license_id=license_id, progress=progress)
+            ready = prepare(subject, repo, folder=folder, license=license_id, progress=progress)
         plan = make_plan(ready, None, options, asked=False)
         write_json(ready.folder / PLAN_NAME, plan.to_dict())
         plans.append(plan)
@@ -132,7 +115,7 @@ def _dry_run(
 
 
 def _publish_one(
-    subject: Subject,
+    subject: PublishTarget,
     repo: str,
     options: Options,
     folder: Path | None,
@@ -166,11 +149,15 @@ def _publish_one(
 
 
 def _publish_many(
-    wanted: list[tuple[Subject, str]], options: Options, *, yes: bool, json: bool
+    wanted: list[tuple[PublishTarget, str]], options: Options, *, yes: bool, json: bool
 ) -> None:
     if not json:
         rows = [
-            (subject.title, repo, 4 * subject.spec.num_params if subject.spec else 0)
+            (
+                subject.title,
+                repo,
+                4 * subject.spec.num_params if isinstance(subject, Released) else 0,
+            )
             for subject, repo in wanted
         ]
         print_table(("model", "repository", "bytes at most"), rows)

@@ -23,7 +23,8 @@ from bitzoo.converters.source import Array
 from bitzoo.errors import MissingExtraError
 from bitzoo.models.architecture import Architecture, Role
 from bitzoo.models.preprocessing import read_rgb
-from bitzoo.zoo.create import create_model, create_transform
+from bitzoo.zoo.create import create_model
+from bitzoo.zoo.info import create_transform
 
 if TYPE_CHECKING:
     from bitzoo.runs.finetune import FinetuneResult

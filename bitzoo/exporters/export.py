@@ -12,15 +12,17 @@ from pathlib import Path
 from typing import Any
 
 from bitzoo._version import __version__
+from bitzoo.converters.formats.timm_config import RECORD_KEY
+from bitzoo.converters.parity.deviation import Deviation
 from bitzoo.errors import FoldedModelError, ParityError, UsageError
 from bitzoo.exporters.export_formats import FORMATS, ExportFormat
-from bitzoo.exporters.file_metadata import facts_of
+from bitzoo.exporters.file_metadata import metadata_of
 from bitzoo.exporters.graph import DTYPES
-from bitzoo.exporters.probe import REASON, SEED, TOLERANCES, Deviation, Probe, make_probes
+from bitzoo.exporters.probe import REASON, SEED, TOLERANCES, Probe, make_probes
 from bitzoo.models.bit import BiT
+from bitzoo.zoo.info import EXPORT_REPORT_SUFFIX
 
-REPORT_SUFFIX = ".export.json"
-"""Behind the export's name: its facts and figures."""
+REPORT_SUFFIX = EXPORT_REPORT_SUFFIX
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,8 @@ class ExportReport:
             "tolerance_rule": REASON,
             "probes": [asdict(found) for found in self.deviations],
             "seed": SEED,
-            "facts": dict(self.facts),
+            "facts": {key: text for key, text in self.facts.items() if key != RECORD_KEY},
+            RECORD_KEY: json.loads(self.facts[RECORD_KEY]),
         }
 
     def require(self) -> None:
@@ -109,7 +112,7 @@ def export(
     """
     form = _check(model, to, path, dtype, force=force)
     probes = make_probes(model)
-    facts = facts_of(model, dtype)
+    facts = metadata_of(model, dtype)
     with _aside(path, form) as aside:
         form.writer()(model, aside, dtype=dtype, facts=facts)
         deviations, runtime = _judge(form, aside, probes)

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bitzoo.converters.parity import reference_numpy
+from bitzoo.converters.parity.deviation import Deviation
 from bitzoo.errors import UsageError
 from bitzoo.exporters.export_formats import Run
 from bitzoo.exporters.names import google_tensors
@@ -29,31 +30,6 @@ REASON = (
 
 
 @dataclass(frozen=True)
-class Deviation:
-    """How far a written file's outputs are from the float64 reference on some images.
-
-    Attributes:
-        size: Side of the square images in pixels.
-        images: How many.
-        relative_l2: ``|found - expected| / |expected|`` over all outputs.
-        max_abs: Largest absolute difference.
-        max_output: Largest absolute output of the reference.
-        top1_equal: Images for which both rank the same output first.
-    """
-
-    size: int
-    images: int
-    relative_l2: float
-    max_abs: float
-    max_output: float
-    top1_equal: int
-
-    def within(self, tolerance: float) -> bool:
-        """Whether the distance is a number within the tolerance."""
-        return bool(self.relative_l2 <= tolerance)
-
-
-@dataclass(frozen=True)
 class Probe:
     """Images (batch, height, width, channels) and what the float64 reference says of them."""
 
@@ -63,15 +39,7 @@ class Probe:
     def judge(self, run: Run) -> Deviation:
         """Run the images through a written file and measure."""
         found = run(np.ascontiguousarray(self.images.transpose(0, 3, 1, 2))).astype(np.float64)
-        difference = found - self.expected
-        return Deviation(
-            size=self.images.shape[1],
-            images=len(self.images),
-            relative_l2=float(np.linalg.norm(difference) / np.linalg.norm(self.expected)),
-            max_abs=float(np.abs(difference).max()),
-            max_output=float(np.abs(self.expected).max()),
-            top1_equal=int((found.argmax(1) == self.expected.argmax(1)).sum()),
-        )
+        return Deviation.between(found, self.expected, self.images.shape[1])
 
 
 def make_probes(model: BiT, sizes: Sequence[tuple[int, int]] | None = None) -> list[Probe]:

@@ -24,14 +24,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from bitzoo.catalogue.registry import BASE_URL
 from bitzoo.errors import BitzooError, DownloadError, NotServedError
 from bitzoo.files import file_lock, sync, unwritable, write_json
 
 if TYPE_CHECKING:
     import httpx
-
-BASE_URL = "https://storage.googleapis.com/bit_models/"
-"""Google's bucket of released BiT files (google-research/big_transfer, README)."""
 
 CONNECT_TIMEOUT = 10.0
 READ_TIMEOUT = 30.0
@@ -92,6 +90,38 @@ def download(url: str, target: Path, *, progress: bool | None = None) -> Path:
         if not target.is_file():  # the process that we waited for may have made it
             _fetch(url, _Part(target, shown), wanted)
     return target
+
+
+@dataclass(frozen=True)
+class Fetched:
+    """How a file was fetched.
+
+    Attributes:
+        url: Its address, without credentials.
+        checked: Whether the server stated a checksum, and the bytes match it.
+    """
+
+    url: str
+    checked: bool
+
+
+def how_fetched(target: Path) -> Fetched | None:
+    """Return how `download` fetched a file; None if it did not, or left no note of it."""
+    try:
+        note = json.loads(_note_of(target).read_text(encoding="utf-8"))
+        return Fetched(str(note["url"]), note["checked"] is True)
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def forget(target: Path) -> None:
+    """Remove a fetched file and the note beside it."""
+    target.unlink(missing_ok=True)
+    _note_of(target).unlink(missing_ok=True)
+
+
+def _note_of(target: Path) -> Path:
+    return target.with_name(f"{target.name}.fetched.json")
 
 
 @dataclass(frozen=True)
@@ -189,6 +219,7 @@ class _Part:
 
     def keep(self) -> None:
         sync(self.path)
+        write_json(_note_of(self.target), {"url": self.url, "checked": bool(self.version.md5)})
         os.replace(self.path, self.target)
         self.note.unlink(missing_ok=True)
 

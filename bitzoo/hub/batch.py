@@ -12,7 +12,7 @@ from bitzoo.files import Progress
 from bitzoo.hub.publish import Options, Plan, Publication, carry_out, make_plan
 from bitzoo.hub.remote import check_access
 from bitzoo.hub.staging import Prepared, drop_weights, prepare
-from bitzoo.hub.targets import Subject
+from bitzoo.hub.targets import PublishTarget
 from bitzoo.zoo.resolve import WEIGHTS_NAME
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ class Outcome:
         error: What went wrong; None if nothing did, or if it was not tried.
     """
 
-    subject: Subject
+    subject: PublishTarget
     repo: str
     publication: Publication | None = None
     error: BitzooError | None = None
@@ -38,7 +38,7 @@ class Outcome:
 
 def publish_one(
     api: HfApi,
-    subject: Subject,
+    subject: PublishTarget,
     repo: str,
     options: Options,
     *,
@@ -68,7 +68,7 @@ def publish_one(
             subject,
             repo,
             folder=folder,
-            license_id=license_id,
+            license=license_id,
             weights=weights,
             progress=progress,
         )
@@ -86,7 +86,7 @@ def publish_one(
 
 def publish_many(
     api: HfApi,
-    wanted: Sequence[tuple[Subject, str]],
+    wanted: Sequence[tuple[PublishTarget, str]],
     options: Options,
     *,
     progress: Progress | None = None,

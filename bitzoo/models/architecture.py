@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import enum
 import math
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -104,6 +105,24 @@ class Architecture:
             raise ArchitectureError(f"in_chans must be at least 1, found {self.in_chans!r}.")
         object.__setattr__(self, "depths", depths)
 
+    @classmethod
+    def parse(cls, name: str, in_chans: int = 3) -> Architecture:
+        """Return the architecture of a name: ``R50x1``, or ``R(2,1,1,1)x0.5`` for any depths.
+
+        Raises:
+            ArchitectureError: If the name is of another form, or no network can be built from it.
+        """
+        match = _NAME.fullmatch(name)
+        depths = DEPTHS.get(match[1]) if match else None
+        if match and match[2]:
+            depths = tuple(int(depth) for depth in match[2].split(","))  # type: ignore[assignment]
+        if match is None or depths is None:
+            raise ArchitectureError(
+                f"{name!r} names no architecture; expected {', '.join(DEPTHS)} with a width, as in "
+                "R50x1, or four depths, as in R(2,1,1,1)x0.5."
+            )
+        return cls(depths, float(match[3]), in_chans)
+
     @property
     def name(self) -> str:
         """``R50x1`` for the published depths, ``R(2,1,1,1)x0.5`` for any others."""
@@ -180,6 +199,8 @@ DEPTHS: dict[str, tuple[int, int, int, int]] = {
     "R152": (3, 8, 36, 3),
 }
 """Units per block of the published depths (arXiv 1912.11370, section 3.2)."""
+
+_NAME = re.compile(r"(R\d{1,4}|R\((\d{1,3}(?:,\d{1,3}){3})\))x(\d{1,4}(?:\.\d{1,4})?)", re.ASCII)
 
 _NAME_OF_DEPTHS = {depths: name for name, depths in DEPTHS.items()}
 

@@ -89,8 +89,9 @@ class Backbone(nn.Module):
         ArchitectureError: If `output_stride` is another number.
     """
 
-    origin: object = None
-    """What `create_model` knows of the model's weights; nothing in this file reads it."""
+    info: Any = None
+    """What is known of the model, a `bitzoo.catalogue.model_info.ModelInfo`, if `create_model` made
+    it; nothing in this file reads it."""
 
     def __init__(
         self, architecture: Architecture, output_stride: int = 32, num_blocks: int = NUM_BLOCKS

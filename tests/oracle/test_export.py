@@ -8,6 +8,7 @@ import functools
 import json
 import logging
 import sys
+from dataclasses import replace
 
 import numpy as np
 import onnx
@@ -21,17 +22,17 @@ from oracle.networks import run
 import bitzoo
 from bitzoo import create_model
 from bitzoo.catalogue.class_names import class_names
+from bitzoo.catalogue.metadata import Preprocessing
 from bitzoo.cli import main
 from bitzoo.converters.parity.reference_tensorflow import load_tensorflow
 from bitzoo.errors import FoldedModelError, MissingExtraError, ParityError, UsageError
 from bitzoo.exporters import graph, probe, torch_export
 from bitzoo.exporters.export import export
 from bitzoo.exporters.export_formats import FORMATS
-from bitzoo.exporters.file_metadata import facts_of
+from bitzoo.exporters.file_metadata import metadata_of
 from bitzoo.models.architecture import Architecture
 from bitzoo.models.bit import BiT, fold
-from bitzoo.models.preprocessing import EvalTransform
-from bitzoo.zoo.model_folder import render_config, write_model_folder
+from bitzoo.zoo.model_folder import write_model_folder
 
 tf = load_tensorflow()  # as bitzoo does it, in an order that torch.export survives
 PROMISED = 1e-4
@@ -86,10 +87,9 @@ def folder(arrays, tmp_path_factory):
     """A run's folder: its own class names, preprocessing and activation."""
     place = tmp_path_factory.mktemp("run")
     network = create_model(write_npz(place / "a.npz", arrays), True)
-    transform = EvalTransform(crop=64, resize=80, interpolation="bicubic", square=False)
-    facts = {"activation": "sigmoid"}
-    config = render_config(network, transform, class_names=CLASSES, facts=facts)
-    write_model_folder(place / "run", network, config)
+    way = Preprocessing(64, 80, "bicubic", False, "the test")
+    known = replace(network.info, own_names=tuple(CLASSES), activation="sigmoid", preprocessing=way)
+    write_model_folder(place / "run", network, known)
     return place / "run"
 
 
@@ -269,7 +269,7 @@ def facts_in(to, path):
 
 
 def test_a_catalogue_name_gives_its_facts():
-    facts = facts_of(create_model("BiT-S-R50x1"))
+    facts = metadata_of(create_model("BiT-S-R50x1"))
     assert facts["model"] == "BiT-S-R50x1"
     assert facts["activation"] == "softmax"
     assert json.loads(facts["class_names"]) == class_names("imagenet1k")

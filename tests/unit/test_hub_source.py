@@ -36,7 +36,8 @@ for line in sys.stdin:
         started = time.monotonic()
         try:
             found = locate(place)
-            answer = [str(found.path), dict(found.config)]
+            config = found.path.with_name("config.json")
+            answer = [str(found.path), json.loads(config.read_text()) if config.is_file() else {}]
         except BitzooError as error:
             answer = [f"{type(error).__name__}: {error}", {}]
         answers.append([*answer, time.monotonic() - started])

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from bitzoo.catalogue.model_info import ModelInfo
 from bitzoo.inference.metrics import Evaluation
 from bitzoo.runs.report.svg import Point
 
@@ -60,6 +61,7 @@ class RunRecord:
         versions: Libraries and machine, as names and values.
         folder: The run directory, as one would type it.
         base: Catalogue name of the weights at the root of it all, where one is known.
+        info: What is known of the trained model.
     """
 
     title: str
@@ -77,6 +79,7 @@ class RunRecord:
     versions: Mapping[str, str] = field(default_factory=dict)
     folder: str = "runs/name"
     base: str | None = None
+    info: ModelInfo | None = None
 
     def series(self, event: str, key: str) -> list[Point]:
         """(step, value) of one recorded number, by ascending step, finite values only."""
