@@ -283,7 +283,8 @@ class ModelInfo:
                 added["activation"] = spec.activation
         if self.preprocessing is None and "preprocessing" not in self.refused:
             added["preprocessing"] = spec.preprocessing
-        if self.license is None and self.identity.established and self.base is None:
+        stated = self.identity.established and spec.released and self.base is None
+        if self.license is None and stated:
             added["license"] = spec.license
         return replace(self, **added, sources={**self.sources, **dict.fromkeys(added, who)})
 

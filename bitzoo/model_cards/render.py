@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
@@ -71,6 +71,34 @@ def render_card(subject: CardSubject) -> str:
             proof=subject.proof,
             snippets=snippets(subject.repo, info),
             citations=facts.citations(spec.family if spec else None),
+            version=__version__,
+        )
+    )
+
+
+def render_vtab_card(specs: Sequence[ModelSpec]) -> str:
+    """Return one card for all checkpoints of one architecture that were fine-tuned on VTAB-1k.
+
+    Args:
+        specs: Those of the family ``BiT-M-VTAB`` with the architecture.
+    """
+    info = ModelInfo.of_release(specs[0])
+    tasks: dict[str, dict[str, Any]] = {}
+    for spec in specs:
+        name = spec.task.partition("/")[2]
+        way = spec.preprocessing.in_words()
+        tasks.setdefault(name, {"name": name, "classes": spec.num_classes, "images": way})
+    return clean(
+        environment()
+        .get_template("vtab.md.j2")
+        .render(
+            front_matter=card_metadata(info),
+            specs=specs,
+            tasks=list(tasks.values()),
+            scores=_scores(specs[0]),
+            unverified=list(dict.fromkeys(text for spec in specs for text in spec.unverified)),
+            family_notes=facts.FAMILY_NOTES[specs[0].family],
+            citations=facts.citations(specs[0].family),
             version=__version__,
         )
     )
