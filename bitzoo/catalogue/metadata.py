@@ -171,7 +171,7 @@ DOUBTS: dict[str, tuple[str, ...]] = {
     ),
     "BiT-L": (
         "No weights to check against: class count from the paper, preprocessing as BiT-M.",
-        "Softmax is assumed; a head trained with one yes/no question a class needs a sigmoid.",
+        "Softmax is assumed; a head trained with one yes/no question per class needs a sigmoid.",
     ),
 }
 """What nobody could check, by family or by name. No released file was opened for this catalogue."""

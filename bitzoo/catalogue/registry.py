@@ -57,7 +57,7 @@ class ModelSpec:
         arch_name: A key of `bitzoo.models.architecture.ARCHITECTURES`, such as ``R50x1``.
         num_classes: Outputs of the head.
         activation: What turns logits into scores: ``sigmoid`` for a head trained with one
-            yes/no question a class, else ``softmax``.
+            yes/no question per class, else ``softmax``.
         dataset: What the network was pre-trained on.
         task: What the head predicts.
         preprocessing: How to prepare an image for this checkpoint.

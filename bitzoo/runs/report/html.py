@@ -202,7 +202,7 @@ def _loading(run: RunRecord, folder: str) -> dict[str, str]:
     timm = f"import timm\n\nmodel = timm.create_model({place}, pretrained=True)"
     return {
         "predict": f"bitzoo predict {shlex.quote(folder)} photo.jpg",
-        "evaluate": f"bitzoo evaluate {shlex.quote(folder)} --data PICTURES --format json",
+        "evaluate": f"bitzoo evaluate {shlex.quote(folder)} --data IMAGES --format json",
         "python": "\n".join(lines),
         "timm": timm if released else "",
     }
