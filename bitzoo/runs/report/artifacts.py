@@ -13,7 +13,7 @@ from bitzoo.data.dataset import ImageSet
 from bitzoo.data.image_store import Pixels
 from bitzoo.data.validation import DataSummary
 from bitzoo.files import write_json
-from bitzoo.inference.evaluate import Evaluation
+from bitzoo.inference.metrics import Evaluation
 from bitzoo.models.bit import BiT
 from bitzoo.models.preprocessing import EvalTransform
 from bitzoo.runs.report.html import write_card, write_report
