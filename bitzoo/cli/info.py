@@ -1,7 +1,8 @@
-"""What `bitzoo info` tells of a catalogue entry or a checkpoint file."""
+"""`bitzoo list` and `bitzoo info`: the catalogue, and what is known of a name or a file."""
 
 from __future__ import annotations
 
+import sys
 import textwrap
 from collections import Counter
 from collections.abc import Iterable
@@ -9,10 +10,60 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from bitzoo.catalogue.registry import find_spec, get_spec
+import click
+
+from bitzoo.cli.command import Command
+from bitzoo.cli.console import print_facts, print_json, print_table
+from bitzoo.cli.options import debug_option, json_option
 
 Facts = list[tuple[str, object]]
 _LINE = 100
+
+
+@click.command("list", cls=Command)
+@click.argument("pattern", default="*")
+@click.option("--released", is_flag=True, help="Only what Google released.")
+@json_option
+@debug_option
+def list_command(pattern: str, released: bool, json: bool) -> None:
+    """List the catalogue, or what of it matches PATTERN, such as 'BiT-M-*'."""
+    from bitzoo.catalogue import registry
+
+    names = registry.list_models(pattern, released=True if released else None)
+    specs = [registry.get_spec(name) for name in names]
+    if json:
+        print_json([spec.to_dict() for spec in specs])
+        return
+    headers = ("name", "network", "classes", "task", "px", "parameters", "files")
+    print_table(
+        headers,
+        [
+            (
+                spec.name,
+                spec.arch_name,
+                spec.num_classes,
+                spec.task,
+                spec.resolution,
+                spec.num_params,
+                " ".join(spec.files) or "never released",
+            )
+            for spec in specs
+        ],
+    )
+    print(f"{len(specs)} models", file=sys.stderr)
+
+
+@click.command("info", cls=Command)
+@click.argument("model")
+@json_option
+@debug_option
+def info(model: str, json: bool) -> None:
+    """Show all that is known of MODEL, a catalogue name or a checkpoint file."""
+    record = describe(model)
+    if json:
+        print_json(record)
+    else:
+        print_facts(facts(record))
 
 
 def describe(model: str) -> dict[str, Any]:
@@ -22,6 +73,8 @@ def describe(model: str) -> dict[str, Any]:
         UnknownModelError: If it is none of these.
         CheckpointError: If the file cannot be read.
     """
+    from bitzoo.catalogue.registry import find_spec, get_spec
+
     if find_spec(model) is None:
         from bitzoo.zoo.resolve import is_location, locate
 
@@ -31,6 +84,7 @@ def describe(model: str) -> dict[str, Any]:
 
 
 def _describe_file(path: Path) -> dict[str, Any]:
+    from bitzoo.catalogue.registry import find_spec
     from bitzoo.converters.identify import identify
     from bitzoo.converters.open import open_source
 

@@ -22,6 +22,7 @@ import bitzoo
 from bitzoo import create_model
 from bitzoo.catalogue.class_names import class_names
 from bitzoo.cli import main
+from bitzoo.cli.export import export as command
 from bitzoo.converters.parity.reference_tensorflow import load_tensorflow
 from bitzoo.errors import FoldedModelError, MissingExtraError, ParityError, UsageError
 from bitzoo.exporters import graph, probe, torch_export
@@ -358,7 +359,7 @@ def test_outputs_that_are_no_numbers_do_not_pass():
 def test_a_taken_name(tmp_path, model, plant, good_trace, name):
     plant(good_trace)
     (tmp_path / name).write_text("mine")
-    with pytest.raises(UsageError, match=rf"{name} already exists\. .* --force"):
+    with pytest.raises(UsageError, match=rf"{name} already exists\. .* `force=True`"):
         export(model, "torch-export", tmp_path / "a.pt2")
     assert files_in(tmp_path) == [name]
     assert export(model, "torch-export", tmp_path / "a.pt2", force=True).passed
@@ -465,7 +466,7 @@ def test_the_command_fails_where_the_file_deviates(
 
 
 def test_the_command_knows_every_format():
-    choices = {option.name: option.type for option in main.export.params}
+    choices = {option.name: option.type for option in command.params}
     assert tuple(choices["to"].choices) == tuple(FORMATS)
     assert tuple(choices["dtype"].choices) == graph.DTYPES
 
