@@ -7,7 +7,6 @@ what was done to its numbers. What is not known is None, and nothing here guesse
 
 from __future__ import annotations
 
-import html
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -16,6 +15,7 @@ from typing import Any, Literal, get_args
 from bitzoo.catalogue.class_names import class_names_or_reason
 from bitzoo.catalogue.metadata import Preprocessing
 from bitzoo.catalogue.registry import Activation, ModelSpec, find_spec
+from bitzoo.display import Displayed
 from bitzoo.errors import CheckpointError
 
 Basis = Literal[
@@ -180,8 +180,8 @@ class RunInfo:
         )
 
 
-@dataclass(frozen=True)
-class ModelInfo:
+@dataclass(frozen=True, repr=False)
+class ModelInfo(Displayed):
     """All that is known of one model; None is what is not known.
 
     Attributes:
@@ -381,8 +381,8 @@ class ModelInfo:
             **texts,
         )
 
-    def rows(self) -> list[tuple[str, str]]:
-        """Names and values for people; at most ten, what is not known said to be so."""
+    def display_rows(self) -> list[tuple[str, str]]:
+        """Return names and values for people; what is not known is said to be so."""
         head = f"{self.num_classes:,} classes" if self.num_classes else "no head"
         rows = [
             ("model", str(self.identity)),
@@ -399,20 +399,6 @@ class ModelInfo:
         if self.run:
             rows.append(("trained on", f"{self.run.data}, {self.run.split}"))
         return rows
-
-    def __str__(self) -> str:
-        rows = self.rows()
-        width = max(len(name) for name, _ in rows)
-        return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)
-
-    __repr__ = __str__
-
-    def _repr_html_(self) -> str:
-        cells = "".join(
-            f"<tr><th>{html.escape(name)}</th><td>{html.escape(value)}</td></tr>"
-            for name, value in self.rows()
-        )
-        return f"<table>{cells}</table>"
 
     def _with_source(self, key: str, value: str | None) -> str:
         if value is None:

@@ -164,6 +164,12 @@ def list_models(pattern: str = "*", *, released: bool | None = None) -> list[str
 def get_spec(name: str) -> ModelSpec:
     """The catalogue's entry of a name or alias; case, ``-`` and ``_`` do not matter.
 
+    Args:
+        name: As released, or any other name of the checkpoint.
+
+    Returns:
+        The entry.
+
     Raises:
         UnknownModelError: If there is none; the message gives the nearest names.
     """

@@ -19,7 +19,7 @@ _EMBEDDED_BYTES = 1 << 30
 
 
 def export_onnx(
-    model: BiT, path: Path, *, dtype: str = "float32", facts: Mapping[str, str] | None = None
+    model: BiT, path: Path, *, dtype: str = "float32", metadata: Mapping[str, str] | None = None
 ) -> None:
     """Write a network as ONNX with folded kernels; batch, height and width are free.
 
@@ -30,7 +30,7 @@ def export_onnx(
         model: The network, folded or not; it stays as it is.
         path: The file to write, replaced if there is one; parameters of more than 1 GiB go beside.
         dtype: What kernels are stored in; computation stays in float32.
-        facts: Text that goes into the file's metadata.
+        metadata: Text that goes into the file's metadata.
 
     Raises:
         MissingExtraError: If onnx, onnxscript or onnxruntime is not installed.
@@ -47,7 +47,7 @@ def export_onnx(
         verbose=False,
     )
     _forget_origin(program.model)
-    program.model.metadata_props.update(facts or {})
+    program.model.metadata_props.update(metadata or {})
     stored = sum(parameter.nbytes for parameter in graph.parameters())
     program.save(os.fspath(path), external_data=stored > _EMBEDDED_BYTES)
 

@@ -20,7 +20,7 @@ SECTION = "bitzoo"
 
 
 def export_openvino(
-    model: BiT, path: Path, *, dtype: str = "float32", facts: Mapping[str, str] | None = None
+    model: BiT, path: Path, *, dtype: str = "float32", metadata: Mapping[str, str] | None = None
 ) -> None:
     """Write a network as OpenVINO IR: ``NAME.xml`` and, beside it, ``NAME.bin``.
 
@@ -31,14 +31,14 @@ def export_openvino(
         model: The network, folded or not; it stays as it is.
         path: The ``.xml`` to write, replaced if there is one.
         dtype: What kernels are stored in.
-        facts: Text for the IR's `rt_info`, under ``bitzoo``.
+        metadata: Text for the IR's `rt_info`, under ``bitzoo``.
 
     Raises:
         MissingExtraError: If openvino is not installed.
     """
     openvino = import_extra("openvino", "openvino")
     network = openvino_network(model, dtype)
-    for key, value in (facts or {}).items():
+    for key, value in (metadata or {}).items():
         network.set_rt_info(value, [SECTION, key])
     openvino.save_model(network, os.fspath(path), compress_to_fp16=False)
 

@@ -22,7 +22,7 @@ PIXELS = "pixels_from_0_to_255"
 
 
 def export_savedmodel(
-    model: BiT, path: Path, *, dtype: str = "float32", facts: Mapping[str, str] | None = None
+    model: BiT, path: Path, *, dtype: str = "float32", metadata: Mapping[str, str] | None = None
 ) -> None:
     """Write a network as a SavedModel folder; batch, height and width are free.
 
@@ -35,7 +35,7 @@ def export_savedmodel(
         model: The network, folded or not; it stays as it is.
         path: The folder to write; must not exist.
         dtype: What kernels are stored in; computation stays in float32.
-        facts: Text for the signature ``facts``.
+        metadata: Text for the signature ``facts``.
 
     Raises:
         MissingExtraError: If TensorFlow is not installed.
@@ -49,7 +49,7 @@ def export_savedmodel(
         name: tf.Variable(tf.cast(array, dtype if array.ndim == 4 else "float32"), trainable=False)
         for name, array in google_tensors(folded).items()
     }
-    module.facts = {key: tf.constant(value) for key, value in (facts or {}).items()}
+    module.facts = {key: tf.constant(value) for key, value in (metadata or {}).items()}
 
     def compute(images: Any) -> dict[str, Any]:
         return {output: reference_tensorflow.forward(module.tensors, images, eps=None)}

@@ -15,7 +15,7 @@ from bitzoo.models.bit import BiT
 
 
 def export_torch(
-    model: BiT, path: Path, *, dtype: str = "float32", facts: Mapping[str, str] | None = None
+    model: BiT, path: Path, *, dtype: str = "float32", metadata: Mapping[str, str] | None = None
 ) -> None:
     """Write a network as a `torch.export` archive; batch, height and width are free.
 
@@ -23,9 +23,9 @@ def export_torch(
         model: The network, folded or not; it stays as it is.
         path: The ``.pt2`` to write, replaced if there is one.
         dtype: What kernels are stored in; computation stays in float32.
-        facts: Text that goes into the archive, each under its key, as `extra_files`.
+        metadata: Text that goes into the archive, each under its key, as `extra_files`.
     """
-    torch.export.save(trace(Graph(model, dtype)), os.fspath(path), extra_files=dict(facts or {}))
+    torch.export.save(trace(Graph(model, dtype)), os.fspath(path), extra_files=dict(metadata or {}))
 
 
 def load_torch(path: Path) -> tuple[Run, str]:

@@ -129,6 +129,11 @@ def card_of(
         license: SPDX identifier that the publisher states.
         vouch: Whether the publisher vouches for the identity.
     """
+    if license and isinstance(target, Released | PreparedFolder):
+        raise UsageError(
+            f"{target.title}: `license` is for files and runs. A release and a prepared folder "
+            "have their own."
+        )
     stated = Stated(license.lower() if license else None, vouch)
     if isinstance(target, PreparedFolder):
         return (target.path / CARD_NAME).read_text(encoding="utf-8", errors="replace")

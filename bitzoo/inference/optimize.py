@@ -71,6 +71,9 @@ def optimize(
             (CPU, extra ``openvino``).
         device: Where to compute; None is where the model is.
 
+    Returns:
+        A function of images, shape (batch, channels, height, width), RGB in [-1, 1], to logits.
+
     Raises:
         UsageError: If the backend is unknown, or does not compute in `dtype` or on `device`.
         MissingExtraError: If the backend's library is not installed.
@@ -78,23 +81,23 @@ def optimize(
     if not isinstance(model, BiT):
         raise UsageError(
             f"Only a classifier or encoder can be optimized, found {type(model).__name__}. Give "
-            "what bitzoo.create_model returns without features_only."
+            "what `bitzoo.create_model` returns without `features_only`."
         )
     kind = BACKENDS.get(backend)
     if kind is None:
-        raise UsageError(f"backend must be one of {', '.join(BACKENDS)}, found {backend!r}.")
+        raise UsageError(f"`backend` must be one of {', '.join(BACKENDS)}, found {backend!r}.")
     place = next(model.parameters()).device if device is None else torch.device(device)
     if kind.devices and place.type not in kind.devices:
         raise UsageError(
             f"The backend {backend} runs on {' or '.join(kind.devices)}, found {place.type}. "
-            "Choose backend='eager' or 'compile', or another device."
+            'Choose `backend="eager"` or `backend="compile"`, or another device.'
         )
     wanted = COMPUTE_DTYPES.get(dtype) if isinstance(dtype, str) else dtype
     if wanted not in kind.dtypes:
         names = [str(known).removeprefix("torch.") for known in kind.dtypes]
         raise UsageError(
-            f"The backend {backend} computes in {' or '.join(names)}, found {dtype}. Choose one of "
-            "these, or another backend."
+            f"The backend {backend} computes in {' or '.join(names)}, found "
+            f"{str(dtype).removeprefix('torch.')}. Choose one of these, or another backend."
         )
     return Optimized(model, backend, place, wanted)
 

@@ -132,6 +132,7 @@ def describe(model: str) -> dict[str, Any]:
             "model_by_name": said.name if said else None,
             "agrees_with_name": said and recognised(source, inventory)[0].name == said.name,
             "info": known.to_dict(),
+            "refused": dict(known.refused),
             "notes": list(notes),
         }
 

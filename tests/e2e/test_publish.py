@@ -412,7 +412,7 @@ class TestWhenThingsGoWrong:
             refused = self.publish(desk, "lab/garbled", code=2)
         finally:
             hub.blobs = real
-        assert "the Hub has model.safetensors not as they were sent" in refused.err
+        assert "the Hub's contents of model.safetensors differ from what was sent" in refused.err
 
 
 class TestPullRequest:

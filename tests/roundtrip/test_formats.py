@@ -481,7 +481,7 @@ def test_a_folder_is_replaced_only_if_it_is_ours(tmp_path):
     source = write_npz(tmp_path / "a.npz", ARRAYS)
     output = convert(source, target=Target("transformers")).output
     assert output == tmp_path / "a-transformers"
-    with pytest.raises(UsageError, match=r"already exists.*--force"):
+    with pytest.raises(UsageError, match=r"already exists.*`force=True`"):
         convert(source, target=Target("transformers"))
     convert(source, target=Target("transformers"), force=True)
     (output / "notes.txt").write_text("mine")

@@ -438,7 +438,7 @@ def test_an_existing_output_is_kept_unless_forced(tmp_path, expected):
     source = write_npz(tmp_path / "a.npz", SMALL)
     output = tmp_path / "a.safetensors"
     output.write_text("mine")
-    with pytest.raises(UsageError, match=r"a\.safetensors already exists.*--force"):
+    with pytest.raises(UsageError, match=r"a\.safetensors already exists.*`force=True`"):
         convert(source)
     with pytest.raises(RuntimeError, match="planted"):
         convert(source, force=True, progress=fail_after(9_000_000, RuntimeError("planted")))
@@ -454,7 +454,7 @@ def test_an_output_that_appeared_meanwhile_is_kept(tmp_path):
     def progress(task, done, total):
         output.write_text("somebody else's")
 
-    with pytest.raises(UsageError, match=r"a\.safetensors already exists.*--force"):
+    with pytest.raises(UsageError, match=r"a\.safetensors already exists.*`force=True`"):
         convert(source, progress=progress)
     assert output.read_text() == "somebody else's"
     assert names_in(tmp_path) == ["a.npz", "a.safetensors"]

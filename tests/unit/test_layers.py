@@ -14,7 +14,7 @@ import bitzoo
 PACKAGE = Path(bitzoo.__file__).parent
 
 LAYERS = [
-    ["_version", "errors", "files"],
+    ["_version", "errors", "files", "display"],
     ["models"],
     ["catalogue", "fetch"],
     ["converters", "model_cards", "data", "zoo"],

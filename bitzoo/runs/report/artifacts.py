@@ -15,7 +15,7 @@ from bitzoo.data.dataset import ImageSet
 from bitzoo.data.image_store import Pixels
 from bitzoo.data.validation import DataSummary
 from bitzoo.files import write_json
-from bitzoo.inference.evaluate import Evaluation
+from bitzoo.inference.metrics import Evaluation
 from bitzoo.models.bit import BiT
 from bitzoo.runs.report.html import write_card, write_report
 from bitzoo.runs.report.run_summary import RunRecord, find_mistakes
