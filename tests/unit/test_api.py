@@ -307,7 +307,7 @@ def test_a_transformers_folder_is_the_same_from_both(folder, monkeypatch):
     name = "BiT-M-R50x1-ILSVRC2012"
     write_npz(folder / f"{name}.npz", make_checkpoint(num_classes=1000))
     result = bitzoo.convert(folder / f"{name}.npz", "a", to="transformers", check="none")
-    assert (result.output, result.model) == (Path("a"), name)
+    assert (result.output, result.info.identity.name) == (Path("a"), name)
     words = ("convert", "--src", f"{name}.npz", "--to", "transformers", "--dst", "b")
     assert execute(*words, "--check", "none") == 0
     config = json.loads((folder / "a/config.json").read_text())
