@@ -249,7 +249,7 @@ class TestBeforeAnythingIsSent:
         [
             (["own.npz"], "--repo organisation/name for one model, or --org"),
             (["own.npz", "--repo", "x"], "expected the full name of a repository"),
-            (["own.npz", "--repo", "lab/a b"], "can be no repository"),
+            (["own.npz", "--repo", "lab/a b"], "is not a valid Hub repository name"),
             (["BiT-L-R50x1", "--repo", "lab/x"], "Google never released"),
             (["BiT-X-*", "--org", "lab"], "matches no released model"),
             (["nothing", "--org", "lab"], "not a name in the catalogue"),
@@ -285,7 +285,7 @@ class TestBeforeAnythingIsSent:
     def test_a_token_is_needed_and_never_shown(self, hub, desk):
         words = ["publish", "own.npz", "--repo", "lab/t", "--yes"]
         none = desk.run(*words, code=2, HF_TOKEN="")
-        assert "no token for the Hub was found" in none.err
+        assert "this needs a Hub token, and none was found" in none.err
         assert "hf auth login" in none.err
         # the stand-in repeats the token it was sent, as a careless server might
         for debug in ([], ["--debug"]):

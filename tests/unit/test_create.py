@@ -1,6 +1,6 @@
 """Models by name and by file: which network, which numbers, how to feed and read it.
 
-Where the weights of a name come from is tests/unit/test_weights.py's question.
+Where the weights of a name come from is tests/unit/test_resolve.py's question.
 """
 
 import copy
