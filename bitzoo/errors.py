@@ -60,9 +60,14 @@ class FoldedModelError(BitzooError, RuntimeError):
 
 
 class ParityError(BitzooError):
-    """A proof of equality failed: the output does not compute what the source computes."""
+    """A proof of equality failed: the output does not compute what the source computes.
+
+    Attributes:
+        report: What was measured, if there is a `ParityReport` of it.
+    """
 
     exit_code = 1
+    report: object = None
 
 
 class UsageError(BitzooError, ValueError):

@@ -34,7 +34,6 @@ for line in sys.stdin:
     os.environ.clear()
     os.environ.update(before | asked["environment"])
     sys.argv[1:] = asked["words"]
-    bitzoo.cli.main._debug = False
     code, sys.stdin_kept, sys.stdin = 0, sys.stdin, io.StringIO(asked["typed"])
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):

@@ -1,8 +1,7 @@
-"""What the commands print: tables, proofs, progress. Data goes to stdout, the rest to stderr."""
+"""How commands print: tables, proofs, progress. Data goes to stdout, the rest to stderr."""
 
 from __future__ import annotations
 
-import json
 import sys
 import textwrap
 from collections.abc import Iterator, Sequence
@@ -17,21 +16,23 @@ if TYPE_CHECKING:
 
 
 _HARMLESS = {code: f"\\x{code:02x}" for code in (*range(10), *range(11, 32), 127)}
-"""Control characters, which a hostile file's metadata could send to the terminal, spelled out."""
+"""Escapes of the control characters that a hostile file's metadata could send to the terminal."""
 
 
 def say(text: str) -> None:
-    """Print a line or several at once: who reads along sees them, who left is noticed here."""
+    """Print one or several lines at once; a reader who has left is noticed here."""
     print(text.translate(_HARMLESS), flush=True)
 
 
 def print_json(data: object) -> None:
     """Print one JSON document."""
+    import json
+
     say(json.dumps(data, indent=2))
 
 
 def print_table(headers: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    """Print rows under headers, columns aligned, numbers to the right; nothing is ever cut."""
+    """Print rows under headers, columns aligned, numbers to the right; nothing is truncated."""
     columns = list(zip(headers, *([_cell(cell) for cell in row] for row in rows), strict=True))
     widths = [max(map(len, column)) for column in columns]
     numeric = [
@@ -53,7 +54,7 @@ def _cell(value: object) -> str:
 
 
 def print_facts(facts: Sequence[tuple[str, object]]) -> None:
-    """Print names and values, one a line, values aligned; a list takes a line an item."""
+    """Print names and values, one per line, values aligned; a list takes a line per item."""
     width = max(len(name) for name, _ in facts)
     lines = []
     for name, value in facts:
@@ -65,7 +66,7 @@ def print_facts(facts: Sequence[tuple[str, object]]) -> None:
 
 
 def print_report(report: ParityReport) -> None:
-    """Print what was proven, a line a comparison, with the figure, its limit and the reason."""
+    """Print what was proven: a line per comparison, with the figure, its limit and the reason."""
     weights = report.weights
     rows: list[tuple[object, ...]] = [
         (

@@ -1,52 +1,64 @@
-"""What `bitzoo convert` and `bitzoo verify` do."""
+"""`bitzoo convert` and `bitzoo verify`."""
 
 from __future__ import annotations
 
-import os
-import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from bitzoo.catalogue.class_names import class_names_or_reason
-from bitzoo.catalogue.registry import ModelSpec, find_spec, get_spec
+import click
+
+from bitzoo.cli.command import Command
 from bitzoo.cli.console import print_facts, print_json, print_report, progress_bar, say
-from bitzoo.converters.convert import Conversion, default_output
-from bitzoo.converters.formats.checkpoint_formats import check_numbers, find_format
-from bitzoo.converters.open import open_source
-from bitzoo.converters.parity.verify import (
-    REPORT_NAME,
-    Check,
-    ParityReport,
-    convert_and_prove,
-    drop_report,
-    load_reports,
-    save_report,
+from bitzoo.cli.options import PATH, check_option, debug_option, json_option
+
+if TYPE_CHECKING:
+    from bitzoo.zoo.conversion import ConversionResult
+
+
+@click.command("convert", cls=Command, no_args_is_help=True)
+@click.option("--src", required=True, help="A checkpoint, its address, or a catalogue name.")
+@click.option("--dst", type=PATH, help="File or folder to write to; default: beside the source.")
+@click.option(
+    "--to",
+    type=click.Choice(["safetensors", "npz", "h5", "timm", "transformers", "bit_pytorch"]),
+    default="safetensors",
+    show_default=True,
+    help="Format to write; transformers is a folder.",
 )
-from bitzoo.converters.parity.verify import verify as verify_pair
-from bitzoo.errors import NotServedError, UsageError
-from bitzoo.fetch.http import base_url, download
-from bitzoo.files import cache_dir, check_replaceable, file_lock
-from bitzoo.zoo.resolve import fetched, is_address, is_location, name_in, released_url
-
-_SUFFIXES = (".npz", ".safetensors", ".h5", ".hdf5", ".pth", ".pt", ".bin", ".gz", ".tgz", ".tar")
-_MODULE_FILES = (
-    ("variables/variables.index",),
-    ("variables/variables.data@1", "variables/variables.data-00000-of-00001"),
-    ("saved_model.pb",),
-    ("tfhub_module.pb",),
+@click.option(
+    "--from",
+    "source_format",
+    type=click.Choice(["npz", "h5", "tfhub"]),
+    help="Which released file of a catalogue name; default: npz.",
 )
-"""What a released module consists of, under the first name that is served; source: the README of
-google-research/big_transfer, which has the shard under the first, and TensorFlow writes the other.
-"""
-
-
+@click.option(
+    "--dtype",
+    type=click.Choice(["float32", "float16", "bfloat16"]),
+    default="float32",
+    show_default=True,
+    help="Round the numbers; the file says so, and by how much they moved.",
+)
+@click.option(
+    "--eps-exact",
+    is_flag=True,
+    help="Multiply kernels by 10, so that timm or transformers compute Google's function; for "
+    "inference only.",
+)
+@check_option
+@click.option(
+    "--report",
+    type=PATH,
+    help="Where to write the proof; default: parity.json beside the output.",
+)
+@click.option("--force", is_flag=True, help="Replace an existing output.")
+@click.option("--keep-source", is_flag=True, help="Keep a downloaded source in the cache.")
+@json_option
+@debug_option
 def convert(
     src: str,
     dst: Path | None,
-    *,
     to: str,
-    kind: str | None,
+    source_format: str | None,
     dtype: str,
     eps_exact: bool,
     check: str,
@@ -55,63 +67,55 @@ def convert(
     keep_source: bool,
     json: bool,
 ) -> None:
-    """Fetch if needed, convert, prove, write the report, and say what happened."""
-    target = find_format(to)
-    check_numbers(target, dtype, eps_exact=eps_exact)
-    url, name = _address(src, kind)
-    local = None if url else Path(src).expanduser()
-    if local:
-        open_source(local).close()  # says what is wrong with it before anything else does
-    output = default_output(local or Path(f"{name}.npz" if name else name_in(url)), to)
-    if dst:
-        output = dst / output.name if dst.is_dir() and not target.weights else dst
-    proof_path = report or output.with_name(REPORT_NAME)
-    if report and check == Check.NONE.value:
-        raise UsageError(f"{report}: --check none proves nothing to report. Leave one of them out.")
-    _check_places(local, output, proof_path, force=force, folder=target.contents)
+    """Convert a checkpoint, by default to safetensors, and prove that nothing changed.
 
-    def show(proof: ParityReport) -> None:
-        if report and not proof.passed:
-            save_report(proof, report)
-        if not json and not proof.passed:
-            print_report(proof)
+    The source may have any format that BiT was ever released or used in; it is recognised by its
+    content.
 
-    lent = nullcontext(local) if local else _fetched(url, keep=keep_source)
-    with lent as source, progress_bar() as progress:
-        conversion, proof = convert_and_prove(
-            source,
-            output,
-            to=to,
-            number_format=dtype,
-            eps_exact=eps_exact,
-            check=Check(check),
-            force=force,
-            model=name,
-            labels=_labels,
-            progress=progress,
-            on_report=show,
-        )
-        if proof:
-            save_report(proof, proof_path)
-        else:
-            drop_report(proof_path, output.name)
-    if json:
-        print_json(_record(conversion, proof))
-    else:
-        _print(conversion, proof, proof_path)
+    Example: bitzoo-convert --src bit_m_r50x1.npz
+    """
+    from bitzoo.converters.parity.verify import ParityReport
+    from bitzoo.errors import ParityError
+    from bitzoo.zoo import conversion
 
-
-def verify(src: Path, dst: Path, *, check: str, report: Path | None, json: bool) -> None:
-    """Prove a pair, write the report if asked, and fail if a proof fails."""
-    if check == Check.NONE.value:
-        raise UsageError("verify --check none would prove nothing; use weights or logits.")
-    _require_different(source=src, output=dst, report=report)
     with progress_bar() as progress:
-        proof = verify_pair(
-            src.expanduser(), dst.expanduser(), check=Check(check), progress=progress
-        )
-    if report:
-        save_report(proof, report)
+        try:
+            result = conversion.convert(
+                src,
+                dst,
+                to=to,
+                source_format=source_format,
+                dtype=dtype,
+                eps_exact=eps_exact,
+                check=check,
+                report=report,
+                force=force,
+                keep_source=keep_source,
+                progress=progress,
+            )
+        except ParityError as error:
+            if not json and isinstance(error.report, ParityReport):
+                print_report(error.report)
+            raise
+    if json:
+        print_json(result.to_dict())
+    else:
+        _print(result)
+
+
+@click.command("verify", cls=Command, no_args_is_help=True)
+@click.argument("src", type=PATH)
+@click.argument("dst", type=PATH)
+@check_option
+@click.option("--report", type=PATH, help="Where to write the proof; default: nowhere.")
+@json_option
+@debug_option
+def verify(src: Path, dst: Path, check: str, report: Path | None, json: bool) -> None:
+    """Verify that DST holds the same model as SRC."""
+    from bitzoo.zoo import conversion
+
+    with progress_bar() as progress:
+        proof = conversion.verify(src, dst, check=check, report=report, progress=progress)
     if json:
         print_json(proof.to_dict())
     else:
@@ -119,119 +123,18 @@ def verify(src: Path, dst: Path, *, check: str, report: Path | None, json: bool)
     proof.require()
 
 
-def _address(src: str, kind: str | None) -> tuple[str, str | None]:
-    """Return where to fetch `src` from, empty for a file, and its catalogue name if known.
-
-    Args:
-        src: A file, an address or a catalogue name.
-        kind: Which of a name's released files.
-    """
-    if kind and (is_address(src) or _is_local(src)):
-        raise UsageError(
-            f"--from {kind} chooses between the released files of a catalogue name; {src} is a "
-            "file or an address, whose format is recognised. Leave --from out."
-        )
-    if is_address(src):
-        spec = find_spec(Path(name_in(src)).stem)
-        return src, spec.name if spec else None
-    if _is_local(src):
-        return "", None
-    spec = get_spec(src)
-    if kind in (None, "npz"):
-        return released_url(spec), spec.name
-    spec.url(kind)  # says what there is, if it was not released so
-    return base_url() + spec.files[kind], spec.name
-
-
-def _is_local(src: str) -> bool:
-    looks = src.lower().endswith(_SUFFIXES)  # even if nothing is there, which is then said
-    return looks or is_location(src) or Path(f"{src}.index").is_file()
-
-
-@contextmanager
-def _fetched(url: str, *, keep: bool) -> Iterator[Path]:
-    """Lend the cached copy of a checkpoint, as `fetched`, or of a module's folder."""
-    if not url.endswith("/"):
-        with fetched(url, keep=keep) as path:
-            yield path
-        return
-    folder = cache_dir() / "downloads" / "tfhub" / Path(url).name
-    with file_lock(folder):
-        for names in _MODULE_FILES:
-            _download_first(url, names, folder)
-        yield folder
-        if not keep:
-            shutil.rmtree(folder, ignore_errors=True)
-
-
-def _download_first(url: str, names: Sequence[str], folder: Path) -> None:
-    """Fetch the first of some files that the server has."""
-    for name in names:
-        try:
-            download(url + name, folder / name)
-            return
-        except NotServedError as error:
-            refused = error
-    raise refused
-
-
-def _labels(spec: ModelSpec) -> Sequence[str] | None:
-    return class_names_or_reason(spec.label_set)[0]
-
-
-def _check_places(
-    source: Path | None, output: Path, report: Path, *, force: bool, folder: Sequence[str]
-) -> None:
-    """Refuse what could only fail in the end, before gigabytes are fetched and converted."""
-    _require_different(source=source, output=output, report=report)
-    for path in (output, report):
-        if not path.parent.is_dir():
-            raise UsageError(f"{path}: there is no folder {path.parent}. Create it first.")
-    if folder:
-        check_replaceable(output, force=force, contents=folder)
-    elif output.exists() and not force:
-        raise UsageError(f"{output} already exists. Choose another --dst, or replace it: --force.")
-    load_reports(report)  # raises if something else lies there
-
-
-def _require_different(**files: Path | None) -> None:
-    places = [os.path.realpath(path.expanduser()) for path in files.values() if path]
-    if len(set(places)) < len(places):
-        listed = ", ".join(f"{role} {path}" for role, path in files.items() if path)
-        raise UsageError(
-            f"Expected different files, found {listed}. One would replace the other, or be "
-            "compared with itself: choose another name."
-        )
-
-
-def _record(conversion: Conversion, proof: ParityReport | None) -> dict[str, object]:
-    inventory = conversion.inventory
-    return {
-        "source": str(conversion.source),
-        "source_sha256": conversion.sha256,
-        "output": str(conversion.output),
-        "architecture": inventory.architecture.name,
-        "num_classes": inventory.num_classes,
-        "num_params": inventory.num_params,
-        "model": conversion.model,
-        "notes": list(conversion.notes),
-        "parity": proof.to_dict() if proof else None,
-    }
-
-
-def _print(conversion: Conversion, proof: ParityReport | None, proof_path: Path) -> None:
-    inventory = conversion.inventory
+def _print(result: ConversionResult) -> None:
     facts: list[tuple[str, object]] = [
-        ("source", conversion.source),
-        ("sha256", conversion.sha256),
-        ("network", f"{inventory.title}, {inventory.num_params:,} parameters"),
-        ("model", conversion.model or "not a released file, as far as its name says"),
-        ("output", conversion.output),
-        ("proof", proof_path if proof else "none was asked for (--check none)"),
+        ("source", result.source),
+        ("sha256", result.source_sha256),
+        ("network", result.network),
+        ("model", result.info.identity),
+        ("output", result.output),
+        ("proof", result.report or "none was asked for (--check none)"),
     ]
-    if conversion.notes:
-        facts.append(("note", conversion.notes))
+    if result.notes:
+        facts.append(("note", result.notes))
     print_facts(facts)
-    if proof:
+    if result.parity:
         say("")
-        print_report(proof)
+        print_report(result.parity)

@@ -1,25 +1,55 @@
-"""What `bitzoo export` does and prints."""
+"""`bitzoo export`."""
 
 from __future__ import annotations
 
 import textwrap
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+import click
+
+from bitzoo.cli.command import Command
 from bitzoo.cli.console import print_facts, print_json, print_table, say
-from bitzoo.errors import UsageError
-from bitzoo.exporters.export import REPORT_SUFFIX, ExportReport
-from bitzoo.exporters.export import export as export_model
-from bitzoo.exporters.probe import REASON
-from bitzoo.models.bit import BiT
-from bitzoo.zoo.create import create_model
+from bitzoo.cli.options import PATH, debug_option, json_option
+
+if TYPE_CHECKING:
+    from bitzoo.exporters.export import ExportReport
 
 
-def export(model: str, to: str, out: Path, *, dtype: str, force: bool, json: bool) -> None:
-    """Write MODEL in another format, run what was written, and say how far it deviates."""
-    network = create_model(model, pretrained=True)
-    if not isinstance(network, BiT):
-        raise UsageError(f"{model}: expected a classifier, found {type(network).__name__}.")
-    report = export_model(network, to, out.expanduser(), dtype=dtype, force=force)
+@click.command("export", cls=Command, no_args_is_help=True)
+@click.argument("model")
+@click.option(
+    "--to",
+    type=click.Choice(["onnx", "openvino", "torch-export", "savedmodel"]),
+    required=True,
+    help="Format to write.",
+)
+@click.option(
+    "--out",
+    type=PATH,
+    required=True,
+    help="File to write (.onnx, .xml, .pt2), or folder of a SavedModel.",
+)
+@click.option(
+    "--dtype",
+    type=click.Choice(["float32", "float16", "bfloat16"]),
+    default="float32",
+    show_default=True,
+    help="Dtype that kernels are stored in.",
+)
+@click.option("--force", is_flag=True, help="Replace an existing output.")
+@json_option
+@debug_option
+def export(model: str, to: str, out: Path, dtype: str, force: bool, json: bool) -> None:
+    """Export MODEL for another runtime, run the file, and report how far it deviates.
+
+    MODEL is a catalogue name, a checkpoint file, or a run folder.
+
+    Example: bitzoo export BiT-M-R50x1-ILSVRC2012 --to onnx --out r50x1.onnx
+    """
+    from bitzoo.exporters import export as exporting
+
+    report = exporting.export(model, to, out, dtype=dtype, force=force)
     if json:
         print_json(report.to_dict())
     else:
@@ -27,15 +57,17 @@ def export(model: str, to: str, out: Path, *, dtype: str, force: bool, json: boo
 
 
 def _print(model: str, report: ExportReport) -> None:
-    facts = report.facts
+    from bitzoo.exporters.probe import REASON
+
+    known = report.metadata
     print_facts(
         [
-            ("model", f"{model}, {facts['architecture']}, {facts['num_classes']} classes"),
+            ("model", f"{model}, {known['architecture']}, {known['num_classes']} classes"),
             ("output", report.path),
-            ("images", facts["input"]),
-            ("kernels", facts["kernels"]),
+            ("images", known["input"]),
+            ("kernels", known["kernels"]),
             ("run by", report.runtime),
-            ("report", report.path.with_name(report.path.name + REPORT_SUFFIX)),
+            ("report", report.report),
         ]
     )
     say("")
@@ -46,7 +78,7 @@ def _print(model: str, report: ExportReport) -> None:
                 f"{found.images} x {found.size} px",
                 f"{found.relative_l2:.1e}",
                 f"{found.max_abs:.1e}",
-                f"{found.max_output:.1e}",
+                f"{found.max_logit:.1e}",
                 f"{found.top1_equal} of {found.images}",
                 f"{report.tolerance:.0e}",
                 "ok",

@@ -1,30 +1,149 @@
-"""What `bitzoo finetune`, `evaluate`, `predict` and `hyperrule` do and print."""
+"""`bitzoo finetune` and `bitzoo hyperrule`."""
 
 from __future__ import annotations
 
-import csv
-import io
-import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from bitzoo.cli.console import print_facts, print_json, print_table, progress_bar, say
+import click
+
+from bitzoo.cli.command import Command
+from bitzoo.cli.console import print_facts, print_json, progress_bar, say
+from bitzoo.cli.options import PATH, debug_option, edition_option, json_option
 from bitzoo.errors import UsageError
-from bitzoo.training.recipe import Recipe
+
+if TYPE_CHECKING:
+    from bitzoo.runs.finetune import FinetuneResult
+    from bitzoo.training.hyperrule import Edition
+    from bitzoo.training.recipe import Recipe
 
 
-def hyperrule(examples: int, size: str, *, edition: str, model: str | None, json: bool) -> None:
-    """Print the plan of BiT-HyperRule for so many images of that size."""
-    from bitzoo.training.hyperrule import explain
-    from bitzoo.training.hyperrule import hyperrule as plan
+@click.command("hyperrule", cls=Command)
+@click.option(
+    "--examples", "num_examples", type=int, required=True, help="Number of training images."
+)
+@click.option(
+    "--size", "resolution", required=True, help="Size of the images, HEIGHTxWIDTH: 480x640."
+)
+@edition_option
+@click.option("--model", help="Name of the model; matters only for R152x4.")
+@json_option
+@debug_option
+def hyperrule(
+    num_examples: int, resolution: str, edition: Edition, model: str | None, json: bool
+) -> None:
+    """Print the plan of BiT-HyperRule for a data set."""
+    from bitzoo.training import hyperrule as rule
 
-    recipe = plan(examples, parse_size(size), edition, model)  # type: ignore[arg-type]
+    recipe = rule.hyperrule(num_examples, parse_size(resolution), edition, model)
     if json:
         print_json(recipe.to_dict())
     else:
-        print_facts(explain(recipe))
+        print_facts(rule.explain(recipe))
+
+
+@click.command("finetune", cls=Command, no_args_is_help=True)
+@click.option(
+    "--model", required=True, help="A catalogue name, a checkpoint file, or a run folder."
+)
+@click.option(
+    "--data", required=True, help="A folder of class folders, a .csv or .jsonl file, or hf:NAME."
+)
+@click.option("--out", type=PATH, required=True, help="Run folder.")
+@edition_option
+@click.option(
+    "--random", "pretrained", flag_value=False, default=True, help="Start from random weights."
+)
+@click.option("--steps", type=int, help="Length of training; the schedule keeps its shape.")
+@click.option(
+    "--batch-size",
+    type=int,
+    help="Effective batch size (split into micro-batches to fit memory).",
+)
+@click.option("--lr", type=float, help="Base learning rate.")
+@click.option("--mixup", type=float, help="Alpha of MixUp; 0 for none.")
+@click.option("--resolution", help="CROP or RESIZE,CROP in pixels.")
+@click.option("--flip/--no-flip", default=None, help="Mirror images at random.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed of everything random.")
+@click.option("--repeats", type=int, default=1, help="Number of runs, each with the next seed.")
+@click.option(
+    "--val-fraction",
+    type=float,
+    help="Validation fraction; default 0.1 if the data has no split.",
+)
+@click.option("--examples-per-class", type=int, help="Few-shot: use only N images per class.")
+@click.option("--skip-bad", is_flag=True, help="Skip images that cannot be used.")
+@click.option(
+    "--cache-gb",
+    type=float,
+    default=20.0,
+    show_default=True,
+    help="Disk space for decoded images; 0 decodes at each step.",
+)
+@click.option("--workers", type=int, help="Processes that decode; default: one per core.")
+@click.option(
+    "--dtype",
+    type=click.Choice(["float32", "bfloat16", "float16"]),
+    default="float32",
+    help="Dtype of activations.",
+)
+@click.option(
+    "--freeze", is_flag=True, help="Train only the head, on cached features (linear probe)."
+)
+@click.option("--micro-batch", type=int, help="Images computed at once; default: what fits.")
+@click.option("--compile", is_flag=True, help="Run through torch.compile.")
+@click.option(
+    "--recompute-norms", is_flag=True, help="Half the activation memory, a few percent slower."
+)
+@click.option(
+    "--checkpoint-blocks", is_flag=True, help="A quarter of the activation memory, slower."
+)
+@click.option(
+    "--checkpoint-every",
+    type=int,
+    default=100,
+    show_default=True,
+    help="Steps between checkpoints; 0 writes one only at the end.",
+)
+@click.option(
+    "--eval-every", type=int, default=0, help="Steps between evaluations; 0 only at the end."
+)
+@click.option(
+    "--channels-last/--no-channels-last",
+    default=None,
+    help="Memory format; default: channels last on a CPU.",
+)
+@click.option("--resume", is_flag=True, help="Go on with the run in --out, if there is one.")
+@click.option("--overwrite", is_flag=True, help="Delete the run in --out and start again.")
+@debug_option
+def finetune(model: str, data: str, out: Path, **options: Any) -> None:
+    """Fine-tune a model on your images, by BiT-HyperRule.
+
+    Example: bitzoo finetune --model BiT-M-R50x1 --data photos/ --out runs/photos
+    """
+    from bitzoo.runs import finetune as runs
+    from bitzoo.runs.config import Callbacks
+    from bitzoo.training.distributed import join_processes
+
+    options["resolution"] = parse_resolution(options["resolution"])
+    main = join_processes().is_main_process
+    with progress_bar() as progress:
+        lines = _Lines(bar=progress)
+        callbacks = (
+            Callbacks(say=say, progress=progress, on_start=lines.start, on_step=lines.step)
+            if main
+            else Callbacks()
+        )
+        result = runs.finetune(model, data, out, callbacks=callbacks, **options)
+    if not main:
+        return
+    for one in result.repeats or (result,):
+        _print_result(one)
+    summary = result.summary()
+    if len(summary["top1"]) > 1:
+        say(f"median top-1 {summary['median']:.2%}, standard deviation {summary['stdev']:.2%}")
 
 
 def parse_size(text: str) -> tuple[int, int]:
@@ -35,7 +154,7 @@ def parse_size(text: str) -> tuple[int, int]:
     """
     parts = text.lower().split("x")
     if len(parts) > 2 or not all(part.isdecimal() for part in parts):
-        raise UsageError(f"A size must look like 480x640 (height x width) or 224, found {text!r}.")
+        raise UsageError(f"--size must look like 480x640 (height x width) or 224, found {text!r}.")
     return int(parts[0]), int(parts[-1])
 
 
@@ -53,159 +172,22 @@ def parse_resolution(text: str | None) -> tuple[int | None, int] | None:
     return (int(parts[0]) if len(parts) == 2 else None), int(parts[-1])
 
 
-def finetune(model: str, data: str, out: Path, **options: Any) -> None:
-    """Run once, or `repeats` times with one seed after another, and say what came of it."""
-    from bitzoo.runs.config import Callbacks
-    from bitzoo.runs.finetune import finetune as run
-    from bitzoo.training.distributed import join_processes
-
-    options["resolution"] = parse_resolution(options["resolution"])
-    main = join_processes().is_main_process
-    with progress_bar() as progress:
-        lines = _Lines(to_terminal=progress is not None, bar=progress)
-        callbacks = (
-            Callbacks(say=say, progress=progress, on_start=lines.start, on_step=lines.step)
-            if main
-            else Callbacks()
-        )
-        result = run(model, data, out, callbacks=callbacks, **options)
-    if not main:
-        return
-    for one in result.repeats or (result,):
-        _say_result(one)
-    if result.repeats:
-        summary = result.summary()
-        say(f"median top-1 {summary['median']:.2%}, standard deviation {summary['stdev']:.2%}")
-
-
-def evaluate(
-    model: str,
-    data: str,
-    *,
-    format: str,  # noqa: A002
-    dtype: str,
-    backend: str,
-    batch_size: int,
-) -> None:
-    """Print how a run or model does on labelled images."""
-    from bitzoo.data.dataset import read_dataset
-    from bitzoo.data.image_store import open_pixels
-    from bitzoo.data.validation import inspect
-    from bitzoo.files import cache_dir
-    from bitzoo.inference.evaluate import evaluate as count
-    from bitzoo.inference.optimize import COMPUTE_DTYPES, best_device
-    from bitzoo.models.bit import BiT
-    from bitzoo.runs.session import labels_of
-    from bitzoo.zoo.create import create_model, create_transform, labels
-
-    network = create_model(model, pretrained=True)
-    names = labels(network)
-    if names is None or not isinstance(network, BiT):
-        raise UsageError(
-            f"{model} does not say what its classes are called, so its outputs cannot be matched "
-            "with the data's. Evaluate a run of `bitzoo finetune`."
-        )
-    with progress_bar() as progress:
-        images, _ = inspect(read_dataset(data, classes=names), training=False, progress=progress)
-        split = images.val or images.train
-        with open_pixels(
-            split,
-            create_transform(network).crop,
-            cache=cache_dir() / "pixels",
-            budget_bytes=20_000_000_000,
-            progress=progress,
-        ) as pixels:
-            found = count(
-                network,
-                pixels,
-                labels_of(split),
-                names,
-                batch_size=batch_size,
-                dtype=COMPUTE_DTYPES[dtype],
-                backend=backend,
-                device=best_device(backend),
-                progress=progress,
-            )
-    if format == "json":
-        print_json(found.to_dict())
-        return
-    rows = [(row["name"], row["correct"], row["count"]) for row in found.per_class if row["count"]]
-    print_table(("class", "correct", "images"), rows)
-    say(
-        f"\ntop-1 {found.top1:.2%} ({found.correct:,} of {found.count:,}), "
-        f"top-5 {found.top5:.2%}, loss {found.loss:.4f}"
-    )
-
-
-def predict(
-    model: str,
-    paths: tuple[Path, ...],
-    *,
-    top: int,
-    format: str,  # noqa: A002
-    dtype: str,
-    backend: str,
-    batch_size: int,
-) -> None:
-    """Print the likeliest classes of pictures."""
-    from bitzoo.inference.evaluate import predict as look
-    from bitzoo.inference.optimize import COMPUTE_DTYPES, best_device
-    from bitzoo.zoo.create import Origin, create_model, create_transform, labels
-
-    network = create_model(model, pretrained=True)
-    names = labels(network)
-    origin = network.origin
-    spec = origin.spec if isinstance(origin, Origin) else None
-    own = isinstance(origin, Origin) and bool(origin.config)
-    with progress_bar() as progress:
-        found = look(
-            network,
-            paths,
-            create_transform(network),
-            names=names,
-            activation=spec.activation if spec and not own else "softmax",
-            k=top,
-            batch_size=batch_size,
-            dtype=COMPUTE_DTYPES[dtype],
-            backend=backend,
-            device=best_device(backend),
-            progress=progress,
-        )
-    if format == "json":
-        print_json([prediction.to_dict() for prediction in found])
-        return
-    rows = [
-        (str(prediction.path), guess.label, round(guess.score, 4))
-        for prediction in found
-        for guess in prediction.guesses
-    ]
-    if format == "csv":
-        text = io.StringIO()
-        csv.writer(text).writerows([("path", "label", "score"), *rows])
-        sys.stdout.write(text.getvalue())
-    else:
-        print_table(("picture", "class", "score"), rows)
-    for prediction in found:
-        if prediction.error:
-            print(f"{prediction.path}: {prediction.error}", file=sys.stderr)
-
-
 class _Lines:
     """Training as it goes: a bar on a terminal, else a plain line now and then."""
 
-    def __init__(self, *, to_terminal: bool, bar: Any) -> None:
-        self._bar = bar if to_terminal else None
+    def __init__(self, *, bar: Any) -> None:
+        self._bar = bar
         self._total, self._last = 0, 0.0
 
     def start(self, recipe: Recipe) -> None:
-        """Show the recipe."""
+        """Print the recipe."""
         from bitzoo.training.hyperrule import explain
 
         print_facts(explain(recipe))
         self._total = recipe.schedule.steps
 
     def step(self, metrics: Mapping[str, float]) -> None:
-        """Show one step."""
+        """Print one step."""
         step = int(metrics["step"])
         if self._bar:
             rate = metrics.get("images_per_s", 0.0)
@@ -221,7 +203,7 @@ class _Lines:
             )
 
 
-def _say_result(result: Any) -> None:
+def _print_result(result: FinetuneResult) -> None:
     if result.stopped:
         say(f"Stopped after step {result.steps}. Go on with --resume.")
         return

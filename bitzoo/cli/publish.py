@@ -1,65 +1,125 @@
-"""What `bitzoo publish` and `bitzoo card` do and print."""
+"""`bitzoo publish` and `bitzoo card`."""
 
 from __future__ import annotations
 
-import logging
-import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import click
 
-from bitzoo.catalogue.registry import get_spec, list_models
+from bitzoo.cli.command import Command, describe_error
 from bitzoo.cli.console import print_facts, print_json, print_table, progress_bar, say
-from bitzoo.errors import HubError, UsageError
-from bitzoo.fetch.hub_client import check_repo, connect
-from bitzoo.files import write_json, write_text
-from bitzoo.hub.batch import Outcome, publish_many, publish_one
-from bitzoo.hub.publish import Options, Plan, Publication, make_plan
-from bitzoo.hub.repo_files import card_subject, run_card
-from bitzoo.hub.repo_manifest import CARD_NAME
-from bitzoo.hub.staging import prepare
-from bitzoo.hub.targets import Subject, find_subject
-from bitzoo.model_cards.render import render_card
+from bitzoo.cli.options import PATH, debug_option, json_option
+from bitzoo.errors import UsageError
 
-PLAN_NAME = "plan.json"
-_WILDCARDS = "*?["
+if TYPE_CHECKING:
+    from bitzoo.hub.publish import BatchPlan, PublishResult, PublishResults
+    from bitzoo.hub.upload import Plan, Publication
+
 _SHORT = 12
 
+vouch_option = click.option(
+    "--vouch",
+    is_flag=True,
+    help="Vouch that it is the release that its name stands for; the card says so.",
+)
 
+
+@click.command("publish", cls=Command, no_args_is_help=True)
+@click.argument("model")
+@click.option("--repo", help="Repository, organisation/name, of one model.")
+@click.option("--org", help="Organisation or user; each model keeps its name there.")
+@click.option("--private", is_flag=True, help="Make a new repository private.")
+@click.option("--create-pr", is_flag=True, help="Propose the files in a pull request.")
+@click.option("--tag", help="Name for the commit, such as v1.")
+@click.option("--dry-run", is_flag=True, help="Write folder and plan; use no network.")
+@click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
+@click.option("--folder", type=PATH, help="Where to put the files together; default: the cache.")
+@click.option("--license", help="SPDX id of the licence of your file or run.")
+@vouch_option
+@json_option
+@debug_option
 def publish(
     model: str,
-    *,
     repo: str | None,
     org: str | None,
-    folder: Path | None,
-    license_id: str | None,
+    private: bool,
+    create_pr: bool,
+    tag: str | None,
     dry_run: bool,
     yes: bool,
+    folder: Path | None,
+    license: str | None,  # noqa: A002
+    vouch: bool,
     json: bool,
-    **how: Any,
 ) -> None:
-    """Publish one model, or all that a pattern names."""
-    options = Options(**how)
-    wanted = _wanted(model, repo, org)
-    many = len(wanted) > 1 or _is_pattern(model)
-    if many and (folder or license_id or repo):
-        raise UsageError("--folder, --license and --repo are for one model; a pattern takes --org.")
-    if dry_run:
-        _dry_run(wanted, options, folder, license_id, json=json)
-    elif many:
-        _publish_many(wanted, options, yes=yes, json=json)
-    else:
-        _publish_one(*wanted[0], options, folder, license_id, yes=yes, json=json)
+    """Publish MODEL to the Hugging Face Hub.
+
+    MODEL is a catalogue name or a pattern of names, a checkpoint file, or a run folder. Re-running
+    is safe: files already uploaded are skipped.
+    """
+    from bitzoo.hub import publish as hub
+
+    def confirm(plan: Plan | BatchPlan) -> bool:
+        if isinstance(plan, hub.BatchPlan):
+            show, question = partial(_print_batch, plan), f"Publish {len(plan.targets)} models?"
+        else:
+            show, question = partial(_print_plan, plan), f"Publish to {plan.prepared.repo}?"
+        if not json:
+            show()
+        if yes or _ask(question):
+            return True
+        raise UsageError("Not confirmed; nothing was sent. To publish without being asked: --yes.")
+
+    with ExitStack() as stack:
+        if not dry_run:
+            stack.enter_context(_quiet_client())
+        done = hub.publish(
+            model,
+            repo=repo,
+            org=org,
+            private=private,
+            create_pr=create_pr,
+            tag=tag,
+            dry_run=dry_run,
+            confirm=confirm,
+            folder=folder,
+            license=license,
+            vouch=vouch,
+            progress=stack.enter_context(progress_bar()),
+            on_result=None if dry_run else _tell,
+        )
+    _print(done, json=json)
+    if isinstance(done, hub.PublishResults):
+        done.require()
 
 
-def card(model: str, *, repo: str | None, out: Path | None) -> None:
-    """Write the card of a name, a file or a run, to a file or on the screen."""
-    subject = find_subject(model)
-    text = _card(subject, repo or f"YOUR-NAME/{subject.title}")
+@click.command("card", cls=Command, no_args_is_help=True)
+@click.argument("model")
+@click.option("--repo", help="Repository, organisation/name, for the snippets.")
+@click.option("--license", help="SPDX id of the licence of your file or run.")
+@vouch_option
+@click.option("--out", type=PATH, help="File to write; default: print the card.")
+@debug_option
+def card(
+    model: str,
+    repo: str | None,
+    license: str | None,  # noqa: A002
+    vouch: bool,
+    out: Path | None,
+) -> None:
+    """Write the model card of MODEL.
+
+    MODEL is a catalogue name, a checkpoint file, or a run folder.
+    """
+    from bitzoo.files import write_text
+    from bitzoo.hub import publish as hub
+
+    text = hub.card(model, repo=repo, license=license, vouch=vouch)
     if out is None:
         say(text.rstrip("\n"))
         return
@@ -68,168 +128,70 @@ def card(model: str, *, repo: str | None, out: Path | None) -> None:
     write_text(out, text)
 
 
-def _card(subject: Subject, repo: str) -> str:
-    if subject.kind == "prepared" and subject.path:
-        return (subject.path / CARD_NAME).read_text(encoding="utf-8", errors="replace")
-    if subject.kind == "run" and subject.path:
-        return run_card(subject.path, repo, None)
-    if subject.spec:
-        return render_card(card_subject(repo, subject.spec, None, subject.spec.license))
-    assert subject.path is not None
-    from bitzoo.hub.proven_weights import describe_file
+def _print(done: Plan | Publication | PublishResults, *, json: bool) -> None:
+    from bitzoo.hub.publish import PublishResults
+    from bitzoo.hub.upload import Plan
 
-    described = describe_file(subject.path)
-    license_id = described.spec.license if described.spec else None
-    return render_card(card_subject(repo, described.spec, described, license_id))
-
-
-def _is_pattern(model: str) -> bool:
-    return any(mark in model for mark in _WILDCARDS) and not os.path.exists(model)
-
-
-def _wanted(model: str, repo: str | None, org: str | None) -> list[tuple[Subject, str]]:
-    if (repo is None) == (org is None):
-        raise UsageError(
-            "Say where to: --repo organisation/name for one model, or --org organisation, where "
-            "each keeps its name."
-        )
-    if _is_pattern(model):
-        names = list_models(model, released=True)
-        if not names:
-            raise UsageError(
-                f"{model!r} matches no released model. `bitzoo list {model!r}` shows what matches, "
-                "`bitzoo list` all names."
-            )
-        subjects = [Subject("released", name, get_spec(name)) for name in names]
-    else:
-        subjects = [find_subject(model)]
-    return [(subject, check_repo(repo or f"{org}/{subject.title}")) for subject in subjects]
-
-
-def _dry_run(
-    wanted: list[tuple[Subject, str]],
-    options: Options,
-    folder: Path | None,
-    license_id: str | None,
-    *,
-    json: bool,
-) -> None:
-    """Prepare folders and plans without any network."""
-    os.environ["BITZOO_OFFLINE"] = os.environ["HF_HUB_OFFLINE"] = "1"
-    plans = []
-    for subject, repo in wanted:
-        with progress_bar() as progress:
-            ready = prepare(subject, repo, folder=folder, license_id=license_id, progress=progress)
-        plan = make_plan(ready, None, options, asked=False)
-        write_json(ready.folder / PLAN_NAME, plan.to_dict())
-        plans.append(plan)
-        if not json:
-            _print_plan(plan, options)
-    if json:
-        print_json([plan.to_dict() for plan in plans] if len(plans) > 1 else plans[0].to_dict())
-    else:
-        print("Nothing was sent: this was a dry run, and the Hub was not asked.", file=sys.stderr)
-
-
-def _publish_one(
-    subject: Subject,
-    repo: str,
-    options: Options,
-    folder: Path | None,
-    license_id: str | None,
-    *,
-    yes: bool,
-    json: bool,
-) -> None:
-    def confirm(plan: Plan) -> bool:
-        if not json:
-            _print_plan(plan, options)
-        return yes or _ask(f"Publish to {repo}?")
-
-    with _quiet_client(), progress_bar() as progress:
-        done = publish_one(
-            connect(),
-            subject,
-            repo,
-            options,
-            confirm=confirm,
-            folder=folder,
-            license_id=license_id,
-            progress=progress,
-        )
-    if done is None:
-        raise UsageError("Not confirmed; nothing was sent. To publish without being asked: --yes.")
-    if json:
+    if isinstance(done, Plan):
+        _print_plans([done], json=json)
+    elif isinstance(done, PublishResults):
+        if plans := [result.plan for result in done if result.plan]:
+            _print_plans(plans, json=json)
+        elif json:
+            print_json(done.to_dicts())
+        else:
+            _print_summary(done)
+    elif json:
         print_json(done.to_dict())
     else:
         _print_done(done)
 
 
-def _publish_many(
-    wanted: list[tuple[Subject, str]], options: Options, *, yes: bool, json: bool
-) -> None:
-    if not json:
-        rows = [
-            (subject.title, repo, 4 * subject.spec.num_params if subject.spec else 0)
-            for subject, repo in wanted
-        ]
-        print_table(("model", "repository", "bytes at most"), rows)
-    if not yes and not _ask(f"Publish {len(wanted)} models?"):
-        raise UsageError("Not confirmed; nothing was sent. To publish without being asked: --yes.")
-
-    def tell(outcome: Outcome) -> None:
-        done = outcome.publication
-        told = f"{done.outcome} {done.commit[:_SHORT]}" if done else f"failed: {outcome.error}"
-        print(f"{outcome.repo}: {told}", file=sys.stderr, flush=True)
-
-    with _quiet_client(), progress_bar() as progress:
-        outcomes = publish_many(connect(), wanted, options, progress=progress, on_outcome=tell)
+def _print_plans(plans: Sequence[Plan], *, json: bool) -> None:
     if json:
-        print_json([_record(outcome) for outcome in outcomes])
-    else:
-        _print_summary(outcomes)
-    _require_all(outcomes)
-
-
-def _require_all(outcomes: list[Outcome]) -> None:
-    missing = [outcome for outcome in outcomes if outcome.publication is None]
-    if not missing:
+        print_json([plan.to_dict() for plan in plans] if len(plans) > 1 else plans[0].to_dict())
         return
-    error = HubError(
-        f"{len(missing)} of {len(outcomes)} models are not published; the table says why. Run the "
-        "same command again: what is finished is not sent again."
+    for plan in plans:
+        _print_plan(plan)
+    print("Nothing was sent: this was a dry run, and the Hub was not asked.", file=sys.stderr)
+
+
+def _tell(result: PublishResult) -> None:
+    done = result.publication
+    told = (
+        f"{done.outcome} {done.commit[:_SHORT]}"
+        if done
+        else f"failed: {describe_error(result.error)}"
     )
-    error.exit_code = min((o.error.exit_code for o in missing if o.error), default=2)
-    raise error
+    print(f"{result.repo}: {told}", file=sys.stderr, flush=True)
 
 
-def _record(outcome: Outcome) -> dict[str, Any]:
-    done = outcome.publication
-    return {
-        "model": outcome.subject.title,
-        "repo": outcome.repo,
-        "error": str(outcome.error) if outcome.error else None,
-        "publication": done.to_dict() if done else None,
-    }
+def _print_batch(plan: BatchPlan) -> None:
+    from bitzoo.hub.targets import Released
+
+    rows = [
+        (target.title, repo, 4 * target.spec.num_params)
+        for target, repo in plan.targets
+        if isinstance(target, Released)
+    ]
+    print_table(("model", "repository", "bytes at most"), rows)
 
 
-def _print_summary(outcomes: list[Outcome]) -> None:
+def _print_summary(results: PublishResults) -> None:
     rows: list[tuple[object, ...]] = []
-    for outcome in outcomes:
-        done = outcome.publication
-        if done:
-            rows.append((outcome.repo, done.outcome, done.sent, done.commit[:_SHORT]))
-        else:
-            rows.append((outcome.repo, "failed" if outcome.error else "not tried", 0, ""))
+    for result in results:
+        done = result.publication
+        sent, commit = (done.sent, done.commit[:_SHORT]) if done else (0, "")
+        rows.append((result.repo, result.outcome, sent, commit))
     say("")
     print_table(("repository", "outcome", "bytes sent", "commit"), rows)
-    for outcome in outcomes:
-        if outcome.error:
-            say(f"\n{outcome.error}")
+    for result in results:
+        if result.error:
+            say(f"\n{describe_error(result.error)}")
 
 
-def _print_plan(plan: Plan, options: Options) -> None:
-    files = plan.prepared.files
+def _print_plan(plan: Plan) -> None:
+    files, options = plan.prepared.files, plan.options
     print_table(
         ("file", "bytes", "SHA-256", "on the Hub"),
         [
@@ -241,6 +203,7 @@ def _print_plan(plan: Plan, options: Options) -> None:
     facts: list[tuple[str, object]] = [
         ("repository", plan.prepared.repo),
         ("folder", plan.prepared.folder),
+        *_known_facts(plan),
     ]
     if state is not None:
         facts.append(("is now at", state.commit or "no commit"))
@@ -257,6 +220,19 @@ def _print_plan(plan: Plan, options: Options) -> None:
         facts.append(("tag", options.tag))
     say("")
     print_facts(facts)
+
+
+def _known_facts(plan: Plan) -> list[tuple[str, object]]:
+    """What is claimed of the model: which release it is, and under whose licence."""
+    info = plan.prepared.info
+    if info is None:
+        return [("licence", "as its card says")]
+    licence = info.license or "not stated; say which: --license"
+    facts: list[tuple[str, object]] = [("identity", info.identity), ("licence", licence)]
+    if info.identity.name and not info.identity.established:
+        left_out = "its scores and licence; if it is that release, vouch for it: --vouch"
+        facts.append(("left out", left_out))
+    return facts
 
 
 def _print_done(done: Publication) -> None:
@@ -280,6 +256,8 @@ def _ask(question: str) -> bool:
 @contextmanager
 def _quiet_client() -> Iterator[None]:
     """Keep the client's own bars and remarks from mixing with what is printed here."""
+    import logging
+
     from huggingface_hub.utils import disable_progress_bars  # type: ignore[attr-defined]
     from huggingface_hub.utils import logging as client_logging
 

@@ -1,7 +1,7 @@
-"""The whole way once, on this machine, without a network: `bitzoo quickstart`.
+"""`bitzoo quickstart`: the whole path once, on this machine, without a network.
 
-No released weights are at hand here, so it makes a small checkpoint in Google's exact layout from
-random numbers, and says so. The pictures are real.
+There are no released weights to begin with, so it makes a small checkpoint in Google's exact layout
+from random numbers, and says so. The images are real.
 """
 
 from __future__ import annotations
@@ -11,27 +11,24 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from PIL import Image
+import click
 
+from bitzoo.cli.command import Command
 from bitzoo.cli.console import print_report, print_table, progress_bar, say
-from bitzoo.converters.formats.npz import write_npz
-from bitzoo.converters.key_mapping import LAYOUTS, name_of
-from bitzoo.converters.layouts import stored_shape
-from bitzoo.converters.parity.verify import REPORT_NAME, convert_and_prove, save_report
-from bitzoo.converters.source import Array
+from bitzoo.cli.options import PATH, debug_option
 from bitzoo.errors import MissingExtraError
-from bitzoo.models.architecture import Architecture, Role
-from bitzoo.models.preprocessing import read_rgb
-from bitzoo.zoo.create import create_model, create_transform
 
 if TYPE_CHECKING:
+    import numpy as np
+
+    from bitzoo.converters.source import Array
+    from bitzoo.models.architecture import Architecture
     from bitzoo.runs.finetune import FinetuneResult
 
-ARCHITECTURE = Architecture((1, 1, 1, 1), 0.5)
+DEPTHS, WIDTH = (1, 1, 1, 1), 0.5
 NUM_CLASSES = 1000
 HELD_OUT = 0.2
-"""Share of the digits to evaluate on."""
+"""Fraction of the digits to evaluate on."""
 
 PLAN: dict[str, Any] = {
     "steps": 60,
@@ -40,19 +37,21 @@ PLAN: dict[str, Any] = {
     "resolution": (32, 32),
     "flip": False,
 }
-"""Departures from BiT-HyperRule: it is meant for networks that know something already, and a digit
-in the mirror is another or none."""
+"""Departures from BiT-HyperRule: it is meant for networks that know something already, and a
+mirrored digit is another digit or none."""
 
 
-def run(folder: Path) -> None:
-    """Make, convert, prove, load, classify, fine-tune; print each step and where its files are.
-
-    Args:
-        folder: Where the files go; made if missing, older files of a quickstart replaced.
-
-    Raises:
-        MissingExtraError: If scikit-learn, whose pictures are used, is not installed.
-    """
+@click.command("quickstart", cls=Command)
+@click.option(
+    "--folder",
+    type=PATH,
+    default=Path("quickstart"),
+    show_default=True,
+    help="Folder for its files.",
+)
+@debug_option
+def quickstart(folder: Path) -> None:
+    """Convert a small random checkpoint with proof, classify an image, and fine-tune."""
     started = time.monotonic()
     datasets = _sample_datasets()
     folder.mkdir(parents=True, exist_ok=True)
@@ -62,26 +61,35 @@ def run(folder: Path) -> None:
     result = _finetune(output, datasets.load_digits(), folder)
     assert result.evaluation is not None
     found = result.evaluation
-    say(f"   Of {found.count} held-out digits {found.top1:.1%} are told right; chance is 10%.")
+    say(
+        f"   {found.top1:.1%} of {found.count} held-out digits classified correctly; chance is 10%."
+    )
     say(f"   Curves, confusions and the worst mistakes: {result.folder / 'report.html'}")
-    say(f"   More pictures: bitzoo predict {result.folder} {folder / 'digits' / 'val'}")
+    say(f"   More images: bitzoo predict {result.folder} {folder / 'digits' / 'val'}")
     say(f"\nDone in {time.monotonic() - started:.1f} s. The files are in {folder.resolve()}.")
 
 
 def _convert(source: Path, output: Path) -> None:
-    write_random_checkpoint(source, ARCHITECTURE, NUM_CLASSES)
-    say(f"1. Made {source}: {ARCHITECTURE.name}, {NUM_CLASSES} classes, in Google's layout.")
+    from bitzoo.models.architecture import Architecture
+    from bitzoo.zoo.conversion import convert
+
+    architecture = Architecture(DEPTHS, WIDTH)
+    write_random_checkpoint(source, architecture, NUM_CLASSES)
+    say(f"1. Made {source}: {architecture.name}, {NUM_CLASSES} classes, in Google's layout.")
     say("   Its numbers are RANDOM: it stands in for a file that you would download.\n")
 
     with progress_bar() as progress:
-        _, report = convert_and_prove(source, output, force=True, progress=progress)
-    assert report is not None
-    save_report(report, output.with_name(REPORT_NAME))
-    say(f"2. Converted it to {output} and proved it ({output.with_name(REPORT_NAME)}):\n")
-    print_report(report)
+        result = convert(source, output, force=True, progress=progress)
+    assert result.parity is not None
+    say(f"2. Converted it to {output} and proved it ({result.report}):\n")
+    print_report(result.parity)
 
 
 def _classify(checkpoint: Path, pixels: np.ndarray[tuple[int, ...], np.dtype[np.uint8]]) -> None:
+    from bitzoo.models.preprocessing import read_rgb
+    from bitzoo.zoo.create import create_model
+    from bitzoo.zoo.info import create_transform
+
     model = create_model(checkpoint, pretrained=True)
     transform = create_transform("BiT-M-R50x1")
     scores = model(transform(read_rgb(pixels))[None])[0].softmax(0)
@@ -92,7 +100,7 @@ def _classify(checkpoint: Path, pixels: np.ndarray[tuple[int, ...], np.dtype[np.
         for value, index in zip(values.tolist(), indices.tolist(), strict=True)
     ]
     print_table(("class", "score"), rows)
-    say("\n   Random weights know nothing; with Google's they would. Try:")
+    say("\n   Random weights know nothing; Google's do. Try:")
     say('   bitzoo.create_model("BiT-M-R50x1", pretrained=True)')
 
 
@@ -102,14 +110,17 @@ def _finetune(checkpoint: Path, digits: Any, folder: Path) -> FinetuneResult:
 
     data, out = folder / "digits", folder / "run"
     _write_digits(digits, data)
-    say(f"\n4. Wrote {len(digits.target):,} handwritten digits to {data} and fine-tunes on them:")
+    say(f"\n4. Wrote {len(digits.target):,} handwritten digits to {data}; fine-tuning on them:")
     say(f"   {PLAN['steps']} steps of {PLAN['batch_size']} images, a few seconds ...")
     with progress_bar() as progress:
         return finetune(checkpoint, data, out, overwrite=True, progress=progress, **PLAN)
 
 
 def _write_digits(digits: Any, root: Path) -> None:
-    """`train/3/0017.png` and so on; the last ones are held out, in `val`."""
+    """Write `train/3/0017.png` and so on; the last ones are held out, in `val`."""
+    import numpy as np
+    from PIL import Image
+
     first_held_out = round(len(digits.target) * (1 - HELD_OUT))
     for number, (values, digit) in enumerate(zip(digits.images, digits.target, strict=True)):
         place = root / ("train" if number < first_held_out else "val") / str(digit)
@@ -129,12 +140,22 @@ def write_random_checkpoint(
         num_classes: Outputs of the head.
         seed: Of the numbers.
     """
+    import numpy as np
+
+    from bitzoo.converters.formats.npz import write_npz
+
     write_npz(path, _random_tensors(architecture, num_classes, np.random.default_rng(seed)))
 
 
 def _random_tensors(
     architecture: Architecture, num_classes: int, random: np.random.Generator
 ) -> Iterator[tuple[str, Array]]:
+    import numpy as np
+
+    from bitzoo.converters.key_mapping import LAYOUTS, name_of
+    from bitzoo.converters.layouts import stored_shape
+    from bitzoo.models.architecture import Role
+
     for slot, shape in architecture.shapes(num_classes).items():
         stored = stored_shape(shape, LAYOUTS["npz"])
         values = random.standard_normal(stored, dtype=np.float32)
@@ -151,7 +172,7 @@ def _sample_datasets() -> Any:
         from sklearn import datasets
     except ImportError as error:
         raise MissingExtraError(
-            "quickstart uses pictures that scikit-learn ships, and scikit-learn is not installed. "
+            "quickstart uses images that scikit-learn ships, and scikit-learn is not installed. "
             "Install it: pip install 'bitzoo[quickstart]'."
         ) from error
     return datasets

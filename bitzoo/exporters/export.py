@@ -1,4 +1,4 @@
-"""One export: write aside, run what was written, judge it, and only then give it its name."""
+"""One export: write it aside, run what was written, judge it, and only then name it."""
 
 from __future__ import annotations
 
@@ -12,19 +12,21 @@ from pathlib import Path
 from typing import Any
 
 from bitzoo._version import __version__
+from bitzoo.converters.formats.timm_config import RECORD_KEY
+from bitzoo.converters.parity.deviation import Deviation
+from bitzoo.display import Displayed
 from bitzoo.errors import FoldedModelError, ParityError, UsageError
 from bitzoo.exporters.export_formats import FORMATS, ExportFormat
-from bitzoo.exporters.file_metadata import facts_of
+from bitzoo.exporters.file_metadata import metadata_of
 from bitzoo.exporters.graph import DTYPES
-from bitzoo.exporters.probe import REASON, SEED, TOLERANCES, Deviation, Probe, make_probes
+from bitzoo.exporters.probe import REASON, SEED, TOLERANCES, Probe, make_probes
 from bitzoo.models.bit import BiT
+from bitzoo.zoo.classifier import Classifier, load_classifier
+from bitzoo.zoo.info import EXPORT_REPORT_SUFFIX
 
-REPORT_SUFFIX = ".export.json"
-"""Behind the export's name: its facts and figures."""
 
-
-@dataclass(frozen=True)
-class ExportReport:
+@dataclass(frozen=True, repr=False)
+class ExportReport(Displayed):
     """What was written and how far it is from the original; JSON by `to_dict`.
 
     Attributes:
@@ -32,7 +34,7 @@ class ExportReport:
         to: Its format, a key of `FORMATS`.
         dtype: What kernels are stored in.
         runtime: What ran it, in words.
-        facts: What it says of itself.
+        facts: Its metadata.
         deviations: One for each set of probe images.
     """
 
@@ -40,7 +42,7 @@ class ExportReport:
     to: str
     dtype: str
     runtime: str
-    facts: Mapping[str, str]
+    metadata: Mapping[str, str]
     deviations: tuple[Deviation, ...]
 
     @property
@@ -67,8 +69,30 @@ class ExportReport:
             "tolerance_rule": REASON,
             "probes": [asdict(found) for found in self.deviations],
             "seed": SEED,
-            "facts": dict(self.facts),
+            "metadata": {key: text for key, text in self.metadata.items() if key != RECORD_KEY},
+            RECORD_KEY: json.loads(self.metadata[RECORD_KEY]),
         }
+
+    @property
+    def report(self) -> Path:
+        """File beside it with these figures."""
+        return _report_of(self.path)
+
+    def display_rows(self) -> list[tuple[str, object]]:
+        """Return names and values for people."""
+        found = ", ".join(
+            f"{deviation.relative_l2:.1e} at {deviation.size} px" for deviation in self.deviations
+        )
+        return [
+            ("output", self.path),
+            ("format", self.to),
+            ("network", self.metadata.get("architecture", "")),
+            ("kernels", self.metadata.get("kernels", self.dtype)),
+            ("run by", self.runtime),
+            ("relative L2", f"{found} (allowed: {self.tolerance:.0e})"),
+            ("passed", self.passed),
+            ("report", self.report),
+        ]
 
     def require(self) -> None:
         """Raise what failed.
@@ -83,50 +107,78 @@ class ExportReport:
                     f"are {found.relative_l2:.2e} away from the float64 reference (relative L2), "
                     f"expected at most {self.tolerance:.0e} with {self.dtype} kernels. The file "
                     "does not compute what the network does, so it was removed. Try another "
-                    "version of the exporter or the runtime, or --dtype float32."
+                    'version of the exporter or the runtime, or `dtype="float32"`.'
                 )
 
 
 def export(
-    model: BiT, to: str, path: Path, *, dtype: str = "float32", force: bool = False
+    model: Classifier,
+    to: str,
+    out: str | os.PathLike[str],
+    *,
+    dtype: str = "float32",
+    force: bool = False,
 ) -> ExportReport:
-    """Write a network in another ecosystem's format and prove that it computes the same.
+    """Export a network for another runtime, and prove that the file computes the same.
 
     The file runs on probe images in its own runtime before it gets its name; a report lies beside
-    it under its name and `REPORT_SUFFIX`.
+    it under its name and `EXPORT_REPORT_SUFFIX`. `bitzoo export` does the same.
 
     Args:
-        model: The network, unfolded.
-        to: A key of `FORMATS`.
-        path: The file to write (the folder, for ``savedmodel``), with the format's suffix.
+        model: A catalogue name, a checkpoint file, a run folder, or a model of
+            `bitzoo.create_model`, unfolded.
+        to: Format: ``onnx``, ``openvino``, ``torch-export`` or ``savedmodel``.
+        out: The file to write (the folder, for ``savedmodel``), with the format's suffix.
         dtype: What kernels are stored in: ``float32``, ``float16`` or ``bfloat16``.
-        force: Whether to replace what is there.
+        force: Whether an existing output is replaced.
+
+    Returns:
+        What was written, and how far its outputs are from the float64 reference.
 
     Raises:
         UsageError: If options contradict each other or the path is taken.
         MissingExtraError: If the format's libraries are not installed.
         ParityError: If the deviation is beyond the tolerance; nothing is left then.
+        BitzooError: As `bitzoo.create_model` raises.
     """
-    form = _check(model, to, path, dtype, force=force)
-    probes = make_probes(model)
-    facts = facts_of(model, dtype)
+    path = Path(out).expanduser()
+    form = _check_output(to, path, dtype, force=force)
+    network = load_classifier(model)
+    _check_network(network)
+    probes = make_probes(network)
+    metadata = metadata_of(network, dtype)
     with _aside(path, form) as aside:
-        form.writer()(model, aside, dtype=dtype, facts=facts)
+        form.writer()(network, aside, dtype=dtype, metadata=metadata)
         deviations, runtime = _judge(form, aside, probes)
-        report = ExportReport(path, to, dtype, runtime, facts, deviations)
+        report = ExportReport(path, to, dtype, runtime, metadata, deviations)
         report.require()
         text = json.dumps(report.to_dict(), indent=2) + "\n"
         _report_of(aside).write_text(text, encoding="utf-8")
     return report
 
 
-def _check(model: BiT, to: str, path: Path, dtype: str, *, force: bool) -> ExportFormat:
-    """Refuse what could only fail in the end."""
+def _check_output(to: str, path: Path, dtype: str, *, force: bool) -> ExportFormat:
+    """Refuse what could only fail in the end, before weights are fetched and read."""
     if to not in FORMATS or dtype not in DTYPES:
         raise UsageError(
             f"An export is one of {', '.join(FORMATS)} with kernels in {', '.join(DTYPES)}, found "
             f"{to!r} and {dtype!r}."
         )
+    form = FORMATS[to]
+    if not path.name.endswith(form.suffix):
+        raise UsageError(f"{path}: a file of format {to} must end in {form.suffix}. Rename `out`.")
+    if not path.parent.is_dir():
+        raise UsageError(f"{path}: there is no folder {path.parent}. Create it first.")
+    taken = [place for place in _places(form, path) if os.path.lexists(place)]
+    if taken and not force:
+        raise UsageError(
+            f"{taken[0]} already exists. Choose another `out`, or replace it: `force=True`."
+        )
+    return form
+
+
+def _check_network(model: BiT) -> None:
+    """Refuse a network that no reference could judge."""
     if model.folded:
         raise FoldedModelError(
             "Expected the network as released, found a folded one: the proof standardizes its "
@@ -135,19 +187,8 @@ def _check(model: BiT, to: str, path: Path, dtype: str, *, force: bool) -> Expor
     if model.output_stride != 32:
         raise UsageError(
             f"Expected output_stride 32, found {model.output_stride}: no reference knows dilated "
-            "blocks. Create the model without output_stride."
+            "blocks. Create the model without `output_stride`."
         )
-    form = FORMATS[to]
-    if not path.name.endswith(form.suffix):
-        raise UsageError(f"{path}: a file of format {to} must end in {form.suffix}. Rename --out.")
-    if not path.parent.is_dir():
-        raise UsageError(f"{path}: there is no folder {path.parent}. Create it first.")
-    taken = [place for place in _places(form, path) if os.path.lexists(place)]
-    if taken and not force:
-        raise UsageError(
-            f"{taken[0]} already exists. Choose another --out, or replace it: --force."
-        )
-    return form
 
 
 def _judge(
@@ -159,7 +200,7 @@ def _judge(
 
 @contextmanager
 def _aside(path: Path, form: ExportFormat) -> Iterator[Path]:
-    """Lend a path of the same name in a folder beside; what lies there at the end is moved up.
+    """Lend a path of the same name in a folder beside `path`; what lies there then is moved up.
 
     The name itself comes last, so that whoever sees it sees all of it.
     """
@@ -189,4 +230,4 @@ def _places(form: ExportFormat, path: Path) -> list[Path]:
 
 
 def _report_of(path: Path) -> Path:
-    return path.with_name(path.name + REPORT_SUFFIX)
+    return path.with_name(path.name + EXPORT_REPORT_SUFFIX)

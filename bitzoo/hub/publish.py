@@ -1,330 +1,353 @@
-"""From a prepared folder to a commit on the Hub: plan -> ask -> upload -> verify -> tag -> note."""
+"""Publishing what a user names: one model, or all that a pattern matches, one after another.
+
+What is finished is neither made nor sent again, so that the same call completes what was
+interrupted.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from contextlib import ExitStack
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, BinaryIO, Literal
-from urllib.parse import urlsplit
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from bitzoo._version import __version__
-from bitzoo.errors import HubError, HubUnreachableError, ParityError, UsageError
-from bitzoo.fetch.hub_client import hub_errors, status_of
-from bitzoo.files import write_json
-from bitzoo.hub.remote import RemoteFile, RemoteState, read_files, read_state
-from bitzoo.hub.repo_manifest import NOTE_NAME, FileRecord, git_sha1, listed_records, read_json
-from bitzoo.hub.staging import Prepared
+from bitzoo.catalogue.registry import get_spec, list_models
+from bitzoo.display import Displayed
+from bitzoo.errors import BitzooError, HubError, HubUnreachableError, UsageError
+from bitzoo.fetch.hub_client import check_repo, connect
+from bitzoo.files import Progress, write_json
+from bitzoo.hub.remote import check_access
+from bitzoo.hub.repo_files import card_of
+from bitzoo.hub.staging import Prepared, drop_weights, prepare
+from bitzoo.hub.targets import PublishTarget, Released, find_target
+from bitzoo.hub.upload import Options, Plan, Publication, carry_out, make_plan
+from bitzoo.zoo.resolve import WEIGHTS_NAME
 
 if TYPE_CHECKING:
-    from huggingface_hub import CommitInfo, CommitOperationAdd, HfApi
+    from huggingface_hub import HfApi
 
-What = Literal["new", "changed", "same", "unknown"]
-_XET_HOSTS = ("huggingface.co", "hf.co")
+__all__ = ["BatchPlan", "PublishResult", "PublishResults", "card", "publish"]
 
-
-@dataclass(frozen=True)
-class Options:
-    """How to publish.
-
-    Attributes:
-        private: Whether a new repository is private; False leaves it to the organisation.
-        create_pr: Whether to propose the files in a pull request instead of committing them.
-        tag: Name for the commit; None for none.
-    """
-
-    private: bool = False
-    create_pr: bool = False
-    tag: str | None = None
-
-    def __post_init__(self) -> None:
-        if self.create_pr and self.tag:
-            raise UsageError(
-                "--tag names a commit of the repository, and a pull request is none yet. Leave one "
-                "of --tag and --create-pr out; tag when it is merged."
-            )
+PLAN_NAME = "plan.json"
+_WILDCARDS = "*?["
 
 
-@dataclass(frozen=True)
-class Plan:
-    """What would happen.
+@dataclass(frozen=True, repr=False)
+class BatchPlan(Displayed):
+    """Which models would go where.
 
     Attributes:
-        prepared: The files.
-        state: The repository as it is; None if there is none, or if nobody asked (offline).
-        changes: What each file is to the repository.
+        targets: Models and the full names of their repositories.
     """
 
-    prepared: Prepared
-    state: RemoteState | None
-    changes: Mapping[str, What]
+    targets: tuple[tuple[PublishTarget, str], ...]
+
+    def display_rows(self) -> list[tuple[str, object]]:
+        """Return a row per model."""
+        return [(target.title, repo) for target, repo in self.targets]
+
+
+@dataclass(frozen=True, repr=False)
+class PublishResult(Displayed):
+    """What became of one model of several.
+
+    Attributes:
+        target: What was to be published.
+        repo: Full name of the repository.
+        plan: Of a dry run, what would be done.
+        publication: What was done; None if it failed or was not tried.
+        error: What went wrong; None if nothing did, or if it was not tried.
+    """
+
+    target: PublishTarget
+    repo: str
+    plan: Plan | None = None
+    publication: Publication | None = None
+    error: BitzooError | None = None
 
     @property
-    def sent(self) -> tuple[str, ...]:
-        """Names of the files that the repository lacks or has otherwise."""
-        return tuple(name for name, what in self.changes.items() if what != "same")
+    def outcome(self) -> str:
+        """``published``, ``proposed``, ``unchanged``, ``planned``, ``failed`` or ``not tried``."""
+        if self.publication:
+            return self.publication.outcome
+        return "failed" if self.error else "planned" if self.plan else "not tried"
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the plan as JSON-ready data."""
-        files = listed_records(self.prepared.files)
+        """Return the result as JSON-ready data."""
         return {
-            "repo": self.prepared.repo,
-            "folder": str(self.prepared.folder),
-            "files": {name: files[name] | {"change": what} for name, what in self.changes.items()},
-            "present_commit": self.state.commit if self.state else None,
-            "left_alone": list(self.state.others) if self.state else [],
+            "model": self.target.title,
+            "repo": self.repo,
+            "error": str(self.error) if self.error else None,
+            "publication": self.publication.to_dict() if self.publication else None,
         }
+
+    def display_rows(self) -> list[tuple[str, object]]:
+        """Return names and values for people."""
+        rows: list[tuple[str, object]] = [
+            ("model", self.target.title),
+            ("repository", self.repo),
+            ("outcome", self.outcome),
+        ]
+        if self.publication:
+            rows.append(("commit", self.publication.commit))
+        return rows + ([("error", self.error)] if self.error else [])
+
+
+class PublishResults(Displayed, list[PublishResult]):
+    """A result per model, in the order of the catalogue."""
+
+    def display_rows(self) -> list[tuple[str, object]]:
+        """Return a row per model."""
+        return [(result.repo, result.error or result.outcome) for result in self]
+
+    def to_dicts(self) -> list[dict[str, Any]]:
+        """Return JSON-ready data: `PublishResult.to_dict` of each."""
+        return [result.to_dict() for result in self]
+
+    def require(self) -> None:
+        """Raise if a model is not published.
+
+        Raises:
+            HubError: Says how many.
+        """
+        missing = [result for result in self if result.outcome in ("failed", "not tried")]
+        if not missing:
+            return
+        error = HubError(
+            f"{len(missing)} of {len(self)} models are not published; the results say why. "
+            "Re-running is safe: files already uploaded are skipped."
+        )
+        error.exit_code = min((r.error.exit_code for r in missing if r.error), default=2)
+        raise error
+
+
+def publish(
+    model: str | os.PathLike[str],
+    *,
+    repo: str | None = None,
+    org: str | None = None,
+    private: bool = False,
+    create_pr: bool = False,
+    tag: str | None = None,
+    dry_run: bool = False,
+    confirm: Callable[[Plan | BatchPlan], bool] | None = None,
+    folder: str | os.PathLike[str] | None = None,
+    license: str | None = None,  # noqa: A002
+    vouch: bool = False,
+    progress: Progress | None = None,
+    on_result: Callable[[PublishResult], None] | None = None,
+) -> Plan | Publication | PublishResults:
+    """Publish a model to the Hugging Face Hub, proven for exactly the bytes that are sent.
+
+    `bitzoo publish` does the same. Re-running is safe: files already uploaded are skipped.
+
+    Args:
+        model: A catalogue name or a pattern of names (``BiT-M-*``), a checkpoint file, a run
+            folder, or a folder that a dry run prepared.
+        repo: Full name of the repository, ``organisation/name``, of one model.
+        org: Organisation or user instead; each model keeps its name there.
+        private: Whether a new repository is private; False leaves it to the organisation.
+        create_pr: Whether to propose the files in a pull request instead of committing them.
+        tag: Name for the commit, such as ``v1``.
+        dry_run: Whether to prepare folder and plan only, without any network.
+        confirm: Called with the plan, of a pattern once with all models and repositories; False
+            stops. None asks nobody.
+        folder: Where the files of one model are put together; default a folder in the cache.
+        license: SPDX identifier of a file's or run's licence, which only its owner knows.
+        vouch: Whether you vouch that the weights are the release that their name or address stands
+            for, where bitzoo cannot establish it; the card says so.
+        progress: Called as bytes move.
+        on_result: Of a pattern, called after each model.
+
+    Returns:
+        What was done; of a dry run, the `Plan`, which `plan.json` in the folder has, too. Of a
+        pattern, a result per model: one that fails does not stop the others, and
+        `PublishResults.require` raises if any failed.
+
+    Raises:
+        UsageError: If options contradict each other, or `confirm` returned False.
+        ParityError: If a proof fails, or a file changed after it was proven.
+        HubUnreachableError: If the connection is lost; the same call goes on from there.
+        HubError: If the Hub refuses.
+    """
+    options = Options(private, create_pr, tag)
+    name = os.fspath(model)
+    targets = _find_targets(name, repo, org)
+    is_batch = len(targets) > 1 or _is_pattern(name)
+    if is_batch and (folder or license or repo):
+        raise UsageError("`folder`, `license` and `repo` are for one model; a pattern takes `org`.")
+    staging = _Staging(Path(folder).expanduser() if folder else None, license, vouch, progress)
+    if dry_run:
+        with _offline():
+            results = _plan_all(targets, options, staging, on_result if is_batch else None)
+        return results if is_batch else _only_plan(results)
+    if is_batch:
+        _require_confirmed(confirm is None or confirm(BatchPlan(tuple(targets))))
+        return _publish_batch(connect(), targets, options, staging, on_result)
+    (target,) = targets
+    return _publish_one(connect(), *target, options, staging, confirm)
+
+
+def card(
+    model: str | os.PathLike[str],
+    *,
+    repo: str | None = None,
+    license: str | None = None,  # noqa: A002
+    vouch: bool = False,
+) -> str:
+    """Return the model card of a model, as `bitzoo card` prints it.
+
+    Args:
+        model: A catalogue name, a checkpoint file, a run folder, or a folder that a dry run of
+            `bitzoo.publish` prepared.
+        repo: Full name of the repository, ``organisation/name``, for the snippets.
+        license: SPDX identifier of a file's or run's licence, which only its owner knows.
+        vouch: As for `publish`.
+
+    Returns:
+        Markdown with the Hub's metadata in front.
+
+    Raises:
+        UsageError: If `license` is given for a release, which has its own, or nothing says for
+            which release `vouch` is.
+        BitzooError: As reading the model raises.
+    """
+    target = find_target(os.fspath(model))
+    repo = repo or f"YOUR-NAME/{target.title}"
+    return card_of(target, repo, license=license, vouch=vouch)
+
+
+def _is_pattern(model: str) -> bool:
+    return any(mark in model for mark in _WILDCARDS) and not os.path.exists(model)
+
+
+def _find_targets(model: str, repo: str | None, org: str | None) -> list[tuple[PublishTarget, str]]:
+    """Return what `model` names, each with its repository."""
+    if (repo is None) == (org is None):
+        raise UsageError(
+            'Say where to: `repo="organisation/name"` for one model, or `org="organisation"`, '
+            "where each model keeps its name."
+        )
+    if _is_pattern(model):
+        names = list_models(model, released=True)
+        if not names:
+            raise UsageError(
+                f"{model!r} matches no released model. `bitzoo list {model!r}` shows what matches, "
+                "`bitzoo list` all names."
+            )
+        named: list[PublishTarget] = [Released(get_spec(name)) for name in names]
+    else:
+        named = [find_target(model)]
+    return [(target, check_repo(repo or f"{org}/{target.title}")) for target in named]
 
 
 @dataclass(frozen=True)
-class Publication:
-    """What became of it.
+class _Staging:
+    """How the files of a repository are put together."""
 
-    Attributes:
-        repo: Full name of the repository.
-        outcome: ``published``, ``proposed`` in a pull request, or ``unchanged``.
-        commit: The commit that holds the files.
-        sent: Bytes that the commit added or replaced.
-        pull_request: Its address, if there is one.
-        tag: Name of the commit, if one was asked for.
-        files: The files.
-    """
+    folder: Path | None
+    license: str | None
+    vouch: bool
+    progress: Progress | None
 
-    repo: str
-    outcome: Literal["published", "proposed", "unchanged"]
-    commit: str
-    sent: int = 0
-    pull_request: str | None = None
-    tag: str | None = None
-    files: Mapping[str, FileRecord] = field(default_factory=dict)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return it as JSON-ready data."""
-        return {
-            "repo": self.repo,
-            "outcome": self.outcome,
-            "commit": self.commit,
-            "sent_bytes": self.sent,
-            "pull_request": self.pull_request,
-            "tag": self.tag,
-            "files": listed_records(self.files),
-        }
-
-
-def make_plan(
-    prepared: Prepared, state: RemoteState | None, options: Options, *, asked: bool = True
-) -> Plan:
-    """Compare the files with what the repository has.
-
-    Args:
-        prepared: The files.
-        state: The repository; None if there is none.
-        options: How to publish.
-        asked: Whether the Hub was asked at all.
-
-    Raises:
-        HubError: If the repository is not what the options need.
-    """
-    repo = prepared.repo
-    if asked and options.create_pr and state is None:
-        raise HubError(
-            f"{repo}: a pull request needs a repository, and there is none. Publish without "
-            "--create-pr first, or check the name."
+    def prepare(self, target: PublishTarget, repo: str, *, weights: bool = True) -> Prepared:
+        return prepare(
+            target,
+            repo,
+            folder=self.folder,
+            license=self.license,
+            vouch=self.vouch,
+            weights=weights,
+            progress=self.progress,
         )
-    if options.private and state is not None and not state.private:
-        raise HubError(
-            f"{repo} exists and is public, and --private changes only new repositories. Make it "
-            "private in its settings, or leave --private out."
-        )
-    changes: dict[str, What] = {}
-    for name, facts in prepared.files.items():
-        there = state.files.get(name) if state else None
-        if there is None:
-            changes[name] = "new" if asked else "unknown"
-        else:
-            changes[name] = "same" if _is_same(prepared, name, facts, there) else "changed"
-    return Plan(prepared, state, changes)
 
 
-def carry_out(api: HfApi, plan: Plan, options: Options) -> Publication:
-    """Do what the plan says; a plan without changes makes no commit.
-
-    Raises:
-        ParityError: If a file is no longer the one that was proven.
-        HubUnreachableError: If the connection is lost; the same call goes on from there.
-        HubError: If the Hub refuses, or what it has afterwards is something else.
-    """
-    prepared = plan.prepared
-    repo = prepared.repo
-    if not plan.sent:
-        assert plan.state is not None
-        done = Publication(repo, "unchanged", str(plan.state.commit))
-    elif earlier := _proposed_already(api, plan, options):
-        done = earlier
-    else:
-        state = plan.state or _create(api, repo, options)
-        done = _commit(api, plan, state, options)
-        _verify(api, plan, done)
-    if options.tag:
-        _tag(api, repo, done.commit, options.tag)
-    result = Publication(
-        repo=repo,
-        outcome=done.outcome,
-        commit=done.commit,
-        sent=done.sent,
-        pull_request=done.pull_request,
-        tag=options.tag,
-        files=prepared.files,
-    )
-    note = prepared.folder / NOTE_NAME
-    write_json(note, read_json(note) | {"published": result.to_dict() | {"hub": _host(api)}})
-    return result
-
-
-def _is_same(prepared: Prepared, name: str, facts: FileRecord, there: RemoteFile) -> bool:
-    if there.sha256 is not None:
-        return there.sha256 == facts.sha256
-    path = prepared.folder / name
-    return there.bytes == facts.bytes and path.is_file() and there.git_sha1 == git_sha1(path)
-
-
-def _create(api: HfApi, repo: str, options: Options) -> RemoteState:
-    """Make the repository, and make sure that it is as private as was asked."""
+@contextmanager
+def _offline() -> Iterator[None]:
+    """Let nothing touch the network meanwhile."""
+    names = ("BITZOO_OFFLINE", "HF_HUB_OFFLINE")
+    before = {name: os.environ.get(name) for name in names}
+    os.environ.update(dict.fromkeys(names, "1"))
     try:
-        with hub_errors(repo):
-            api.create_repo(repo, private=True if options.private else None)
-    except HubError as error:
-        if status_of(error) != 409:
-            raise
-        # Someone made it in this moment, or it is there and hidden from us.
-    state = read_state(api, repo)
-    if state is None:
-        raise HubError(
-            f"{repo}: the name is taken by something that this token cannot see. Choose another "
-            "name, or use the token of its owner."
-        )
-    if options.private and not state.private:
-        raise HubError(
-            f"{repo} was asked to be private and is public. Nothing was uploaded; make it private "
-            "in its settings, then publish again."
-        )
-    return state
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
 
 
-def _commit(api: HfApi, plan: Plan, state: RemoteState, options: Options) -> Publication:
-    prepared = plan.prepared
-    sent = sum(prepared.files[name].bytes for name in plan.sent)
-    with ExitStack() as stack:
-        operations = [_addition(api, prepared, name, stack) for name in plan.sent]
-        try:
-            with hub_errors(prepared.repo):
-                made: CommitInfo = api.create_commit(
-                    prepared.repo,
-                    operations,
-                    commit_message=f"Publish {prepared.title} with bitzoo {__version__}",
-                    create_pr=options.create_pr,
-                    parent_commit=state.commit,
-                )
-        except HubUnreachableError:
-            now = None if options.create_pr else _if_reachable(api, prepared.repo)
-            if now is None or make_plan(prepared, now, Options()).sent:
-                raise
-            # The commit was made, only its answer was lost.
-            return Publication(prepared.repo, "published", str(now.commit), sent)
-    if options.create_pr:
-        return Publication(prepared.repo, "proposed", made.oid, sent, made.pr_url)
-    return Publication(prepared.repo, "published", made.oid, sent)
+def _plan_all(
+    targets: Sequence[tuple[PublishTarget, str]],
+    options: Options,
+    staging: _Staging,
+    on_result: Callable[[PublishResult], None] | None,
+) -> PublishResults:
+    """Prepare folders and plans, asking no Hub."""
+    results = PublishResults()
+    for target, repo in targets:
+        prepared = staging.prepare(target, repo)
+        plan = make_plan(prepared, None, options, asked=False)
+        write_json(prepared.folder / PLAN_NAME, plan.to_dict())
+        results.append(PublishResult(target, repo, plan))
+        if on_result:
+            on_result(results[-1])
+    return results
 
 
-def _if_reachable(api: HfApi, repo: str) -> RemoteState | None:
-    try:
-        return read_state(api, repo)
-    except HubError:
-        return None
+def _only_plan(results: PublishResults) -> Plan:
+    (result,) = results
+    assert result.plan is not None
+    return result.plan
 
 
-def _addition(api: HfApi, prepared: Prepared, name: str, stack: ExitStack) -> CommitOperationAdd:
-    """Open a file for the upload, and make sure that it is the one that was proven.
-
-    An open file goes by plain LFS, which every Hub understands; a path may go by Xet, which only
-    the Hub itself is known to have.
-    """
-    from huggingface_hub import CommitOperationAdd
-
-    path = prepared.folder / name
-    if urlsplit(api.endpoint).hostname in _XET_HOSTS:
-        addition = CommitOperationAdd(name, path)
-    else:
-        file: BinaryIO = stack.enter_context(path.open("rb"))
-        addition = CommitOperationAdd(name, file)
-    found = addition.upload_info.sha256.hex()
-    if found != prepared.files[name].sha256:
-        raise ParityError(
-            f"{path}: changed after it was proven. Expected SHA-256 "
-            f"{prepared.files[name].sha256}, found {found}. Nothing was committed; remove "
-            f"{prepared.folder} and publish again."
-        )
-    return addition
+def _publish_one(
+    api: HfApi,
+    target: PublishTarget,
+    repo: str,
+    options: Options,
+    staging: _Staging,
+    confirm: Callable[[Plan], bool] | None,
+) -> Publication:
+    """Publish one model; the Hub is asked before gigabytes move."""
+    state = check_access(api, repo, write=not options.create_pr)
+    plan = make_plan(staging.prepare(target, repo, weights=False), state, options)
+    if WEIGHTS_NAME in plan.sent and not plan.prepared.has_weights:
+        plan = make_plan(staging.prepare(target, repo), state, options)
+    _require_confirmed(not plan.sent or confirm is None or confirm(plan))
+    done = carry_out(api, plan)
+    drop_weights(plan.prepared)
+    return done
 
 
-def _verify(api: HfApi, plan: Plan, done: Publication) -> None:
-    """Compare what the Hub has now with what was sent."""
-    prepared = plan.prepared
-    revision = _pr_revision(done.pull_request) or done.commit
-    there = read_files(api, prepared.repo, revision)
-    wrong = [
-        name
-        for name, facts in prepared.files.items()
-        if name not in there or not _is_same(prepared, name, facts, there[name])
-    ]
-    if wrong:
-        raise HubError(
-            f"{prepared.repo}: after commit {done.commit} the Hub has {', '.join(wrong)} not as "
-            "they were sent. Do not use it; publish again, and if it stays so, ask the Hub's "
-            "support."
-        )
+def _publish_batch(
+    api: HfApi,
+    targets: Sequence[tuple[PublishTarget, str]],
+    options: Options,
+    staging: _Staging,
+    on_result: Callable[[PublishResult], None] | None,
+) -> PublishResults:
+    """Publish one model after another, until the Hub cannot be reached."""
+    results = PublishResults()
+    reachable = True
+    for target, repo in targets:
+        result = PublishResult(target, repo)
+        if reachable:
+            try:
+                done = _publish_one(api, target, repo, options, staging, None)
+                result = PublishResult(target, repo, publication=done)
+            except BitzooError as error:
+                result = PublishResult(target, repo, error=error)
+                reachable = not isinstance(error, HubUnreachableError)
+            if on_result:
+                on_result(result)
+        results.append(result)
+    return results
 
 
-def _pr_revision(address: str | None) -> str | None:
-    number = address.rstrip("/").rpartition("/")[2] if address else ""
-    return f"refs/pr/{number}" if number.isdecimal() else None
-
-
-def _proposed_already(api: HfApi, plan: Plan, options: Options) -> Publication | None:
-    """Return the pull request that an earlier call opened with these very files."""
-    note = read_json(plan.prepared.folder / NOTE_NAME).get("published", {})
-    address = note.get("pull_request") if isinstance(note, dict) else None
-    revision = _pr_revision(address)
-    if not options.create_pr or revision is None:
-        return None
-    try:
-        there = read_files(api, plan.prepared.repo, revision)
-    except HubUnreachableError:
-        raise
-    except HubError:
-        return None  # closed and gone
-    state = RemoteState(None, False, there)
-    changes = make_plan(plan.prepared, state, Options()).sent
-    if changes:
-        return None
-    return Publication(plan.prepared.repo, "unchanged", str(note["commit"]), 0, address)
-
-
-def _tag(api: HfApi, repo: str, commit: str, tag: str) -> None:
-    with hub_errors(repo):
-        tags = {ref.name: ref.target_commit for ref in api.list_repo_refs(repo).tags}
-    if tags.get(tag) == commit:
-        return
-    if tag in tags:
-        raise HubError(
-            f"{repo}: the tag {tag} already stands at commit {tags[tag]}, not at {commit}, which "
-            "holds these files. Choose another --tag."
-        )
-    with hub_errors(repo):
-        api.create_tag(repo, tag=tag, revision=commit)
-
-
-def _host(api: HfApi) -> str:
-    parts = urlsplit(api.endpoint)
-    port = f":{parts.port}" if parts.port else ""
-    return f"{parts.scheme}://{parts.hostname}{port}"
+def _require_confirmed(confirmed: bool) -> None:
+    if not confirmed:
+        raise UsageError("Not confirmed; nothing was sent.")

@@ -1,4 +1,4 @@
-"""The outcome of an evaluation: one entry a picture, and every count derived from it."""
+"""The outcome of an evaluation: one entry per image, and every count derived from it."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from bitzoo.display import Displayed
 from bitzoo.errors import BitzooError, LayoutError, UsageError
 
 __all__ = ["Confusion", "Evaluation", "EvaluationError"]
@@ -20,27 +21,27 @@ _TOP = 5
 
 
 class EvaluationError(BitzooError, ArithmeticError):
-    """A network whose outputs are no numbers, or partial results that do not add up."""
+    """Outputs of a network that are not finite, or partial results that do not add up."""
 
 
 @dataclass(frozen=True)
 class Confusion:
-    """One way to be wrong: pictures of class `true` that were taken for class `predicted`."""
+    """One way to be wrong: images of class `true` that were taken for class `predicted`."""
 
     true: int
     predicted: int
     count: int
 
 
-@dataclass(frozen=True, eq=False)
-class Evaluation:
-    """The outcome picture by picture; every total is derived from it, so parts add up exactly.
+@dataclass(frozen=True, eq=False, repr=False)
+class Evaluation(Displayed):
+    """The outcome image by image; every total is derived from it, so parts add up exactly.
 
-    The arrays have one entry a picture, in the order of `rows`.
+    The arrays have one entry per image, in the order of `rows`.
 
     Attributes:
         classes: Class names; labels and predictions are indices into them.
-        rows: Number of the picture in the data set, int64.
+        rows: Number of the image in the data set, int64.
         labels: True class, int64.
         predicted: Class with the highest logit, of several the first, int64.
         ranks: How many classes come before the true one, by logit and then by index, int64.
@@ -74,7 +75,7 @@ class Evaluation:
             classes: Class names.
             labels: True classes, integers (n,).
             logits: Shape (n, classes).
-            rows: The pictures' numbers; 0, 1, ... if None.
+            rows: The images' numbers; 0, 1, ... if None.
             keep_logits: Whether the result holds the logits too.
 
         Raises:
@@ -110,7 +111,7 @@ class Evaluation:
             parts: At least one; of several processes, what `accelerate.utils.gather_object` brings.
 
         Raises:
-            EvaluationError: If there is none, classes differ, or a picture was counted twice.
+            EvaluationError: If there is none, classes differ, or an image was counted twice.
         """
         parts = list(parts)
         if len({part.classes for part in parts}) != 1:
@@ -123,7 +124,7 @@ class Evaluation:
         order = np.argsort(rows, kind="stable")
         if (twice := rows[order][1:][np.diff(rows[order]) == 0]).size:
             raise EvaluationError(
-                f"Picture {twice[0]} is in two of the evaluations to merge: expected each once. "
+                f"Image {twice[0]} is in two of the evaluations to merge: expected each once. "
                 "Give every process its own rank."
             )
 
@@ -137,37 +138,37 @@ class Evaluation:
 
     @property
     def count(self) -> int:
-        """Pictures judged."""
+        """Images judged."""
         return len(self.rows)
 
     @property
     def correct(self) -> int:
-        """Pictures whose true class came first."""
+        """Images whose true class came first."""
         return int((self.ranks == 0).sum())
 
     @property
     def correct_top5(self) -> int:
-        """Pictures whose true class was among the first five; all, if there are no more classes."""
+        """Images whose true class was among the first five; all, if there are no more classes."""
         return int((self.ranks < _TOP).sum())
 
     @property
     def top1(self) -> float:
-        """Share of correct predictions, in [0, 1]; NaN of no pictures."""
+        """Share of correct predictions, in [0, 1]; NaN without images."""
         return _share(self.correct, self.count)
 
     @property
     def top5(self) -> float:
-        """Share with the true class among the first five, in [0, 1]; NaN of no pictures."""
+        """Share with the true class among the first five, in [0, 1]; NaN without images."""
         return _share(self.correct_top5, self.count)
 
     @property
     def loss(self) -> float:
-        """Mean cross-entropy in nats, of an exactly rounded sum; NaN of no pictures."""
+        """Mean cross-entropy in nats, of an exactly rounded sum; NaN without images."""
         return _share(math.fsum(self.losses), self.count)
 
     @property
     def per_class(self) -> list[dict[str, Any]]:
-        """`name`, `count`, `correct` and `accuracy` of each class; accuracy None of no pictures."""
+        """`name`, `count`, `correct` and `accuracy` per class; accuracy is None without images."""
         size = len(self.classes)
         counts = np.bincount(self.labels, minlength=size).tolist()
         corrects = np.bincount(self.labels[self.ranks == 0], minlength=size).tolist()
@@ -203,7 +204,7 @@ class Evaluation:
         return wrong[np.argsort(-self.losses[wrong], kind="stable")][:limit]
 
     def to_dict(self) -> dict[str, Any]:
-        """The totals as JSON-ready data: shares in [0, 1], and the counts they are made of."""
+        """Return totals as JSON-ready data: shares in [0, 1], and the counts they are made of."""
         shares = {"top1": self.top1, "top5": self.top5, "loss": self.loss}
         return {
             **{name: None if math.isnan(value) else value for name, value in shares.items()},
@@ -213,13 +214,22 @@ class Evaluation:
             "per_class": self.per_class,
         }
 
+    def display_rows(self) -> list[tuple[str, object]]:
+        """Return the totals for people."""
+        return [
+            ("top-1", f"{self.top1:.2%} ({self.correct:,} of {self.count:,} images)"),
+            ("top-5", f"{self.top5:.2%} ({self.correct_top5:,} of {self.count:,} images)"),
+            ("loss", f"{self.loss:.4f}"),
+            ("classes", f"{len(self.classes):,}"),
+        ]
+
 
 def checked_labels(labels: npt.ArrayLike, count: int, classes: int) -> Integers:
-    """Labels as int64, once they are known to be `count` indices of classes."""
+    """Return labels as int64, once they are known to be `count` indices of classes."""
     found = np.asarray(labels)
     if found.shape != (count,) or (count and found.dtype.kind not in "iu"):
         raise UsageError(
-            f"Labels must be {count:,} integers, one a picture; found {found.dtype} of shape "
+            f"Labels must be {count:,} integers, one per image; found {found.dtype} of shape "
             f"{found.shape}."
         )
     if count and not 0 <= found.min() <= found.max() < classes:
@@ -231,23 +241,23 @@ def checked_labels(labels: npt.ArrayLike, count: int, classes: int) -> Integers:
 
 
 def check_logits(logits: npt.NDArray[np.float32], count: int, classes: int) -> None:
-    """Refuse logits of another shape than (count, classes), and such as are not finite."""
+    """Refuse logits that are not of shape (count, classes), or not finite."""
     if logits.shape != (count, classes):
         raise LayoutError(
-            f"Expected logits of shape ({count}, {classes}), one a class name; found "
+            f"Expected logits of shape ({count}, {classes}), one per class name; found "
             f"{logits.shape}. Use a model and names that belong together."
         )
     bad = int((~np.isfinite(logits)).any(axis=1).sum())
     if bad:
         raise EvaluationError(
-            f"The network's output is infinite or not a number for {bad} of {count} pictures. "
+            f"The network's output is infinite or NaN for {bad} of {count} images. "
             "Either training diverged (use a checkpoint from before, and a lower learning rate) or "
             "float16 overflowed (use bfloat16 or float32)."
         )
 
 
 def log_sum_exp(logits: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Logarithm of each row's sum of exponentials, without overflow."""
+    """Return the logarithm of each row's sum of exponentials, without overflow."""
     top = logits.max(axis=1, initial=-np.inf)
     return np.asarray(top + np.log(np.exp(logits - top[:, None]).sum(axis=1)))
 

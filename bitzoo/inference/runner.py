@@ -1,9 +1,10 @@
-"""Pixels in, logits out, in as few passes as memory allows."""
+"""Run a classifier on uint8 pixels, split into as few batches as memory allows."""
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
@@ -11,15 +12,28 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from bitzoo.inference.optimize import optimize
+from bitzoo.errors import UsageError
+from bitzoo.inference.optimize import COMPUTE_DTYPES, optimize
 from bitzoo.models.bit import BiT
 
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
+_Items = TypeVar("_Items", npt.NDArray[np.int64], list[Path])
+
+
+def compute_dtype(name: str) -> torch.dtype:
+    """Return the dtype of a name in `COMPUTE_DTYPES`.
+
+    Raises:
+        UsageError: If there is none; the message lists them.
+    """
+    if name not in COMPUTE_DTYPES:
+        raise UsageError(f"`dtype` must be one of {', '.join(COMPUTE_DTYPES)}, found {name!r}.")
+    return COMPUTE_DTYPES[name]
 
 
 class Runner:
-    """A classifier that reads uint8 pixels; the model that it is made of stays as it is."""
+    """A classifier that takes uint8 pixels; the model that it is created from is unchanged."""
 
     def __init__(
         self,
@@ -39,7 +53,7 @@ class Runner:
         )
 
     def __call__(self, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-        """Logits of uint8 pixels (n, height, width, 3), in as few passes as memory allows."""
+        """Return the logits of uint8 pixels (n, height, width, 3), in as few passes as possible."""
         parts: list[npt.NDArray[np.float32]] = []
         done = 0
         while done < len(pixels):
@@ -54,7 +68,7 @@ class Runner:
         return np.concatenate(parts)
 
     def _logits(self, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-        own = np.require(pixels, requirements=["C", "W"])  # torch takes no read-only array
+        own = np.require(pixels, requirements=["C", "W"])  # torch does not take read-only arrays
         with torch.inference_mode():
             images = torch.from_numpy(own).to(self.device).permute(0, 3, 1, 2)
             if self.device.type != "cpu":
@@ -76,10 +90,21 @@ class Runner:
         return forward
 
 
+def batches_of(items: _Items, size: int) -> list[_Items]:
+    """Cut items into batches; the last may be smaller.
+
+    Raises:
+        UsageError: If the size is less than 1.
+    """
+    if size < 1:
+        raise UsageError(f"`batch_size` must be at least 1, found {size}.")
+    return [items[start : start + size] for start in range(0, len(items), size)]
+
+
 def one_ahead(
     items: Iterable[_Item], start: Callable[[_Item], _Result]
 ) -> Iterator[tuple[_Item, _Result]]:
-    """Yield each item with what `start` made of it; the next item is started before that."""
+    """Yield each item with the result of `start`, after starting the next item."""
     begun: deque[tuple[_Item, _Result]] = deque()
     for item in items:
         begun.append((item, start(item)))

@@ -1,4 +1,4 @@
-"""What a user may ask of a fine-tuning run, and who is told how it goes."""
+"""The options of a fine-tuning run, and the callbacks that follow it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Resolution = int | tuple[int | None, int] | None
 
 @dataclass(frozen=True)
 class FinetuneConfig(TrainingConfig):
-    """All that a run is told beyond model, data and folder; None follows the rule.
+    """The options of a run beyond model, data and folder; None follows the rule.
 
     The attributes that it shares with every training are those of `TrainingConfig`.
 
@@ -30,10 +30,10 @@ class FinetuneConfig(TrainingConfig):
         mixup: Alpha of MixUp; 0 for none.
         resolution: See `Resolution`.
         flip: Whether crops are mirrored at random.
-        val_fraction: Share to hold out of a data set that comes in one piece.
+        val_fraction: Fraction to hold out for validation, of data without a split.
         examples_per_class: Few-shot: train on this many images of each class.
-        skip_bad: Whether to go on without images that cannot be used.
-        cache_gb: What decoded images may take on disk, in GB; 0 decodes at each step.
+        skip_bad: Whether images that cannot be used are skipped.
+        cache_gb: Most disk space for decoded images, in GB; 0 decodes at each step.
         workers: Processes that decode; None is one per core.
     """
 
@@ -61,7 +61,7 @@ class FinetuneConfig(TrainingConfig):
 
 @dataclass(frozen=True)
 class Callbacks:
-    """Who is told how it goes; every callback may be left out.
+    """What is called as a run goes; every callback may be left out.
 
     Attributes:
         say: A sentence for people.

@@ -18,6 +18,7 @@ import torch
 
 from bitzoo.data.dataset import DataSource, ImageSet, read_dataset
 from bitzoo.data.validation import DataSummary, inspect
+from bitzoo.display import Displayed
 from bitzoo.errors import UsageError
 from bitzoo.files import Progress, write_json
 from bitzoo.inference.metrics import Evaluation
@@ -34,18 +35,18 @@ from bitzoo.zoo.create import create_model
 REPEATS_NAME = "repeats.json"
 
 
-@dataclass(frozen=True)
-class FinetuneResult:
-    """What came of a run.
+@dataclass(frozen=True, repr=False)
+class FinetuneResult(Displayed):
+    """The outcome of a run.
 
     Attributes:
         folder: The run folder.
-        recipe: What was done.
+        recipe: The recipe it followed.
         steps: Updates made.
-        stopped: Whether it was asked to stop before its end; resume it then.
+        stopped: Whether it was stopped before its end; resume it then.
         evaluation: On the held-out images; None if there are none or the run was stopped.
-        images_per_s: Of training.
-        repeats: Of repeated runs, all of them; the result itself is then the one with the median
+        images_per_s: Training speed.
+        repeats: All of several repeated runs; the result itself is then the one with the median
             top-1 accuracy.
     """
 
@@ -57,8 +58,35 @@ class FinetuneResult:
     images_per_s: float
     repeats: tuple[FinetuneResult, ...] = ()
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return the result as JSON-ready data."""
+        return {
+            "folder": str(self.folder),
+            "recipe": self.recipe.to_dict(),
+            "steps": self.steps,
+            "stopped": self.stopped,
+            "evaluation": self.evaluation.to_dict() if self.evaluation else None,
+            "images_per_s": self.images_per_s,
+            "repeats": self.summary() if self.repeats else None,
+        }
+
+    def display_rows(self) -> list[tuple[str, object]]:
+        """Return names and values for people."""
+        found, summary = self.evaluation, self.summary()
+        rows: list[tuple[str, object]] = [
+            ("folder", self.folder),
+            ("recipe", self.recipe.name),
+            ("steps", f"{self.steps:,}" + (", then stopped" if self.stopped else "")),
+            ("held-out", found.display_rows()[0][1] if found else "not evaluated"),
+            ("speed", f"{self.images_per_s:,.1f} images/s"),
+        ]
+        if len(summary["top1"]) > 1:
+            figures = f"{summary['median']:.2%}, standard deviation {summary['stdev']:.2%}"
+            rows.append((f"median of {len(summary['top1'])} runs", figures))
+        return rows
+
     def summary(self) -> dict[str, Any]:
-        """Median and standard deviation of the repeats' top-1 accuracy, and the single figures."""
+        """Return median and standard deviation of the repeats' top-1 accuracy, and each figure."""
         scores = [run.evaluation.top1 for run in self.repeats if run.evaluation]
         return {
             "runs": [str(run.folder) for run in self.repeats],
@@ -103,7 +131,9 @@ def finetune(
     progress: Progress | None = None,
     callbacks: Callbacks | None = None,
 ) -> FinetuneResult:
-    """Fine-tune a zoo model on images, by BiT-HyperRule (arXiv 1912.11370, section 3.3).
+    """Fine-tune a model on images, by BiT-HyperRule (arXiv 1912.11370, section 3.3).
+
+    `bitzoo finetune` does the same.
 
     Args:
         model: A catalogue name, a checkpoint file, or a run folder.
@@ -120,33 +150,33 @@ def finetune(
         resolution: The crop in pixels, or (resize, crop).
         flip: Whether crops are mirrored at random.
         seed: Of everything random, in [0, 2**64).
-        repeats: Runs with one seed after another, below `out`.
-        val_fraction: Share to hold out of a data set without splits; None is 0.1.
-        examples_per_class: Few-shot: train on this many images of each class.
-        skip_bad: Whether to go on without images that cannot be used.
-        cache_gb: What decoded images may take on disk, in GB; 0 decodes at each step.
+        repeats: Number of runs below `out`, each with the next seed.
+        val_fraction: Validation fraction; None is 0.1 if the data has no split.
+        examples_per_class: Few-shot: train on this many images per class.
+        skip_bad: Whether images that cannot be used are skipped.
+        cache_gb: Most disk space for decoded images, in GB; 0 decodes at each step.
         workers: Processes that decode; None is one per core.
         dtype: Of activations: ``float32``, ``bfloat16`` or ``float16``.
         freeze: Whether only the head is trained, on cached features (linear probe).
         micro_batch: Most images that a process computes at once; None chooses.
         channels_last: Memory format; None takes it on the CPU alone.
         compile: Whether to run through `torch.compile`.
-        recompute_norms: Half the memory for stored maps, a few percent slower.
-        checkpoint_blocks: A quarter of that memory, for one more forward pass.
+        recompute_norms: Half the activation memory, a few percent slower.
+        checkpoint_blocks: A quarter of the activation memory, for one more forward pass.
         checkpoint_every: Steps between checkpoints; 0 writes one only at the end.
-        keep_checkpoints: How many stay.
+        keep_checkpoints: How many checkpoints are kept.
         eval_every: Steps between evaluations; 0 evaluates only at the end.
         resume: Go on with the run in `out` from its newest whole checkpoint, if there is one.
-        overwrite: Throw the run in `out` away.
+        overwrite: Delete the run in `out` and start again.
         progress: Called with a task, how much of it is done, and how much there is.
-        callbacks: Who else is told how it goes; its own `progress` counts where it has one.
+        callbacks: What else is called as the run goes; its own `progress`, if any, comes first.
 
     Returns:
-        What came of it: the folder, the recipe, the evaluation on held-out images. With `repeats`,
-        the run with the median top-1 accuracy, and all of them.
+        The folder, the recipe, and the evaluation on held-out images; with `repeats`, those of the
+        run with the median top-1 accuracy, and all runs.
 
     Raises:
-        DatasetError: If the data cannot be trained on; all that is wrong with them at once.
+        DatasetError: If the data cannot be trained on; lists all that is wrong at once.
         UsageError: If options contradict each other, or `out` holds another run.
         BitzooError: As `bitzoo.create_model` and `bitzoo.training.trainer.train` raise.
     """
@@ -270,6 +300,7 @@ def _create(model: str | os.PathLike[str], config: FinetuneConfig, num_classes: 
     if not isinstance(network, BiT):
         raise UsageError(f"{model}: expected a classifier to fine-tune.")
     network.reset_classifier(num_classes)  # also where the count is the file's own
+    network.info = network.info.with_head(num_classes)
     return network
 
 

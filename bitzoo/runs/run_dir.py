@@ -1,4 +1,4 @@
-"""What a run keeps on disk while it goes: what it was asked, and a line a step.
+"""What a run keeps on disk while it goes: its options, and a line per step.
 
 `run.json` says what decides the result, so that a resume with another data set, recipe or seed is
 refused. `metrics.jsonl` has one object a line.
@@ -38,13 +38,13 @@ class RunDir:
         Args:
             identity: All that decides the result, JSON-able.
             resume: Whether a run that is here goes on.
-            overwrite: Whether a run that is here is thrown away.
+            overwrite: Whether a run that is here is deleted.
 
         Raises:
             UsageError: If there is a run and neither is asked for, or it was another run.
         """
         if resume and overwrite:
-            raise UsageError("--resume and --overwrite contradict each other. Choose one.")
+            raise UsageError("`resume` and `overwrite` contradict each other. Choose one.")
         record = self.folder / RUN_NAME
         try:
             if self.folder.exists() and any(self.folder.iterdir()):
@@ -54,7 +54,7 @@ class RunDir:
         except OSError as error:
             raise UsageError(
                 f"{self.folder}: cannot be used for a run ({error.strerror or error}). Choose "
-                "another --out."
+                "another `out`."
             ) from error
 
     def append(self, record: Mapping[str, Any]) -> None:
@@ -78,15 +78,15 @@ class RunDir:
         """Check that the run that is here may be continued, or remove it."""
         if not record.is_file():
             raise UsageError(
-                f"{self.folder} has files but no run in it. Choose another --out, so that nothing "
+                f"{self.folder} has files but no run in it. Choose another `out`, so that nothing "
                 "of yours is lost."
             )
         if overwrite:
             shutil.rmtree(self.folder)
         elif not resume:
             raise UsageError(
-                f"{self.folder} has a run already. Go on with it: --resume; or throw it away: "
-                "--overwrite."
+                f"{self.folder} has a run already. Go on with it (`resume=True`), or delete it and "
+                "start again (`overwrite=True`)."
             )
         else:
             _require_equal(json.loads(record.read_text(encoding="utf-8")), identity, self.folder)
@@ -103,5 +103,5 @@ def _require_equal(before: Mapping[str, Any], now: Mapping[str, Any], folder: Pa
         raise UsageError(
             f"{folder} was started with other options (-) than these (+), so it cannot go on:\n"
             + "\n".join(lines)
-            + "\nGive the same ones, or start again in another --out."
+            + "\nGive the same ones, or start again in another `out`."
         )

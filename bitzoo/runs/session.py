@@ -1,4 +1,4 @@
-"""One run under way: it trains, evaluates on the held-out images, and leaves what people read."""
+"""A run in progress: it trains, evaluates on the held-out images, and writes its artifacts."""
 
 from __future__ import annotations
 
@@ -8,13 +8,12 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from bitzoo.data.dataset import ImageSet, Split
 from bitzoo.data.image_store import Pixels, open_pixels
 from bitzoo.data.validation import DataSummary
 from bitzoo.files import cache_dir
-from bitzoo.inference.evaluate import Evaluation, evaluate
+from bitzoo.inference.evaluate import evaluate_pixels, labels_of
+from bitzoo.inference.metrics import Evaluation
 from bitzoo.models.bit import BiT
 from bitzoo.runs.config import Callbacks, FinetuneConfig
 from bitzoo.runs.report.artifacts import FinishedRun, write_artifacts
@@ -38,8 +37,8 @@ class Task:
         network: Trained in place.
         recipe: What is done.
         images: The data.
-        summary: What they are like.
-        config: What was asked.
+        summary: Their properties.
+        config: The run's options.
     """
 
     network: BiT
@@ -50,14 +49,14 @@ class Task:
 
 
 class Session:
-    """A run in its folder. A context: it opens the pictures, decoding them once.
+    """A run in its folder; a context manager, which opens the images and decodes them once.
 
-    Every process has one; the main process alone judges, records, tells and writes.
+    Every process has one; only the main process evaluates, records, reports and writes.
     """
 
     def __init__(self, task: Task, run_dir: RunDir, callbacks: Callbacks) -> None:
         self._task, self._run_dir, self._callbacks = task, run_dir, callbacks
-        self._crew = join_processes()
+        self._processes = join_processes()
         self._resources = contextlib.ExitStack()
         self._track: Track = lambda step, metrics: None
 
@@ -81,16 +80,16 @@ class Session:
         """Train to the end, or until asked to stop.
 
         Returns:
-            Updates made, whether it was stopped before the end, and images a second.
+            Updates made, whether it was stopped before the end, and images per second.
         """
         return self._train_head() if self._freeze else self._train()
 
     def evaluate(self, step: int) -> Evaluation | None:
-        """Evaluate, record, tell; None without held-out pictures and in other processes."""
+        """Evaluate and record; None without held-out images and in other processes."""
         images = self._task.images.val
-        if self._held_out is None or images is None or not self._crew.is_main_process:
+        if self._held_out is None or images is None or not self._processes.is_main_process:
             return None
-        found = evaluate(
+        found = evaluate_pixels(
             self._task.network,
             self._held_out,
             labels_of(images),
@@ -108,9 +107,9 @@ class Session:
 
         Args:
             found: The final evaluation.
-            identity: What the run was asked, as in `run.json`.
+            identity: The run's options, as in `run.json`.
         """
-        if self._crew.is_main_process:
+        if self._processes.is_main_process:
             task = self._task
             finished = FinishedRun(
                 task.network, task.recipe, task.images, task.summary, found, self._held_out
@@ -153,17 +152,17 @@ class Session:
 
     def _train_head(self) -> tuple[int, bool, float]:
         task = self._task
-        network, labels = task.network.to(self._crew.device), labels_of(task.images.train)
+        network, labels = task.network.to(self._processes.device), labels_of(task.images.train)
         self._go_back_to(0)
         features = compute_features(
-            network, self._pixels, self._crew.device, self._callbacks.progress
+            network, self._pixels, self._processes.device, self._callbacks.progress
         )
         train_head(network, task.recipe, features, labels, task.config.seed, self._record)
         return task.recipe.schedule.steps, False, 0.0
 
     @property
     def _is_main(self) -> bool:
-        return bool(self._crew.is_main_process)
+        return bool(self._processes.is_main_process)
 
     def _go_back_to(self, step: int) -> None:
         """Forget what was recorded after `step` updates."""
@@ -181,8 +180,3 @@ class Session:
 
     def _on_eval(self, step: int) -> None:
         self.evaluate(step)
-
-
-def labels_of(split: Split) -> np.ndarray[tuple[int, ...], np.dtype[np.int64]]:
-    """Return the class index of every example, int64."""
-    return np.array([example.label for example in split.examples], np.int64)

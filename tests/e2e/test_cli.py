@@ -515,7 +515,7 @@ def test_quickstart(tmp_path):
     found = json.loads((folder / "run/evaluation.json").read_text())
     assert found["count"] == len(list((folder / "digits/val").glob("*/*.png"))) == 359
     assert found["top1"] >= 0.7
-    assert f"Of 359 held-out digits {found['top1']:.1%} are told right" in printed
+    assert f"{found['top1']:.1%} of 359 held-out digits classified correctly" in printed
     assert f"worst mistakes: {folder / 'run/report.html'}\n" in printed
     assert (folder / "run/report.html").stat().st_size > 10_000
     assert bitzoo.labels(bitzoo.create_model(folder / "run")) == list("0123456789")

@@ -13,12 +13,13 @@ import pytest
 from checkpoints import make_checkpoint, write_npz
 from servers import FileServer
 
-from bitzoo.cli import convert as commands
 from bitzoo.converters.convert import convert
+from bitzoo.converters.formats.checkpoint_formats import Target
 from bitzoo.converters.open import open_source
 from bitzoo.converters.parity import logits
-from bitzoo.converters.parity.verify import Check, convert_and_prove
+from bitzoo.converters.parity.verify import convert_and_prove
 from bitzoo.errors import CheckpointError, MissingExtraError
+from bitzoo.zoo.conversion import convert as convert_named
 
 ARRAYS = make_checkpoint((2, 1, 1, 1), seed=3)
 pytestmark = pytest.mark.full_size  # not by their size: TensorFlow takes half a minute
@@ -37,7 +38,7 @@ def data_section(path):
 def files(tmp_path_factory):
     folder = tmp_path_factory.mktemp("tensorflow")
     source = write_npz(folder / "bit.npz", ARRAYS)
-    convert(source, folder / "ours.h5", to="h5")
+    convert(source, folder / "ours.h5", target=Target("h5"))
     convert(source)
     command = [sys.executable, str(WRITER), str(source), str(folder)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=250)
@@ -147,9 +148,7 @@ def test_an_archive_of_a_module(tmp_path, files, expected, top):
 
 
 @pytest.mark.parametrize("shard", ["variables.data@1", "variables.data-00000-of-00001"])
-def test_a_catalogue_name_by_its_tfhub_module(
-    tmp_path, files, expected, monkeypatch, capsys, shard
-):
+def test_a_catalogue_name_by_its_tfhub_module(tmp_path, files, expected, monkeypatch, shard):
     name = "BiT-M-R50x1-run0-caltech101"
     module = {
         "saved_model.pb": files / "module" / "saved_model.pb",
@@ -161,22 +160,11 @@ def test_a_catalogue_name_by_its_tfhub_module(
     monkeypatch.setenv("BITZOO_CACHE", str(tmp_path / "cache"))
     with FileServer(served) as server:
         monkeypatch.setenv("BITZOO_MIRROR", server.url)
-        commands.convert(
-            name,
-            tmp_path / "a.safetensors",
-            to="safetensors",
-            kind="tfhub",
-            dtype="float32",
-            eps_exact=False,
-            check=Check.WEIGHTS.value,
-            report=None,
-            force=False,
-            keep_source=False,
-            json=False,
+        result = convert_named(
+            name, tmp_path / "a.safetensors", source_format="tfhub", check="weights"
         )
     assert data_section(tmp_path / "a.safetensors") == expected
-    said = capsys.readouterr().out
-    assert f"Named like {name} (R50x1, 102 classes), but its" in said.replace("\n", " ")
+    assert f"Named like {name} (R50x1, 102 classes), but its" in " ".join(result.notes)
     assert not list((tmp_path / "cache" / "downloads" / "tfhub").glob("*.tfhub/*"))
 
 

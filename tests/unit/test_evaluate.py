@@ -13,8 +13,9 @@ from sklearn.metrics import accuracy_score, confusion_matrix, log_loss, top_k_ac
 from torch import nn
 
 from bitzoo.errors import LayoutError, UsageError
-from bitzoo.inference.evaluate import Evaluation, evaluate, find_pictures, predict
-from bitzoo.inference.metrics import Confusion, EvaluationError
+from bitzoo.inference.evaluate import evaluate_pixels
+from bitzoo.inference.metrics import Confusion, Evaluation, EvaluationError
+from bitzoo.inference.predict import find_images, predict_images
 from bitzoo.inference.runner import Runner, one_ahead
 from bitzoo.models.architecture import Architecture
 from bitzoo.models.bit import BiT, fold
@@ -25,7 +26,7 @@ SIZE = 32
 
 
 class Pixels:
-    """Pictures in memory."""
+    """Images in memory."""
 
     def __init__(self, images):
         self.images = images
@@ -38,7 +39,7 @@ class Pixels:
 
 
 class Lookup(nn.Module):
-    """Returns row v of a table for a picture of value v: any logits one likes."""
+    """Returns row v of a table for an image of value v: any logits one likes."""
 
     def __init__(self, table):
         super().__init__()
@@ -54,7 +55,7 @@ class Lookup(nn.Module):
 
 
 def numbered(count):
-    """Picture v has the value v everywhere."""
+    """Image v has the value v everywhere."""
     values = np.arange(count, dtype=np.uint8)
     return Pixels(np.broadcast_to(values[:, None, None, None], (count, 2, 2, 3)))
 
@@ -66,7 +67,7 @@ def make_bit(num_classes=7):
     return model
 
 
-def make_pictures(count, seed=0):
+def make_images(count, seed=0):
     rng = np.random.default_rng(seed)
     coarse = rng.integers(0, 256, (count, 8, 8, 3), dtype=np.uint8)
     return Pixels(np.ascontiguousarray(coarse.repeat(4, axis=1).repeat(4, axis=2)))
@@ -95,7 +96,7 @@ class TestCounts:
 
     @pytest.fixture
     def worked(self):
-        return evaluate(Lookup(self.LOGITS), numbered(4), self.LABELS, NAMES, batch_size=3)
+        return evaluate_pixels(Lookup(self.LOGITS), numbered(4), self.LABELS, NAMES, batch_size=3)
 
     def test_worked_example(self, worked):
         assert worked.predicted.tolist() == [0, 2, 1, 0]
@@ -135,7 +136,7 @@ class TestCounts:
             ],
         }
 
-    def test_class_without_pictures_has_no_accuracy(self):
+    def test_class_without_images_has_no_accuracy(self):
         found = Evaluation.of_logits(NAMES, np.array([1]), np.zeros((1, 3), np.float32))
         assert [row["accuracy"] for row in found.per_class] == [None, 0.0, None]
 
@@ -153,7 +154,7 @@ class TestCounts:
         logits = rng.normal(0, 3, (200, classes)).astype(np.float32)
         labels = rng.integers(0, classes, 200)
         names = [f"class {index}" for index in range(classes)]
-        found = evaluate(Lookup(logits), numbered(200), labels, names, batch_size=33)
+        found = evaluate_pixels(Lookup(logits), numbered(200), labels, names, batch_size=33)
         guess, all_labels = logits.argmax(1), np.arange(classes)
         assert found.top1 == accuracy_score(labels, guess)
         assert found.correct == accuracy_score(labels, guess, normalize=False)
@@ -175,7 +176,7 @@ class TestCounts:
 def whole():
     rng = np.random.default_rng(5)
     table, labels = rng.normal(0, 2, (100, 3)), rng.integers(0, 3, 100)
-    return table, labels, evaluate(Lookup(table), numbered(100), labels, NAMES)
+    return table, labels, evaluate_pixels(Lookup(table), numbered(100), labels, NAMES)
 
 
 class TestMerge:
@@ -183,7 +184,9 @@ class TestMerge:
     def test_processes_add_up_to_the_whole(self, whole, world):
         table, labels, expected = whole
         parts = [
-            evaluate(Lookup(table), numbered(100), labels, NAMES, batch_size=9, rank=r, world=world)
+            evaluate_pixels(
+                Lookup(table), numbered(100), labels, NAMES, batch_size=9, rank=r, world=world
+            )
             for r in range(world)
         ]
         assert parts[-1].rows.tolist() == list(range(world - 1, 100, world))
@@ -195,7 +198,7 @@ class TestMerge:
 
     def test_a_process_may_have_nothing_to_do(self):
         parts = [
-            evaluate(Lookup(np.eye(3)), numbered(2), [0, 1], NAMES, rank=rank, world=3)
+            evaluate_pixels(Lookup(np.eye(3)), numbered(2), [0, 1], NAMES, rank=rank, world=3)
             for rank in range(3)
         ]
         assert [part.count for part in parts] == [1, 1, 0]
@@ -206,7 +209,7 @@ class TestMerge:
     def test_logits_are_kept_in_order_if_asked(self, whole):
         table, labels, expected = whole
         parts = [
-            evaluate(
+            evaluate_pixels(
                 Lookup(table),
                 numbered(100),
                 labels,
@@ -226,7 +229,7 @@ class TestMerge:
 
     def test_refuses_what_does_not_add_up(self, whole):
         part = whole[2]
-        with pytest.raises(EvaluationError, match=r"Picture 0 is in two .* its own rank"):
+        with pytest.raises(EvaluationError, match=r"Image 0 is in two .* its own rank"):
             Evaluation.merge([part, part])
         other = Evaluation.of_logits("xyz", np.array([0]), np.eye(3, dtype=np.float32)[:1])
         with pytest.raises(EvaluationError, match=r"same classes.*found 2 of 2 different"):
@@ -237,8 +240,8 @@ class TestMerge:
 
 @pytest.fixture(scope="module")
 def judged():
-    """A network, pictures, labels half of which are right, and logits from plain torch."""
-    model, pixels = make_bit(), make_pictures(12)
+    """A network, images, labels half of which are right, and logits from plain torch."""
+    model, pixels = make_bit(), make_images(12)
     logits = forward(model, pixels).numpy()
     labels = logits.argmax(1)
     labels[::2] = (labels[::2] + 1) % 7
@@ -249,7 +252,9 @@ class TestNetwork:
     @pytest.mark.parametrize("batch_size", [1, 5, 100])
     def test_equals_the_unfolded_network_for_any_batch_size(self, judged, batch_size):
         model, pixels, labels, logits = judged
-        found = evaluate(model, pixels, labels, "abcdefg", batch_size=batch_size, keep_logits=True)
+        found = evaluate_pixels(
+            model, pixels, labels, "abcdefg", batch_size=batch_size, keep_logits=True
+        )
         np.testing.assert_allclose(found.logits, logits, rtol=1e-4, atol=1e-4)
         assert found.predicted.tolist() == logits.argmax(1).tolist()
         assert (found.correct, found.count) == (6, 12)
@@ -260,7 +265,7 @@ class TestNetwork:
     def test_bfloat16_is_near_and_has_a_float32_head(self, judged):
         model, pixels, labels, logits = judged
         options = {"dtype": torch.bfloat16, "keep_logits": True}
-        found = evaluate(model, pixels, labels, "abcdefg", **options)
+        found = evaluate_pixels(model, pixels, labels, "abcdefg", **options)
         error = np.linalg.norm(found.logits - logits) / np.linalg.norm(logits)
         assert 1e-5 < error < 0.02  # bfloat16 has 8 bits: 0.4 % a rounding
         rounded = torch.from_numpy(found.logits).bfloat16().float().numpy()
@@ -270,7 +275,7 @@ class TestNetwork:
         _, pixels, labels, _ = judged
         model = make_bit().train()
         before = {name: (p.data_ptr(), p.clone()) for name, p in model.named_parameters()}
-        evaluate(model, pixels, labels, "abcdefg", dtype=torch.bfloat16)
+        evaluate_pixels(model, pixels, labels, "abcdefg", dtype=torch.bfloat16)
         assert model.training
         assert not model.folded
         for name, parameter in model.named_parameters():
@@ -283,14 +288,14 @@ class TestNetwork:
     def test_leaves_a_folded_model_as_it_was(self, judged):
         model, pixels, labels, logits = judged
         folded = fold(model)
-        found = evaluate(folded, pixels, labels, "abcdefg", dtype=torch.bfloat16)
+        found = evaluate_pixels(folded, pixels, labels, "abcdefg", dtype=torch.bfloat16)
         assert found.count == 12
         assert {parameter.dtype for parameter in folded.parameters()} == {torch.float32}
         np.testing.assert_allclose(forward(folded, pixels), logits, rtol=1e-4, atol=1e-4)
 
     def test_other_modules_return_to_training(self):
         model = Lookup(np.eye(3)).train()
-        found = evaluate(model, numbered(3), [0, 1, 2], NAMES, dtype=torch.bfloat16)
+        found = evaluate_pixels(model, numbered(3), [0, 1, 2], NAMES, dtype=torch.bfloat16)
         assert found.correct == 3
         assert model.training
 
@@ -302,17 +307,17 @@ class TestNetwork:
                 return super().forward(images)
 
         model = Small(np.eye(20)[:, :3])
-        found = evaluate(model, numbered(20), np.zeros(20, int), NAMES, batch_size=13)
+        found = evaluate_pixels(model, numbered(20), np.zeros(20, int), NAMES, batch_size=13)
         assert (found.correct, found.count) == (18, 20)  # rows 1 and 2 say classes 1 and 2
         assert model.seen == [3, 3, 3, 3, 1, 3, 3, 1]  # 13, 6, 3, and from then on 3
 
-    def test_gives_up_on_a_single_picture_that_does_not_fit(self):
+    def test_gives_up_on_a_single_image_that_does_not_fit(self):
         class Full(nn.Module):
             def forward(self, images):
                 raise torch.cuda.OutOfMemoryError("no room at all")
 
         with pytest.raises(torch.cuda.OutOfMemoryError, match="no room at all"):
-            evaluate(Full(), numbered(4), [0] * 4, NAMES)
+            evaluate_pixels(Full(), numbered(4), [0] * 4, NAMES)
 
     def test_read_only_pixels(self):
         pixels = np.zeros((2, 4, 4, 3), np.uint8)
@@ -329,7 +334,7 @@ class TestNetwork:
 
     def test_progress(self):
         calls = []
-        evaluate(
+        evaluate_pixels(
             Lookup(np.eye(3)),
             numbered(3),
             [0, 1, 2],
@@ -344,15 +349,15 @@ class TestRefusals:
     @pytest.mark.parametrize(
         ("value", "says"),
         [
-            (math.nan, r"infinite or not a number for 1 of 3 pictures.*lower learning rate"),
-            (math.inf, r"infinite or not a number for 1 of 3 pictures.*bfloat16 or float32"),
+            (math.nan, r"infinite or NaN for 1 of 3 images.*lower learning rate"),
+            (math.inf, r"infinite or NaN for 1 of 3 images.*bfloat16 or float32"),
         ],
     )
     def test_outputs_that_are_no_numbers(self, value, says):
         table = np.eye(3)
         table[1, 2] = value
         with pytest.raises(EvaluationError, match=says):
-            evaluate(Lookup(table), numbered(3), [0, 1, 2], NAMES)
+            evaluate_pixels(Lookup(table), numbered(3), [0, 1, 2], NAMES)
 
     @pytest.mark.parametrize(
         ("labels", "says"),
@@ -365,23 +370,23 @@ class TestRefusals:
     )
     def test_labels(self, labels, says):
         with pytest.raises(UsageError, match=says):
-            evaluate(Lookup(np.eye(3)), numbered(3), labels, NAMES)
+            evaluate_pixels(Lookup(np.eye(3)), numbered(3), labels, NAMES)
 
     def test_a_model_of_other_classes(self):
         says = r"logits of shape \(3, 2\).*found \(3, 3\)"
         with pytest.raises(LayoutError, match=says):
-            evaluate(Lookup(np.eye(3)), numbered(3), [0, 1, 1], NAMES[:2])
+            evaluate_pixels(Lookup(np.eye(3)), numbered(3), [0, 1, 1], NAMES[:2])
 
     def test_nothing_to_do(self):
-        with pytest.raises(UsageError, match="no pictures to evaluate"):
-            evaluate(Lookup(np.eye(3)), numbered(0), [], NAMES)
-        with pytest.raises(UsageError, match="batch size must be 1 or more, found 0"):
-            evaluate(Lookup(np.eye(3)), numbered(3), [0, 1, 2], NAMES, batch_size=0)
+        with pytest.raises(UsageError, match="no images to evaluate"):
+            evaluate_pixels(Lookup(np.eye(3)), numbered(0), [], NAMES)
+        with pytest.raises(UsageError, match="`batch_size` must be at least 1, found 0"):
+            evaluate_pixels(Lookup(np.eye(3)), numbered(3), [0, 1, 2], NAMES, batch_size=0)
 
 
 class TestPredict:
     TRANSFORM = EvalTransform(crop=2, resize=2)
-    # Logits by brightness of the picture; picture 1 has two equal ones.
+    # Logits by brightness of the image; image 1 has two equal ones.
     TABLE = np.log([[1, 2, 7], [4, 4, 2], [8, 1, 1]])
 
     @pytest.fixture
@@ -394,20 +399,20 @@ class TestPredict:
         for name, value in (("b.png", 1), ("A.PNG", 0), ("sub/deep/c.bmp", 2), (".d.png", 0)):
             save(name, value)
         save(".hidden/e.png", 0)
-        (tmp_path / "notes.txt").write_text("no picture")
+        (tmp_path / "notes.txt").write_text("no image")
         (tmp_path / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n nothing more")
         (tmp_path / "empty").mkdir()
         return tmp_path
 
     def predict(self, paths, **options):
-        options = {"names": NAMES, "k": 2, "workers": 2, **options}
-        return predict(Lookup(self.TABLE), paths, self.TRANSFORM, **options)
+        options = {"names": NAMES, "top": 2, "workers": 2, **options}
+        return predict_images(Lookup(self.TABLE), paths, self.TRANSFORM, **options)
 
     def test_folders_are_expanded_in_order(self, folder):
-        found = [path.relative_to(folder).as_posix() for path in find_pictures([folder])]
+        found = [path.relative_to(folder).as_posix() for path in find_images([folder])]
         assert found == ["A.PNG", "b.png", "broken.png", "sub/deep/c.bmp"]
         given = [folder / "notes.txt", folder / "gone", folder / "empty"]
-        assert find_pictures(given) == given
+        assert find_images(given) == given
 
     @pytest.mark.parametrize("batch_size", [1, 2, 50])
     def test_best_guesses_and_what_could_not_be_read(self, folder, batch_size):
@@ -421,29 +426,28 @@ class TestPredict:
         assert (good.error, deep.error, broken.guesses) == (None, None, ())
         assert "broken.png' cannot be read" in broken.error
 
-    def test_what_is_no_picture_is_a_row_of_its_own(self, folder):
+    def test_what_is_no_image_is_a_row_of_its_own(self, folder):
         text, gone, empty = self.predict([folder / n for n in ("notes.txt", "gone", "empty")])
         assert "notes.txt' cannot be read" in text.error
         assert "gone' cannot be read" in gone.error
         assert (
-            empty.error
-            == f"The folder {str(folder / 'empty')!r} has no pictures in it or below it."
+            empty.error == f"The folder {str(folder / 'empty')!r} has no images in it or below it."
         )
 
-    def test_a_picture_that_the_transform_refuses(self, folder):
+    def test_an_image_that_the_transform_refuses(self, folder):
         Image.new("RGB", (1, 60000)).save(folder / "thin.png")
         transform = EvalTransform(crop=100, resize=100, square=False)
-        (found,) = predict(Lookup(self.TABLE), [folder / "thin.png"], transform)
+        (found,) = predict_images(Lookup(self.TABLE), [folder / "thin.png"], transform)
         assert "is too narrow" in found.error
 
     def test_sigmoid_scores(self, folder):
-        (found,) = self.predict([folder / "A.PNG"], activation="sigmoid", k=3)
+        (found,) = self.predict([folder / "A.PNG"], activation="sigmoid", top=3)
         # sigmoid(log(x)) is x / (1 + x)
         assert [guess.score for guess in found.guesses] == pytest.approx([7 / 8, 2 / 3, 1 / 2])
 
     def test_sigmoid_of_extreme_logits(self, folder):
         model = Lookup([[-1e30, 0, 1e30]])
-        (found,) = predict(model, [folder / "A.PNG"], self.TRANSFORM, activation="sigmoid")
+        (found,) = predict_images(model, [folder / "A.PNG"], self.TRANSFORM, activation="sigmoid")
         assert [(guess.label, guess.score) for guess in found.guesses] == [
             ("2", 1.0),
             ("1", 0.5),
@@ -453,7 +457,7 @@ class TestPredict:
     def test_json_and_progress(self, folder):
         calls = []
         paths = [folder / "A.PNG", folder / "gone", folder / "b.png"]
-        found = self.predict(paths, k=1, batch_size=2, progress=lambda *call: calls.append(call))
+        found = self.predict(paths, top=1, batch_size=2, progress=lambda *call: calls.append(call))
         assert calls == [("predict", 2, 3), ("predict", 3, 3)]
         record = json.loads(json.dumps(found[0].to_dict()))
         assert record["predictions"][0].pop("score") == pytest.approx(0.7)
@@ -470,7 +474,7 @@ class TestPredict:
         for path in paths:
             Image.fromarray(rng.integers(0, 256, (40, 50, 3), dtype=np.uint8)).save(path)
         model, transform = make_bit(), EvalTransform(crop=32, resize=36)
-        found = predict(model, paths, transform, k=1, batch_size=2)
+        found = predict_images(model, paths, transform, top=1, batch_size=2)
         with torch.no_grad():
             images = torch.stack([transform(path) for path in paths])
             expected = model.eval()(images).softmax(1).max(1)
@@ -479,11 +483,13 @@ class TestPredict:
         assert scores == pytest.approx(expected.values.tolist(), rel=1e-4)
 
     def test_refusals(self, folder):
-        with pytest.raises(UsageError, match=r"k of 1 or more.*found k=0"):
-            self.predict([folder], k=0)
-        with pytest.raises(UsageError, match=r"softmax, sigmoid; found .*activation='relu'"):
+        with pytest.raises(UsageError, match=r"`top` must be at least 1, found 0"):
+            self.predict([folder], top=0)
+        with pytest.raises(
+            UsageError, match=r"`activation` must be .*softmax, sigmoid, found 'relu'"
+        ):
             self.predict([folder], activation="relu")
-        with pytest.raises(LayoutError, match=r"\(\d, 2\), one a class name; found \(\d, 3\)"):
+        with pytest.raises(LayoutError, match=r"\(\d, 2\), one per class name; found \(\d, 3\)"):
             self.predict([folder], names=NAMES[:2])
 
     def test_no_paths(self):

@@ -14,7 +14,7 @@ import bitzoo
 PACKAGE = Path(bitzoo.__file__).parent
 
 LAYERS = [
-    ["_version", "errors", "files"],
+    ["_version", "errors", "files", "display"],
     ["models"],
     ["catalogue", "fetch"],
     ["converters", "model_cards", "data", "zoo"],
@@ -32,6 +32,7 @@ may import all, and nothing imports it.
 """
 
 SIBLINGS = {
+    "fetch": {"catalogue"},
     "files": {"errors"},
     "zoo": {"converters"},
     "hub": {"exporters"},

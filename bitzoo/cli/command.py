@@ -1,0 +1,128 @@
+"""What every command does: errors become one paragraph, in the words of the command line.
+
+Exit codes: 0 fine, 1 a proof failed, 2 bad input or usage, 128 + the signal that ended it.
+"""
+
+from __future__ import annotations
+
+import errno
+import re
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, NoReturn
+
+import click
+
+from bitzoo.errors import BitzooError
+
+SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
+DEBUG = "bitzoo.debug"
+"""Key of a context's `meta`: whether the traceback of an error is shown."""
+
+_PYTHON_OPTION = re.compile(r"`(\w+)(?:=([^`]+))?`")
+
+
+class Command(click.Command):
+    """A command that reports errors of bitzoo and of the operating system.
+
+    The library names an option as Python code in backticks: `` `val_fraction` ``,
+    `` `force=True` ``, `` `dtype="float16"` ``. If the command has such an option the user reads
+    its flag: ``--val-fraction``, ``--force``, ``--dtype float16``.
+    """
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        options["context_settings"] = SETTINGS | (options.get("context_settings") or {})
+        super().__init__(*arguments, **options)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command; a pipe whose reader has left is click's to handle."""
+        try:
+            with _rewritten_warnings(self.with_flags):
+                return super().invoke(ctx)
+        except BitzooError as error:
+            fail(ctx, self.with_flags(str(error)), error.exit_code)
+        except OSError as error:
+            if error.errno == errno.EPIPE:
+                raise
+            fail(ctx, describe_os_error(error))
+
+    def with_flags(self, message: str) -> str:
+        """Return a message of the library with this command's flags for Python's options."""
+        return _PYTHON_OPTION.sub(self._flag, message)
+
+    def _flag(self, match: re.Match[str]) -> str:
+        name, value = match.groups()
+        for option in self.params:
+            if option.name == name and isinstance(option, click.Option):
+                return _flag_of(option, value) or match[0]
+        return match[0]
+
+
+def _flag_of(option: click.Option, code: str | None) -> str | None:
+    """Return how the command line writes an option, with a value if there is one.
+
+    Args:
+        option: Of the command.
+        code: The value as Python code; None names the option itself.
+
+    Returns:
+        None if the command line cannot say it.
+    """
+    import ast
+
+    flag = max(option.opts, key=len)
+    if code is None:
+        return flag
+    try:
+        value = ast.literal_eval(code)
+    except (SyntaxError, ValueError):
+        return None
+    if not option.is_flag:
+        return None if isinstance(value, bool) else f"{flag} {value}"
+    if value is (option.flag_value is not False):  # unless declared otherwise, a flag says True
+        return flag
+    return option.secondary_opts[0] if option.secondary_opts and value is False else None
+
+
+@contextmanager
+def _rewritten_warnings(rewrite: Callable[[str], str]) -> Iterator[None]:
+    """Let warnings of the library name flags, too, where Python itself prints them."""
+    import logging
+
+    class Rewritten(logging.Formatter):
+        def format(self, record: logging.LogRecord) -> str:
+            return rewrite(super().format(record))
+
+    handler = logging.lastResort
+    if handler is None:
+        yield
+        return
+    before = handler.formatter
+    handler.setFormatter(Rewritten())
+    try:
+        yield
+    finally:
+        handler.formatter = before
+
+
+def fail(ctx: click.Context, message: str, code: int = 2) -> NoReturn:
+    """Report the exception that is being handled, and leave."""
+    if ctx.meta.get(DEBUG):
+        import traceback
+
+        traceback.print_exc()
+    print(f"error: {message}", file=sys.stderr)
+    ctx.exit(code)
+
+
+def describe_error(error: BaseException | None) -> str:
+    """Return an error's message in the words of the command that runs."""
+    command = click.get_current_context().command
+    return command.with_flags(str(error)) if isinstance(command, Command) else str(error)
+
+
+def describe_os_error(error: OSError) -> str:
+    """Return what the operating system refused, and what to look at."""
+    what = f"{error.filename}: " if error.filename else ""
+    return f"{what}{error.strerror or error}. Check the path, its permissions and the disk."

@@ -1,0 +1,360 @@
+"""Converting what a user names: fetch if needed -> convert -> prove -> write the report.
+
+`bitzoo.converters` moves the bytes of one file to another; here are addresses, catalogue names,
+default outputs and reports.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bitzoo.catalogue.model_info import ModelInfo
+from bitzoo.catalogue.registry import find_spec, get_spec
+from bitzoo.converters.convert import Conversion, default_output
+from bitzoo.converters.formats.checkpoint_formats import Target
+from bitzoo.converters.open import open_source
+from bitzoo.converters.parity.verify import (
+    REPORT_NAME,
+    Check,
+    ParityReport,
+    convert_and_prove,
+    drop_report,
+    load_reports,
+    save_report,
+)
+from bitzoo.converters.parity.verify import verify as verify_files
+from bitzoo.converters.source import Source
+from bitzoo.display import Displayed
+from bitzoo.errors import NotServedError, ParityError, UsageError
+from bitzoo.fetch.http import base_url, download
+from bitzoo.files import Progress, cache_dir, check_replaceable, file_lock
+from bitzoo.zoo.resolve import (
+    fetched,
+    identity_of_download,
+    is_address,
+    is_location,
+    name_in,
+    released_url,
+)
+
+__all__ = ["ConversionResult", "convert", "verify"]
+
+_SUFFIXES = (".npz", ".safetensors", ".h5", ".hdf5", ".pth", ".pt", ".bin", ".gz", ".tgz", ".tar")
+_MODULE_FILES = (
+    ("variables/variables.index",),
+    ("variables/variables.data@1", "variables/variables.data-00000-of-00001"),
+    ("saved_model.pb",),
+    ("tfhub_module.pb",),
+)
+"""What a released module consists of, under the first name that is served; source: the README of
+google-research/big_transfer, which has the shard under the first, and TensorFlow writes the other.
+"""
+
+
+@dataclass(frozen=True, repr=False)
+class ConversionResult(Displayed):
+    """A converted checkpoint.
+
+    Attributes:
+        source: The file that was read; of an address or a name, its copy in the cache.
+        source_sha256: SHA-256 of that file.
+        output: The file or folder that was written.
+        network: Architecture, classes and parameters in words.
+        architecture: Name of the architecture, such as ``R50x1``.
+        num_classes: Outputs of its head; 0 without one.
+        num_params: Parameters with the head.
+        info: What is known of the model.
+        notes: What a user should know, in sentences.
+        parity: The proof; None if none was asked for.
+        report: File with the proof; None if none was asked for.
+    """
+
+    source: Path
+    source_sha256: str
+    output: Path
+    network: str
+    architecture: str
+    num_classes: int
+    num_params: int
+    info: ModelInfo
+    notes: tuple[str, ...]
+    parity: ParityReport | None
+    report: Path | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the result as JSON-ready data."""
+        return {
+            "source": str(self.source),
+            "source_sha256": self.source_sha256,
+            "output": str(self.output),
+            "architecture": self.architecture,
+            "num_classes": self.num_classes,
+            "num_params": self.num_params,
+            "model": self.info.identity.name,
+            "info": self.info.to_dict(),
+            "notes": list(self.notes),
+            "parity": self.parity.to_dict() if self.parity else None,
+        }
+
+    def display_rows(self) -> list[tuple[str, object]]:
+        """Return names and values for people."""
+        proof = "none was asked for"
+        if self.parity:
+            logits = ", weights and logits" if self.parity.logits else ", weights"
+            proof = f"{'passed' if self.parity.passed else 'FAILED'}{logits}: {self.report}"
+        return [
+            ("source", self.source),
+            ("sha256", self.source_sha256),
+            ("network", self.network),
+            ("model", self.info.identity),
+            ("output", self.output),
+            ("proof", proof),
+            *(("note", note) for note in self.notes),
+        ]
+
+
+def convert(
+    src: str | os.PathLike[str],
+    dst: str | os.PathLike[str] | None = None,
+    *,
+    to: str = "safetensors",
+    source_format: str | None = None,
+    dtype: str = "float32",
+    eps_exact: bool = False,
+    check: str = "logits",
+    report: str | os.PathLike[str] | None = None,
+    force: bool = False,
+    keep_source: bool = False,
+    progress: Progress | None = None,
+) -> ConversionResult:
+    """Convert a checkpoint and prove that nothing changed; `bitzoo convert` does the same.
+
+    Args:
+        src: A checkpoint of any format that bitzoo reads, its address, or a catalogue name.
+        dst: File or folder to write to; default beside the source, of what is fetched in the
+            working directory.
+        to: Format to write: ``safetensors``, ``npz``, ``h5``, ``timm``, ``transformers`` (a
+            folder) or ``bit_pytorch``.
+        source_format: Which released file of a catalogue name: ``npz`` (the default), ``h5`` or
+            ``tfhub``.
+        dtype: ``float16`` or ``bfloat16`` to round the numbers; the file says so, and by how much
+            they moved.
+        eps_exact: Whether to multiply the kernels by 10, so that timm or transformers compute
+            Google's function; for inference only.
+        check: What to prove: ``none``, ``weights``, or ``logits`` for both proofs.
+        report: Where to write the proof; default `parity.json` beside the output.
+        force: Whether an existing output is replaced.
+        keep_source: Whether a downloaded source stays in the cache.
+        progress: Called as bytes move.
+
+    Returns:
+        What was read, written and proven.
+
+    Raises:
+        UsageError: If options contradict each other, or a place cannot be written.
+        CheckpointError: If the source is damaged, unsafe, or holds no BiT network.
+        DownloadError: If the source cannot be fetched.
+        ParityError: If a proof fails; nothing is left under the output's name then, and the
+            error's `report` has the figures.
+    """
+    target = Target(to, dtype, eps_exact)
+    wanted = _find_check(check)
+    if report and wanted is Check.NONE:
+        raise UsageError(
+            f'{report}: `check="none"` proves nothing to report. Leave one of them out.'
+        )
+    url, name = _find_address(src, source_format)
+    local = None if url else Path(src).expanduser()
+    output = default_output(local or Path(f"{name}.npz" if name else name_in(url)), to)
+    if dst:
+        place = Path(dst).expanduser()
+        output = place / output.name if place.is_dir() and not target.format.weights else place
+    proof_path = Path(report).expanduser() if report else output.with_name(REPORT_NAME)
+
+    measured: ParityReport | None = None
+
+    def keep(proof: ParityReport) -> None:
+        nonlocal measured
+        measured = proof
+        if report and not proof.passed:
+            save_report(proof, proof_path)
+
+    with ExitStack() as stack:
+        if local:  # opened first: what is wrong with it is said before anything else is done
+            source: Path | Source = stack.enter_context(open_source(local))
+            identity = None
+        _check_places(local, output, proof_path, force=force, contents=target.format.contents)
+        if not local:
+            source = stack.enter_context(_fetched(url, keep=keep_source))
+            identity = identity_of_download(source, get_spec(name) if name else None)
+        try:
+            conversion, proof = convert_and_prove(
+                source,
+                output,
+                target,
+                check=wanted,
+                identity=identity,
+                force=force,
+                progress=progress,
+                on_report=keep,
+            )
+        except ParityError as error:
+            error.report = measured
+            raise
+        if proof:
+            save_report(proof, proof_path)
+        else:
+            drop_report(proof_path, output.name)
+    return _result(conversion, proof, proof_path if proof else None)
+
+
+def verify(
+    src: str | os.PathLike[str],
+    dst: str | os.PathLike[str],
+    *,
+    check: str = "logits",
+    report: str | os.PathLike[str] | None = None,
+    progress: Progress | None = None,
+) -> ParityReport:
+    """Compare two checkpoint files, of any formats that bitzoo reads; `bitzoo verify` does too.
+
+    Args:
+        src: The original.
+        dst: What was made of it.
+        check: ``weights``, or ``logits`` for both proofs.
+        report: Where to write the proof, passed or failed; default nowhere.
+        progress: Called as bytes are read.
+
+    Returns:
+        The figures; `ParityReport.passed` judges them, `ParityReport.require` raises if any fails.
+
+    Raises:
+        UsageError: If there would be nothing to prove, or the report cannot be written.
+        CheckpointError: If a file cannot be read.
+        ParityError: If the files hold different architectures.
+    """
+    wanted = _find_check(check)
+    if wanted is Check.NONE:
+        raise UsageError('`check="none"` would prove nothing; use weights or logits.')
+    source, output = Path(src).expanduser(), Path(dst).expanduser()
+    place = Path(report).expanduser() if report else None
+    _require_different(source=source, output=output, report=place)
+    proof = verify_files(source, output, check=wanted, progress=progress)
+    if place:
+        save_report(proof, place)
+    return proof
+
+
+def _find_check(name: str) -> Check:
+    try:
+        return Check(name)
+    except ValueError:
+        known = ", ".join(check.value for check in Check)
+        raise UsageError(f"`check` must be one of {known}, found {name!r}.") from None
+
+
+def _find_address(src: str | os.PathLike[str], source_format: str | None) -> tuple[str, str | None]:
+    """Return where to fetch `src` from, empty for a file, and its catalogue name if known."""
+    if source_format and (is_address(src) or _is_local(src)):
+        raise UsageError(
+            f'`source_format="{source_format}"` chooses between the released files of a catalogue '
+            f"name; {src} is a file or an address, whose format is recognised. Leave "
+            "`source_format` out."
+        )
+    if _is_local(src):
+        return "", None
+    src = os.fspath(src)
+    if is_address(src):
+        spec = find_spec(Path(name_in(src)).stem)
+        return src, spec.name if spec else None
+    spec = get_spec(src)
+    if source_format in (None, "npz"):
+        return released_url(spec), spec.name
+    spec.url(source_format)  # says what there is, if it was not released so
+    return base_url() + spec.files[source_format], spec.name
+
+
+def _is_local(src: str | os.PathLike[str]) -> bool:
+    if is_address(src):
+        return False
+    looks = os.fspath(src).lower().endswith(_SUFFIXES)  # even if nothing is there: said later
+    return looks or is_location(src) or Path(f"{os.fspath(src)}.index").is_file()
+
+
+@contextmanager
+def _fetched(url: str, *, keep: bool) -> Iterator[Path]:
+    """Lend the cached copy of a checkpoint, as `fetched`, or of a module's folder."""
+    if not url.endswith("/"):
+        with fetched(url, keep=keep) as path:
+            yield path
+        return
+    folder = cache_dir() / "downloads" / "tfhub" / Path(url).name
+    with file_lock(folder):
+        for names in _MODULE_FILES:
+            _download_first(url, names, folder)
+        yield folder
+        if not keep:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _download_first(url: str, names: Sequence[str], folder: Path) -> None:
+    """Fetch the first of some files that the server has."""
+    for name in names:
+        try:
+            download(url + name, folder / name)
+            return
+        except NotServedError as error:
+            refused = error
+    raise refused
+
+
+def _check_places(
+    source: Path | None, output: Path, report: Path, *, force: bool, contents: Sequence[str]
+) -> None:
+    """Refuse what could only fail in the end, before gigabytes are fetched and converted."""
+    _require_different(source=source, output=output, report=report)
+    for path in (output, report):
+        if not path.parent.is_dir():
+            raise UsageError(f"{path}: there is no folder {path.parent}. Create it first.")
+    if contents:
+        check_replaceable(output, force=force, contents=contents)
+    elif output.exists() and not force:
+        raise UsageError(
+            f"{output} already exists. Choose another `dst`, or replace it: `force=True`."
+        )
+    load_reports(report)  # raises if something else lies there
+
+
+def _require_different(**files: Path | None) -> None:
+    places = [os.path.realpath(path.expanduser()) for path in files.values() if path]
+    if len(set(places)) < len(places):
+        listed = ", ".join(f"{role} {path}" for role, path in files.items() if path)
+        raise UsageError(
+            f"Expected different files, found {listed}. One would replace the other, or be "
+            "compared with itself: choose another name."
+        )
+
+
+def _result(
+    conversion: Conversion, proof: ParityReport | None, report: Path | None
+) -> ConversionResult:
+    inventory = conversion.inventory
+    return ConversionResult(
+        source=conversion.source,
+        source_sha256=conversion.sha256,
+        output=conversion.output,
+        network=f"{inventory.title}, {inventory.num_params:,} parameters",
+        architecture=inventory.architecture.name,
+        num_classes=inventory.num_classes,
+        num_params=inventory.num_params,
+        info=conversion.info,
+        notes=conversion.notes,
+        parity=proof,
+        report=report,
+    )
