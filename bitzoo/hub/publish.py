@@ -275,18 +275,15 @@ class _Staging:
 
 @contextmanager
 def _offline() -> Iterator[None]:
-    """Let nothing touch the network meanwhile."""
-    names = ("BITZOO_OFFLINE", "HF_HUB_OFFLINE")
-    before = {name: os.environ.get(name) for name in names}
-    os.environ.update(dict.fromkeys(names, "1"))
+    """Let nothing be fetched meanwhile; preparing asks no Hub anyway."""
+    before = os.environ.get("BITZOO_OFFLINE")
+    os.environ["BITZOO_OFFLINE"] = "1"
     try:
         yield
     finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
+        del os.environ["BITZOO_OFFLINE"]
+        if before is not None:
+            os.environ["BITZOO_OFFLINE"] = before
 
 
 def _plan_all(

@@ -12,6 +12,7 @@ from checkpoints import make_checkpoint, write_npz
 from pictures import write_digits
 
 import bitzoo
+from bitzoo.errors import UsageError
 from bitzoo.runs.tensorboard import keep_tensorflow_out
 
 STEPS = ["--steps", "6", "--batch-size", "16", "--lr", "0.03", "--resolution", "36,32"]
@@ -78,12 +79,54 @@ def test_a_run_is_a_model_folder(desk: Path, finished: subprocess.CompletedProce
     ]
 
 
+def test_evaluating_and_predicting_from_python(
+    desk: Path, finished: subprocess.CompletedProcess[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the commands do, with a run folder, a path or the model itself."""
+    monkeypatch.setenv("BITZOO_CACHE", str(desk / "cache"))
+    words = ["evaluate", "run", "--data", "digits", "--format", "json"]
+    said = json.loads(run(desk, *words).stdout)
+    tasks = set()
+    found = bitzoo.evaluate(
+        desk / "run", desk / "digits", progress=lambda task, done, total: tasks.add(task)
+    )
+    assert same_scores(found.to_dict(), said)
+    assert "evaluate" in tasks
+    model = bitzoo.create_model(desk / "run", pretrained=True)
+    again = bitzoo.evaluate(model, str(desk / "digits"), batch_size=3)
+    assert same_scores(again.to_dict(), said)
+    assert repr(found).splitlines()[1] == (
+        f"  top-1    {said['top1']:.2%} ({said['correct']} of {said['count']} images)"
+    )
+    with pytest.raises(UsageError, match="does not say what its classes are called"):
+        bitzoo.evaluate(desk / "small.npz", desk / "digits")
+
+    words = ["predict", "run", "digits/val", "--top", "2", "--format", "json"]
+    said = json.loads(run(desk, *words).stdout)
+    monkeypatch.chdir(desk)
+    for source, paths in (("run", "digits/val"), (model, [Path("digits/val")])):
+        predictions = bitzoo.predict(source, paths, top=2)
+        assert [p.path for p in predictions] == [entry["path"] for entry in said]
+        for prediction, entry in zip(predictions, said, strict=True):
+            labels = [guess.label for guess in prediction.guesses]
+            assert labels == [guess["label"] for guess in entry["predictions"]]
+            scores = [guess.score for guess in prediction.guesses]
+            assert scores == pytest.approx([g["score"] for g in entry["predictions"]], abs=1e-5)
+
+
+def same_scores(found: dict[str, object], expected: dict[str, object]) -> bool:
+    """Whether two evaluations count the same; losses differ by rounding."""
+    assert found["loss"] == pytest.approx(expected["loss"], abs=1e-5)
+    return {**found, "loss": None} == {**expected, "loss": None}
+
+
 def test_a_run_is_never_lost_by_accident(
     desk: Path, finished: subprocess.CompletedProcess[str]
 ) -> None:
     same = ["finetune", "--model", "small.npz", "--data", "digits", "--out", "run"]
     before = (desk / "run/model.safetensors").read_bytes()
-    assert "--resume" in run(desk, *same, *STEPS, code=2).stderr
+    refused = run(desk, *same, *STEPS, code=2).stderr
+    assert "Go on with it (--resume), or delete it and start again (--overwrite)." in refused
     changed = run(desk, *same, *STEPS, "--seed", "7", "--resume", code=2).stderr
     assert "  - seed: 0\n  + seed: 7" in changed
     assert (desk / "run/model.safetensors").read_bytes() == before
@@ -125,11 +168,17 @@ def test_random_weights_are_the_seeds(
     stems = []
     for number, seed in enumerate((3, 3, 4)):
         torch.manual_seed(number)
-        bitzoo.finetune(
+        result = bitzoo.finetune(
             desk / "small.npz", desk / "digits", tmp_path / str(number), pretrained=False,
             steps=1, batch_size=4, lr=1e-9, resolution=(36, 32), seed=seed,
         )  # fmt: skip
         stems.append(bitzoo.create_model(tmp_path / str(number), pretrained=True).stem.conv.weight)
+        assert repr(result).splitlines()[:2] == [
+            "FinetuneResult",
+            f"  folder    {tmp_path / str(number)}",
+        ]
+        said = json.loads((tmp_path / str(number) / "evaluation.json").read_text())
+        assert json.loads(json.dumps(result.to_dict()))["evaluation"] == said
     assert stems[0].allclose(stems[1], atol=1e-6)
     assert not stems[0].allclose(stems[2], atol=1e-3)
 
