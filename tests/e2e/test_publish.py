@@ -181,65 +181,6 @@ class TestDryRun:
         assert "is prepared for lab/prepared, and its card and manifest name it" in refused.err
 
 
-FROM_PYTHON = (
-    SMALL_NAMES
-    + """
-import json, os
-import bitzoo
-from bitzoo.errors import UsageError
-plans = []
-def confirm(plan):
-    plans.append(plan)
-    return len(plans) > 1
-plan = bitzoo.publish("own.npz", repo="lab/python", dry_run=True, folder="planned")
-assert "BITZOO_OFFLINE" not in os.environ
-try:
-    bitzoo.publish("own.npz", repo="lab/python", confirm=confirm)
-except UsageError as error:
-    print(error)
-first = bitzoo.publish("own.npz", repo="lab/python", confirm=confirm)
-again = bitzoo.publish("own.npz", repo="lab/python", confirm=confirm)
-told = []
-names = "BiT-M-R50x1-run[01]-dtd"
-many = bitzoo.publish(names, org="my-org", confirm=confirm, on_result=told.append)
-assert told == many
-for run in range(2):  # a dry run fetches nothing
-    name = f"BiT-M-R50x1-run{run}-dtd"
-    bitzoo.convert(name, f"{name}.kept", check="none", keep_source=True)
-dry = bitzoo.publish(names, org="nobody", dry_run=True)
-print(json.dumps({
-    "plan": plan.to_dict(), "confirmed": [type(plan).__name__ for plan in plans],
-    "batch": [repo for _, repo in plans[-1].targets],
-    "first": first.to_dict(), "again": again.to_dict(), "many": many.to_dicts(),
-    "dry": [[result.outcome, result.plan.to_dict()["repo"]] for result in dry],
-}))
-"""
-)
-
-
-def test_publishing_from_python(hub, desk):
-    """Without a question unless one is given, and without a word."""
-    process = desk.start(FROM_PYTHON)
-    out, err = process.communicate(timeout=200)
-    assert process.returncode == 0, err
-    refused, record = out.splitlines()
-    assert refused == "Not confirmed; nothing was sent."
-    found = json.loads(record)
-    assert found["plan"] == json.loads((desk.folder / "planned/plan.json").read_text())
-    assert found["confirmed"] == ["Plan", "Plan", "BatchPlan"]
-    assert (found["first"]["outcome"], found["again"]["outcome"]) == ("published", "unchanged")
-    assert (
-        found["again"]["commit"] == found["first"]["commit"] == hub.repos["lab/python"].refs["main"]
-    )
-    repos = [f"my-org/BiT-M-R50x1-run{run}-dtd" for run in range(2)]
-    assert found["batch"] == [result["repo"] for result in found["many"]] == repos
-    for result in found["many"]:
-        commit = hub.repos[result["repo"]].refs["main"]
-        assert (result["error"], result["publication"]["commit"]) == (None, commit)
-    assert found["dry"] == [["planned", repo.replace("my-org", "nobody")] for repo in repos]
-    assert not any(repo.startswith("nobody/") for repo in hub.repos)
-
-
 class TestOneChangedBit:
     def test_in_the_prepared_weights(self, hub, desk):
         out = desk.folder / "flipped"
@@ -533,6 +474,65 @@ class TestMany:
         assert re.search(r"lab/BiT-M-R50x1-run0-dtd +failed", done.out)
         assert re.search(r"lab/BiT-M-R50x1-run1-dtd +not tried", done.out)
         assert TOKEN not in done.out
+
+
+FROM_PYTHON = (
+    SMALL_NAMES
+    + """
+import json, os
+import bitzoo
+from bitzoo.errors import UsageError
+plans = []
+def confirm(plan):
+    plans.append(plan)
+    return len(plans) > 1
+plan = bitzoo.publish("own.npz", repo="lab/python", dry_run=True, folder="planned")
+assert "BITZOO_OFFLINE" not in os.environ
+try:
+    bitzoo.publish("own.npz", repo="lab/python", confirm=confirm)
+except UsageError as error:
+    print(error)
+first = bitzoo.publish("own.npz", repo="lab/python", confirm=confirm)
+again = bitzoo.publish("own.npz", repo="lab/python", confirm=confirm)
+told = []
+names = "BiT-M-R50x1-run[01]-dtd"
+many = bitzoo.publish(names, org="my-org", confirm=confirm, on_result=told.append)
+assert told == many
+for run in range(2):  # a dry run fetches nothing
+    name = f"BiT-M-R50x1-run{run}-dtd"
+    bitzoo.convert(name, f"{name}.kept", check="none", keep_source=True)
+dry = bitzoo.publish(names, org="nobody", dry_run=True)
+print(json.dumps({
+    "plan": plan.to_dict(), "confirmed": [type(plan).__name__ for plan in plans],
+    "batch": [repo for _, repo in plans[-1].targets],
+    "first": first.to_dict(), "again": again.to_dict(), "many": many.to_dicts(),
+    "dry": [[result.outcome, result.plan.to_dict()["repo"]] for result in dry],
+}))
+"""
+)
+
+
+def test_publishing_from_python(hub, desk):
+    """Without a question unless one is given, and without a word."""
+    process = desk.start(FROM_PYTHON)
+    out, err = process.communicate(timeout=200)
+    assert process.returncode == 0, err
+    refused, record = out.splitlines()
+    assert refused == "Not confirmed; nothing was sent."
+    found = json.loads(record)
+    assert found["plan"] == json.loads((desk.folder / "planned/plan.json").read_text())
+    assert found["confirmed"] == ["Plan", "Plan", "BatchPlan"]
+    assert (found["first"]["outcome"], found["again"]["outcome"]) == ("published", "unchanged")
+    assert (
+        found["again"]["commit"] == found["first"]["commit"] == hub.repos["lab/python"].refs["main"]
+    )
+    repos = [f"my-org/BiT-M-R50x1-run{run}-dtd" for run in range(2)]
+    assert found["batch"] == [result["repo"] for result in found["many"]] == repos
+    for result in found["many"]:
+        commit = hub.repos[result["repo"]].refs["main"]
+        assert (result["error"], result["publication"]["commit"]) == (None, commit)
+    assert found["dry"] == [["planned", repo.replace("my-org", "nobody")] for repo in repos]
+    assert not any(repo.startswith("nobody/") for repo in hub.repos)
 
 
 class TestARun:
