@@ -4,7 +4,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: quickstart test test-full lint format bench bench-quick readme clean
+.PHONY: quickstart test test-full lint format bench bench-quick readme cards clean
 
 quickstart: .venv/.installed  ## the main job, end to end, on a small random checkpoint
 	$(BIN)/bitzoo quickstart
@@ -31,7 +31,10 @@ bench-quick: .venv/.installed-dev  ## the same at a small size, within five minu
 	$(BIN)/python benchmarks/run.py --quick
 
 readme: .venv/.installed-dev  ## the catalogue table, from the registry
-	$(BIN)/python tests/readme_table.py
+	$(BIN)/python tools/readme_table.py
+
+cards: .venv/.installed-dev  ## a card for each model, from the registry
+	$(BIN)/python tools/model_cards.py
 
 clean:
 	rm -rf .venv build dist .mypy_cache .pytest_cache .ruff_cache

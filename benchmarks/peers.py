@@ -24,6 +24,7 @@ from transformers import BitForImageClassification
 
 from bitzoo import create_model
 from bitzoo.converters.convert import convert
+from bitzoo.converters.formats.checkpoint_formats import Target
 from bitzoo.converters.formats.npz import write_npz
 from bitzoo.converters.key_mapping import layout_of, name_of
 from bitzoo.converters.layouts import stored_shape
@@ -89,7 +90,7 @@ def load_bitzoo(source: Path) -> torch.nn.Module:
 
 
 def load_timm(source: Path, *, eps_exact: bool = False) -> torch.nn.Module:
-    output = convert(source, to="timm", eps_exact=eps_exact, force=True).output
+    output = convert(source, target=Target("timm", eps_exact=eps_exact), force=True).output
     network = timm.create_model("resnetv2_50x1_bit", num_classes=CLASSES)
     network.load_state_dict(load_file(output), strict=True)
     return network.eval()
@@ -97,7 +98,7 @@ def load_timm(source: Path, *, eps_exact: bool = False) -> torch.nn.Module:
 
 def load_transformers(source: Path, *, eps_exact: bool = False) -> torch.nn.Module:
     output = source.with_name(f"transformers-{eps_exact}")
-    convert(source, output, to="transformers", eps_exact=eps_exact, force=True)
+    convert(source, output, target=Target("transformers", eps_exact=eps_exact), force=True)
     return BitForImageClassification.from_pretrained(output).eval()
 
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from bitzoo._version import __version__
 
 if TYPE_CHECKING:
+    from bitzoo.catalogue.model_info import ModelInfo
     from bitzoo.catalogue.registry import ModelSpec, get_spec, list_models
     from bitzoo.exporters.export import export
     from bitzoo.hub.publish import card, publish
@@ -23,21 +24,24 @@ if TYPE_CHECKING:
     from bitzoo.runs.finetune import finetune
     from bitzoo.training.hyperrule import hyperrule
     from bitzoo.zoo.conversion import convert, verify
-    from bitzoo.zoo.create import create_model, create_transform, fold, labels
+    from bitzoo.zoo.create import create_model, fold
+    from bitzoo.zoo.info import create_transform, info, labels
 
 _HOMES = {
+    "ModelInfo": "catalogue.model_info",
     "ModelSpec": "catalogue.registry",
     "card": "hub.publish",
     "convert": "zoo.conversion",
     "create_model": "zoo.create",
-    "create_transform": "zoo.create",
+    "create_transform": "zoo.info",
     "evaluate": "inference.evaluate",
     "export": "exporters.export",
     "finetune": "runs.finetune",
     "fold": "zoo.create",
     "get_spec": "catalogue.registry",
     "hyperrule": "training.hyperrule",
-    "labels": "zoo.create",
+    "info": "zoo.info",
+    "labels": "zoo.info",
     "list_models": "catalogue.registry",
     "optimize": "inference.optimize",
     "predict": "inference.predict",
@@ -46,6 +50,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "ModelInfo",
     "ModelSpec",
     "__version__",
     "card",
@@ -58,6 +63,7 @@ __all__ = [
     "fold",
     "get_spec",
     "hyperrule",
+    "info",
     "labels",
     "list_models",
     "optimize",

@@ -1,7 +1,7 @@
-"""A small network, small pictures of digits and short recipes, for every test that trains.
+"""A small network, small images of digits and short recipes, for every test that trains.
 
-`InProcess` runs a function in a process of its own. Their server has imported torch already, so
-that all but the first cost milliseconds.
+`InProcess` runs a function in its own process. These are forked from a server that has imported
+torch already, so all but the first start in milliseconds.
 """
 
 import hashlib
@@ -32,22 +32,22 @@ _server.set_forkserver_preload(
 
 
 class Digits(Pixels):
-    """Pictures in memory; remembers which were asked for."""
+    """Images in memory; records which were requested."""
 
-    def __init__(self, pictures):
-        self.size = pictures.shape[1]
-        self.pictures = pictures
+    def __init__(self, images):
+        self.size = images.shape[1]
+        self.images = images
         self.asked = []
 
     def __len__(self):
-        return len(self.pictures)
+        return len(self.images)
 
     def rows(self, indices):
         self.asked.extend(np.ravel(indices).tolist())
-        return [self.pictures[index] for index in np.ravel(indices)]
+        return [self.images[index] for index in np.ravel(indices)]
 
     def close(self):
-        self.pictures = None
+        self.images = None
 
 
 @lru_cache
@@ -62,8 +62,8 @@ def digits(size=RESIZE):
 
 
 def make_data(count=40):
-    pictures, labels = digits()
-    return Digits(pictures[:count]), labels[:count]
+    images, labels = digits()
+    return Digits(images[:count]), labels[:count]
 
 
 def make_recipe(steps=6, batch_size=8, lr=0.003, mixup=0.2, **changes):
@@ -90,9 +90,10 @@ def sha256(model):
 
 
 class InProcess:
-    """A module's function at work in a process of its own, with one thread.
+    """Runs a module's function in its own process, with one thread.
 
-    Its first argument is a function that reports an object to us; what it returns is reported last.
+    The function's first argument is a function that reports an object to this process; its return
+    value is reported last.
     """
 
     def __init__(self, function, *args, environment=None, **keywords):
@@ -103,13 +104,13 @@ class InProcess:
         writing.close()
 
     def next(self, timeout=60):
-        """The next thing reported; EOFError when there is no more."""
+        """Return the next reported object; EOFError if there is none left."""
         if not self.reading.poll(timeout):
             raise TimeoutError(f"nothing reported for {timeout} seconds")
         return self.reading.recv()
 
     def result(self):
-        """The last thing reported, when the process has ended."""
+        """Wait until the process ends, and return the last reported object."""
         reported = []
         try:
             while True:
@@ -133,7 +134,7 @@ def _report(pipe, function, args, keywords, environment):
 
 
 def resume_and_finish(report, folder, recipe, options):
-    """Go on from the newest checkpoint, or start; report each step, then the weights' hash."""
+    """Resume from the newest checkpoint, or start; report each step, then the weights' hash."""
     model, start = make_model(), latest_checkpoint(Path(folder))
     places = {"folder": Path(folder), "start": start}
     train(model, recipe, *make_data(), options, on_step=lambda m: report(m["step"]), **places)

@@ -39,6 +39,14 @@ class Preprocessing:
     square: bool
     source: str
 
+    def in_words(self) -> str:
+        """One line for people, without the source."""
+        edges = "both edges" if self.square else "shorter edge"
+        how = f"RGB, {edges} to {self.resize} px ({self.interpolation})"
+        if self.crop != self.resize or not self.square:
+            how += f", central {self.crop} x {self.crop}"
+        return f"{how}, scaled to [-1, 1]"
+
 
 @dataclass(frozen=True)
 class Metric:
@@ -84,6 +92,11 @@ PREPROCESSING: dict[str, Preprocessing] = {
     ),
 }
 """Evaluation preprocessing by protocol; a key that ends in an architecture is its exception."""
+
+DEFAULT_PREPROCESSING = Preprocessing(
+    224, 256, "bilinear", False, "nobody: it is not known, and this is BiT's pre-training"
+)
+"""Used, and said to be used, where nothing states how images are prepared."""
 
 VTAB_TASKS: dict[str, tuple[int, str]] = {
     "caltech101": (102, "large"),
@@ -158,7 +171,7 @@ DOUBTS: dict[str, tuple[str, ...]] = {
     ),
     "BiT-L": (
         "No weights to check against: class count from the paper, preprocessing as BiT-M.",
-        "Softmax is assumed; a head trained with one yes/no question a class needs a sigmoid.",
+        "Softmax is assumed; a head trained with one yes/no question per class needs a sigmoid.",
     ),
 }
 """What nobody could check, by family or by name. No released file was opened for this catalogue."""

@@ -32,7 +32,7 @@ from bitzoo.errors import UnknownModelError, WeightsUnavailableError
 from bitzoo.models.architecture import ARCHITECTURES, Architecture
 
 __all__ = [
-    "DEFAULT_BASE_URL",
+    "BASE_URL",
     "Metric",
     "ModelSpec",
     "Preprocessing",
@@ -41,7 +41,7 @@ __all__ = [
     "list_models",
 ]
 
-DEFAULT_BASE_URL = "https://storage.googleapis.com/bit_models/"
+BASE_URL = "https://storage.googleapis.com/bit_models/"
 """Google's public bucket; the paths in `ModelSpec.files` are relative to it."""
 
 Activation = Literal["sigmoid", "softmax"]
@@ -57,11 +57,11 @@ class ModelSpec:
         arch_name: A key of `bitzoo.models.architecture.ARCHITECTURES`, such as ``R50x1``.
         num_classes: Outputs of the head.
         activation: What turns logits into scores: ``sigmoid`` for a head trained with one
-            yes/no question a class, else ``softmax``.
+            yes/no question per class, else ``softmax``.
         dataset: What the network was pre-trained on.
         task: What the head predicts.
         preprocessing: How to prepare an image for this checkpoint.
-        files: Format (``npz``, ``h5``, ``tfhub``) to path below `DEFAULT_BASE_URL`; a ``tfhub``
+        files: Format (``npz``, ``h5``, ``tfhub``) to path below `BASE_URL`; a ``tfhub``
             path is a folder.
         label_set: The name under which `timm.data.ImageNetInfo` has the class names, or None.
         label_note: Why there is no `label_set`; empty if there is one.
@@ -106,6 +106,10 @@ class ModelSpec:
         """Parameters with the head."""
         return self.architecture.num_params(self.num_classes)
 
+    def fits(self, architecture: Architecture, num_classes: int) -> bool:
+        """Whether a network of that architecture and class count can be this checkpoint."""
+        return (architecture, num_classes) == (self.architecture, self.num_classes)
+
     def url(self, format: str = "npz") -> str:  # noqa: A002
         """Address of a released file (of the folder, for ``tfhub``).
 
@@ -123,7 +127,7 @@ class ModelSpec:
                 f"{self.name} was not released as {format!r}; there is {', '.join(self.files)}. "
                 "Ask for one of these."
             )
-        return DEFAULT_BASE_URL + self.files[format]
+        return BASE_URL + self.files[format]
 
     def to_dict(self) -> dict[str, Any]:
         """The entry as JSON-able data, with what follows from it: sizes and addresses."""

@@ -128,7 +128,7 @@ def _print(result: ConversionResult) -> None:
         ("source", result.source),
         ("sha256", result.source_sha256),
         ("network", result.network),
-        ("model", result.model or "not a released file, as far as its name says"),
+        ("model", result.info.identity),
         ("output", result.output),
         ("proof", result.report or "none was asked for (--check none)"),
     ]

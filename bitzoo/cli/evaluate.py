@@ -55,6 +55,11 @@ def evaluate(
 @click.argument("paths", type=PATH, nargs=-1, required=True)
 @click.option("--top", type=int, default=1, show_default=True, help="Classes per image.")
 @click.option(
+    "--activation",
+    type=click.Choice(["softmax", "sigmoid"]),
+    help="What makes scores of logits; default: what the model states.",
+)
+@click.option(
     "--format", type=click.Choice(["table", "csv", "json"]), default="table", help="What to print."
 )
 @inference_options
@@ -63,6 +68,7 @@ def predict(
     model: str,
     paths: tuple[Path, ...],
     top: int,
+    activation: str | None,
     format: str,  # noqa: A002
     batch_size: int,
     dtype: str,
@@ -79,6 +85,7 @@ def predict(
             model,
             paths,
             top=top,
+            activation=activation,  # type: ignore[arg-type]
             batch_size=batch_size,
             dtype=dtype,
             backend=backend,

@@ -59,13 +59,13 @@ def export(model: str, to: str, out: Path, dtype: str, force: bool, json: bool) 
 def _print(model: str, report: ExportReport) -> None:
     from bitzoo.exporters.probe import REASON
 
-    facts = report.facts
+    known = report.metadata
     print_facts(
         [
-            ("model", f"{model}, {facts['architecture']}, {facts['num_classes']} classes"),
+            ("model", f"{model}, {known['architecture']}, {known['num_classes']} classes"),
             ("output", report.path),
-            ("images", facts["input"]),
-            ("kernels", facts["kernels"]),
+            ("images", known["input"]),
+            ("kernels", known["kernels"]),
             ("run by", report.runtime),
             ("report", report.report),
         ]
@@ -78,7 +78,7 @@ def _print(model: str, report: ExportReport) -> None:
                 f"{found.images} x {found.size} px",
                 f"{found.relative_l2:.1e}",
                 f"{found.max_abs:.1e}",
-                f"{found.max_output:.1e}",
+                f"{found.max_logit:.1e}",
                 f"{found.top1_equal} of {found.images}",
                 f"{report.tolerance:.0e}",
                 "ok",

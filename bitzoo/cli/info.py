@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import sys
 import textwrap
-from collections import Counter
 from collections.abc import Iterable
 from itertools import groupby
-from pathlib import Path
 from typing import Any
 
 import click
@@ -73,43 +71,13 @@ def describe(model: str) -> dict[str, Any]:
         UnknownModelError: If it is none of these.
         CheckpointError: If the file cannot be read.
     """
-    from bitzoo.catalogue.registry import find_spec, get_spec
-
-    if find_spec(model) is None:
-        from bitzoo.zoo.resolve import is_location, locate
-
-        if is_location(model):
-            return _describe_file(locate(model).path)
-    return get_spec(model).to_dict()
-
-
-def _describe_file(path: Path) -> dict[str, Any]:
     from bitzoo.catalogue.registry import find_spec
-    from bitzoo.converters.identify import identify
-    from bitzoo.converters.open import open_source
 
-    with open_source(path) as source:
-        inventory = identify(source)
-        dtypes = Counter(tensor.number_format for tensor in inventory.tensors.values())
-        spec = find_spec(source.metadata.get("model") or path.stem)
-        return {
-            "file": str(path),
-            "bytes": source.size,
-            "names": source.names,
-            "architecture": inventory.architecture.name,
-            "depths": list(inventory.architecture.depths),
-            "width": inventory.architecture.width,
-            "in_chans": inventory.architecture.in_chans,
-            "num_classes": inventory.num_classes,
-            "num_params": inventory.num_params,
-            "tensors": len(inventory.tensors),
-            "dtypes": dict(dtypes),
-            "metadata": dict(source.metadata),
-            "model_by_name": spec.name if spec else None,
-            "agrees_with_name": spec
-            and (spec.architecture, spec.num_classes)
-            == (inventory.architecture, inventory.num_classes),
-        }
+    if spec := find_spec(model):  # at once, without what reads files
+        return spec.to_dict()
+    from bitzoo.zoo.info import describe
+
+    return describe(model)
 
 
 def facts(record: dict[str, Any]) -> Facts:
@@ -160,6 +128,9 @@ def _scores(metrics: list[dict[str, Any]]) -> list[str]:
 
 
 def _file_facts(record: dict[str, Any]) -> Facts:
+    known = [row for row in _known_facts(record) if row[0] != "network"]
+    if "tensors" not in record:  # an exported file, of which the report beside it tells
+        return [("file", record["file"]), *_known_facts(record)]
     classes, params = record["num_classes"], record["num_params"]
     head = f"{classes:,} classes" if classes else "no head"
     channels = "" if record["in_chans"] == 3 else f", {record['in_chans']} input channels"
@@ -170,17 +141,20 @@ def _file_facts(record: dict[str, Any]) -> Facts:
         ("size", f"{record['bytes']:,} bytes"),
         ("network", f"{record['architecture']}, {head}, {params:,} parameters{channels}"),
         ("tensors", f"{dtypes}, with {names} names"),
-        ("model", _by_name(record)),
+        *known,
+        ("note", _wrapped(record["notes"])),
         ("metadata", _aligned(record["metadata"].items())),
     ]
 
 
-def _by_name(record: dict[str, Any]) -> str:
-    if not record["model_by_name"]:
-        return "not a released file, as far as its name says"
-    if record["agrees_with_name"]:
-        return f"{record['model_by_name']}, by its name; network and classes agree"
-    return f"named like {record['model_by_name']}, but its network or classes are others"
+def _known_facts(record: dict[str, Any]) -> Facts:
+    """What is known of the model in a file, and who says so."""
+    from bitzoo.catalogue.model_info import ModelInfo
+
+    known = ModelInfo.from_dict(record["info"])
+    refused = record.get("refused", {}).items()
+    rows: Facts = [*known.display_rows(), *((f"refused {key}", why) for key, why in refused)]
+    return [(name, _wrapped([str(value)])) for name, value in rows]
 
 
 def _aligned(rows: Iterable[Iterable[object]]) -> list[str]:

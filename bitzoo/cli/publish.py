@@ -22,6 +22,12 @@ if TYPE_CHECKING:
 
 _SHORT = 12
 
+vouch_option = click.option(
+    "--vouch",
+    is_flag=True,
+    help="Vouch that it is the release that its name stands for; the card says so.",
+)
+
 
 @click.command("publish", cls=Command, no_args_is_help=True)
 @click.argument("model")
@@ -33,7 +39,8 @@ _SHORT = 12
 @click.option("--dry-run", is_flag=True, help="Write folder and plan; use no network.")
 @click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
 @click.option("--folder", type=PATH, help="Where to put the files together; default: the cache.")
-@click.option("--license", help="SPDX id, for files whose licence bitzoo does not know.")
+@click.option("--license", help="SPDX id of the licence of your file or run.")
+@vouch_option
 @json_option
 @debug_option
 def publish(
@@ -47,6 +54,7 @@ def publish(
     yes: bool,
     folder: Path | None,
     license: str | None,  # noqa: A002
+    vouch: bool,
     json: bool,
 ) -> None:
     """Publish MODEL to the Hugging Face Hub.
@@ -81,6 +89,7 @@ def publish(
             confirm=confirm,
             folder=folder,
             license=license,
+            vouch=vouch,
             progress=stack.enter_context(progress_bar()),
             on_result=None if dry_run else _tell,
         )
@@ -92,9 +101,17 @@ def publish(
 @click.command("card", cls=Command, no_args_is_help=True)
 @click.argument("model")
 @click.option("--repo", help="Repository, organisation/name, for the snippets.")
+@click.option("--license", help="SPDX id of the licence of your file or run.")
+@vouch_option
 @click.option("--out", type=PATH, help="File to write; default: print the card.")
 @debug_option
-def card(model: str, repo: str | None, out: Path | None) -> None:
+def card(
+    model: str,
+    repo: str | None,
+    license: str | None,  # noqa: A002
+    vouch: bool,
+    out: Path | None,
+) -> None:
     """Write the model card of MODEL.
 
     MODEL is a catalogue name, a checkpoint file, or a run folder.
@@ -102,7 +119,7 @@ def card(model: str, repo: str | None, out: Path | None) -> None:
     from bitzoo.files import write_text
     from bitzoo.hub import publish as hub
 
-    text = hub.card(model, repo=repo)
+    text = hub.card(model, repo=repo, license=license, vouch=vouch)
     if out is None:
         say(text.rstrip("\n"))
         return
@@ -150,9 +167,12 @@ def _tell(result: PublishResult) -> None:
 
 
 def _print_batch(plan: BatchPlan) -> None:
+    from bitzoo.hub.targets import Released
+
     rows = [
-        (subject.title, repo, 4 * subject.spec.num_params if subject.spec else 0)
-        for subject, repo in plan.targets
+        (target.title, repo, 4 * target.spec.num_params)
+        for target, repo in plan.targets
+        if isinstance(target, Released)
     ]
     print_table(("model", "repository", "bytes at most"), rows)
 
@@ -183,6 +203,7 @@ def _print_plan(plan: Plan) -> None:
     facts: list[tuple[str, object]] = [
         ("repository", plan.prepared.repo),
         ("folder", plan.prepared.folder),
+        *_known_facts(plan),
     ]
     if state is not None:
         facts.append(("is now at", state.commit or "no commit"))
@@ -199,6 +220,19 @@ def _print_plan(plan: Plan) -> None:
         facts.append(("tag", options.tag))
     say("")
     print_facts(facts)
+
+
+def _known_facts(plan: Plan) -> list[tuple[str, object]]:
+    """What is claimed of the model: which release it is, and under whose licence."""
+    info = plan.prepared.info
+    if info is None:
+        return [("licence", "as its card says")]
+    licence = info.license or "not stated; say which: --license"
+    facts: list[tuple[str, object]] = [("identity", info.identity), ("licence", licence)]
+    if info.identity.name and not info.identity.established:
+        left_out = "its scores and licence; if it is that release, vouch for it: --vouch"
+        facts.append(("left out", left_out))
+    return facts
 
 
 def _print_done(done: Publication) -> None:

@@ -87,7 +87,8 @@ def _convert(source: Path, output: Path) -> None:
 
 def _classify(checkpoint: Path, pixels: np.ndarray[tuple[int, ...], np.dtype[np.uint8]]) -> None:
     from bitzoo.models.preprocessing import read_rgb
-    from bitzoo.zoo.create import create_model, create_transform
+    from bitzoo.zoo.create import create_model
+    from bitzoo.zoo.info import create_transform
 
     model = create_model(checkpoint, pretrained=True)
     transform = create_transform("BiT-M-R50x1")

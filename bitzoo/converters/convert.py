@@ -2,39 +2,46 @@
 
 One mechanism for every pair of formats: a block is read in the source's order of axes, viewed in
 the network's, copied into the output's, and written where it belongs. Nothing exists under the
-output's name until every proof asked for has passed.
+output's name until every proof asked for has passed. What is known of the model travels along.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from bitzoo.catalogue import registry
-from bitzoo._version import __version__
-from bitzoo.converters.streaming import worker_pool, plan_blocks
-from bitzoo.converters.formats.checkpoint_formats import check_numbers, find_format
-from bitzoo.converters.identify import Inventory, identify
-from bitzoo.converters.moving import Labels, Mover, Target
-from bitzoo.converters.key_mapping import name_of, scatters
-from bitzoo.files import new_output
-from bitzoo.converters.dtypes import RoundingError
-from bitzoo.converters.formats.safetensors import SafetensorsSource
-from bitzoo.converters.open import open_source
-from bitzoo.converters.source import EPS_EXACT_SCALE, KERNEL_SCALE, Source
-from bitzoo.files import Progress
-from bitzoo.converters.formats.hf_config import write_companions
-from bitzoo.converters.parity.weights import BitComparison, WeightsProof, prove_weights
+import numpy as np
 
-UNMEASURED = "unmeasured"
-"""Stands for a deviation until it is known; as long as one is."""
+from bitzoo._version import __version__
+from bitzoo.catalogue.model_info import Identity, ModelInfo, Provenance, format_distance
+from bitzoo.converters.dtypes import RoundingError, round_to, widen
+from bitzoo.converters.formats.checkpoint_formats import Target, find_format
+from bitzoo.converters.formats.hf_config import render_hf_config, render_processor
+from bitzoo.converters.formats.hf_folder import find_weights
+from bitzoo.converters.formats.safetensors import SafetensorsSource, restate
+from bitzoo.converters.formats.timm_config import CONFIG_NAME, RECORD_KEY
+from bitzoo.converters.identify import Inventory, identify
+from bitzoo.converters.key_mapping import layout_of, name_of, scatters
+from bitzoo.converters.layouts import as_oihw, copy_blocked, out_axis, stored_shape
+from bitzoo.converters.model_record import read_info
+from bitzoo.converters.open import open_source, opened
+from bitzoo.converters.parity.weights import BitComparison, WeightsProof, prove_weights
+from bitzoo.converters.source import EPS_EXACT_SCALE, KERNEL_SCALE, Array, Source
+from bitzoo.converters.streaming import Block, Slabs, WorkerPool, plan_blocks, worker_pool
+from bitzoo.converters.writer import Writer
+from bitzoo.errors import CheckpointError
+from bitzoo.files import Progress, new_output, write_json
+from bitzoo.models.architecture import Slot
+
 LOGITS_DEVIATION = "logits_relative_l2"
 _WEIGHTS_DEVIATION = "weights_relative_l2"
 _UNKNOWN_SHA256 = "0" * 64
 _ENDINGS = (".gz", ".tgz", ".tar", ".index")
 """What comes off a source's name besides its suffix."""
+_FINITE_STEP = 1 << 18
+"""Numbers looked through at a time, for both of two looks to find them in the cache."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +52,7 @@ class Conversion:
         source: The file that was read.
         output: The file or folder.
         inventory: The network found in it; its tensors are closed.
-        model: Catalogue name, if the file is known to be that release.
+        info: What is known of the model.
         sha256: SHA-256 of the source.
         notes: What a user should know, in sentences.
         weights: The proof of weights, if it was asked for.
@@ -55,11 +62,21 @@ class Conversion:
     source: Path
     output: Path
     inventory: Inventory
-    model: str | None
+    info: ModelInfo
     sha256: str
     notes: tuple[str, ...]
     weights: WeightsProof | None = None
     exact: bool = True
+
+    @property
+    def model(self) -> str | None:
+        """Catalogue name of the release that the file is, as far as is known."""
+        return self.info.identity.name
+
+
+Prove = Callable[[Source, Conversion], None]
+"""Called with the open source and the conversion, whose `output` is still a temporary file, before
+the file gets its name. It raises to refuse it."""
 
 
 def default_output(source: Path, to: str = "safetensors") -> Path:
@@ -72,36 +89,28 @@ def default_output(source: Path, to: str = "safetensors") -> Path:
 
 
 def convert(
-    source: Path,
+    source: Path | Source,
     output: Path | None = None,
+    target: Target | None = None,
     *,
-    to: str = "safetensors",
-    number_format: str = "float32",
-    eps_exact: bool = False,
+    identity: Identity | None = None,
     compare: bool = False,
-    prove: Callable[[Conversion], None] | None = None,
+    prove: Prove | None = None,
     force: bool = False,
-    model: str | None = None,
-    labels: Labels | None = None,
     progress: Progress | None = None,
 ) -> Conversion:
     """Convert a checkpoint to another format, values untouched unless asked otherwise.
 
     Args:
-        source: A checkpoint that `open_source` reads.
+        source: A checkpoint that `open_source` reads, or an open one.
         output: Where to write; default beside the source.
-        to: A name in `FORMATS`; ``safetensors`` is bitzoo's own form, with timm's names.
-        number_format: ``float16`` or ``bfloat16`` to round the numbers; the file says so.
-        eps_exact: For timm and transformers, whose eps differs from the release's: multiply the
-            standardized kernels so that they compute the released function. For inference only.
+        target: What to write; default bitzoo's own safetensors.
+        identity: Which release the source is, where the caller knows it from the bytes; None
+            leaves it to what the file says of itself.
         compare: Whether to read every block back, map it to the source's axis order, and compare
             the bits; `Conversion.weights` then says what was found.
-        prove: Called with the conversion, whose `output` is still a temporary file, before the
-            file gets its name. It raises to refuse it.
+        prove: See `Prove`.
         force: Whether an existing output may be replaced.
-        model: Catalogue name of the release; default: the one the file's name stands for, if its
-            architecture agrees.
-        labels: Class names of a release, for formats that state them.
         progress: Called as bytes are read and written.
 
     Returns:
@@ -110,116 +119,251 @@ def convert(
     Raises:
         CheckpointError: If the source is damaged, unsafe, or holds NaN or infinity.
         TensorMismatchError: If its tensors make no BiT network.
-        UsageError: If the output exists and `force` is False, there is no room for it, or the
-            options do not fit the format.
+        UsageError: If the output exists and `force` is False, or there is no room for it.
     """
-    target = Target(find_format(to), number_format, eps_exact, labels)
-    check_numbers(target.format, number_format, eps_exact=eps_exact)
-    output = output or default_output(source, to)
-    with open_source(source) as opened:
-        opened.require_unscaled()
-        inventory = identify(opened)
-        model, notes = _recognise(opened, inventory, model)
-        contents = target.format.contents or None
+    target = target or Target()
+    with opened(source) as original:
+        output = output or default_output(original.path, target.to)
+        original.require_unscaled()
+        inventory = identify(original)
+        info, notes = _what_is_known(original, inventory, target, identity)
         room = 4 * inventory.num_params * target.format.copies
+        contents = target.format.contents or None
         with new_output(output, room, force=force, contents=contents) as temporary:
-            sha256, weights = _move(opened, inventory, model, temporary, target, compare, progress)
+            job = _Job(original, inventory, temporary, target, info, compare, progress)
+            sha256, info, weights = job.run()
             conversion = Conversion(
-                source, temporary, inventory, model, sha256, notes, weights, target.is_exact
+                original.path, temporary, inventory, info, sha256, notes, weights, target.is_exact
             )
             if prove:
-                prove(conversion)
+                prove(original, conversion)
     return replace(conversion, output=output)
 
 
-def _recognise(
-    source: Source, inventory: Inventory, model: str | None
-) -> tuple[str | None, tuple[str, ...]]:
-    """Return the release that a file is, if name and tensors agree, and notes about it."""
+def record_logits_distance(conversion: Conversion, target: Target, moved: float) -> Path:
+    """Put how far the logits moved by rounding into a written output, where its record stands.
+
+    Returns:
+        The file that has the weights.
+    """
+    weights = find_weights(conversion.output) or conversion.output
+    made = conversion.info.provenance
+    assert made is not None
+    info = replace(conversion.info, provenance=replace(made, logits_relative_l2=moved))
+    restate(weights, {LOGITS_DEVIATION: format_distance(moved), RECORD_KEY: info.to_json()})
+    if target.format.weights:
+        write_json(conversion.output / CONFIG_NAME, render_hf_config(info))
+    return weights
+
+
+def _what_is_known(
+    source: Source, inventory: Inventory, target: Target, identity: Identity | None
+) -> tuple[ModelInfo, tuple[str, ...]]:
+    """Return the record for the output, and notes for the user."""
     notes = list(source.notes)
     dtypes = {tensor.number_format for tensor in inventory.tensors.values()} - {"float32"}
     if dtypes:
         notes.append(f"Tensors stored as {', '.join(sorted(dtypes))} are converted to float32.")
-    spec = registry.find_spec(model or source.metadata.get("model") or source.path.stem)
-    if spec is None:
-        return None, tuple(notes)
-    found = (inventory.architecture, inventory.num_classes)
-    if found != (spec.architecture, spec.num_classes):
+    info, told = read_info(source, inventory, identity)
+    notes += told
+    if target.format.weights and info.preprocessing is None:
         notes.append(
-            f"Named like {spec.name} ({spec.arch_name}, {spec.num_classes:,} classes), but its "
-            f"tensors are {inventory.title}. The tensors decide."
+            "How images are prepared is not known; preprocessor_config.json has what BiT was "
+            "pre-trained with, and the record in config.json says that nothing is known."
         )
-        return None, tuple(notes)
-    return spec.name, tuple(notes)
+    room = target.format.record_bytes
+    if room == 0 and (info.own_names or info.run or "license" in info.sources):
+        notes.append(
+            f"A file of format {target.to} has no place for class names, licence, preprocessing "
+            "and the like: what is known of the model stays behind, but for parity.json."
+        )
+    elif room and info.own_names and len(info.to_json()) > room:
+        info = replace(info, own_names=None)
+        notes.append(
+            f"The class names are too long for a file of format {target.to} and stay behind."
+        )
+    return info, tuple(notes)
 
 
-def _move(
-    source: Source,
-    inventory: Inventory,
-    model: str | None,
-    output: Path,
-    target: Target,
-    compare: bool,
-    progress: Progress | None,
-) -> tuple[str, WeightsProof | None]:
-    """Write every tensor to `output`, and meanwhile hash the source and compare the bits.
+@dataclass(frozen=True)
+class _Job:
+    """One conversion, planned: everything that writing the output needs."""
 
-    Returns:
-        The source's SHA-256, and the proof of weights if asked for.
+    source: Source
+    inventory: Inventory
+    output: Path
+    target: Target
+    info: ModelInfo
+    compare: bool
+    progress: Progress | None
+
+    def run(self) -> tuple[str, ModelInfo, WeightsProof | None]:
+        """Write every tensor, and meanwhile hash the source and compare the bits.
+
+        Returns:
+            The source's SHA-256, the record as written, and the proof of weights if asked for.
+        """
+        source, inventory, target = self.source, self.inventory, self.target
+        shapes = inventory.architecture.shapes(inventory.num_classes)
+        names = {slot: name_of(slot, target.format.names) for slot in shapes}
+        weights_file = target.weights_in(self.output)
+        rounding = None if target.dtype == "float32" else RoundingError()
+        with ExitStack() as stack:
+            writer = target.format.create(
+                weights_file,
+                target.format.places(shapes),
+                self._metadata(self._record(_UNKNOWN_SHA256)),
+                target.dtype,
+            )
+            stack.callback(writer.close)
+            comparison = None
+            if self.compare and target.format.reads_while_written:
+                written = stack.enter_context(SafetensorsSource(weights_file, own=True))
+                comparison = BitComparison(source, inventory, written, identify(written))
+            total = source.size + 4 * inventory.num_params
+            with worker_pool("convert", total, self.progress) as pool:
+                mover = Mover(source, target, names, writer, pool, rounding, comparison)
+                digest = pool.hash(source)
+                held = 2 if scatters(target.format.names) else 1
+                pool.each(mover.move, plan_blocks(inventory.tensors, shapes, held))
+                sha256 = digest.result()
+            info = self._record(sha256, rounding.relative_l2 if rounding else None)
+            known = {"source_sha256": sha256, RECORD_KEY: info.to_json()}
+            if rounding:
+                known[_WEIGHTS_DEVIATION] = format_distance(rounding.relative_l2)
+            writer.finish(known)
+        if target.format.weights:
+            write_json(self.output / CONFIG_NAME, render_hf_config(info))
+            write_json(self.output / "preprocessor_config.json", render_processor(info))
+        return sha256, info, self._proof(comparison)
+
+    def _proof(self, comparison: BitComparison | None) -> WeightsProof | None:
+        if comparison:
+            return comparison.outcome()
+        if not self.compare:
+            return None
+        with open_source(self.output) as written:
+            return prove_weights(
+                self.source, self.inventory, written, identify(written), self.progress
+            )
+
+    def _record(self, sha256: str, moved: float | None = None) -> ModelInfo:
+        """The record as it stands in the output; as long with one SHA-256 as with another."""
+        target = self.target
+        made = self.info.provenance or Provenance(self.source.path.name, sha256)
+        if not target.is_exact:
+            made = replace(
+                made,
+                dtype=target.dtype if target.dtype != "float32" else made.dtype,
+                kernel_scale=EPS_EXACT_SCALE if target.eps_exact else 1,
+                weights_relative_l2=moved,
+                logits_relative_l2=None,
+            )
+        return replace(self.info, provenance=made)
+
+    def _metadata(self, info: ModelInfo) -> dict[str, str]:
+        """What the output's header holds; values that are not known yet have their final length."""
+        target, name = self.target, info.identity.name
+        metadata = {
+            "format": "pt",
+            "architecture": info.architecture,
+            "num_classes": str(info.num_classes),
+            "source": self.source.path.name,
+            "source_sha256": _UNKNOWN_SHA256,
+            "bitzoo_version": __version__,
+        } | ({"model": name} if name else {})
+        if target.eps_exact:
+            metadata[KERNEL_SCALE] = str(EPS_EXACT_SCALE)
+            metadata["kernel_scale_reason"] = (
+                f"with kernels x{EPS_EXACT_SCALE} the eps 1e-8 of {target.format.readers} computes "
+                "the released function (eps 1e-10); for inference only, fine-tuning would be "
+                "100 x slower"
+            )
+        if target.dtype != "float32":
+            metadata["dtype"] = target.dtype
+            metadata[_WEIGHTS_DEVIATION] = metadata[LOGITS_DEVIATION] = format_distance(None)
+        return metadata | {RECORD_KEY: info.to_json()}
+
+
+@dataclass(frozen=True)
+class Mover:
+    """Converts blocks, from any thread: read, transpose, check, round, write, compare.
+
+    A large block is read at once where the file scatters it; then it goes piece by piece, so that
+    each piece stays in the processor's cache from step to step.
+
+    Attributes:
+        source: The original, open.
+        target: What to write.
+        names: The output's name of each tensor.
+        writer: The output, open.
+        pool: Lends the memory, and is told of the progress.
+        rounding: Where to add up how far rounding moves the numbers, if they are rounded.
+        comparison: What compares each piece once it is written, if anything does.
     """
-    shapes = inventory.architecture.shapes(inventory.num_classes)
-    names = {slot: name_of(slot, target.format.names) for slot in shapes}
-    metadata = _metadata(source, inventory, model, target)
-    weights_file = target.weights_in(output)
-    deviation = None if target.number_format == "float32" else RoundingError()
-    with ExitStack() as stack:
-        writer = target.format.create(
-            weights_file, target.format.places(shapes), metadata, target.number_format
-        )
-        stack.callback(writer.close)
-        comparison = None
-        if compare and target.format.reads_while_written:
-            written = stack.enter_context(SafetensorsSource(weights_file, own=True))
-            comparison = BitComparison(source, inventory, written, identify(written))
 
-        with worker_pool("convert", source.size + 4 * inventory.num_params, progress) as pool:
-            mover = Mover(source, target, names, writer, pool, deviation, comparison)
-            digest = pool.hash(source)
-            held = 2 if scatters(target.format.names) else 1
-            pool.each(mover.move, plan_blocks(inventory.tensors, shapes, held))
-            sha256 = digest.result()
-        known = {"source_sha256": sha256}
-        writer.finish(known | ({_WEIGHTS_DEVIATION: str(deviation)} if deviation else {}))
-    if target.format.weights:
-        spec = registry.find_spec(model) if model else None
-        labels = target.labels(spec) if target.labels and spec else None
-        write_companions(output, inventory, spec, labels, metadata)
-    if comparison:
-        return sha256, comparison.outcome()
-    if not compare:
-        return sha256, None
-    with open_source(output) as written:
-        return sha256, prove_weights(source, inventory, written, identify(written), progress)
+    source: Source
+    target: Target
+    names: Mapping[Slot, str]
+    writer: Writer
+    pool: WorkerPool
+    rounding: RoundingError | None = None
+    comparison: BitComparison | None = None
+
+    def move(self, block: Block) -> None:
+        """Move a block.
+
+        Raises:
+            CheckpointError: If it cannot be read, or holds NaN or infinity.
+        """
+        layout = layout_of(block.slot.role, self.source.names)
+        axis = out_axis(layout, len(block.tensor.shape))
+        slabs = Slabs(block, block.tensor, axis, self.pool.scratch("stored"))
+        written = self.comparison.slabs(block, self.pool) if self.comparison else None
+        for piece in self._pieces(block):
+            slab = slabs.of(piece)
+            values = _transposed(piece, as_oihw(slab, layout), self.pool, self.target)
+            self._write(piece, values)
+            if self.comparison and written:
+                self.comparison.compare(piece, slab, written.of(piece), self.pool)
+            self.pool.advance(values.nbytes)
+
+    def _pieces(self, block: Block) -> Iterable[Block]:
+        """Cut a block, unless the output scatters it: each piece would touch every row again."""
+        return [block] if scatters(self.target.format.names) else block.pieces()
+
+    def _write(self, piece: Block, values: Array) -> None:
+        number_format = self.target.dtype
+        _check_finite(self.source, piece, values)
+        rounded = round_to(values, number_format)
+        if self.rounding:
+            widened = widen(rounded, number_format)
+            _check_finite(self.source, piece, widened, number_format)
+            self.rounding.add(values, widened)
+        self.writer.write(self.names[piece.slot], piece.start, rounded)
 
 
-def _metadata(
-    source: Source, inventory: Inventory, model: str | None, target: Target
-) -> dict[str, str]:
-    metadata = {
-        "format": "pt",
-        "architecture": inventory.architecture.name,
-        "num_classes": str(inventory.num_classes),
-        "source": source.path.name,
-        "source_sha256": _UNKNOWN_SHA256,
-        "bitzoo_version": __version__,
-    } | ({"model": model} if model else {})
-    if target.eps_exact:
-        metadata[KERNEL_SCALE] = str(EPS_EXACT_SCALE)
-        metadata["kernel_scale_reason"] = (
-            f"with kernels x{EPS_EXACT_SCALE} the eps 1e-8 of {target.format.readers} computes the "
-            "released function (eps 1e-10); for inference only, fine-tuning would be 100 x slower"
-        )
-    if target.number_format != "float32":
-        metadata["dtype"] = target.number_format
-        metadata[_WEIGHTS_DEVIATION] = metadata[LOGITS_DEVIATION] = UNMEASURED
-    return metadata
+def _transposed(piece: Block, stored: Array, pool: WorkerPool, target: Target) -> Array:
+    """Return a piece's numbers in the output's order of axes, float32, scaled if asked for."""
+    layout = layout_of(piece.slot.role, target.format.names)
+    values = pool.scratch("values").array(stored_shape(stored.shape, layout), np.float32)
+    with np.errstate(over="ignore", invalid="ignore"):  # what comes of it is refused
+        copy_blocked(stored, as_oihw(values, layout))
+        if target.eps_exact and piece.slot.role.is_standardized:
+            values *= np.float32(EPS_EXACT_SCALE)
+    return values
+
+
+def _check_finite(
+    source: Source, piece: Block, values: Array, number_format: str = "float32"
+) -> None:
+    flat = values.reshape(-1)
+    for start in range(0, flat.size, _FINITE_STEP):
+        part = flat[start : start + _FINITE_STEP]
+        extremes = np.maximum.reduce(part), np.minimum.reduce(part)  # either is NaN if any is
+        if not np.isfinite(extremes).all():
+            raise CheckpointError(
+                f"{source.path}: tensor {piece.tensor.name!r} holds NaN or infinite numbers (or "
+                f"numbers too large for {number_format}); expected finite ones. The file is "
+                "damaged, or its training diverged."
+            )

@@ -59,14 +59,10 @@ class RoundingError:
             self._moved += sums[0]
             self._whole += sums[1]
 
-    def __str__(self) -> str:
-        """Relative L2 distance, ten characters wide."""
-        return format_deviation(math.sqrt(self._moved / (self._whole or 1.0)))
-
-
-def format_deviation(value: float) -> str:
-    """Write a deviation in ten characters: `1.2345e-03`."""
-    return f"{value:.4e}" if math.isfinite(value) else "not finite"
+    @property
+    def relative_l2(self) -> float:
+        """Distance of the rounded numbers from the original ones, over the original ones' norm."""
+        return math.sqrt(self._moved / (self._whole or 1.0))
 
 
 class BrainFloatTensor(StoredTensor):

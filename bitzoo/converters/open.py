@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable
-from contextlib import closing
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 from bitzoo.converters.formats.tar import ArchiveSource, is_tar
 from bitzoo.converters.formats.hf_folder import (
-    CONFIG_NAME,
     WEIGHT_NAMES,
     FolderSource,
     find_weights,
@@ -18,6 +17,7 @@ from bitzoo.converters.formats.hf_folder import (
 from bitzoo.converters.formats.keras import KerasSource
 from bitzoo.converters.formats.npz import NpzSource
 from bitzoo.converters.formats.safetensors import SafetensorsSource
+from bitzoo.converters.formats.timm_config import CONFIG_NAME
 from bitzoo.converters.source import RawFile, Source
 from bitzoo.converters.formats.tensorflow import TensorFlowSource, find_prefix
 from bitzoo.converters.formats.torch import TorchSource
@@ -66,6 +66,16 @@ def open_source(path: Path, *, unpack: bool = True) -> Source:
     return opener(path)
 
 
+@contextmanager
+def opened(source: Path | Source) -> Iterator[Source]:
+    """Lend an open checkpoint; one that is given as a path is closed in the end."""
+    if isinstance(source, Source):
+        yield source
+        return
+    with open_source(source) as own:
+        yield own
+
+
 def is_checkpoint_folder(path: Path) -> bool:
     """Whether a folder has a checkpoint's files, as `open_source` takes them.
 
@@ -92,6 +102,7 @@ def _opener(path: Path, head: bytes) -> Callable[[Path], Source] | None:
 def _open_safetensors(path: Path) -> Source:
     source = SafetensorsSource(path)
     if path.name in WEIGHT_NAMES:
+        source.folder = path.parent
         source.metadata = {**source.metadata, **marks(path.with_name(CONFIG_NAME))}
     return source
 

@@ -224,6 +224,7 @@ class Source(ABC):
         metadata: Text the file carries about itself.
         notes: What a user should know about how the file was read.
         graph: A SavedModel's file of graphs, and the prefix of its checkpoint.
+        folder: Where files beside the weights say what the model is; None if none do.
     """
 
     path: Path
@@ -232,6 +233,7 @@ class Source(ABC):
     metadata: Mapping[str, str]
     notes: tuple[str, ...] = ()
     graph: tuple[Path, Path] | None = None
+    folder: Path | None = None
 
     @property
     def kernel_scale(self) -> float:

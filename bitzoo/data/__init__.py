@@ -1,7 +1,7 @@
-"""Image data sets, from names and labels to the batches that a network trains on.
+"""Image data sets, from listing a source to the batches that a network trains on.
 
-readers  folder  manifest  hf_datasets    which images and labels a source lists
-dataset  splits  problems  validation     one data set, its splits, and what is wrong with it
-decode_workers  pixel_cache  image_store  decoded once, mapped into memory
+readers  folder  manifest  hf_datasets    list the images and labels of a source
+dataset  splits  problems  validation     the data set, its splits, and its problems
+decode_workers  pixel_cache  image_store  decode images once and map them into memory
 sampler  loader                           batch n, a pure function of (seed, n), as tensors
 """

@@ -1,8 +1,8 @@
-"""Which images and labels there are: every kind of source becomes one `ImageSet`.
+"""List a data set: `read_dataset` turns a source of any kind into one `ImageSet`.
 
-Reading lists names and labels; nothing is decoded. What is wrong with single lines or classes is
-carried along (`ImageSet.problems`), so that `bitzoo.data.validation` can report it together
-with what it finds in the files.
+Reading lists names and labels; nothing is decoded. Problems with single lines or classes are
+collected in `ImageSet.problems`, so that `bitzoo.data.validation` can report them together with
+what it finds in the files.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from bitzoo.data.problems import DatasetError, Problem, Reason, join_some
 from bitzoo.data.readers import DataSource, read_listing
 from bitzoo.data.splits import choose, hold_out
 from bitzoo.errors import UsageError
-from bitzoo.models.preprocessing import Picture
+from bitzoo.models.preprocessing import ImageLike
 
 __all__ = [
     "DataSource",
@@ -35,19 +35,20 @@ __all__ = [
 
 
 DEFAULT_VAL_FRACTION = 0.1
-"""Held out of a data set without splits, unless another share is asked for."""
+"""Fraction held out of a data set without splits, unless the caller asks for another."""
 
 
 @dataclass(frozen=True)
 class Example:
-    """One picture and its class.
+    """One image and its class.
 
     Attributes:
         label: Index into the classes.
-        path: Its file, or
-        load: what returns it. Can be pickled, so that other processes can load it too.
-        key: Its name for people: a path below the data set's folder, or "row 17".
-        sha256: Of the file's bytes, or of the pixels of what `load` returns; "" before inspection.
+        path: The image's file; None if `load` is set.
+        load: Returns the image; None if `path` is set. Can be pickled, so that other processes can
+            load it too.
+        key: Display name: a path below the data set's folder, or "row 17".
+        sha256: Of the file's bytes, or of the pixels that `load` returns; "" before validation.
     """
 
     label: int
@@ -56,12 +57,12 @@ class Example:
     key: str = ""
     sha256: str = ""
 
-    def picture(self) -> Picture:
-        """What `bitzoo.models.preprocessing.read_rgb` takes: the path, or the picture itself."""
-        return self.load_picture() if self.path is None else self.path
+    def image(self) -> ImageLike:
+        """Return what `bitzoo.models.preprocessing.read_rgb` takes: the path, or the image."""
+        return self.load_image() if self.path is None else self.path
 
-    def load_picture(self) -> Image.Image:
-        """Call `load`."""
+    def load_image(self) -> Image.Image:
+        """Return the image that `load` returns."""
         if self.load is None:
             raise ValueError(f"The example {self.key!r} has neither a path nor a load function.")
         return self.load()
@@ -80,16 +81,16 @@ class Split:
 
 @dataclass(frozen=True)
 class ImageSet:
-    """A data set, listed.
+    """A listed data set.
 
     Attributes:
-        classes: Names of the classes; labels are indices into them.
-        train: What to train on.
-        val: What to evaluate on, if anything.
-        source: The data set's name for people.
+        classes: Class names; labels are indices into them.
+        train: The split to train on.
+        val: The split to evaluate on; None if nothing is held out.
+        source: Display name of the data set.
         fingerprint: See `fingerprint`; changes when anything that training sees changes.
-        notes: What people should know and need not act upon.
-        problems: What is wrong with it; `inspect` adds to these and raises.
+        notes: Remarks that need no action.
+        problems: Problems found while listing; `inspect` adds its own and raises.
     """
 
     classes: tuple[str, ...]
@@ -102,7 +103,7 @@ class ImageSet:
 
     @property
     def splits(self) -> tuple[Split, ...]:
-        """The splits there are, train first."""
+        """The existing splits, train first."""
         return (self.train,) if self.val is None else (self.train, self.val)
 
 
@@ -120,36 +121,36 @@ def read_dataset(
         source: One of
 
             - a folder of class folders, or of `train` and `val` (or `valid`, `validation`, `test`)
-              folders with class folders in them, see `sources.read_folder`;
-            - a `.csv` or `.jsonl` file with path, label and perhaps split, see
-              `manifests.read_manifest`;
+              folders with class folders in them, see `folder.read_folder`;
+            - a `.csv` or `.jsonl` manifest with the columns path, label and optionally split, see
+              `manifest.read_manifest`;
             - `hf:` and the name of a Hugging Face data set or a folder, or a `datasets.Dataset`,
-              see `huggingface.read_table`;
+              see `hf_datasets.read_table`;
             - `(images, labels)`: uint8 arrays (N, H, W) or (N, H, W, 3) and N ints or strings;
-            - splits by name of the latter two: `datasets.DatasetDict`, `{"train": (images, labels),
-              "val": (images, labels)}`.
+            - several of the latter two by split name: `datasets.DatasetDict`, `{"train": (images,
+              labels), "val": (images, labels)}`.
 
-            Where there is both a val and a test split, test is left for `bitzoo evaluate`.
-        val_fraction: Share of the images to hold out, 0 <= share < 1; only for a source without
-            splits. Stratified, see `splits.hold_out`. None is `DEFAULT_VAL_FRACTION` of a source
-            without splits, and nothing of one with them.
-        seed: Of the images held out and of those chosen by `examples_per_class`.
-        examples_per_class: Train on so many images of each class only, see `splits.choose`.
-        classes: The names and their order, of a network that is to be evaluated. The source may
-            then lack some of them and may have a single split of any name.
+            If there is both a val and a test split, test is left for `bitzoo evaluate`.
+        val_fraction: Fraction of the images to hold out, 0 <= fraction < 1; only for a source
+            without splits. Stratified, see `splits.hold_out`. None means `DEFAULT_VAL_FRACTION` for
+            a source without splits, and 0 for one with splits.
+        seed: Seed of the held-out choice and of the choice of `examples_per_class`.
+        examples_per_class: Train on only this many images per class, see `splits.choose`.
+        classes: Class names, in order, of a network to evaluate. The source may then lack some of
+            them and may have a single split of any name.
 
     Returns:
-        The data set. Its `problems` are for `bitzoo.data.validation.inspect` to raise.
+        The data set. `bitzoo.data.validation.inspect` raises its `problems`.
 
     Raises:
         DatasetError: If the source has no known form, lists nothing, or has other `classes`.
         UsageError: If the options contradict each other or the source.
-        MissingExtraError: If `hf:` is asked for and the library `datasets` is not installed.
+        MissingExtraError: If the source is `hf:NAME` and the library `datasets` is not installed.
     """
     if val_fraction is not None and not 0 <= val_fraction < 1:
-        raise UsageError(f"val_fraction must be at least 0 and below 1, found {val_fraction}.")
+        raise UsageError(f"`val_fraction` must be at least 0 and below 1, found {val_fraction}.")
     if examples_per_class is not None and examples_per_class < 1:
-        raise UsageError(f"examples_per_class must be at least 1, found {examples_per_class}.")
+        raise UsageError(f"`examples_per_class` must be at least 1, found {examples_per_class}.")
     listing = read_listing(source)
     names = listing.classes if classes is None else _check_classes(listing, tuple(classes))
     train, val, notes = _divide(listing, names, val_fraction, seed)
@@ -160,7 +161,7 @@ def read_dataset(
                 f"The data set {listing.source} must have images to train on, found none"
                 f"{' outside its val or test split' if val else ''}. Add a train split."
             )
-        if val is not None and not _was_one_piece(listing):
+        if val is not None and _has_held_out_split(listing):
             problems += _mismatch(names, train, val)
     if examples_per_class is not None:
         train, few = _choose(train, names, examples_per_class, seed)
@@ -178,10 +179,10 @@ def read_dataset(
 
 
 def fingerprint(images: ImageSet) -> str:
-    """SHA-256 over the classes, and of each example the split, key, label and content's SHA-256.
+    """SHA-256 over the class names and each example's split, key, label and content SHA-256.
 
-    The contents are known once `inspect` has read them; files' dates and the place of the data set
-    do not count, so that a copy has the same fingerprint.
+    The content hashes are known once `inspect` has read the files. File dates and the location of
+    the data set do not count, so a copy has the same fingerprint.
     """
     digest = hashlib.sha256(json.dumps(images.classes).encode())
     for split in images.splits:
@@ -191,15 +192,15 @@ def fingerprint(images: ImageSet) -> str:
     return digest.hexdigest()
 
 
-def _was_one_piece(listing: Listing) -> bool:
-    return not any(row.split in ("val", "test") for row in listing.rows)
+def _has_held_out_split(listing: Listing) -> bool:
+    return any(row.split in ("val", "test") for row in listing.rows)
 
 
 def _check_classes(listing: Listing, classes: tuple[str, ...]) -> tuple[str, ...]:
     unknown = [name for name in listing.classes if name not in set(classes)]
     if unknown:
         raise DatasetError(
-            f"The data set {listing.source} must have no other classes than the network's "
+            f"The data set {listing.source} must have no classes other than the network's "
             f"{len(classes)} ({join_some(classes)}), found {join_some(unknown)}. Rename or remove "
             "them."
         )
@@ -209,7 +210,7 @@ def _check_classes(listing: Listing, classes: tuple[str, ...]) -> tuple[str, ...
 def _divide(
     listing: Listing, names: tuple[str, ...], val_fraction: float | None, seed: int
 ) -> tuple[list[Example], list[Example] | None, tuple[str, ...]]:
-    """Train, val and notes."""
+    """Return train, val and notes."""
     index = {name: label for label, name in enumerate(names)}
 
     def examples(rows: Sequence[Row]) -> list[Example]:
@@ -222,15 +223,15 @@ def _divide(
     train = examples(by_split.get("train", []) + by_split.get("", []))
     held_out = by_split.get("val") or by_split.get("test")
     if held_out is None:
-        share = DEFAULT_VAL_FRACTION if val_fraction is None else val_fraction
-        return _hold_out(train, names, share, seed) if share else (train, None, ())
+        fraction = DEFAULT_VAL_FRACTION if val_fraction is None else val_fraction
+        return _hold_out(train, names, fraction, seed) if fraction else (train, None, ())
     if val_fraction:
         raise UsageError(
-            f"The data set {listing.source} has images to evaluate on ({len(held_out)}), so that "
-            f"val_fraction must be 0, found {val_fraction}. Leave out --val-fraction."
+            f"The data set {listing.source} already has images to evaluate on ({len(held_out)}), "
+            f"so `val_fraction` must be 0, found {val_fraction}. Leave out `val_fraction`."
         )
     tests = by_split.get("test", []) if "val" in by_split else []
-    notes = (f"Left out: the test split ({len(tests)} images); val is used.",) if tests else ()
+    notes = (f"Ignored: the test split ({len(tests)} images); val is used.",) if tests else ()
     return train, examples(held_out), notes
 
 
@@ -241,15 +242,15 @@ def _hold_out(
     chosen = set(hold_out(labels, names, fraction, seed))
     if not chosen:
         raise UsageError(
-            f"val_fraction must hold out at least one image, found that {fraction} of "
-            f"{len(examples)} in {len(names)} classes holds out none (one of each class stays to "
-            "train on). Choose a larger share."
+            f"`val_fraction` must hold out at least one image, but {fraction} of {len(examples)} "
+            f"images in {len(names)} classes holds out none (one image of each class stays in "
+            "train). Choose a larger fraction."
         )
     counts = Counter(labels)
     single = [name for label, name in enumerate(names) if counts[label] == 1]
-    notes = (f"Only to train on: the one image of {join_some(single)}.",) if single else ()
-    val = [example for place, example in enumerate(examples) if place in chosen]
-    train = [example for place, example in enumerate(examples) if place not in chosen]
+    notes = (f"Only in train: the one image of {join_some(single)}.",) if single else ()
+    val = [example for position, example in enumerate(examples) if position in chosen]
+    train = [example for position, example in enumerate(examples) if position not in chosen]
     return train, val, notes
 
 
@@ -257,10 +258,10 @@ def _choose(
     examples: list[Example], names: tuple[str, ...], per_class: int, seed: int
 ) -> tuple[list[Example], tuple[str, ...]]:
     labels = [example.label for example in examples]
-    chosen = [examples[place] for place in choose(labels, names, per_class, seed)]
+    chosen = [examples[position] for position in choose(labels, names, per_class, seed)]
     counts = Counter(labels)
     few = [f"{name} ({counts[k]})" for k, name in enumerate(names) if counts[k] < per_class]
-    notes = (f"Fewer than {per_class} images to choose from: {join_some(few)}.",) if few else ()
+    notes = (f"Classes with fewer than {per_class} images: {join_some(few)}.",) if few else ()
     return chosen, notes
 
 

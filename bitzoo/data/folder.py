@@ -1,6 +1,6 @@
-"""What a source of pictures lists: folders of class folders, and arrays from Python.
+"""List folders of class folders and arrays in memory; defines the `Listing` of every source.
 
-Every kind of source becomes a `Listing` of rows. Nothing is opened or decoded here.
+Nothing is opened or decoded here.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ IMAGE_SUFFIXES = frozenset(
         *(".webp", ".avif", ".jp2", ".ppm", ".pgm", ".pbm", ".pnm"),
     )
 )
-"""What a file in a folder must end in, in any case, to be taken for a picture."""
+"""Suffixes, in any case, by which a file in a folder counts as an image."""
 
 SPLITS = {
     "train": "train",
@@ -35,24 +35,24 @@ SPLITS = {
     "validation": "val",
     "test": "test",
 }
-"""The names that people give to splits, in any case, and ours."""
+"""Split name in a source, in any case -> bitzoo's name for it."""
 
 _IGNORED = "__MACOSX"
-"""What macOS leaves in archives beside the files: a folder of hidden files."""
+"""The folder of hidden files that macOS adds to archives."""
 
-_NO_IMAGES = "files that are no images by their names"
+_NO_IMAGES = "files whose names are not image names"
 
 
 @dataclass(frozen=True)
 class Row:
-    """One picture as its source lists it.
+    """One image as its source lists it.
 
     Attributes:
-        key: The picture's name for people.
+        key: Display name of the image.
         label: Name of its class.
-        split: "train", "val", "test", or "" where the source has no splits.
-        path: Its file, or
-        load: what returns it.
+        split: "train", "val", "test", or "" if the source has no splits.
+        path: The image's file; None if `load` is set.
+        load: Returns the image; None if `path` is set.
     """
 
     key: str
@@ -64,13 +64,13 @@ class Row:
 
 @dataclass(frozen=True)
 class Listing:
-    """All that a source lists, in an order that depends on names alone.
+    """Everything that a source lists, in an order that depends only on names.
 
     Attributes:
-        rows: The pictures.
-        classes: The names of all classes in order, those without pictures too.
-        source: The source's name for people.
-        notes: What people should know and need not act upon.
+        rows: The images.
+        classes: All class names in order, including classes without images.
+        source: Display name of the source.
+        notes: Remarks that need no action.
         problems: Lines and folders that could not be read.
     """
 
@@ -82,7 +82,7 @@ class Listing:
 
 
 def order_classes(names: Iterable[str]) -> tuple[str, ...]:
-    """The distinct names in order: as numbers if all are whole numbers, else as text."""
+    """Return the distinct names sorted: as numbers if all are whole numbers, else as text."""
     distinct = sorted(set(names))
     if all(_is_whole(name) for name in distinct):
         distinct.sort(key=int)
@@ -100,10 +100,11 @@ def _is_whole(name: str) -> bool:
 def read_folder(root: Path) -> Listing:
     """List a folder of class folders, or of split folders with class folders in them.
 
-    A folder `train` beside a `val`, `valid`, `validation` or `test` (in any case), or alone, makes
-    splits; otherwise every folder is a class. Classes are sorted by name (as torchvision's
-    `ImageFolder` does) and their folders are searched to any depth. Hidden files and folders do not
-    count. Links are followed, but no folder is entered twice for one class.
+    The folders are splits if there is a `train` beside a `val`, `valid`, `validation` or `test` (in
+    any case), or if all of them have such names; otherwise every folder is a class. Classes are
+    sorted by name (as torchvision's `ImageFolder` does) and their folders are searched to any
+    depth. Hidden files and folders do not count. Links are followed, but no folder is entered twice
+    for one class.
 
     Raises:
         DatasetError: If there is no class folder.
@@ -113,7 +114,7 @@ def read_folder(root: Path) -> Listing:
     named = set(splits.values()) - {""}
     if ("train" in named and len(named) > 1) or (named and all(splits.values())):
         others = [path for path, split in splits.items() if not split]
-        walk.leave_out("folders beside the splits", others)
+        walk.ignore("folders beside the splits", others)
         for path, split in splits.items():
             if split:
                 walk.read_classes(path, split)
@@ -127,7 +128,7 @@ def read_folder(root: Path) -> Listing:
 
 @dataclass(frozen=True)
 class _Folder:
-    """What lies directly in a folder, each list sorted by name."""
+    """The direct contents of a folder, each list sorted by name."""
 
     folders: list[Path]
     images: list[Path]
@@ -140,20 +141,20 @@ class _Walk:
     rows: list[Row] = field(default_factory=list)
     classes: set[str] = field(default_factory=set)
     problems: list[Problem] = field(default_factory=list)
-    left_out: dict[str, list[Path]] = field(default_factory=dict)
+    ignored: dict[str, list[Path]] = field(default_factory=dict)
 
     def read_classes(self, parent: Path, split: str) -> None:
         """List each class folder of `parent`."""
         inside = self.scan(parent)
         if not inside.folders:
             raise DatasetError(
-                f"The folder {self.key(parent, full=True)!r} must hold a folder for each class "
-                f"with its images, found no folder and {len(inside.images)} images. Sort the "
-                "images into folders named after their classes, or list them in a CSV file with "
-                "the columns path,label."
+                f"The folder {self.key(parent, full=True)!r} must hold one folder of images per "
+                f"class, found no folder and {len(inside.images)} images. Sort the images into "
+                "folders named after their classes, or list them in a CSV file with the columns "
+                "path,label."
             )
-        self.leave_out("images outside the class folders", inside.images)
-        self.leave_out(_NO_IMAGES, inside.others)
+        self.ignore("images outside the class folders", inside.images)
+        self.ignore(_NO_IMAGES, inside.others)
         for folder in inside.folders:
             label = unicodedata.normalize("NFC", printable(folder.name))
             self.classes.add(label)
@@ -161,7 +162,7 @@ class _Walk:
             self.rows += [Row(self.key(path), label, split, path) for path in images]
 
     def find_images(self, folder: Path, entered: set[tuple[int, int]]) -> list[Path]:
-        """All images below `folder`, sorted; links to a folder in `entered` end there."""
+        """Return all images below `folder`, sorted; links to folders in `entered` are ignored."""
         found: list[Path] = []
         waiting = [folder]
         while waiting:
@@ -174,16 +175,16 @@ class _Walk:
                 self.problems.append(Problem(Reason.FOLDER, self.key(folder), detail))
                 continue
             if identity in entered:
-                self.leave_out("links to folders that were read already", [folder])
+                self.ignore("links to folders that were already read", [folder])
                 continue
             entered.add(identity)
             found += inside.images
             waiting += reversed(inside.folders)
-            self.leave_out(_NO_IMAGES, inside.others)
+            self.ignore(_NO_IMAGES, inside.others)
         return sorted(found)
 
     def scan(self, folder: Path, *, refuse: bool = True) -> _Folder:
-        """Sort what lies in a folder; with `refuse`, one that cannot be read ends it all."""
+        """Sort a folder's entries by kind; with `refuse`, an unreadable folder is an error."""
         inside = _Folder([], [], [])
         try:
             with os.scandir(folder) as entries:
@@ -200,17 +201,17 @@ class _Walk:
             ) from error
         return inside
 
-    def leave_out(self, what: str, paths: Sequence[Path]) -> None:
-        """Remember for the notes what does not count."""
-        self.left_out.setdefault(what, []).extend(paths)
+    def ignore(self, what: str, paths: Sequence[Path]) -> None:
+        """Record paths that are ignored, for the notes."""
+        self.ignored.setdefault(what, []).extend(paths)
 
     def key(self, path: Path, *, full: bool = False) -> str:
         return printable((path if full else path.relative_to(self.root)).as_posix())
 
     def listing(self) -> Listing:
         notes = tuple(
-            f"Left out: {what} ({len(paths)}): {join_some([self.key(path) for path in paths])}."
-            for what, paths in self.left_out.items()
+            f"Ignored: {what} ({len(paths)}): {join_some([self.key(path) for path in paths])}."
+            for what, paths in self.ignored.items()
             if paths
         )
         source, classes = repr(self.key(self.root, full=True)), tuple(sorted(self.classes))
@@ -222,7 +223,7 @@ def _list_for(entry: os.DirEntry[str], inside: _Folder) -> list[Path]:
         if entry.is_dir():
             return inside.folders
     except OSError:
-        pass  # a link that leads to itself: by its name it may be an image, and is judged later
+        pass  # a link to itself: by its name it may be an image, which validation reports
     is_image = Path(entry.name).suffix.lower() in IMAGE_SUFFIXES
     return inside.images if is_image else inside.others
 
@@ -236,14 +237,15 @@ def _identity(folder: Path) -> tuple[int, int]:
 
 
 def read_arrays(images: object, labels: object) -> Listing:
-    """List pictures that are in memory already.
+    """List images that are already in memory.
 
     Args:
         images: uint8 (number, height, width) or (number, height, width, 3).
-        labels: `number` whole numbers or strings. Whole numbers become names in order of size.
+        labels: `number` whole numbers or strings. Whole numbers become class names in numeric
+            order.
 
     Raises:
-        DatasetError: If the shapes or types are others.
+        DatasetError: If the shapes or types are different.
     """
     pixels, names = np.asarray(images), _names(labels)
     is_grey, is_colour = pixels.ndim == 3, pixels.ndim == 4 and pixels.shape[-1] == 3
@@ -270,6 +272,6 @@ def _names(labels: object) -> list[str]:
     if not all(isinstance(item, (int, str)) and not isinstance(item, bool) for item in items):
         raise DatasetError(
             "Labels in memory must be a flat list or array of whole numbers or strings, found "
-            f"{values.dtype} {values.shape}. Of one-hot rows take argmax(1)."
+            f"{values.dtype} {values.shape}. For one-hot rows, pass their argmax(1)."
         )
     return [str(item) for item in items]

@@ -1,4 +1,4 @@
-"""Data sets of the Hugging Face Hub, or objects that behave like `datasets.Dataset`."""
+"""List Hugging Face data sets: by name on the Hub, from a folder, or as `datasets` objects."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from bitzoo.data.problems import DatasetError, Problem, Reason, printable
 from bitzoo.errors import MissingExtraError
 
 PREFIX = "hf:"
-"""Before the name of a data set on the Hub, or before a folder in a form that `datasets` reads."""
+"""Prefix of the name of a data set on the Hub, or of a folder that `datasets` can read."""
 
 _SAVED = ("dataset_dict.json", "state.json")
-"""What `save_to_disk` leaves in a folder, of several splits or of one."""
+"""Files that `save_to_disk` writes, for several splits or for one."""
 
 _IMAGE_COLUMNS = ("image", "img", "picture", "pixel_values")
 _LABEL_COLUMNS = ("label", "labels", "class", "target")
 
 
 class Table(Protocol):
-    """The part of `datasets.Dataset` that is used."""
+    """The part of `datasets.Dataset` that bitzoo uses."""
 
     features: Any
 
@@ -39,7 +39,7 @@ class Table(Protocol):
 def load_named(name: str) -> Any:
     """Load a data set by its name on the Hub, or from a folder.
 
-    A folder that `save_to_disk` wrote is opened as it is; any other goes to
+    A folder written by `save_to_disk` is opened directly; any other goes to
     `datasets.load_dataset`, which knows folders of Parquet, CSV or image files.
 
     Returns:
@@ -53,30 +53,30 @@ def load_named(name: str) -> Any:
         library = importlib.import_module("datasets")
     except ImportError as error:
         raise MissingExtraError(
-            f"Reading {PREFIX}{name} needs the Hugging Face library datasets, which is not "
+            f"Reading {PREFIX}{name} needs Hugging Face's library datasets, which is not "
             "installed. Install it: pip install 'bitzoo[datasets]'."
         ) from error
     is_saved = any(Path(name, file).is_file() for file in _SAVED)
     load = library.load_from_disk if is_saved else library.load_dataset
     try:
         return load(name)
-    except Exception as error:  # the library passes on what file systems and networks raise
+    except Exception as error:  # the library passes on whatever file systems and networks raise
         raise DatasetError(
             f"The Hugging Face data set {name!r} cannot be loaded: expected its name on the Hub or "
-            f"a folder, found {type(error).__name__}: {error}. Check the name; if it needs more "
-            "options, load it in Python and pass the object."
+            f"a folder, found {type(error).__name__}: {error}. Check the name; if loading it needs "
+            "more options, load it in Python and pass the object."
         ) from error
 
 
 def read_table(table: Table, source: str) -> Listing:
-    """List a `datasets.Dataset`, or what has its `features`, length and items.
+    """List a `datasets.Dataset`, or an object with the same `features`, length and items.
 
     The images are in the one column of type `Image`, the labels in the one of type `ClassLabel`,
-    whose names and order are kept. Where the types do not decide, the columns' names do
-    (`image`, `img`, ..; `label`, `labels`, ..). Rows are decoded when they are used.
+    whose names and order are kept. If the types do not decide, the column names do (`image`, `img`,
+    ..; `label`, `labels`, ..). Rows are decoded when they are used.
 
     Raises:
-        DatasetError: If the columns cannot be told, or a label is neither a whole number nor text.
+        DatasetError: If the columns are ambiguous, or a label is neither a whole number nor text.
     """
     if not hasattr(table, "__len__"):
         raise DatasetError(
@@ -102,7 +102,7 @@ def read_table(table: Table, source: str) -> Listing:
 
 
 def _column(table: Table, source: str, kind: str, usual: Sequence[str]) -> str:
-    """The one column of the type, else the first of the usual names."""
+    """Return the only column of that type, else the first with a usual name."""
     features = table.features
     of_kind = [name for name in features if type(features[name]).__name__ == kind]
     if len(of_kind) == 1:
@@ -113,7 +113,7 @@ def _column(table: Table, source: str, kind: str, usual: Sequence[str]) -> str:
     raise DatasetError(
         f"The data set {source} must have one column of type {kind} or one named "
         f"{' or '.join(usual)}, found the columns {', '.join(map(str, features))}. Rename the "
-        f"one you mean: dataset.rename_column(..., {usual[0]!r}), and pass the object from Python."
+        f"right one with dataset.rename_column(..., {usual[0]!r}) and pass the object from Python."
     )
 
 

@@ -1,8 +1,8 @@
-"""Batches made real: rows of a planned batch become tensors, the next ones read ahead by threads.
+"""Turn planned batches into tensors, prefetching the next ones in threads.
 
-The plan (`bitzoo.data.sampler`) decides which pictures, windows and mixtures; here pictures are
-cropped, mirrored, scaled to [-1, 1] and mixed, on the device that trains. What a row becomes does
-not depend on which rows come with it.
+The plan (`bitzoo.data.sampler`) decides on images, crop windows and mixtures; here images are
+cropped, mirrored, scaled to [-1, 1] and mixed on the training device. The result for a row does not
+depend on which rows are computed with it.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class MicroBatch:
 
     Attributes:
         batch: The whole batch.
-        rows: Which of its rows.
+        rows: The rows of the batch in this micro-batch.
         images: (n, 3, crop, crop) in [-1, 1].
         targets: float32 (n, classes), each row a distribution.
     """
@@ -45,15 +45,15 @@ class MicroBatch:
 
 @dataclass(frozen=True)
 class Feed:
-    """Where pictures and labels come from, and the form in which the network wants them.
+    """Where images and labels come from, and the form in which the network takes them.
 
     Attributes:
-        pixels: Pictures, resized as the plan says.
-        labels: Class of each picture, (len(pixels),).
+        pixels: Images, resized as the plan says.
+        labels: Class of each image, (len(pixels),).
         num_classes: Width of the targets.
         device: Where the tensors go.
-        dtype: Of the images; they are computed in float32 and rounded once.
-        memory_format: Of the images.
+        dtype: Dtype of the images; they are computed in float32 and rounded once.
+        memory_format: Memory format of the images.
     """
 
     pixels: Pixels
@@ -75,38 +75,38 @@ def materialize(
     dtype: torch.dtype = torch.float32,
     memory_format: torch.memory_format = torch.contiguous_format,
 ) -> tuple[Tensor, Tensor]:
-    """Turn rows of a batch into what the network and the loss take.
+    """Turn rows of a batch into the tensors that the network and the loss take.
 
-    Each row depends on the batch alone, not on which rows come with it: MixUp partners are taken
-    from the whole batch, and all arithmetic is elementwise. So rows of one device are equal bit for
-    bit however a batch is split.
+    Each row depends only on the batch, not on which rows are computed with it: MixUp partners are
+    taken from the whole batch, and all arithmetic is elementwise. So on one device, rows are equal
+    bit for bit however a batch is split.
 
     Args:
         batch: From `BatchPlan.batch`.
         rows: Which rows; a micro-batch or ``slice(rank, None, world)``.
-        pixels: See `Feed`, as the rest.
-        labels: Class of each picture.
+        pixels: See `Feed`, also for the other arguments.
+        labels: Class of each image.
         num_classes: Width of the targets.
         crop: Edge of the images.
-        device: Where the tensors go; everything after the decoding is computed there.
-        dtype: Of the images.
-        memory_format: Of the images.
+        device: Where the tensors go; everything after decoding is computed there.
+        dtype: Dtype of the images.
+        memory_format: Memory format of the images.
 
     Returns:
         Images (n, 3, crop, crop), RGB in [-1, 1], and targets float32 (n, num_classes): lam for the
         row's own class plus 1 - lam for its partner's.
     """
     feed = Feed(pixels, labels, num_classes, torch.device(device), dtype, memory_format)
-    return _Draft(batch, rows, crop, feed).finish()
+    return _Prepared(batch, rows, crop, feed).finish()
 
 
 def prefetch(
     plan: BatchPlan, work: Iterable[tuple[int, slice]], feed: Feed, *, depth: int = 2
 ) -> Generator[MicroBatch, None, None]:
-    """Micro-batches in order, the next ones made ready by threads while the caller computes.
+    """Yield micro-batches in order while threads prepare the next ones.
 
-    The threads decode or copy pictures, into pinned memory for a GPU, and for the CPU do all of
-    `materialize`. What a GPU does is queued by the caller's thread, so that streams, graphs and
+    For a GPU the threads decode or copy images into pinned memory; for the CPU they do all of
+    `materialize`. GPU work is queued by the caller's thread, so that streams, graphs and
     out-of-memory errors stay where the caller expects them.
 
     Close the iterator (`contextlib.closing`) when leaving early; that ends the threads.
@@ -115,54 +115,54 @@ def prefetch(
         plan: The run's batches.
         work: Step and rows of each micro-batch.
         feed: See `Feed`.
-        depth: How many micro-batches are made ready at a time: bounds the memory.
+        depth: How many micro-batches are prepared at a time; bounds the memory.
 
     Yields:
-        One `MicroBatch` for each item of `work`; the same as `materialize` makes.
+        One `MicroBatch` per item of `work`; the same as `materialize` returns.
 
     Raises:
-        UsageError: If the plan and the pictures do not fit each other.
-        Exception: What a thread ran into, at the place in the order where it happened.
+        UsageError: If the plan and the images do not fit each other.
+        Exception: Any error of a thread, at its position in the order.
     """
     count, size = len(feed.pixels), feed.pixels.size
     if (count, size) != (plan.num_examples, plan.resize):
         raise UsageError(
-            f"The pictures must be those that the batches were planned for: expected "
+            f"The images must be those that the batches were planned for: expected "
             f"{plan.num_examples} of edge {plan.resize}, found {count} of edge {size}. Open the "
-            "pixels with the plan's resize."
+            "pixels with the plan's `resize`."
         )
 
-    def draft(step: int, rows: slice) -> _Draft:
-        return _Draft(plan.batch(step), rows, plan.crop, feed)
+    def prepare(step: int, rows: slice) -> _Prepared:
+        return _Prepared(plan.batch(step), rows, plan.crop, feed)
 
-    items, ahead = iter(work), deque[Future[_Draft]]()
+    items, ahead = iter(work), deque[Future[_Prepared]]()
     pool = ThreadPoolExecutor(depth, thread_name_prefix="bitzoo-prefetch")
     try:
-        ahead.extend(pool.submit(draft, *item) for item in islice(items, depth))
+        ahead.extend(pool.submit(prepare, *item) for item in islice(items, depth))
         while ahead:
             done = ahead.popleft().result()
-            ahead.extend(pool.submit(draft, *item) for item in islice(items, 1))
+            ahead.extend(pool.submit(prepare, *item) for item in islice(items, 1))
             yield MicroBatch(done.batch, done.rows, *done.finish())
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-class _Draft:
-    """Rows of a batch on their way: read on creation, by any thread; finished on the device."""
+class _Prepared:
+    """Rows of a batch, read on creation (in any thread) and finished on the device."""
 
     def __init__(self, batch: Batch, rows: slice, crop: int, feed: Feed) -> None:
         self.batch, self.rows, self._crop, self._feed = batch, rows, crop, feed
         own = np.arange(len(batch))[rows]
         sides = np.stack([own] if batch.mix is None else [own, batch.mix[rows]])
-        # A picture that several rows want is read once.
-        needed, places = np.unique(batch.indices[sides], return_inverse=True)
+        # An image that several rows use is read once.
+        needed, positions = np.unique(batch.indices[sides], return_inverse=True)
         windows = (batch.top[sides], batch.left[sides], batch.flip[sides])
-        crops = np.stack([places.reshape(sides.shape), *windows])
+        crops = np.stack([positions.reshape(sides.shape), *windows])
         targets = _mix_targets(feed, batch, sides)
-        self._host: tuple[Tensor, ...]  # pinned for a GPU, so that it need not wait
+        self._host: tuple[Tensor, ...]  # pinned for a GPU, so that copying need not wait
         if feed.device.type == "cpu":
-            pictures = feed.pixels.rows(needed)
-            images = _mix_on_cpu(pictures, crops, batch.lam, crop, feed.memory_format)
+            decoded = feed.pixels.rows(needed)
+            images = _mix_on_cpu(decoded, crops, batch.lam, crop, feed.memory_format)
             self._host = images, targets
         else:
             shape, pin = (len(needed), *(feed.pixels.size,) * 2, 3), feed.device.type == "cuda"
@@ -180,22 +180,22 @@ class _Draft:
         return images.to(feed.dtype, memory_format=feed.memory_format), targets
 
 
-# The same arithmetic twice: one operation over all rows for a GPU; for the CPU one picture after
-# the other, which then stays in the core's cache. MixUp multiplies and adds in separate operations:
-# fused ones may round an element by where in the tensor it lies.
+# The same arithmetic twice: for a GPU one operation over all rows; for the CPU one image after the
+# other, so that it stays in the core's cache. MixUp multiplies and adds in separate operations:
+# with fused ones, rounding may depend on an element's position in the tensor.
 #
-# `crops` is int64 (4, sides, n): place among the pictures, top, left and flip, of the rows to make
-# and, with MixUp, of the rows to mix into them.
+# `crops` is int64 (4, sides, n): position among the decoded images, top, left and flip, for the
+# rows to make and, with MixUp, for the rows to mix into them.
 
 
 def _mix_on_device(raw: Tensor, crops: Tensor, lam: float, crop: int) -> Tensor:
-    """Images (n, 3, crop, crop), float32, from pictures uint8 (m, size, size, 3)."""
+    """Return images (n, 3, crop, crop), float32, from decoded ones, uint8 (m, size, size, 3)."""
     steps = torch.arange(crop, device=raw.device)
 
-    def scaled(place: Tensor, top: Tensor, left: Tensor, flip: Tensor) -> Tensor:
+    def scaled(position: Tensor, top: Tensor, left: Tensor, flip: Tensor) -> Tensor:
         lines = top[:, None] + steps
         columns = left[:, None] + torch.where(flip[:, None] != 0, steps.flip(0), steps)
-        windows = raw[place[:, None, None], lines[:, :, None], columns[:, None, :]]
+        windows = raw[position[:, None, None], lines[:, :, None], columns[:, None, :]]
         return windows.permute(0, 3, 1, 2).to(torch.float32).div_(127.5).sub_(1)
 
     images, *others = (scaled(*side) for side in crops.unbind(1))
@@ -205,19 +205,19 @@ def _mix_on_device(raw: Tensor, crops: Tensor, lam: float, crop: int) -> Tensor:
 
 
 def _mix_on_cpu(
-    pictures: Sequence[Pixels8],
+    decoded: Sequence[Pixels8],
     crops: npt.NDArray[np.int64],
     lam: float,
     crop: int,
     memory_format: torch.memory_format,
 ) -> Tensor:
-    """The same images, in either format."""
+    """Return the same images as `_mix_on_device`, in either memory format."""
 
     def scale(where: npt.NDArray[np.int64], out: npt.NDArray[np.float32]) -> None:
-        place, top, left, flip = where.tolist()
-        view = pictures[place][top : top + crop, left : left + crop].transpose(2, 0, 1)
+        position, top, left, flip = where.tolist()
+        view = decoded[position][top : top + crop, left : left + crop].transpose(2, 0, 1)
         if flip:
-            for plane, source in zip(out, view, strict=True):  # all at once has loops of 3: slow
+            for plane, source in zip(out, view, strict=True):  # all at once loops over 3: slow
                 plane[...] = source[:, ::-1]
         else:
             out[...] = view

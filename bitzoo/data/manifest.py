@@ -1,4 +1,4 @@
-"""A CSV or JSON-lines file that says which picture belongs to which class."""
+"""List a manifest: a CSV or JSON-lines file of image paths and their labels."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from bitzoo.data.folder import SPLITS, Listing, Row, order_classes
 from bitzoo.data.problems import DatasetError, Problem, Reason, printable
 
 Fields: TypeAlias = "Mapping[str, object] | str"
-"""Column -> value of one line, or what is wrong with the line."""
+"""Column -> value for one line, or what is wrong with the line."""
 
 _FORM = (
     "a CSV file with a header line path,label or path,label,split, or JSON lines "
@@ -22,12 +22,11 @@ _FORM = (
 
 
 def read_manifest(file: Path) -> Listing:
-    """List what a `.csv`, `.jsonl` or `.ndjson` file lists.
+    """List the images of a `.csv`, `.jsonl` or `.ndjson` manifest.
 
-    Each line has the path of a picture, relative to the manifest's own folder (or absolute), the
-    name of its class and, if any line has, its split: one of `SPLITS`. Other columns do not count.
-    Lines that cannot be used become problems of the listing; whether a picture exists is for the
-    inspection to say.
+    Each line has the path of an image, relative to the manifest's folder or absolute, the name of
+    its class and optionally, but then in every line, its split: one of `SPLITS`. Other columns are
+    ignored. Unusable lines become problems of the listing; validation reports missing images.
 
     Raises:
         DatasetError: If the file is not UTF-8 text, has no header with `path` and `label`, or
@@ -48,11 +47,11 @@ def read_manifest(file: Path) -> Listing:
         else:
             problems.append(Problem(Reason.LINE, f"{printable(file.name)} line {line}", row))
     if not rows and not problems:
-        raise DatasetError(f"The manifest {_shown(file)} lists no picture; expected {_FORM}.")
+        raise DatasetError(f"The manifest {_shown(file)} lists no images; expected {_FORM}.")
     with_split = [row for row in rows if row.split]
     if with_split and len(with_split) < len(rows):
         raise DatasetError(
-            f"In the manifest {_shown(file)} either every line has a split or none, found "
+            f"In the manifest {_shown(file)}, either every line or none must have a split, found "
             f"{len(with_split)} lines with and {len(rows) - len(with_split)} without."
         )
     classes = order_classes(row.label for row in rows)
@@ -60,12 +59,12 @@ def read_manifest(file: Path) -> Listing:
 
 
 def is_manifest(file: Path) -> bool:
-    """Whether the name says that it is a manifest."""
+    """Whether the file has a manifest's suffix."""
     return file.suffix.lower() in _READERS
 
 
 def _row(fields: Fields, folder: Path) -> Row | str:
-    """The row that a line describes, or what is wrong with the line."""
+    """Return the row that a line describes, or what is wrong with the line."""
     if isinstance(fields, str):
         return fields
     values = {}
@@ -93,8 +92,8 @@ def _read_csv(text: str, file: Path) -> Iterator[tuple[int, Fields]]:
             found = printable(text.split("\n")[0].strip())
             raise DatasetError(
                 f"The manifest {_shown(file)} must begin with a header line that names the columns "
-                f"path and label (and split, if you like), found {found!r}. Write path,label above "
-                "the first line; the separator is a comma."
+                f"path and label (and optionally split), found {found!r}. Insert path,label as the "
+                "first line; the separator is a comma."
             )
         for cells in lines:
             if len(cells) == len(header):
@@ -103,8 +102,8 @@ def _read_csv(text: str, file: Path) -> Iterator[tuple[int, Fields]]:
                 yield lines.line_num, f"expected {len(header)} columns, found {len(cells)}"
     except csv.Error as error:
         raise DatasetError(
-            f"The manifest {_shown(file)} is no CSV file from line {lines.line_num} on: {error}. "
-            'Put text with commas or line breaks between double quotes, and write " as "".'
+            f"The manifest {_shown(file)} is not valid CSV from line {lines.line_num} on: {error}. "
+            'Put text with commas or line breaks in double quotes, and write " as "".'
         ) from error
 
 
@@ -115,7 +114,7 @@ def _read_jsonl(text: str, file: Path) -> Iterator[tuple[int, Fields]]:
         try:
             fields = json.loads(line)
         except (ValueError, RecursionError) as error:
-            yield number, f"no JSON: {error}"
+            yield number, f"not valid JSON: {error}"
             continue
         yield number, fields if isinstance(fields, dict) else "expected a JSON object"
 

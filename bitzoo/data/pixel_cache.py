@@ -1,19 +1,19 @@
-"""Decoded pictures on disk: shards that are written once, never changed, and found by content.
+"""On-disk cache of decoded images: immutable shards, looked up by content.
 
-A shard is a file of up to `SHARD_BYTES`, in a folder for its size of picture and its decoder::
+A shard is a file of up to `SHARD_BYTES`, in a folder per image size and decoder::
 
     pixels/448-pillow-11.0.0-1/<hash of all its SHA-256>-<count>.shard
-        count x 32 bytes   SHA-256 of each picture's content, as `Example.sha256`
+        count x 32 bytes   SHA-256 of each image's content, as `Example.sha256`
         count x 448x448x3  the pixels, uint8, RGB
 
-Why so: pictures are found by content, whatever data set, split, few-shot choice or folder they come
-from, so every run uses what any run before it decoded, and only what is missing is added, on
-further shards. A shard gets its name, by an atomic rename, when its bytes are on the disk: an
-interrupted build loses no more than the shard it was writing. Nothing is ever appended to or
-patched, so there is no index to keep consistent, and removing a file is always safe.
+The reasons: images are looked up by content, regardless of the data set, split, few-shot choice or
+folder they come from, so every run reuses what earlier runs decoded, and only missing images are
+added, in new shards. A shard gets its name by an atomic rename once its bytes are on the disk, so
+an interrupted build loses at most the shard being written. Nothing is ever appended or patched, so
+there is no index to keep consistent, and removing a file is always safe.
 
 A shard in use carries a shared lock (flock), which the kernel drops with the last process that maps
-it; shards without one are removed, the longest unused first, when the cache needs their room.
+it; when the cache needs room, shards without a lock are removed, least recently used first.
 """
 
 from __future__ import annotations
@@ -41,11 +41,11 @@ if TYPE_CHECKING:
 
 SHARD_BYTES = 1 << 30
 SHARD_ROWS = 4096
-"""Pictures on one shard at most: what an interrupted build loses, when pictures are small."""
+"""Most images per shard: bounds what an interrupted build loses when images are small."""
 RESERVE_BYTES = 1 << 30
-"""What is left free on the disk, for checkpoints and the system."""
+"""Disk space that stays free, for checkpoints and the system."""
 DECODER = f"pillow-{PIL.__version__}-1"
-"""Changes whenever the same file may give other pixels; the last number is ours."""
+"""Changes whenever the same file may decode to other pixels; the last number is bitzoo's."""
 
 _HASH_BYTES = 32
 _SUFFIX, _PART = ".shard", ".part"
@@ -54,11 +54,11 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Shard:
-    """An open shard. Its pixels stay readable even when its file is removed.
+    """An open shard. Its pixels stay readable even after its file is removed.
 
     Attributes:
         path: Its file.
-        hashes: SHA-256 of each picture.
+        hashes: SHA-256 of each image.
         pixels: uint8 (count, size, size, 3), mapped into memory.
     """
 
@@ -68,31 +68,31 @@ class Shard:
 
 
 def row_bytes(size: int) -> int:
-    """Bytes of one picture's pixels."""
+    """Bytes of one image's pixels."""
     return size * size * 3
 
 
 def rows_per_shard(size: int) -> int:
-    """How many pictures a shard takes."""
+    """Number of images per shard."""
     return max(1, min(SHARD_ROWS, SHARD_BYTES // row_bytes(size)))
 
 
 def folder_of(cache: Path, size: int) -> Path:
-    """Where shards with pictures of one size stand."""
+    """Folder of the shards for one image size."""
     return cache / f"{size}-{DECODER}"
 
 
 def find_shards(cache: Path, size: int, wanted: Collection[bytes]) -> Iterator[Shard]:
-    """Open the shards that have any of the wanted pictures; damaged ones are removed."""
+    """Open the shards that hold any of the wanted images, and remove damaged ones."""
     for path in sorted(folder_of(cache, size).glob(f"*{_SUFFIX}")):
         shard = _open_shard(path, size)
         if shard is None:
-            _log.warning("%s was damaged and is removed; what it held is decoded again", path)
+            _log.warning("Removed the damaged shard %s; its images are decoded again", path)
             with contextlib.suppress(OSError):
                 path.unlink()
         elif any(digest in wanted for digest in shard.hashes):
-            with contextlib.suppress(OSError):  # another user's cache can be read all the same
-                os.utime(path)  # when it was last used, for `make_room`
+            with contextlib.suppress(OSError):  # another user's cache can still be read
+                os.utime(path)  # the time of last use, for `make_room`
             yield shard
 
 
@@ -102,16 +102,16 @@ def write_shard(
     contents: Sequence[tuple[bytes, Example]],
     advance: Callable[[int], object],
 ) -> None:
-    """Decode pictures onto a new shard. The caller holds the cache's lock.
+    """Decode images into a new shard. The caller holds the cache's lock.
 
     Args:
         cache: Folder of all shards.
-        decoder: Its `size` is that of the shard's pictures.
-        contents: SHA-256 and example of each picture, without repeats.
-        advance: Called with how many pictures are done.
+        decoder: Its `size` is that of the shard's images.
+        contents: SHA-256 and example of each image, without repeats.
+        advance: Called with the number of images done.
 
     Raises:
-        UsageError: If a picture cannot be decoded.
+        UsageError: If an image cannot be decoded.
         OSError: If the disk is full or the folder cannot be written. Nothing is kept.
     """
     hashes = [digest for digest, _ in contents]
@@ -124,32 +124,32 @@ def write_shard(
             _write_at(file.fileno(), b"".join(hashes), 0)
             start, step = len(hashes) * _HASH_BYTES, row_bytes(decoder.size)
 
-            def place(number: int, pixels: Pixels8) -> None:
-                # not through a map: on a full disk that would be a bus error
+            def store(number: int, pixels: Pixels8) -> None:
+                # not through a memory map: on a full disk that would be a bus error
                 _write_at(file.fileno(), pixels.data.cast("B"), start + number * step)
 
-            decoder.decode_each([example for _, example in contents], place, advance)
-        sync(part)  # else after a power cut zeros could stand under a good name
+            decoder.decode_each([example for _, example in contents], store, advance)
+        sync(part)  # otherwise a power cut could leave zeros under a valid name
         os.replace(part, target)
     finally:
         part.unlink(missing_ok=True)
 
 
 def make_room(cache: Path, needed: int, budget: int, keep: Collection[Path]) -> bool:
-    """Remove shards, the longest unused first, until `needed` bytes more fit.
+    """Remove shards, least recently used first, until `needed` more bytes fit.
 
-    Shards in use by any process stay, and nothing is removed if even removing all others would
-    not do. The caller holds the cache's lock, so parts of shards are left by processes that died,
-    and go.
+    Shards in use by any process stay, and nothing is removed if removing all others would not be
+    enough. The caller holds the cache's lock, so unfinished shards belong to dead processes and are
+    removed too.
 
     Args:
         cache: Folder of all shards, of every size.
         needed: Bytes to be added.
-        budget: Bytes that the cache may have in all.
+        budget: Most bytes of the whole cache.
         keep: Shards that the caller is about to use.
 
     Returns:
-        Whether the bytes fit, into the budget and on the disk.
+        Whether the bytes fit into the budget and on the disk.
     """
     for part in cache.glob(f"*/*{_PART}"):
         part.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""What can be wrong with a data set, as data, and the one report that lists all of it."""
+"""The problems that a data set can have, as data, and the report that lists them all."""
 
 from __future__ import annotations
 
@@ -10,38 +10,38 @@ from itertools import islice
 from bitzoo.errors import BitzooError
 
 MAX_LINES = 20
-"""So many lines of each kind a report shows before it says how many more there are."""
+"""Most lines of each kind that a report shows before it says how many more there are."""
 
 
 class DatasetError(BitzooError, ValueError):
-    """A data set that cannot be used: unknown form, or the full report of what is wrong with it."""
+    """A data set that cannot be used: its form is unknown, or it has the reported problems."""
 
 
 class Reason(Enum):
     """A kind of problem, in the order of the report.
 
     Attributes:
-        title: Names the kind.
+        title: Name of the kind.
         advice: What to do about it.
-        can_skip: Whether training can go on without what is listed (`skip_bad`).
+        can_skip: Whether training can do without the listed items (`skip_bad`).
     """
 
-    LINE = "Lines of the manifest", "correct the lines", True
+    LINE = "Invalid lines of the manifest", "correct the lines", True
     LABEL = "Labels out of range", "correct the labels", True
     FOLDER = "Folders that cannot be read", "check the permissions", True
-    MISSING = "Files that are not there", "check the paths", True
+    MISSING = "Missing files", "check the paths", True
     UNREADABLE = "Files that cannot be opened", "check the permissions and the disk", True
     NO_BYTES = "Files of 0 bytes", "copy or download them again", True
     NO_IMAGE = "Not an image that Pillow knows", "convert to PNG or JPEG, or remove", True
     DAMAGED = "Truncated or damaged images", "copy or download them again", True
-    ANIMATED = "Animations and files of several pages", "save the frame you mean as a file", True
+    ANIMATED = "Animated or multi-page files", "save the intended frame as a file", True
     HUGE = "Images too large to decode safely", "make them smaller", True
-    NO_8_BIT = "Images without a defined 8-bit form", "scale them to 8 bits a channel", True
-    DUPLICATE = "In train and in val, byte for byte", "keep each in one split", True
+    NO_8_BIT = "Images without a defined 8-bit form", "scale them to 8 bits per channel", True
+    DUPLICATE = "Identical images in train and val", "keep each in one split", True
     ONLY_IN_TRAIN = "Classes of train without images in val", "add some, or check the names", True
     ONLY_IN_VAL = "Classes of val without images in train", "add some, or check the names", False
     EMPTY_CLASS = "Classes without a usable image in train", "add images or remove them", False
-    FEW_CLASSES = "Too few classes", "there must be two to tell apart", False
+    FEW_CLASSES = "Too few classes", "at least two are needed", False
     EMPTY_SPLIT = "Splits without a usable image", "add images", False
 
     def __init__(self, title: str, advice: str, can_skip: bool) -> None:
@@ -52,12 +52,12 @@ class Reason(Enum):
 
 @dataclass(frozen=True)
 class Problem:
-    """One thing that is wrong.
+    """One problem of a data set.
 
     Attributes:
         reason: Its kind.
-        subject: The file, line, folder or class, as people know it.
-        detail: What was found there, where the kind does not say it all.
+        subject: Display name of the file, line, folder or class.
+        detail: What was found there, if the kind does not say everything.
     """
 
     reason: Reason
@@ -70,11 +70,11 @@ class Problem:
 
 @dataclass(frozen=True)
 class Problems:
-    """All that is wrong with a data set.
+    """All problems of a data set.
 
     Attributes:
-        source: The data set, as people know it.
-        problems: In the order of `Reason`, and within one in the order of the data set.
+        source: Display name of the data set.
+        problems: In the order of `Reason`, and within a kind in the order of the data set.
     """
 
     source: str
@@ -84,25 +84,25 @@ class Problems:
         return len(self.problems)
 
     def of(self, reason: Reason) -> tuple[Problem, ...]:
-        """The problems of one kind."""
+        """Return the problems of one kind."""
         return tuple(problem for problem in self.problems if problem.reason is reason)
 
     @property
     def reasons(self) -> tuple[Reason, ...]:
-        """The kinds of problems there are."""
+        """The kinds of problems that occur."""
         found = {problem.reason for problem in self.problems}
         return tuple(reason for reason in Reason if reason in found)
 
     @property
     def can_skip(self) -> bool:
-        """Whether what is left without the listed files and lines can be trained on."""
+        """Whether the data set can be trained on without the listed files and lines."""
         return all(reason.can_skip for reason in self.reasons)
 
     def report(self, max_lines: int = MAX_LINES) -> str:
-        """Every kind with its problems; of each kind `max_lines` lines at most.
+        """List the problems by kind, at most `max_lines` lines of each.
 
         Returns:
-            Text of several lines, without a newline at its end; empty if nothing is wrong.
+            Text of several lines, without a newline at its end; empty if there are no problems.
         """
         return "\n\n".join(self._group(reason, max_lines) for reason in self.reasons)
 
@@ -115,36 +115,36 @@ class Problems:
         return "\n".join(lines)
 
     def error(self, *, skipping: bool) -> DatasetError:
-        """The error to raise.
+        """Return the error to raise.
 
         Args:
-            skipping: Whether `skip_bad` was asked for, so that it must not be advised again.
+            skipping: Whether `skip_bad` is set, so that the message must not suggest it.
         """
         fatal = [reason.title for reason in self.reasons if not reason.can_skip]
         if not fatal:
-            step = "Correct what is listed, or go on without it: --skip-bad (skip_bad=True)."
+            step = "Fix these problems, or skip the listed items: `skip_bad=True`."
         elif skipping:
-            step = f"--skip-bad cannot mend this: {'; '.join(fatal)}."
+            step = f"`skip_bad=True` cannot fix this: {'; '.join(fatal)}."
         else:
-            step = f"Correct what is listed; --skip-bad alone cannot mend this: {'; '.join(fatal)}."
+            step = f"Fix these problems; `skip_bad=True` alone cannot fix: {'; '.join(fatal)}."
         count, kinds = len(self), len(self.reasons)
         return DatasetError(
             f"The data set {self.source} cannot be used as it is. Every image was checked before "
-            f"anything else was started; expected no problem, found {count} of {kinds} "
-            f"{'kind' if kinds == 1 else 'kinds'}:\n\n{self.report()}\n\n{step}"
+            f"anything else started; found {count} {'problem' if count == 1 else 'problems'} of "
+            f"{kinds} {'kind' if kinds == 1 else 'kinds'}:\n\n{self.report()}\n\n{step}"
         )
 
 
 def join_some(items: Sequence[object], limit: int = 5) -> str:
-    """`a, b, c and 7 more`: a list that stays short in a line of text."""
+    """Join items as `a, b, c and 7 more`, which keeps long lists short."""
     shown = ", ".join(str(item) for item in islice(items, limit))
     return f"{shown} and {len(items) - limit} more" if len(items) > limit else shown
 
 
 def printable(text: str) -> str:
-    r"""The text with everything that a terminal could misunderstand written as `\x1b`, `\udcff`.
+    r"""Return the text with unprintable characters escaped, as `\x1b` or `\udcff`.
 
-    Names of files may hold control characters and bytes that are not UTF-8.
+    File names may hold control characters, which a terminal obeys, and bytes that are not UTF-8.
     """
     if text.isprintable():
         return text

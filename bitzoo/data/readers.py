@@ -1,4 +1,4 @@
-"""Which reader a source is for: a folder, a manifest, the Hugging Face Hub or Python objects."""
+"""List a data source of any kind: folder, manifest, Hugging Face data set or Python objects."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from bitzoo.data.manifest import is_manifest, read_manifest
 from bitzoo.data.problems import DatasetError, join_some, printable
 
 DataSource: TypeAlias = "str | os.PathLike[str] | tuple[Any, Any] | Mapping[str, Any] | object"
-"""A path, `hf:NAME`, (images, labels), a `datasets.Dataset`, or several of the latter by split."""
+"""A path, `hf:NAME`, (images, labels), a `datasets.Dataset`, or a mapping of these by split."""
 
 
 def read_listing(source: DataSource) -> Listing:
-    """List a source of any kind; `bitzoo.data.dataset.read_dataset` says which there are.
+    """List a source of any kind; see `bitzoo.data.dataset.read_dataset` for the kinds.
 
     Raises:
         DatasetError: If it has no known form or lists nothing.
-        MissingExtraError: If `hf:` is asked for and the library `datasets` is not installed.
+        MissingExtraError: If the source is `hf:NAME` and the library `datasets` is not installed.
     """
     if isinstance(source, str) and source.startswith(PREFIX):
         name = source.removeprefix(PREFIX)
@@ -40,7 +40,7 @@ def _list_path(path: Path) -> Listing:
     found = "a file of another kind" if path.exists() else "nothing there"
     raise DatasetError(
         f"The data set {printable(os.fspath(path))!r} must be a folder of class folders, a .csv or "
-        f".jsonl file with path and label, or {PREFIX}NAME for a Hugging Face data set, found "
+        f".jsonl manifest with path and label, or {PREFIX}NAME for a Hugging Face data set, found "
         f"{found}. Check the path."
     )
 
@@ -54,12 +54,12 @@ def _list_object(source: Any, name: str) -> Listing:
         return read_arrays(*source)
     raise DatasetError(
         "A data set must be a path, hf:NAME, a pair (images, labels), a datasets.Dataset, or such "
-        f"pairs or Datasets by the names of splits, found {type(source).__name__}."
+        f"pairs or Datasets by split name, found {type(source).__name__}."
     )
 
 
 def _list_splits(source: Mapping[str, Any], name: str) -> Listing:
-    """Several listings as one, rows marked with their split."""
+    """Merge the listings of several splits, each row marked with its split."""
     splits = {key: SPLITS[str(key).lower()] for key in source if str(key).lower() in SPLITS}
     if not splits:
         raise DatasetError(
@@ -80,5 +80,5 @@ def _list_splits(source: Mapping[str, Any], name: str) -> Listing:
     orders = {listing.classes for listing in listings.values()}
     classes = orders.pop() if len(orders) == 1 else order_classes(c for o in orders for c in o)
     others = [key for key in source if key not in splits]
-    notes = (f"Left out: splits ({len(others)}): {join_some(others)}.",) if others else ()
+    notes = (f"Ignored: splits ({len(others)}): {join_some(others)}.",) if others else ()
     return Listing(rows, classes, name, notes, problems)

@@ -1,16 +1,14 @@
-"""Batch number n, whatever happened before it: a pure function of (seed, n).
+"""Plan batch n of a run as a pure function of (seed, n), independent of what came before.
 
-Which pictures, where they are cropped, which are mirrored and how MixUp mixes them comes from
-NumPy's Philox, a generator that can be set to any place of its stream at no cost: the key holds the
-seed and the purpose, the counter holds the number of the epoch or step. So a run that was killed
-goes on with the batches it would have seen, and micro-batches, processes and threads that read
-ahead change nothing.
+The choice of images, crop windows, mirroring and MixUp pairs comes from NumPy's Philox, a generator
+that can jump to any position of its stream at no cost: its key holds the seed and the purpose, its
+counter the number of the epoch or step. So a killed run resumes with the batches it would have
+seen, and micro-batches, processes and prefetching threads change nothing.
 
 The choices follow google-research/big_transfer, bit_pytorch/train.py: crop windows anywhere in the
-resized picture, half of the pictures mirrored, one MixUp weight a batch. There, however, MixUp
-pairs pictures within a micro-batch, and sampling starts anew with each batch when the data set is
-smaller than one; here pairs are drawn from the whole batch, and every picture is seen once an
-epoch.
+resized image, half of the images mirrored, one MixUp weight per batch. There, however, MixUp pairs
+images within a micro-batch, and sampling restarts with each batch if the data set is smaller than a
+batch; here pairs are drawn from the whole batch, and every image is seen once per epoch.
 """
 
 from __future__ import annotations
@@ -27,21 +25,21 @@ from bitzoo.errors import UsageError
 Integers = npt.NDArray[np.int64]
 
 _ORDER, _AUGMENTATION, _MIXUP = range(3)
-"""Purposes. Each has a stream of its own: turning MixUp on leaves orders and crops as they are."""
+"""Purposes. Each has its own stream: turning MixUp on does not change orders and crops."""
 
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """What one training step sees, as data.
+    """The batch of one training step, as data.
 
     Attributes:
-        step: Its number, from 0.
-        indices: Numbers of the examples, (B,).
-        top: First row of each crop window in the resized picture, (B,).
+        step: Index of the step, from 0.
+        indices: Indices of the examples, (B,).
+        top: First row of each crop window in the resized image, (B,).
         left: First column, (B,).
         flip: Whether each crop is mirrored left to right, bool (B,).
         mix: Row of the batch that each row is mixed with, a permutation; None without MixUp.
-        lam: Weight of a row itself; 1 - lam is its partner's. 1 without MixUp.
+        lam: Weight of the row itself; its partner's is 1 - lam. 1 without MixUp.
     """
 
     step: int
@@ -61,15 +59,16 @@ class BatchPlan:
     """All batches of a run.
 
     Epochs are permutations of all examples and follow each other without a gap: a batch may hold
-    the end of one and the start of the next, or several.
+    the end of one epoch and the start of the next, or span several.
 
     Attributes:
-        num_examples: How many examples there are, at least 1.
-        batch_size: Examples in each batch, at least 1.
-        resize: Edge of the resized pictures.
+        num_examples: Number of examples, at least 1.
+        batch_size: Examples per batch, at least 1.
+        resize: Edge of the resized images.
         crop: Edge of the crop windows, 1 <= crop <= resize.
         flip: Whether half of the crops are mirrored.
-        mixup_alpha: MixUp's weight is drawn from Beta(alpha, alpha) (arXiv 1710.09412); 0 is none.
+        mixup_alpha: MixUp's weight is drawn from Beta(alpha, alpha) (arXiv 1710.09412); 0 turns
+            MixUp off.
         seed: 0 <= seed < 2**64.
 
     Raises:
@@ -93,7 +92,7 @@ class BatchPlan:
         _require(0 <= self.seed < 1 << 64, "seed", "in 0..2**64 - 1", self.seed)
 
     def batch(self, step: int) -> Batch:
-        """Batch number `step`, from 0; the same from every plan with equal attributes."""
+        """Return the batch of `step`, from 0; the same for every plan with equal attributes."""
         _require(step >= 0, "step", "at least 0", step)
         count, spare = self.batch_size, self.resize - self.crop
         random = _generator(self.seed, _AUGMENTATION, step)
@@ -118,7 +117,7 @@ class BatchPlan:
 
 
 def _generator(seed: int, purpose: int, number: int) -> np.random.Generator:
-    """A stream for each seed, purpose and number; streams of one key lie 2**192 draws apart."""
+    """Return one stream per seed, purpose and number; streams of one key are 2**192 draws apart."""
     return np.random.Generator(np.random.Philox(key=seed | purpose << 64, counter=number << 192))
 
 
@@ -131,4 +130,4 @@ def _epoch_order(seed: int, epoch: int, num_examples: int) -> Integers:
 
 def _require(holds: bool, name: str, expected: str, found: object) -> None:
     if not holds:
-        raise UsageError(f"A batch plan's {name} must be {expected}, found {found}. Change it.")
+        raise UsageError(f"A batch plan's `{name}` must be {expected}, found {found}. Change it.")

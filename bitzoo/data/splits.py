@@ -1,7 +1,7 @@
-"""Which examples are held out or kept, as a pure function of the seed, the labels and their order.
+"""Choose held-out and few-shot examples: a pure function of the seed, labels and their order.
 
-Every class draws from a counter-based generator of its own (NumPy's Philox, keyed by the purpose,
-the seed and the name of the class), so that a class that comes or goes changes no other's choice.
+Every class draws from its own counter-based generator (NumPy's Philox, keyed by purpose, seed and
+class name), so adding or removing a class does not change the choice in any other.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ import numpy as np
 def hold_out(
     labels: Sequence[int], classes: Sequence[str], fraction: float, seed: int
 ) -> tuple[int, ...]:
-    """Choose a stratified share of the examples for evaluation.
+    """Choose a stratified fraction of the examples for evaluation.
 
-    Each class gives its share rounded down or up so that `round(fraction * len(labels))` examples
-    are held out in all (largest remainders first, ties in seeded order), or as many as there are
-    when each class keeps at least one.
+    Each class holds out its fraction rounded down or up so that `round(fraction * len(labels))`
+    examples are held out in total (largest remainders first, ties in seeded order), or as many as
+    possible while each class keeps at least one.
 
     Args:
         labels: Index into `classes` of each example.
         classes: The name of each class.
-        fraction: Share to hold out, in 0..1.
+        fraction: Fraction to hold out, in 0..1.
         seed: Another seed makes another choice.
 
     Returns:
@@ -47,14 +47,14 @@ def hold_out(
 def choose(
     labels: Sequence[int], classes: Sequence[str], per_class: int, seed: int
 ) -> tuple[int, ...]:
-    """Choose `per_class` examples of each class, or all of them where there are fewer.
+    """Choose `per_class` examples of each class, or all of them if there are fewer.
 
-    The choice of a smaller `per_class` is part of the choice of a larger one.
+    The choice for a smaller `per_class` is a subset of the choice for a larger one.
 
     Args:
         labels: Index into `classes` of each example.
         classes: The name of each class.
-        per_class: How many to keep of each class.
+        per_class: How many to keep per class.
         seed: Another seed makes another choice.
 
     Returns:
@@ -82,12 +82,12 @@ def _draw(
     for group, name, count in zip(groups, classes, counts, strict=True):
         keys = _keys(purpose, seed, name, len(group))
         order = sorted(range(len(group)), key=keys.__getitem__)
-        chosen += [group[place] for place in order[:count]]
+        chosen += [group[index] for index in order[:count]]
     return tuple(sorted(chosen))
 
 
 def _keys(purpose: str, seed: int, name: str, count: int) -> list[int]:
-    """Random 64-bit numbers. NumPy promises that a raw stream never changes between versions."""
+    """Draw random 64-bit numbers. NumPy promises that raw streams never change across versions."""
     digest = hashlib.sha256(json.dumps([purpose, seed, name]).encode()).digest()
     philox = np.random.Philox(key=int.from_bytes(digest[:16], "little"))
     return [int(key) for key in philox.random_raw(count)]

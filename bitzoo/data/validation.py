@@ -1,59 +1,52 @@
-"""Every problem of a data set at once, before the first step.
+"""Validate a data set before training: decode every image and report all problems at once.
 
-One pass decodes each image in full, by the function that decodes it for training (only so a file
-that was cut off is found), and takes the SHA-256 of its file, which finds copies across splits and
-is the key of the pixel cache.
+One pass decodes each image in full, with the function that decodes it for training (which is the
+only way to find truncated files), and takes the SHA-256 of its file, which finds copies across
+splits and is the key of the pixel cache.
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
+import stat
+import struct
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, TypeAlias
+from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
-
-from bitzoo.data.dataset import Example, ImageSet, Split, fingerprint
-from bitzoo.data.problems import Problem, Problems, Reason, join_some
-
-if TYPE_CHECKING:
-    from bitzoo.files import Progress
-
-import hashlib
-import stat
-import struct
-from pathlib import Path
-
 from PIL import Image, UnidentifiedImageError
 
-from bitzoo.data.problems import printable
+from bitzoo.data.dataset import Example, ImageSet, Split, fingerprint
+from bitzoo.data.problems import Problem, Problems, Reason, join_some, printable
 from bitzoo.errors import UsageError
-from bitzoo.files import sha256_of
+from bitzoo.files import Progress, sha256_of
 from bitzoo.models.preprocessing import read_rgb
 
 TASK = "checking images"
-"""What `progress` is told that is done."""
+"""The task that `progress` is called with."""
 
 _SLICE = 256
-"""So many images are handed to the threads at once; an interrupt waits for no more than these."""
+"""Number of images given to the threads at once; an interrupt waits for no more than these."""
 
 
 @dataclass(frozen=True)
 class DataSummary:
-    """What an inspected data set is like, without what was skipped.
+    """Summary of a validated data set, without the skipped items.
 
     Attributes:
         counts: Split -> number of images.
-        class_counts: Split -> number of images of each class, in the order of the classes.
-        resolution: Median height and median width of the images to train on (of all, if there are
-            none), upright, halves rounded down.
-        traits: What is special and taken care of -> number of images.
-        notes: What people should know and need not act upon.
-        findings: What was skipped.
+        class_counts: Split -> number of images per class, in the order of the classes.
+        resolution: Median height and median width of the training images (of val, if train is
+            empty), upright, halves rounded down.
+        traits: Special property that decoding handles -> number of images.
+        notes: Remarks that need no action.
+        skipped: The problems whose items were skipped.
     """
 
     counts: dict[str, int]
@@ -61,7 +54,7 @@ class DataSummary:
     resolution: tuple[int, int]
     traits: dict[str, int]
     notes: tuple[str, ...]
-    findings: Problems
+    skipped: Problems
 
 
 def inspect(
@@ -72,33 +65,33 @@ def inspect(
     progress: Progress | None = None,
     training: bool = True,
 ) -> tuple[ImageSet, DataSummary]:
-    """Decode every image and judge the data set as a whole.
+    """Decode every image and validate the data set as a whole.
 
     Args:
         imageset: A data set as read.
-        skip_bad: Go on without images that cannot be used, without images of train that val has
-            too, and whatever else `Reason.can_skip` allows.
-        workers: Threads that decode; as many as this process may use cores if None.
-        progress: Called with the task, how many images are done and how many there are.
-        training: Whether it is to be trained on. False asks only that the images can be read.
+        skip_bad: Skip unusable images, images of train that are in val too, and whatever else
+            `Reason.can_skip` allows.
+        workers: Decoding threads; None means one per core that this process may use.
+        progress: Called with the task, the number of images done and their total.
+        training: Whether the data set is for training. False only requires readable images.
 
     Returns:
-        The data set without what was skipped, each example with its `sha256`, the fingerprint over
-        the contents; and what it is like.
+        The data set without the skipped items, with each example's `sha256` and the fingerprint
+        over the contents; and its summary.
 
     Raises:
-        DatasetError: If anything is wrong that may not be skipped; the message lists all of it.
+        DatasetError: If there are problems that may not be skipped; the message lists all problems.
     """
-    judged = _judge_all(imageset, workers, progress)
+    checked = _check_all(imageset, workers, progress)
     problems = [*imageset.problems]
     for split in imageset.splits:
         problems += [
             Problem(check.reason, example.key, check.detail)
-            for example, check in judged[split.name]
+            for example, check in checked[split.name]
             if check.reason is not None
         ]
     kept = {
-        name: [pair for pair in pairs if pair[1].reason is None] for name, pairs in judged.items()
+        name: [pair for pair in pairs if pair[1].reason is None] for name, pairs in checked.items()
     }
     if training:
         copies = _copies(kept)
@@ -107,23 +100,23 @@ def inspect(
             kept["train"] = [pair for pair in kept["train"] if pair[0] not in copies]
         problems += _class_problems(imageset, kept)
     problems.sort(key=lambda problem: list(Reason).index(problem.reason))
-    findings = Problems(imageset.source, tuple(problems))
-    if problems and not (skip_bad and findings.can_skip):
-        raise findings.error(skipping=skip_bad)
-    inspected = _without_the_rest(imageset, kept)
-    return inspected, _summarize(inspected, kept, findings)
+    found = Problems(imageset.source, tuple(problems))
+    if problems and not (skip_bad and found.can_skip):
+        raise found.error(skipping=skip_bad)
+    inspected = _keep_only(imageset, kept)
+    return inspected, _summarize(inspected, kept, found)
 
 
-def _judge_all(
+def _check_all(
     imageset: ImageSet, workers: int | None, progress: Progress | None
 ) -> dict[str, list[tuple[Example, ImageCheck]]]:
-    """Split -> its examples with their checks; the SHA-256 of each is in the example."""
+    """Return split -> its examples, with their `sha256` set, and their checks."""
     total, done = sum(map(len, imageset.splits)), 0
-    judged: dict[str, list[tuple[Example, ImageCheck]]] = {}
+    checked: dict[str, list[tuple[Example, ImageCheck]]] = {}
     with warnings.catch_warnings(), ThreadPoolExecutor(workers or _count_cores()) as pool:
         warnings.simplefilter("ignore")  # Pillow warns of broken EXIF data and of large images
         for split in imageset.splits:
-            pairs = judged[split.name] = []
+            pairs = checked[split.name] = []
             for start in range(0, len(split), _SLICE):
                 examples = split.examples[start : start + _SLICE]
                 for example, check in zip(examples, pool.map(check_image, examples), strict=True):
@@ -131,7 +124,7 @@ def _judge_all(
                     done += 1
                     if progress is not None:
                         progress(TASK, done, total)
-    return judged
+    return checked
 
 
 def _count_cores() -> int:
@@ -144,7 +137,7 @@ _Kept: TypeAlias = "dict[str, list[tuple[Example, ImageCheck]]]"
 
 
 def _copies(kept: _Kept) -> dict[Example, Problem]:
-    """The examples of train whose content is in val too."""
+    """Return the examples of train whose content is in val too."""
     held_out = {example.sha256: example.key for example, _ in reversed(kept.get("val", []))}
     return {
         example: Problem(Reason.DUPLICATE, example.key, f"same as {held_out[example.sha256]}")
@@ -169,7 +162,7 @@ def _class_problems(imageset: ImageSet, kept: _Kept) -> Iterator[Problem]:
         yield Problem(Reason.EMPTY_SPLIT, "val", f"none of its {len(imageset.val)} can be used")
 
 
-def _without_the_rest(imageset: ImageSet, kept: _Kept) -> ImageSet:
+def _keep_only(imageset: ImageSet, kept: _Kept) -> ImageSet:
     splits = {
         name: Split(name, tuple(example for example, _ in pairs)) for name, pairs in kept.items()
     }
@@ -177,7 +170,7 @@ def _without_the_rest(imageset: ImageSet, kept: _Kept) -> ImageSet:
     return replace(images, fingerprint=fingerprint(images))
 
 
-def _summarize(imageset: ImageSet, kept: _Kept, findings: Problems) -> DataSummary:
+def _summarize(imageset: ImageSet, kept: _Kept, skipped: Problems) -> DataSummary:
     class_counts = {}
     for split in imageset.splits:
         counts = Counter(example.label for example in split.examples)
@@ -192,7 +185,7 @@ def _summarize(imageset: ImageSet, kept: _Kept, findings: Problems) -> DataSumma
         resolution=(int(height), int(width)),
         traits=dict(sorted(traits.items())),
         notes=imageset.notes + tuple(_notes_on_repeats(imageset)),
-        findings=findings,
+        skipped=skipped,
     )
 
 
@@ -202,15 +195,15 @@ def _notes_on_repeats(imageset: ImageSet) -> Iterator[str]:
         groups.setdefault(example.sha256, []).append(example)
     repeats = [group for group in groups.values() if len(group) > 1]
     if repeats:
-        shown = join_some([_equation(group) for group in repeats], 3)
-        yield f"Images that train has more than once ({len(repeats)}): {shown}."
-    torn = [group for group in repeats if len({example.label for example in group}) > 1]
-    if torn:
-        shown = join_some([_equation(group) for group in torn], 3)
-        yield f"Of these, with different labels ({len(torn)}): {shown}."
+        shown = join_some([_join_equal(group) for group in repeats], 3)
+        yield f"Images that occur more than once in train ({len(repeats)}): {shown}."
+    conflicting = [group for group in repeats if len({example.label for example in group}) > 1]
+    if conflicting:
+        shown = join_some([_join_equal(group) for group in conflicting], 3)
+        yield f"Of these, with different labels ({len(conflicting)}): {shown}."
 
 
-def _equation(group: Sequence[Example]) -> str:
+def _join_equal(group: Sequence[Example]) -> str:
     return " = ".join(example.key for example in group[:3]) + (" = ..." if group[3:] else "")
 
 
@@ -221,14 +214,14 @@ _ORIENTATION_TAG = 0x0112
 
 @dataclass(frozen=True)
 class ImageCheck:
-    """What became of decoding one picture.
+    """Result of decoding one image.
 
     Attributes:
-        reason: What is wrong with it, None if it is fine.
-        detail: What was found, where the reason does not say it all.
-        sha256: See `Example.sha256`; "" if it is not fine.
+        reason: What is wrong with the image; None if it is fine.
+        detail: What was found, if the reason does not say everything.
+        sha256: See `Example.sha256`; "" if the image is not fine.
         size: Height and width, upright.
-        traits: What is special about it and taken care of, such as "grayscale".
+        traits: Special properties that decoding handles, such as "grayscale".
     """
 
     reason: Reason | None = None
@@ -239,17 +232,17 @@ class ImageCheck:
 
 
 def check_image(example: Example) -> ImageCheck:
-    """Decode one picture as training does, and say what is wrong or special about it.
+    """Decode one image as training does, and report what is wrong or special about it.
 
-    Fine is what `read_rgb` reads, except for animations and files of several pages: which of the
-    images is meant, only their owner knows.
+    Whatever `read_rgb` reads is fine, except for animated and multi-page files: only their owner
+    knows which frame is meant.
     """
     try:
         if example.path is None:
-            return _examine(example.load_picture())
-        wrong = _refuse_file(example.path)
-        if wrong is not None:
-            return wrong
+            return _examine(example.load_image())
+        refused = _refuse_file(example.path)
+        if refused is not None:
+            return refused
         digest = sha256_of(example.path)
         with Image.open(example.path) as image:
             return _examine(image, digest)
@@ -258,7 +251,7 @@ def check_image(example: Example) -> ImageCheck:
 
 
 def _refuse_file(path: Path) -> ImageCheck | None:
-    """What is wrong with a file that must not even be opened; a pipe would wait for its writer."""
+    """Check for files that must not even be opened: opening a pipe would wait for its writer."""
     status = path.stat()
     if not stat.S_ISREG(status.st_mode):
         return ImageCheck(Reason.UNREADABLE, "not a regular file")
@@ -270,7 +263,7 @@ def _refuse_file(path: Path) -> ImageCheck | None:
 def _examine(image: Image.Image, digest: str = "") -> ImageCheck:
     traits = tuple(_traits(image))
     rgb = read_rgb(image)
-    frames = 1 if image.format in _ONE_PICTURE else getattr(image, "n_frames", 1)
+    frames = 1 if image.format in _SINGLE_IMAGE_FORMATS else getattr(image, "n_frames", 1)
     if frames > 1:
         return ImageCheck(Reason.ANIMATED, f"{image.format} of {frames} frames or pages")
     if not digest:
@@ -279,15 +272,15 @@ def _examine(image: Image.Image, digest: str = "") -> ImageCheck:
 
 
 def _traits(image: Image.Image) -> Iterator[str]:
-    """What `read_rgb` will take care of."""
+    """Yield the special properties that `read_rgb` handles."""
     if image.mode in ("1", "L", "LA", "La") or image.mode.startswith("I"):
         yield "grayscale"
     if image.mode == "CMYK":
         yield "CMYK"
-    # 16-bit colour has mode RGB: only the decoder's tiles name what is stored
+    # 16-bit colour has mode RGB: only the decoder's tiles say how it is stored
     stored = str(getattr(image, "tile", ""))
     if image.mode.startswith("I") or (";16" in stored and "BGR;16" not in stored):
-        yield "16 bits a channel"
+        yield "16 bits per channel"
     if image.mode in ("P", "PA"):
         yield "palette"
     if image.mode in ("RGBA", "RGBa", "LA", "La", "PA") or "transparency" in image.info:
@@ -308,7 +301,7 @@ def _is_turned(image: Image.Image) -> bool:
 
 def _explain(error: Exception, example: Example) -> ImageCheck:
     reason = next((reason for kind, reason in _REASONS if isinstance(error, kind)), Reason.DAMAGED)
-    if isinstance(error, OSError) and error.errno is not None:  # the system's, not Pillow's
+    if isinstance(error, OSError) and error.errno is not None:  # from the system, not from Pillow
         detail = error.strerror or str(error)
         return ImageCheck(reason if reason is Reason.MISSING else Reason.UNREADABLE, detail)
     if reason is Reason.NO_IMAGE:
@@ -331,8 +324,8 @@ _REASONS: tuple[tuple[type[Exception], Reason], ...] = (
     (FileNotFoundError, Reason.MISSING),
     (NotADirectoryError, Reason.MISSING),
 )
-"""The first that fits decides; any other error means a damaged file."""
+"""The first match decides; any other error means a damaged file."""
 
-_ONE_PICTURE = ("MPO",)
-"""Formats whose further frames are no pictures of their own: cameras and phones write depth maps,
-gain maps and previews behind the first."""
+_SINGLE_IMAGE_FORMATS = ("MPO",)
+"""Formats whose further frames are not separate images: cameras and phones write depth maps, gain
+maps and previews after the first frame."""

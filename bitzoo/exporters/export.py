@@ -12,17 +12,17 @@ from pathlib import Path
 from typing import Any
 
 from bitzoo._version import __version__
+from bitzoo.converters.formats.timm_config import RECORD_KEY
+from bitzoo.converters.parity.deviation import Deviation
 from bitzoo.display import Displayed
 from bitzoo.errors import FoldedModelError, ParityError, UsageError
 from bitzoo.exporters.export_formats import FORMATS, ExportFormat
-from bitzoo.exporters.file_metadata import facts_of
+from bitzoo.exporters.file_metadata import metadata_of
 from bitzoo.exporters.graph import DTYPES
-from bitzoo.exporters.probe import REASON, SEED, TOLERANCES, Deviation, Probe, make_probes
+from bitzoo.exporters.probe import REASON, SEED, TOLERANCES, Probe, make_probes
 from bitzoo.models.bit import BiT
 from bitzoo.zoo.classifier import Classifier, load_classifier
-
-REPORT_SUFFIX = ".export.json"
-"""What the report's name ends in, after the export's own name."""
+from bitzoo.zoo.info import EXPORT_REPORT_SUFFIX
 
 
 @dataclass(frozen=True, repr=False)
@@ -42,7 +42,7 @@ class ExportReport(Displayed):
     to: str
     dtype: str
     runtime: str
-    facts: Mapping[str, str]
+    metadata: Mapping[str, str]
     deviations: tuple[Deviation, ...]
 
     @property
@@ -69,7 +69,8 @@ class ExportReport(Displayed):
             "tolerance_rule": REASON,
             "probes": [asdict(found) for found in self.deviations],
             "seed": SEED,
-            "facts": dict(self.facts),
+            "metadata": {key: text for key, text in self.metadata.items() if key != RECORD_KEY},
+            RECORD_KEY: json.loads(self.metadata[RECORD_KEY]),
         }
 
     @property
@@ -85,8 +86,8 @@ class ExportReport(Displayed):
         return [
             ("output", self.path),
             ("format", self.to),
-            ("network", self.facts.get("architecture", "")),
-            ("kernels", self.facts.get("kernels", self.dtype)),
+            ("network", self.metadata.get("architecture", "")),
+            ("kernels", self.metadata.get("kernels", self.dtype)),
             ("run by", self.runtime),
             ("relative L2", f"{found} (allowed: {self.tolerance:.0e})"),
             ("passed", self.passed),
@@ -121,7 +122,7 @@ def export(
     """Export a network for another runtime, and prove that the file computes the same.
 
     The file runs on probe images in its own runtime before it gets its name; a report lies beside
-    it under its name and `REPORT_SUFFIX`. `bitzoo export` does the same.
+    it under its name and `EXPORT_REPORT_SUFFIX`. `bitzoo export` does the same.
 
     Args:
         model: A catalogue name, a checkpoint file, a run folder, or a model of
@@ -145,11 +146,11 @@ def export(
     network = load_classifier(model)
     _check_network(network)
     probes = make_probes(network)
-    facts = facts_of(network, dtype)
+    metadata = metadata_of(network, dtype)
     with _aside(path, form) as aside:
-        form.writer()(network, aside, dtype=dtype, facts=facts)
+        form.writer()(network, aside, dtype=dtype, metadata=metadata)
         deviations, runtime = _judge(form, aside, probes)
-        report = ExportReport(path, to, dtype, runtime, facts, deviations)
+        report = ExportReport(path, to, dtype, runtime, metadata, deviations)
         report.require()
         text = json.dumps(report.to_dict(), indent=2) + "\n"
         _report_of(aside).write_text(text, encoding="utf-8")
@@ -229,4 +230,4 @@ def _places(form: ExportFormat, path: Path) -> list[Path]:
 
 
 def _report_of(path: Path) -> Path:
-    return path.with_name(path.name + REPORT_SUFFIX)
+    return path.with_name(path.name + EXPORT_REPORT_SUFFIX)

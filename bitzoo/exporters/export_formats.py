@@ -24,7 +24,7 @@ class Write(Protocol):
     """How a format's writer is called; `export_onnx` describes the arguments."""
 
     def __call__(
-        self, model: BiT, path: Path, *, dtype: str = ..., facts: Mapping[str, str] | None = ...
+        self, model: BiT, path: Path, *, dtype: str = ..., metadata: Mapping[str, str] | None = ...
     ) -> None:
         """Write the network to `path`."""
 

@@ -6,37 +6,37 @@ import json
 from dataclasses import asdict
 
 from bitzoo._version import __version__
+from bitzoo.converters.formats.timm_config import RECORD_KEY
 from bitzoo.models.bit import BiT
-from bitzoo.zoo.create import Origin, create_transform, labels
+from bitzoo.zoo.info import info, transform_of
 
 INPUT_RANGE = "RGB in [-1, 1]: (pixels from 0 to 255) / 127.5 - 1"
 
 
-def facts_of(model: BiT, dtype: str = "float32") -> dict[str, str]:
+def metadata_of(model: BiT, dtype: str = "float32") -> dict[str, str]:
     """Return key -> text; what is not known has no key.
 
     `preprocessing` is the JSON of an `EvalTransform`, `class_names` a JSON list in the order of
-    the outputs, `activation` what turns logits into scores.
+    the outputs, `activation` what turns logits into scores, `model_info` bitzoo's whole record.
 
     Args:
         model: A model from `create_model`.
         dtype: What its kernels are stored in.
     """
-    origin = model.origin if isinstance(model.origin, Origin) else Origin()
-    own = origin.config.get("bitzoo")
-    activation = origin.spec.activation if origin.spec else None
-    if isinstance(own, dict):
-        activation = own.get("activation", activation)
-    names = labels(model) if model.num_classes else None
-    facts = {
+    known = info(model)
+    names = known.class_names
+    usable = known.preprocessing is not None and "preprocessing" not in known.refused
+    metadata = {
         "bitzoo_version": __version__,
-        "model": origin.spec.name if origin.spec else None,
-        "architecture": model.architecture.name,
-        "num_classes": str(model.num_classes),
+        "model": known.identity.name,
+        "architecture": known.architecture,
+        "num_classes": str(known.num_classes),
         "input": INPUT_RANGE,
-        "preprocessing": json.dumps(asdict(create_transform(model))),
-        "activation": str(activation) if activation else None,
+        "preprocessing": json.dumps(asdict(transform_of(known))) if usable else None,
+        "activation": known.activation,
         "class_names": json.dumps(names) if names else None,
+        "license": known.license,
         "kernels": f"standardized once, stored as {dtype}; for inference only",
+        RECORD_KEY: known.to_json(),
     }
-    return {key: value for key, value in facts.items() if value is not None}
+    return {key: value for key, value in metadata.items() if value is not None}

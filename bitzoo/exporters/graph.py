@@ -1,10 +1,10 @@
-"""The network as it is handed to other runtimes: folded, and safe from their optimizers.
+"""The graph to export: the folded network, written so that runtimes' optimizers keep it correct.
 
-One thing differs from `bitzoo.models.bit`. The release pads the root's map with zeros and then
-pools without padding. An optimizer may fuse such a pad into the pool, whose own padding is -inf:
-ONNX Runtime 1.23 does (R50x1's logits move by 6e-3), 1.32 does not. So this graph pools with -inf
-on purpose and lets zero win wherever a window reaches over the border. That is the same function,
-bit for bit, with nothing to fuse.
+It differs from `bitzoo.models.bit` in one thing. The release pads the root's map with zeros and
+then pools without padding. An optimizer may fuse such a pad into the pool, whose own padding is
+-inf: ONNX Runtime 1.23 does (R50x1's logits move by 6e-3), 1.32 does not. So this graph
+intentionally pools with -inf and takes the maximum with zero wherever a window reaches over the
+border. That is the same function, bit for bit, with nothing to fuse.
 """
 
 from __future__ import annotations
@@ -24,36 +24,36 @@ if TYPE_CHECKING:
     from torch.export import ExportedProgram
 
 DTYPES = ("float32", "float16", "bfloat16")
-"""What kernels may be stored in; they are widened to float32 where they are used."""
+"""Dtypes that kernels may be stored in; they are widened to float32 when used."""
 MIN_SIDE = 33
-"""Smallest image side: below it the last map is one pixel, which a traced graph rules out."""
+"""Smallest image side: below it the last map is one pixel, which a traced graph does not allow."""
 INPUT = "images"
 _TRACED = (2, 64)
-"""Batch and side of the images traced with; any but 0 and 1 keep their axes free."""
+"""Batch size and side of the images to trace with; any numbers but 0 and 1 keep the axes free."""
 
 
 class Graph(nn.Module):
     """A classifier for tracing: images (batch, channels, height, width) in [-1, 1] -> logits.
 
     Args:
-        model: The network, folded or not; it stays as it is.
-        dtype: One of `DTYPES`: what kernels are stored in. Norms, biases and all computation stay
-            in float32.
+        model: The network, folded or not; it is unchanged.
+        dtype: Dtype that kernels are stored in, one of `DTYPES`. Norms, biases and all computation
+            stay in float32.
 
     Raises:
-        UsageError: If `dtype` is another.
+        UsageError: If `dtype` is not one of `DTYPES`.
     """
 
     def __init__(self, model: BiT, dtype: str = "float32") -> None:
         super().__init__()
         if dtype not in DTYPES:
-            raise UsageError(f"Kernels are stored as one of {', '.join(DTYPES)}, found {dtype!r}.")
+            raise UsageError(f"`dtype` must be one of {', '.join(DTYPES)}, found {dtype!r}.")
         folded = fold(model)
         self.in_chans = folded.architecture.in_chans
         self.output = "logits" if folded.num_classes else "features"
         parts = nn.ModuleList([folded.stem, folded.stages, folded.norm, folded.head])
         shared = {id(parameter): parameter for parameter in parts.parameters()}
-        parts = copy.deepcopy(parts, memo=shared)  # layers of its own, with the model's numbers
+        parts = copy.deepcopy(parts, memo=shared)  # new layers that share the model's parameters
         if dtype != "float32":
             _store_kernels(parts, getattr(torch, dtype))
         self.stem: Any
@@ -61,7 +61,7 @@ class Graph(nn.Module):
         self.eval()
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits, or pooled features where the model has no head."""
+        """Return logits, or pooled features if the model has no head."""
         x = pool_over_zeros(self.stem.convolve(images))
         for stage in self.stages.children():
             x = stage(x)
@@ -70,7 +70,7 @@ class Graph(nn.Module):
 
 
 def trace(graph: Graph) -> ExportedProgram:
-    """Return the graph as `torch.export` records it: batch, height and width are free.
+    """Trace the graph with `torch.export`; batch, height and width are free.
 
     Height and width are at least `MIN_SIDE`.
     """
@@ -79,12 +79,12 @@ def trace(graph: Graph) -> ExportedProgram:
     with torch.no_grad():
         program = torch.export.export(graph, (images,), dynamic_shapes=(free_axes(),))
     for node in program.graph.nodes:
-        node.meta.pop("stack_trace", None)  # has the paths of this machine
+        node.meta.pop("stack_trace", None)  # it contains paths of this machine
     return program
 
 
 def free_axes() -> dict[int, torch.export.Dim]:
-    """Axis -> the dimension of the input that may differ from run to run."""
+    """Return axis -> dimension for the axes of the input that are free."""
     sides = {2: "height", 3: "width"}
     return {0: torch.export.Dim("batch", min=1)} | {
         axis: torch.export.Dim(name, min=MIN_SIDE) for axis, name in sides.items()
@@ -92,9 +92,9 @@ def free_axes() -> dict[int, torch.export.Dim]:
 
 
 def pool_over_zeros(x: Tensor) -> Tensor:
-    """Max-pool 3x3 windows at stride 2, a border of zeros around `x` taking part in the maximum.
+    """Max-pool 3x3 windows at stride 2, including a border of zeros around `x` in the maximum.
 
-    Equal to ``max_pool2d(pad(x, (1, 1, 1, 1)), 3, 2)`` in every bit.
+    Equal to ``max_pool2d(pad(x, (1, 1, 1, 1)), 3, 2)`` bit for bit.
 
     Source: google-research/big_transfer, bit_pytorch/models.py, for the zeros.
     """
@@ -105,14 +105,14 @@ def pool_over_zeros(x: Tensor) -> Tensor:
 
 
 def _zero_where_windows_leave(inputs: int, outputs: int, like: Tensor) -> Tensor:
-    """0 for windows that reach before the first input or past the last, -inf for the others."""
+    """Return 0 for windows that reach over the border of the inputs, -inf for the others."""
     index = torch.arange(outputs, device=like.device)
     leaves = (index == 0) | (2 * index + 1 >= inputs)
     return torch.where(leaves, 0.0, float("-inf")).to(like.dtype)
 
 
 class _Widen(nn.Module):
-    """What a layer reads its kernel through when that is stored in fewer bits."""
+    """Widens a kernel that is stored in fewer bits, when its layer reads it."""
 
     def forward(self, kernel: Tensor) -> Tensor:
         return kernel.float()

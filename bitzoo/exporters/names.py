@@ -1,4 +1,4 @@
-"""A network's tensors under Google's names, as the reference implementations read them."""
+"""Rename a network's tensors to Google's names, for the reference implementations."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from bitzoo.models.bit import BiT
 
 
 def google_tensors(model: BiT) -> dict[str, npt.NDArray[Any]]:
-    """Return npz name -> float32 array, kernels HWIO; views where the model is float32."""
+    """Return npz name -> float32 array, kernels HWIO; views if the model is float32."""
     state = model.state_dict()
     slots = model.architecture.shapes(model.num_classes)
     arrays = {slot: state[name_of(slot, "timm")].detach().cpu().float().numpy() for slot in slots}

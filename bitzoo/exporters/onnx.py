@@ -1,4 +1,4 @@
-"""ONNX, through torch's exporter; run by ONNX Runtime with its default optimizations."""
+"""Export to ONNX with torch's exporter, and run the file in ONNX Runtime."""
 
 from __future__ import annotations
 
@@ -15,22 +15,23 @@ from bitzoo.models.bit import BiT
 
 OPSET = 20
 _EMBEDDED_BYTES = 1 << 30
-"""Parameters beyond this go to a file of their own, ``NAME.onnx.data``: protobuf ends at 2 GiB."""
+"""More bytes of parameters go to a separate file, ``NAME.onnx.data``: protobuf allows 2 GiB."""
 
 
 def export_onnx(
-    model: BiT, path: Path, *, dtype: str = "float32", facts: Mapping[str, str] | None = None
+    model: BiT, path: Path, *, dtype: str = "float32", metadata: Mapping[str, str] | None = None
 ) -> None:
     """Write a network as ONNX with folded kernels; batch, height and width are free.
 
     The input ``images`` is (batch, channels, height, width), float32 in [-1, 1]; the output is
-    ``logits``, or ``features`` where there is no head.
+    ``logits``, or ``features`` if there is no head.
 
     Args:
-        model: The network, folded or not; it stays as it is.
-        path: The file to write, replaced if there is one; parameters of more than 1 GiB go beside.
-        dtype: What kernels are stored in; computation stays in float32.
-        facts: Text that goes into the file's metadata.
+        model: The network, folded or not; it is unchanged.
+        path: The file to write; an existing one is replaced. More than 1 GiB of parameters go to a
+            second file beside it.
+        dtype: Dtype that kernels are stored in; computation stays in float32.
+        metadata: Text for the file's metadata.
 
     Raises:
         MissingExtraError: If onnx, onnxscript or onnxruntime is not installed.
@@ -47,13 +48,13 @@ def export_onnx(
         verbose=False,
     )
     _forget_origin(program.model)
-    program.model.metadata_props.update(facts or {})
+    program.model.metadata_props.update(metadata or {})
     stored = sum(parameter.nbytes for parameter in graph.parameters())
     program.save(os.fspath(path), external_data=stored > _EMBEDDED_BYTES)
 
 
 def load_onnx(path: Path) -> tuple[Run, str]:
-    """Open an ONNX file with ONNX Runtime on the CPU, default optimizations on."""
+    """Open an ONNX file with ONNX Runtime on the CPU, with its default optimizations."""
     runtime = import_extra("onnxruntime", "onnx")
     session = runtime.InferenceSession(os.fspath(path), providers=["CPUExecutionProvider"])
 
@@ -64,7 +65,7 @@ def load_onnx(path: Path) -> tuple[Run, str]:
 
 
 def _forget_origin(model: Any) -> None:
-    """Drop the exporter's notes: stack traces with the paths of this machine, on every node."""
+    """Drop the exporter's metadata: stack traces with paths of this machine, on every node."""
     graph = model.graph
     for item in (graph, *graph.all_nodes(), *graph.inputs, *graph.initializers.values()):
         item.metadata_props.clear()

@@ -1,4 +1,4 @@
-"""OpenVINO's IR, converted from the `torch.export` graph."""
+"""Export to OpenVINO IR, converted from the `torch.export` graph, and run it."""
 
 from __future__ import annotations
 
@@ -16,40 +16,40 @@ from bitzoo.models.bit import BiT
 from bitzoo.models.layers import GroupNormReLU
 
 SECTION = "bitzoo"
-"""Where the facts stand in the IR's `rt_info`."""
+"""Section of the IR's `rt_info` that has the facts."""
 
 
 def export_openvino(
-    model: BiT, path: Path, *, dtype: str = "float32", facts: Mapping[str, str] | None = None
+    model: BiT, path: Path, *, dtype: str = "float32", metadata: Mapping[str, str] | None = None
 ) -> None:
     """Write a network as OpenVINO IR: ``NAME.xml`` and, beside it, ``NAME.bin``.
 
-    Input and output as of `bitzoo.exporters.onnx.export_onnx`. OpenVINO itself chooses what it
-    computes in (bfloat16 where the processor has it) unless told ``INFERENCE_PRECISION_HINT``.
+    Input and output are those of `bitzoo.exporters.onnx.export_onnx`. OpenVINO chooses its compute
+    dtype itself (bfloat16 if the processor supports it) unless ``INFERENCE_PRECISION_HINT`` is set.
 
     Args:
-        model: The network, folded or not; it stays as it is.
-        path: The ``.xml`` to write, replaced if there is one.
-        dtype: What kernels are stored in.
-        facts: Text for the IR's `rt_info`, under ``bitzoo``.
+        model: The network, folded or not; it is unchanged.
+        path: The ``.xml`` to write; an existing one is replaced.
+        dtype: Dtype that kernels are stored in.
+        metadata: Text for the IR's `rt_info`, under ``bitzoo``.
 
     Raises:
         MissingExtraError: If openvino is not installed.
     """
     openvino = import_extra("openvino", "openvino")
     network = openvino_network(model, dtype)
-    for key, value in (facts or {}).items():
+    for key, value in (metadata or {}).items():
         network.set_rt_info(value, [SECTION, key])
     openvino.save_model(network, os.fspath(path), compress_to_fp16=False)
 
 
 def openvino_network(model: BiT, dtype: str = "float32") -> Any:
-    """Return a network as an `openvino.Model`; arguments and errors as of `export_openvino`."""
+    """Return a network as an `openvino.Model`; arguments and errors as for `export_openvino`."""
     openvino = import_extra("openvino", "openvino")
     graph = Graph(model, dtype)
     for parent in list(graph.modules()):
         for name, child in list(parent.named_children()):
-            # In groups of one channel OpenVINO 2026.4 takes the means' graph for something else.
+            # For groups of one channel, OpenVINO 2026.4 misinterprets the graph of the means.
             if isinstance(child, GroupNormReLU) and child.num_channels > child.num_groups:
                 setattr(parent, name, _ChannelMeansNormReLU(child))
     network = openvino.convert_model(trace(graph))
@@ -59,10 +59,10 @@ def openvino_network(model: BiT, dtype: str = "float32") -> Any:
 
 
 class _ChannelMeansNormReLU(nn.Module):
-    """The function of a `GroupNormReLU`, from means of channels.
+    """A `GroupNormReLU` computed from channel means.
 
-    OpenVINO keeps a pixel's channels together and takes such means where they lie; for its own
-    group normalization it reorders each map to and fro, a fifth of R50x1's time in bfloat16.
+    OpenVINO stores a pixel's channels together and computes such means in place; for its own group
+    normalization it reorders each map back and forth, a fifth of R50x1's time in bfloat16.
     """
 
     def __init__(self, plain: GroupNormReLU) -> None:
@@ -81,14 +81,14 @@ class _ChannelMeansNormReLU(nn.Module):
         return F.relu(x * scale + self.bias)
 
     def _of_groups(self, means: Tensor) -> Tensor:
-        """Give each channel its group's mean; all channels of a group have as many pixels."""
+        """Give each channel its group's mean; channels of a group have equally many pixels."""
         batch, channels, *_ = means.shape
         groups = means.view(batch, self.groups, channels // self.groups, 1, 1)
         return groups.mean(2, keepdim=True).expand_as(groups).reshape(means.shape)
 
 
 def load_openvino(path: Path) -> tuple[Run, str]:
-    """Open an IR with OpenVINO on the CPU, told to compute in float32."""
+    """Open an IR with OpenVINO on the CPU, set to compute in float32."""
     openvino = import_extra("openvino", "openvino")
     network = openvino.Core().compile_model(
         os.fspath(path), "CPU", {"INFERENCE_PRECISION_HINT": "f32"}

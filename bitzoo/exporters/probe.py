@@ -1,4 +1,4 @@
-"""Is the written file the network? Its runtime's outputs on probe images against float64."""
+"""Verify an exported file: compare its runtime's outputs on probe images with a float64 oracle."""
 
 from __future__ import annotations
 
@@ -10,79 +10,47 @@ import numpy as np
 import numpy.typing as npt
 
 from bitzoo.converters.parity import reference_numpy
+from bitzoo.converters.parity.deviation import Deviation
 from bitzoo.errors import UsageError
 from bitzoo.exporters.export_formats import Run
 from bitzoo.exporters.names import google_tensors
 from bitzoo.models.bit import BiT
 
 PROBES = ((224, 1), (97, 2))
-"""Image side in pixels and number of images; the odd side exposes errors of padding."""
+"""Image side in pixels and number of images; the odd side exposes padding errors."""
 SEED = 2020
 TILE = 32
 TOLERANCES = {"float32": 5e-4, "float16": 2e-2, "bfloat16": 1e-1}
-"""By what the kernels are stored in; see `REASON`."""
+"""By the dtype that kernels are stored in; see `REASON`."""
 REASON = (
-    "relative L2 distance to the float64 reference. With float32 kernels rounding alone makes 1e-6 "
-    "(R50x1) to 1e-4 (R152x2), a max-pool that pads with -inf 2e-3 to 2e-1 on these images; "
-    "rounding the kernels themselves costs about 1e-3 (float16) and 1e-2 (bfloat16)"
+    "relative L2 distance to the float64 reference. With float32 kernels, rounding alone causes "
+    "1e-6 (R50x1) to 1e-4 (R152x2), a max-pool that pads with -inf 2e-3 to 2e-1 on these images; "
+    "rounding the kernels themselves causes about 1e-3 (float16) and 1e-2 (bfloat16)"
 )
 
 
 @dataclass(frozen=True)
-class Deviation:
-    """How far a written file's outputs are from the float64 reference on some images.
-
-    Attributes:
-        size: Side of the square images in pixels.
-        images: How many.
-        relative_l2: ``|found - expected| / |expected|`` over all outputs.
-        max_abs: Largest absolute difference.
-        max_output: Largest absolute output of the reference.
-        top1_equal: Images for which both rank the same output first.
-    """
-
-    size: int
-    images: int
-    relative_l2: float
-    max_abs: float
-    max_output: float
-    top1_equal: int
-
-    def within(self, tolerance: float) -> bool:
-        """Whether the distance is a number within the tolerance."""
-        return bool(self.relative_l2 <= tolerance)
-
-
-@dataclass(frozen=True)
 class Probe:
-    """Images (batch, height, width, channels) and what the float64 reference says of them."""
+    """Images (batch, height, width, channels) and the float64 reference's outputs for them."""
 
     images: npt.NDArray[np.float32]
     expected: npt.NDArray[np.float64]
 
     def judge(self, run: Run) -> Deviation:
-        """Run the images through a written file and measure."""
+        """Run the images through an exported file and measure its deviation."""
         found = run(np.ascontiguousarray(self.images.transpose(0, 3, 1, 2))).astype(np.float64)
-        difference = found - self.expected
-        return Deviation(
-            size=self.images.shape[1],
-            images=len(self.images),
-            relative_l2=float(np.linalg.norm(difference) / np.linalg.norm(self.expected)),
-            max_abs=float(np.abs(difference).max()),
-            max_output=float(np.abs(self.expected).max()),
-            top1_equal=int((found.argmax(1) == self.expected.argmax(1)).sum()),
-        )
+        return Deviation.between(found, self.expected, self.images.shape[1])
 
 
 def make_probes(model: BiT, sizes: Sequence[tuple[int, int]] | None = None) -> list[Probe]:
-    """Compute what the written file must say.
+    """Create probe images and compute the outputs that the exported file must have.
 
     Args:
         model: The network, unfolded: the reference standardizes the kernels itself.
         sizes: Image side and number of images of each probe; None for `PROBES`.
 
     Raises:
-        UsageError: If all outputs are zero whatever the image, as with a head that never trained.
+        UsageError: If all outputs are zero for every image, as with an untrained head.
     """
     tensors = google_tensors(model)
     probes = []
@@ -91,17 +59,17 @@ def make_probes(model: BiT, sizes: Sequence[tuple[int, int]] | None = None) -> l
         probes.append(Probe(images, reference_numpy.forward(tensors, images)))
     if not any(probe.expected.any() for probe in probes):
         raise UsageError(
-            "The model's head is all zeros, as heads start: nothing about an export could be "
-            "checked. Train it first, or create the model with num_classes=0 for its features."
+            "The model's head is all zeros, as before training: nothing about an export could be "
+            "verified. Train it first, or create the model with `num_classes=0` for its features."
         )
     return probes
 
 
 def mosaics(size: int, count: int, channels: int) -> npt.NDArray[Any]:
-    """Make images in [-1, 1] of coloured tiles with some noise: (count, size, size, channels).
+    """Create images in [-1, 1] of coloured tiles with some noise: (count, size, size, channels).
 
-    Wide areas of one sign, as in photographs, reach over the border of the root's map; a max-pool
-    padded with -inf then shows 20 to 40 times more than on noise alone.
+    Wide areas of one sign, as in photographs, reach the border of the root's map; the error of a
+    max-pool padded with -inf is then 20 to 40 times larger than on noise alone.
     """
     rng = np.random.default_rng(SEED)
     side = -(-size // TILE)

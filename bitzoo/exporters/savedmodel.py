@@ -1,4 +1,4 @@
-"""TensorFlow's SavedModel, of the functional TensorFlow network: no layer objects, no Keras."""
+"""Export to TensorFlow's SavedModel from the functional TensorFlow network, without Keras."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ from bitzoo.models.bit import BiT, fold
 
 IMAGES = "images_from_minus1_to_1"
 PIXELS = "pixels_from_0_to_255"
-"""What the signatures call their inputs: TF-Hub's BiT modules took [0, 1], so say it aloud."""
+"""Input names of the signatures; they state the range because TF-Hub's BiT modules took [0, 1]."""
 
 
 def export_savedmodel(
-    model: BiT, path: Path, *, dtype: str = "float32", facts: Mapping[str, str] | None = None
+    model: BiT, path: Path, *, dtype: str = "float32", metadata: Mapping[str, str] | None = None
 ) -> None:
     """Write a network as a SavedModel folder; batch, height and width are free.
 
     Signatures: ``serving_default`` takes ``images_from_minus1_to_1``, float32 (batch, height,
     width, channels); ``pixels`` takes ``pixels_from_0_to_255``, uint8, already resized and cropped.
-    Both return ``logits``, or ``features`` where there is no head. ``facts`` takes nothing and
-    returns the facts as strings.
+    Both return ``logits``, or ``features`` if there is no head. ``facts`` takes nothing and returns
+    the facts as strings.
 
     Args:
-        model: The network, folded or not; it stays as it is.
+        model: The network, folded or not; it is unchanged.
         path: The folder to write; must not exist.
-        dtype: What kernels are stored in; computation stays in float32.
-        facts: Text for the signature ``facts``.
+        dtype: Dtype that kernels are stored in; computation stays in float32.
+        metadata: Text for the signature ``facts``.
 
     Raises:
         MissingExtraError: If TensorFlow is not installed.
@@ -49,7 +49,7 @@ def export_savedmodel(
         name: tf.Variable(tf.cast(array, dtype if array.ndim == 4 else "float32"), trainable=False)
         for name, array in google_tensors(folded).items()
     }
-    module.facts = {key: tf.constant(value) for key, value in (facts or {}).items()}
+    module.facts = {key: tf.constant(value) for key, value in (metadata or {}).items()}
 
     def compute(images: Any) -> dict[str, Any]:
         return {output: reference_tensorflow.forward(module.tensors, images, eps=None)}
@@ -70,9 +70,9 @@ def export_savedmodel(
 
 
 def load_savedmodel(path: Path) -> tuple[Run, str]:
-    """Open a SavedModel in TensorFlow, its graph optimizations on, and call its default signature.
+    """Open a SavedModel in TensorFlow, with its graph optimizations, for its default signature.
 
-    The network reads channels last; the images that `Run` takes are turned here.
+    The network takes channels last; the images that `Run` takes are transposed here.
     """
     tf = load_tensorflow()
     module = tf.saved_model.load(os.fspath(path))

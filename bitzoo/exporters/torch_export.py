@@ -1,4 +1,4 @@
-"""A `torch.export` archive (.pt2): the graph and its parameters, for torch without bitzoo."""
+"""Export to a `torch.export` archive (.pt2): graph and parameters, for torch without bitzoo."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from bitzoo.models.bit import BiT
 
 
 def export_torch(
-    model: BiT, path: Path, *, dtype: str = "float32", facts: Mapping[str, str] | None = None
+    model: BiT, path: Path, *, dtype: str = "float32", metadata: Mapping[str, str] | None = None
 ) -> None:
     """Write a network as a `torch.export` archive; batch, height and width are free.
 
     Args:
-        model: The network, folded or not; it stays as it is.
-        path: The ``.pt2`` to write, replaced if there is one.
-        dtype: What kernels are stored in; computation stays in float32.
-        facts: Text that goes into the archive, each under its key, as `extra_files`.
+        model: The network, folded or not; it is unchanged.
+        path: The ``.pt2`` to write; an existing one is replaced.
+        dtype: Dtype that kernels are stored in; computation stays in float32.
+        metadata: Text to store in the archive's `extra_files`, each under its key.
     """
-    torch.export.save(trace(Graph(model, dtype)), os.fspath(path), extra_files=dict(facts or {}))
+    torch.export.save(trace(Graph(model, dtype)), os.fspath(path), extra_files=dict(metadata or {}))
 
 
 def load_torch(path: Path) -> tuple[Run, str]:

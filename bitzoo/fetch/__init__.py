@@ -1,1 +1,1 @@
-"""Files from elsewhere: over HTTP, and from the Hugging Face Hub."""
+"""Downloads: files over HTTP, and snapshots of Hugging Face Hub repositories."""

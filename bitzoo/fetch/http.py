@@ -1,9 +1,9 @@
-"""Fetch one file over HTTP so that it is complete and checked, or not there under its name at all.
+"""Atomic, resumable, checksummed HTTP download.
 
-Bytes collect in ``<target>.part``. Beside it ``<target>.part.json`` says which version of the file
-they belong to, so that a later call, in this process or another, goes on where the last one
-stopped. Only a part whose size and MD5 are right is renamed to ``target``. One lock a file keeps
-two processes from fetching the same thing.
+Bytes are collected in ``<target>.part``. ``<target>.part.json`` beside it says which version of the
+file they belong to, so that a later call, in this process or another, continues where the last one
+stopped. Only a part with the right size and MD5 is renamed to ``target``. One lock per file keeps
+two processes from fetching the same file.
 """
 
 from __future__ import annotations
@@ -24,23 +24,21 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from bitzoo.catalogue.registry import BASE_URL
 from bitzoo.errors import BitzooError, DownloadError, NotServedError
 from bitzoo.files import file_lock, sync, unwritable, write_json
 
 if TYPE_CHECKING:
     import httpx
 
-BASE_URL = "https://storage.googleapis.com/bit_models/"
-"""Google's bucket of released BiT files (google-research/big_transfer, README)."""
-
 CONNECT_TIMEOUT = 10.0
 READ_TIMEOUT = 30.0
 RETRIES = 5
-"""Attempts after the first, counted anew whenever a connection brought real progress."""
+"""Attempts after the first; the count restarts whenever a connection made real progress."""
 LONGEST_WAIT = 120.0
-"""Seconds; a server that asks for more with Retry-After is asked again after this long."""
+"""Seconds; a server that asks for more with Retry-After is retried after this long."""
 PROGRESS_BYTES = 1_000_000
-"""What counts as real progress, and the smallest transfer that shows a progress bar."""
+"""Fewest bytes that count as real progress, and smallest transfer with a progress bar."""
 
 _STRONG_ETAG = re.compile(r'"[\x21\x23-\x7e]*"')
 _MD5 = re.compile(r"\bmd5=([\w+/=]+)")
@@ -50,7 +48,7 @@ _log = logging.getLogger(__name__)
 
 
 def base_url() -> str:
-    """Base address of the released files, ending in a slash: BITZOO_MIRROR or `BASE_URL`."""
+    """Return the base URL of the released files, ending in a slash: BITZOO_MIRROR or `BASE_URL`."""
     return (os.environ.get("BITZOO_MIRROR", "").strip() or BASE_URL).rstrip("/") + "/"
 
 
@@ -60,22 +58,22 @@ def is_offline() -> bool:
 
 
 def download(url: str, target: Path, *, progress: bool | None = None) -> Path:
-    """Put the file at `url` under `target`, unless `target` is there already.
+    """Download the file at `url` to `target`, unless `target` already exists.
 
-    An interrupted download (Ctrl-C, a killed process, a lost connection) is resumed by the next
-    call. Connection errors and the answers 408, 429 and 5xx are retried with growing pauses.
+    The next call resumes an interrupted download (Ctrl-C, a killed process, a lost connection).
+    Connection errors and the statuses 408, 429 and 5xx are retried with growing pauses.
 
     Args:
         url: http or https; redirects are followed.
-        target: Final path; missing parent folders are made. An existing file is never touched.
-        progress: True shows a progress bar, False never does; None shows it on a terminal.
-            Transfers below `PROGRESS_BYTES` show none.
+        target: Final path; missing parent folders are created. An existing file is never touched.
+        progress: True shows a progress bar, False does not; None shows it on a terminal. Transfers
+            below `PROGRESS_BYTES` show none.
 
     Returns:
-        `target`, complete, its size and (where the server states one) its MD5 checked.
+        `target`, complete, with its size and (if the server states one) its MD5 checked.
 
     Raises:
-        DownloadError: If the file cannot be had, does not match its checksum, does not fit on
+        DownloadError: If the file is not available, does not match its checksum, does not fit on
             the disk, or is missing while BITZOO_OFFLINE is set.
     """
     if target.is_file():
@@ -83,25 +81,57 @@ def download(url: str, target: Path, *, progress: bool | None = None) -> Path:
     shown = _check_url(url)
     if is_offline():
         raise DownloadError(
-            f"{target.name} is not at {target}, and BITZOO_OFFLINE forbids fetching it. Unset "
+            f"{target.name} is not at {target}, and BITZOO_OFFLINE forbids downloading it. Unset "
             f"BITZOO_OFFLINE, or download {shown} elsewhere and put it there, or point "
             f"BITZOO_CACHE at a folder that has it."
         )
     wanted = sys.stderr.isatty() if progress is None else progress
     with file_lock(target), _storage_errors_of(target):
-        if not target.is_file():  # the process that we waited for may have made it
+        if not target.is_file():  # the process that held the lock may have downloaded it
             _fetch(url, _Part(target, shown), wanted)
     return target
 
 
 @dataclass(frozen=True)
+class Fetched:
+    """How a file was fetched.
+
+    Attributes:
+        url: Its address, without credentials.
+        checked: Whether the server stated a checksum, and the bytes match it.
+    """
+
+    url: str
+    checked: bool
+
+
+def how_fetched(target: Path) -> Fetched | None:
+    """Return how `download` fetched a file; None if it did not, or left no note of it."""
+    try:
+        note = json.loads(_note_of(target).read_text(encoding="utf-8"))
+        return Fetched(str(note["url"]), note["checked"] is True)
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def forget(target: Path) -> None:
+    """Remove a fetched file and the note beside it."""
+    target.unlink(missing_ok=True)
+    _note_of(target).unlink(missing_ok=True)
+
+
+def _note_of(target: Path) -> Path:
+    return target.with_name(f"{target.name}.fetched.json")
+
+
+@dataclass(frozen=True)
 class _Version:
-    """Which bytes a server is sending."""
+    """Identifies the version of a file that a server is sending."""
 
     url: str  # without credentials
     validator: str  # strong ETag or Last-Modified date, for If-Range; empty forbids resuming
-    size: int | None  # of the whole file; None if the server does not say
-    md5: str | None  # of the whole file, base64, as in x-goog-hash; None if it does not say
+    size: int | None  # of the whole file; None if the server does not state it
+    md5: str | None  # of the whole file, base64, as in x-goog-hash; None if not stated
 
     @classmethod
     def of(cls, response: httpx.Response, shown: str) -> _Version:
@@ -146,17 +176,17 @@ class _Part:
 
     @property
     def is_complete(self) -> bool:
-        """Whether all bytes are here, perhaps since a process that died before it checked them."""
+        """Whether all bytes are here, perhaps from a process that died before checking them."""
         return self.size == self.version.size
 
     def request_headers(self) -> dict[str, str]:
-        headers = {"Accept-Encoding": "identity"}  # sizes and ranges then count the file's bytes
+        headers = {"Accept-Encoding": "identity"}  # so that sizes and ranges count file bytes
         if self.version.validator and self.size:
             headers |= {"Range": f"bytes={self.size}-", "If-Range": self.version.validator}
         return headers
 
     def continues_with(self, response: httpx.Response) -> bool:
-        """Whether an answer starts where the part ends, in the same version of the file."""
+        """Whether a response starts where the part ends, in the same version of the file."""
         match = _CONTENT_RANGE.match(response.headers.get("content-range", ""))
         if not match or not self.version.validator:
             return False
@@ -174,12 +204,12 @@ class _Part:
         with self.path.open("ab") as file:
             for chunk in response.iter_raw():
                 file.write(chunk)
-                file.flush()  # a killed process then loses nothing that arrived
+                file.flush()  # so that a killed process loses nothing that arrived
                 self._count(chunk)
                 advance(len(chunk))
 
     def problem(self) -> str | None:
-        """How the finished part differs from what the server promised; None if it does not."""
+        """Return how the finished part differs from what the server stated, or None."""
         if self.version.size not in (None, self.size):
             return f"expected {self.version.size:,} bytes, found {self.size:,}"
         found = base64.b64encode(self.digest.digest()).decode()
@@ -189,6 +219,7 @@ class _Part:
 
     def keep(self) -> None:
         sync(self.path)
+        write_json(_note_of(self.target), {"url": self.url, "checked": bool(self.version.md5)})
         os.replace(self.path, self.target)
         self.note.unlink(missing_ok=True)
 
@@ -200,7 +231,7 @@ class _Part:
 
 
 def _fetch(url: str, part: _Part, wanted: bool) -> None:
-    """Download, check, rename; a file that fails its check is fetched once more from the start."""
+    """Download, check and rename; a file that fails its check is downloaded once more."""
     import httpx
 
     problem = None
@@ -215,13 +246,13 @@ def _fetch(url: str, part: _Part, wanted: bool) -> None:
             _log.warning("%s arrived damaged: %s", part.url, problem)
             part.discard()
     raise DownloadError(
-        f"{part.url} arrived damaged twice: {problem}. Nothing was kept. Try again later, or from "
+        f"{part.url} arrived damaged twice: {problem}. Nothing was kept. Try again later or from "
         f"another network; if BITZOO_MIRROR is set, its copy may differ from the released file."
     )
 
 
 def _transfer(client: httpx.Client, url: str, part: _Part, wanted: bool) -> None:
-    """Get all bytes into the part, over as many connections as it takes."""
+    """Fetch all bytes into the part, over as many connections as necessary."""
     import httpx
 
     failures, best = 0, part.size
@@ -230,7 +261,7 @@ def _transfer(client: httpx.Client, url: str, part: _Part, wanted: bool) -> None
             return _attempt(client, url, part, wanted)
         except (httpx.UnsupportedProtocol, httpx.TooManyRedirects, httpx.InvalidURL) as error:
             raise DownloadError(
-                f"{part.url} leads to no file: {error}. Check the address (and BITZOO_MIRROR)."
+                f"{part.url} cannot be downloaded: {error}. Check the URL (and BITZOO_MIRROR)."
             ) from error
         except (httpx.HTTPStatusError, httpx.TransportError) as error:
             if part.size >= best + PROGRESS_BYTES:
@@ -240,16 +271,16 @@ def _transfer(client: httpx.Client, url: str, part: _Part, wanted: bool) -> None
             if failures > RETRIES:
                 raise DownloadError(
                     f"{part.url} could not be downloaded, {failures} attempts failed: {reason}. "
-                    f"{part.size:,} bytes are kept in {part.path}; run the same again to go on "
+                    f"{part.size:,} bytes are kept in {part.path}; run the same again to continue "
                     f"from there, or set BITZOO_MIRROR to the base URL of another copy."
                 ) from error
             wait = _pause(failures, error)
-        _log.warning("%s: %s; trying again in %.1f s", part.url, reason, wait)
+        _log.warning("%s: %s; retrying in %.1f s", part.url, reason, wait)
         _sleep(wait)
 
 
 def _attempt(client: httpx.Client, url: str, part: _Part, wanted: bool) -> None:
-    """One connection: start over on 200, go on from the part's end on 206."""
+    """Make one connection: start over on 200, continue from the end of the part on 206."""
     import httpx
 
     with client.stream("GET", url, headers=part.request_headers()) as response:
@@ -257,7 +288,9 @@ def _attempt(client: httpx.Client, url: str, part: _Part, wanted: bool) -> None:
         fresh = _Version.of(response, part.url) if response.status_code == 200 else None
         if not fresh and not part.continues_with(response):
             part.discard()
-            raise httpx.RemoteProtocolError(f"{response.status_code} does not fit the part")
+            raise httpx.RemoteProtocolError(
+                f"the server's {response.status_code} does not continue the part"
+            )
         size = (fresh or part.version).size
         _check_space(size, part)
         if fresh:  # the first request, or the file changed, or the server ignores Range
@@ -281,14 +314,14 @@ def _check_status(response: httpx.Response, url: str) -> None:
         answer += f" in {encoding} encoding"
     if code not in (200, 206, 416) or encoding != "identity":
         raise NotServedError(
-            f"{url} could not be downloaded: expected the file as it is, the server answered "
-            f"{answer}. Check the name and that the file is public; if a copy lives elsewhere, "
+            f"{url} could not be downloaded: expected the unencoded file, the server answered "
+            f"{answer}. Check the name and that the file is public; if there is a copy elsewhere, "
             f"set BITZOO_MIRROR to that copy's base URL."
         )
 
 
 def _check_space(size: int | None, part: _Part) -> None:
-    """The part's own bytes stay in use or are freed first, so they count as there either way."""
+    """Check the disk space; the part's own bytes are either kept or freed first, so they count."""
     from rich.filesize import decimal
 
     free = shutil.disk_usage(part.target.parent).free
@@ -296,18 +329,18 @@ def _check_space(size: int | None, part: _Part) -> None:
     if needed > free:
         raise DownloadError(
             f"{part.target.name} does not fit in {part.target.parent}: it needs {decimal(needed)} "
-            f"more, {decimal(free)} are free. Free some space, or point BITZOO_CACHE at a folder "
-            f"on a larger disk."
+            f"more, found {decimal(free)} free. Free some space, or point BITZOO_CACHE at a "
+            f"folder on a larger disk."
         )
 
 
 def _pause(failures: int, error: httpx.HTTPError) -> float:
-    """Seconds to wait: what the server asks for, else doubling from 0.5, a quarter up or down."""
+    """Return the seconds to wait: the server's Retry-After, or doubling from 0.5, +/- 25 %."""
     from email.utils import parsedate_to_datetime
 
     response: httpx.Response | None = getattr(error, "response", None)
     retry_after = response.headers.get("retry-after", "") if response is not None else ""
-    try:  # it holds seconds or a date (RFC 9110, 10.2.3)
+    try:  # it is a number of seconds or a date (RFC 9110, 10.2.3)
         if retry_after.isdigit():
             wait = float(retry_after)
         else:
@@ -318,11 +351,11 @@ def _pause(failures: int, error: httpx.HTTPError) -> float:
 
 
 def _check_url(url: str) -> str:
-    """Refuse what is not http(s); return the URL without credentials, for messages and notes."""
+    """Refuse URLs that are not http(s); return the URL without credentials, for messages."""
     if not re.match(r"https?://[^/]", url, re.IGNORECASE):
         raise DownloadError(
-            f"{url!r} cannot be downloaded: expected an address that starts with https:// or "
-            f"http://. For a file on this machine, give its path instead."
+            f"{url!r} cannot be downloaded: expected a URL that starts with https:// or http://. "
+            f"For a file on this machine, give its path instead."
         )
     return re.sub(r"^(\w+://)[^/?#]*@", r"\1", url)
 
@@ -341,7 +374,7 @@ def _storage_errors_of(path: Path) -> Iterator[None]:
 def _progress_bar(
     label: str, total: int | None, done: int, wanted: bool
 ) -> Iterator[Callable[[int], object]]:
-    """A bar on stderr from `done` to `total` bytes; yields the function that moves it."""
+    """Show a bar on stderr from `done` to `total` bytes; yields the function that advances it."""
     if not wanted or (total is not None and total - done < PROGRESS_BYTES):
         yield lambda count: None
         return

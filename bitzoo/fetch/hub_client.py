@@ -1,6 +1,6 @@
-"""huggingface_hub's client as bitzoo uses it: how it is made, and its errors as sentences.
+"""Hugging Face Hub client: create it, check repository names, and turn its errors into messages.
 
-No token ever leaves this module: the client finds it by itself, and messages are searched for it.
+No token ever leaves this module: the client finds it by itself, and it is removed from messages.
 """
 
 from __future__ import annotations
@@ -17,25 +17,25 @@ if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
 MANIFEST_NAME = "manifest.json"
-"""What a repository says of its files: where they come from, and their SHA-256."""
+"""A repository's manifest of its files: where they come from, and their SHA-256."""
 TIMEOUT = 10.0
-"""Seconds that the first request of a conversation may take; the client itself would wait on."""
-_AGAIN = "Run the same command again later: what is there already is not sent twice."
+"""Seconds that the first request may take; the client itself has no timeout for it."""
+_RETRY = "Run the same command again later. Re-running is safe: files already uploaded are skipped."
 _TOKENS = re.compile(r"\bhf_[A-Za-z0-9]{8,}")
 
 
 def connect() -> HfApi:
-    """Return the client, for the Hub in HF_ENDPOINT or huggingface.co."""
+    """Return a client for the Hub at HF_ENDPOINT or huggingface.co."""
     from huggingface_hub import HfApi
 
     return HfApi(library_name="bitzoo", library_version=__version__)
 
 
 def check_repo(repo: str) -> str:
-    """Return `repo` if it is a repository's full name.
+    """Return `repo` if it is a full repository name.
 
     Raises:
-        UsageError: If it is not of the form ``organisation/name``, or the Hub allows no such name.
+        UsageError: If it is not of the form ``organisation/name``, or not valid on the Hub.
     """
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
@@ -43,17 +43,17 @@ def check_repo(repo: str) -> str:
     try:
         validate_repo_id(repo)
     except HFValidationError as error:
-        raise UsageError(f"{repo!r} can be no repository of the Hub: {error}") from error
+        raise UsageError(f"{repo!r} is not a valid Hub repository name: {error}") from error
     if repo.count("/") != 1:
         raise UsageError(
             f"{repo!r}: expected the full name of a repository, organisation/name. "
-            "Put the organisation or your user name before it."
+            "Prefix it with the organisation or your user name."
         )
     return repo
 
 
 def has_token() -> bool:
-    """Whether the client would send a token."""
+    """Whether the client has a token to send."""
     from huggingface_hub import get_token
 
     return bool(get_token())
@@ -61,11 +61,11 @@ def has_token() -> bool:
 
 @contextmanager
 def hub_errors(repo: str) -> Iterator[None]:
-    """Turn the client's errors within the body into ones that say what to do.
+    """Turn the client's errors in the body into errors that say what to do.
 
     Raises:
         HubUnreachableError: If the Hub cannot be reached, or answers 429 or 5xx.
-        HubError: For everything else that the client or the Hub objects to.
+        HubError: For all other errors of the client or the Hub.
     """
     kinds: tuple[type[Exception], ...] = (OSError, ValueError, RuntimeError, *_transport_errors())
     try:
@@ -74,14 +74,14 @@ def hub_errors(repo: str) -> Iterator[None]:
         raise
     except kinds as error:
         cause = error.__cause__ if isinstance(error, RuntimeError) and error.__cause__ else error
-        told = _explain(cause, repo)
+        explained = _explain(cause, repo)
         if _without_tokens(str(cause)) != str(cause) or _without_tokens(str(error)) != str(error):
-            raise told from None  # a traceback would show what the message must not
-        raise told from error
+            raise explained from None  # a traceback would show the token
+        raise explained from error
 
 
 def status_of(error: BaseException) -> int | None:
-    """Return the HTTP status behind an error of the client or of this module."""
+    """Return the HTTP status that caused an error of the client or of this module."""
     while error.__cause__ is not None and not hasattr(error, "response"):
         error = error.__cause__
     response = getattr(error, "response", None)
@@ -89,7 +89,7 @@ def status_of(error: BaseException) -> int | None:
 
 
 def _transport_errors() -> tuple[type[Exception], ...]:
-    """Return the base of all connection errors, of whichever HTTP library the client uses."""
+    """Return the base class of all connection errors of the client's HTTP library."""
     from huggingface_hub.errors import HfHubHTTPError
 
     return tuple(
@@ -110,52 +110,52 @@ def _explain(error: BaseException, repo: str) -> HubError:
     if status is None and isinstance(error, (*_transport_errors(), ConnectionError)):
         return HubUnreachableError(
             f"{repo}: the Hub cannot be reached ({reason}). Check the connection and HF_ENDPOINT. "
-            + _AGAIN
+            + _RETRY
         )
     if status == 429 or (status is not None and status >= 500):
         return HubUnreachableError(
-            f"{repo}: the Hub cannot answer now (status {status}: {reason}). {_AGAIN}"
+            f"{repo}: the Hub cannot answer now (status {status}: {reason}). {_RETRY}"
         )
     return HubError(_refused(repo, status, reason))
 
 
 def _known(error: BaseException, repo: str, reason: str) -> HubError | None:
-    """Return what the client's own classes of errors mean, the most special first."""
+    """Return the meaning of the client's own error classes, the most specific first."""
     from huggingface_hub import errors as client
 
-    blind = "this token cannot" if has_token() else "without a token nobody can"
+    access = "this token cannot" if has_token() else "nobody without a token can"
     meanings: list[tuple[type[BaseException], type[HubError], str]] = [
         (
             client.LocalTokenNotFoundError,
             HubError,
-            "no token for the Hub was found, and this needs one. Log in with `hf auth login`, or "
-            "set HF_TOKEN.",
+            "this needs a Hub token, and none was found. Log in with `hf auth login`, or set "
+            "HF_TOKEN.",
         ),
         (
             client.GatedRepoError,
             HubError,
-            "it is gated: its owners decide who may use it, and this account or token is not among "
-            "them. Ask for access on its page, then try again with that account's token.",
+            "it is gated: its owners decide who may use it, and this account or token has no "
+            "access. Ask for access on its page, then try again with that account's token.",
         ),
         (
             client.OfflineModeIsEnabled,
             HubUnreachableError,
-            "HF_HUB_OFFLINE forbids asking the Hub. Unset it.",
+            "HF_HUB_OFFLINE forbids contacting the Hub. Unset it.",
         ),
         (
             client.LocalEntryNotFoundError,
             HubUnreachableError,
-            f"it is not in the cache, and the Hub may not or cannot be asked ({reason}).",
+            f"it is not in the cache, and the Hub may not or cannot be contacted ({reason}).",
         ),
         (
             client.RevisionNotFoundError,
             HubError,
-            "it has no such branch, tag or commit. Its page lists those that there are.",
+            "it has no such branch, tag or commit. Its page lists the existing ones.",
         ),
         (
             client.EntryNotFoundError,
             HubError,
-            f"it lacks a file that was expected there ({reason}).",
+            f"it lacks an expected file ({reason}).",
         ),
     ]
     if status_of(error) != 401:
@@ -163,24 +163,24 @@ def _known(error: BaseException, repo: str, reason: str) -> HubError | None:
             (
                 client.RepositoryNotFoundError,
                 HubError,
-                f"it is not on the Hub, or it is private and {blind} see it. Check the "
+                f"it is not on the Hub, or it is private and {access} see it. Check the "
                 "spelling, or use the token of an account that can.",
             )
         )
-    for kind, told_as, text in meanings:
+    for kind, raised, text in meanings:
         if isinstance(error, kind):
-            return told_as(f"{repo}: {text}")
+            return raised(f"{repo}: {text}")
     return None
 
 
 def _unauthorized(repo: str) -> str:
     if not has_token():
         return (
-            f"{repo}: the Hub wants a token and there is none (or there is no such repository). "
+            f"{repo}: the Hub requires a token and there is none (or there is no such repository). "
             "Log in with `hf auth login`, or set HF_TOKEN."
         )
     return (
-        f"{repo}: the Hub does not accept the token (401): it is wrong, expired or revoked. Make "
+        f"{repo}: the Hub does not accept the token (401): it is wrong, expired or revoked. Create "
         "a new one in the settings of your account and log in with `hf auth login --force`, or "
         "set HF_TOKEN."
     )
@@ -188,20 +188,20 @@ def _unauthorized(repo: str) -> str:
 
 def _refused(repo: str, status: int | None, reason: str) -> str:
     advice = {
-        403: "The token may not do this here. Use one with write access to "
+        403: "The token has no permission for this. Use one with write access to "
         f"{repo.partition('/')[0]}, or ask its owners for the role.",
-        409: "The name is taken, or someone else is changing the same thing. Choose another.",
+        409: "The name is taken, or someone else is changing the repository. Choose another name.",
         412: "The repository changed since the plan was made, and nothing was committed. Run the "
-        "same command again: it plans anew and sends nothing twice.",
+        "same command again: it makes a new plan, and files already uploaded are skipped.",
     }
-    said = f"the Hub refused (status {status}: {reason})." if status else f"{reason}."
-    return f"{repo}: {said} " + advice.get(status or 0, "Nothing was committed.")
+    answer = f"the Hub refused (status {status}: {reason})." if status else f"{reason}."
+    return f"{repo}: {answer} " + advice.get(status or 0, "Nothing was committed.")
 
 
 def _brief(error: BaseException) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    told = [line for line in lines if not re.match(r"\d{3} (Client|Server) Error", line)]
-    return " ".join(told or lines)[:300].rstrip(". ") or type(error).__name__
+    useful = [line for line in lines if not re.match(r"\d{3} (Client|Server) Error", line)]
+    return " ".join(useful or lines)[:300].rstrip(". ") or type(error).__name__
 
 
 def _without_tokens(text: str) -> str:

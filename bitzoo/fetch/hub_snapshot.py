@@ -1,4 +1,4 @@
-"""Weights from the Hugging Face Hub: one commit's files, their SHA-256 checked, then offline."""
+"""Fetch weights from the Hugging Face Hub: the files of one commit, cached and SHA-256-checked."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class HubAddress:
-    """A repository and which of its states is meant: a branch, a tag or a commit."""
+    """A repository at a revision: a branch, a tag or a commit."""
 
     repo: str
     revision: str = "main"
 
     @classmethod
     def parse(cls, text: str) -> HubAddress:
-        """Read ``hub:organisation/name`` or ``hub:organisation/name@revision``.
+        """Parse ``hub:organisation/name`` or ``hub:organisation/name@revision``.
 
         Raises:
-            UsageError: If it is no such thing.
+            UsageError: If the text has another form.
         """
         repo, _, revision = text.removeprefix(PREFIX).partition("@")
         return cls(check_repo(repo), revision or "main")
@@ -47,19 +47,19 @@ def is_hub_address(place: object) -> bool:
 
 
 def fetch_snapshot(address: HubAddress, required: str, optional: Sequence[str] = ()) -> Path:
-    """Return a folder with one commit's files, fetched into the cache where they are not there.
+    """Return a folder with the files of one commit, fetching missing ones into the cache.
 
-    All files are of the one commit that the revision names now. Where the Hub cannot be reached,
-    it is the commit that it named when it was last asked. A commit that is there is not asked for.
+    All files come from the one commit that the revision names now; if the Hub cannot be reached,
+    from the commit that it named when the Hub was last contacted. A cached commit needs no contact.
 
     Args:
         address: What to fetch.
-        required: The file that matters; its SHA-256 is checked against the repository's manifest.
+        required: The main file; its SHA-256 is checked against the repository's manifest.
         optional: Files that may be missing.
 
     Raises:
-        HubUnreachableError: If the Hub cannot be reached, or must not, and the cache lacks it.
-        HubError: If there is no such repository, revision or file, or it may not be read.
+        HubUnreachableError: If the Hub cannot or must not be contacted, and the file is not cached.
+        HubError: If there is no such repository, revision or file, or no permission to read it.
         CheckpointError: If the file is not the one that the manifest describes.
     """
     folder = _cached(address, required)
@@ -69,7 +69,7 @@ def fetch_snapshot(address: HubAddress, required: str, optional: Sequence[str] =
         except HubUnreachableError as error:
             if folder is None:
                 raise
-            _log.warning("%s Using what was fetched before.", error)
+            _log.warning("%s Using the cached files.", error)
     _check(address, folder / required)
     return folder
 
@@ -86,8 +86,8 @@ def _cached(address: HubAddress, required: str) -> Path | None:
 def _fetch(address: HubAddress, required: str, optional: Sequence[str]) -> Path:
     if is_offline():
         raise HubUnreachableError(
-            f"{address} is not in the cache, and BITZOO_OFFLINE forbids asking the Hub. Unset it, "
-            "or point BITZOO_CACHE at a folder that has it."
+            f"{address} is not in the cache, and BITZOO_OFFLINE forbids contacting the Hub. Unset "
+            "it, or point BITZOO_CACHE at a folder that has it."
         )
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError
@@ -103,19 +103,19 @@ def _fetch(address: HubAddress, required: str, optional: Sequence[str]) -> Path:
             return None
 
     with hub_errors(str(address).removeprefix(PREFIX)):
-        # Asked first because a download that cannot connect tries again for half a minute.
+        # First, because a download that cannot connect keeps retrying for half a minute.
         info = connect().model_info(address.repo, revision=address.revision, timeout=TIMEOUT)
-        manifest = get(MANIFEST_NAME, address.revision)  # by name, so that the cache learns it
+        manifest = get(MANIFEST_NAME, address.revision)  # by revision, so that the cache records it
         commit = manifest.parent.name if manifest else str(info.sha)
         for name in optional:
             get(name, commit)
-        found = get(required, commit)  # last: who finds it in the cache finds the others
+        found = get(required, commit)  # last: if it is in the cache, so are the others
     assert found is not None
     return found.parent
 
 
 def _check(address: HubAddress, path: Path) -> None:
-    """Compare the file with the manifest once; a note by its size and time spares the next time."""
+    """Compare the file with the manifest; a note of its size and time avoids doing it again."""
     expected = _stated_sha256(address, path)
     if expected is None:
         return
@@ -130,8 +130,8 @@ def _check(address: HubAddress, path: Path) -> None:
         path.unlink(missing_ok=True)
         raise CheckpointError(
             f"{address}: expected {path.name} with SHA-256 {expected}, as its {MANIFEST_NAME} "
-            f"says, found {found}. What was fetched is removed: load again, and if it stays so, "
-            "the repository's files do not belong together; tell its owners."
+            f"says, found {found}. The fetched file is removed: load again, and if the error "
+            "persists, the repository's files do not belong together; tell its owners."
         )
     note.parent.mkdir(parents=True, exist_ok=True)
     write_text(note, seen)
@@ -141,7 +141,7 @@ def _stated_sha256(address: HubAddress, path: Path) -> str | None:
     manifest = path.with_name(MANIFEST_NAME)
     if not manifest.is_file():
         _log.warning(
-            "%s has no %s, so nothing says which bytes its weights should have.",
+            "%s has no %s, so its weights cannot be checked.",
             address,
             MANIFEST_NAME,
         )
@@ -150,7 +150,7 @@ def _stated_sha256(address: HubAddress, path: Path) -> str | None:
         content: Any = json.loads(manifest.read_text(encoding="utf-8"))
         stated = content["files"][path.name]["sha256"]
         if not re.fullmatch("[0-9a-f]{64}", stated):
-            raise ValueError(f"{stated!r} is no SHA-256")
+            raise ValueError(f"{stated!r} is not a SHA-256")
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise HubError(
             f"{address}: its {MANIFEST_NAME} does not state the SHA-256 of {path.name} in bitzoo's "

@@ -8,8 +8,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from bitzoo.catalogue.registry import ModelSpec, find_spec
+from bitzoo.catalogue.model_info import Identity, ModelInfo
+from bitzoo.catalogue.registry import BASE_URL, ModelSpec
 from bitzoo.converters.identify import identify
+from bitzoo.converters.model_record import read_info
 from bitzoo.converters.open import open_source
 from bitzoo.converters.parity.verify import (
     REPORT_NAME,
@@ -21,11 +23,16 @@ from bitzoo.converters.parity.verify import (
     verify,
 )
 from bitzoo.errors import CheckpointError, DownloadError, UsageError
-from bitzoo.fetch.http import BASE_URL, base_url, is_offline
-from bitzoo.files import Progress, cache_dir, write_json
+from bitzoo.fetch.http import base_url, is_offline
+from bitzoo.files import Progress, write_json
 from bitzoo.hub.repo_manifest import FileRecord, require_proof
-from bitzoo.models.architecture import Architecture
-from bitzoo.zoo.resolve import WEIGHTS_NAME, fetched, released_url
+from bitzoo.zoo.resolve import (
+    WEIGHTS_NAME,
+    fetched,
+    identity_of_download,
+    kept_weights,
+    released_url,
+)
 
 
 @dataclass(frozen=True)
@@ -34,18 +41,14 @@ class Proven:
 
     Attributes:
         source: ``name``, ``bytes``, ``sha256``, ``url`` of what they were made of, maybe a `note`.
-        report: Their proof, as in `parity.json`.
-        architecture: The network.
-        num_classes: Outputs of its head.
-        spec: The release that they are, if they are one.
+        report: Their proof, as in `parity.json`; empty if nothing was proven.
+        info: What is known of the model.
         complete: False if they could be compared with a copy of the source only.
     """
 
     source: Mapping[str, Any]
     report: Mapping[str, Any]
-    architecture: Architecture
-    num_classes: int
-    spec: ModelSpec | None
+    info: ModelInfo
     complete: bool = True
 
 
@@ -61,22 +64,25 @@ def prove_released(spec: ModelSpec, folder: Path, progress: Progress | None) -> 
     url = released_url(spec)
     try:
         with fetched(url, keep=is_offline()) as source:
-            return replace(_convert(source, folder, progress, spec, _shown(url, spec)), spec=spec)
+            _require_release(spec, source)
+            identity = identity_of_download(source, spec)
+            return _convert(source, folder, progress, identity, _shown(url, spec))
     except DownloadError as error:
         if not is_offline():
             raise
-        kept = cache_dir() / "models" / spec.name / WEIGHTS_NAME
-        if not kept.is_file():
+        kept = kept_weights(spec)
+        if kept is None:
             raise UsageError(
                 f"{spec.name} is not on this disk, and without network it cannot be fetched. Fetch "
                 f"it with `bitzoo convert --src {spec.name} --keep-source`, or let the network be "
-                "used: leave out --dry-run and unset BITZOO_OFFLINE."
+                "used: leave out `dry_run` and unset BITZOO_OFFLINE."
             ) from error
     note = (
         "the copy that bitzoo converted earlier, with its weights proven then; publishing with "
         "network compares with Google's file again"
     )
-    return replace(_copy(kept, folder, progress, note), complete=False)
+    copied = _copy(kept.path, folder, progress, note)
+    return replace(copied, info=_with_identity(copied.info, kept.identity), complete=False)
 
 
 def prove_file(path: Path, folder: Path, progress: Progress | None) -> Proven:
@@ -104,9 +110,10 @@ def prove_file(path: Path, folder: Path, progress: Progress | None) -> Proven:
             f"{path}: expected the released numbers, float32; this file holds them as {stored}. "
             "Publish the float32 conversion."
         )
-    facts = _copied(path, folder, reports, {})
-    require_proof(load_reports(folder / REPORT_NAME), WEIGHTS_NAME, _facts(folder), folder)
-    return facts
+    proven = _copied(path, folder, reports)
+    weights = FileRecord.of(folder / WEIGHTS_NAME)
+    require_proof(load_reports(folder / REPORT_NAME), WEIGHTS_NAME, weights, folder)
+    return proven
 
 
 def prove_run(path: Path, folder: Path, progress: Progress | None) -> Proven:
@@ -114,23 +121,34 @@ def prove_run(path: Path, folder: Path, progress: Progress | None) -> Proven:
     reports = load_reports(path / REPORT_NAME)
     if WEIGHTS_NAME in reports:
         require_proof(reports, WEIGHTS_NAME, FileRecord.of(path / WEIGHTS_NAME), path)
-        return _copied(path / WEIGHTS_NAME, folder, reports, {})
+        return _copied(path / WEIGHTS_NAME, folder, reports)
     return _copy(path / WEIGHTS_NAME, folder, progress, "the run's own file, copied bit for bit")
 
 
 def describe_file(path: Path) -> Proven:
     """Say what a checkpoint file is, proving nothing."""
     with open_source(path) as source:
-        inventory = identify(source)
-        said = find_spec(source.metadata.get("model") or path.stem)
-        facts = {"name": path.name, "bytes": source.size, "sha256": source.sha256(), "url": None}
-    found = (inventory.architecture, inventory.num_classes)
-    same = said is not None and (said.architecture, said.num_classes) == found
-    return Proven(facts, {}, *found, said if same else None)
+        info, _ = read_info(source, identify(source))
+        file = {"name": path.name, "bytes": source.size, "sha256": source.sha256(), "url": None}
+    reports = load_reports(path.with_name(REPORT_NAME))
+    proven = _proven_identity(reports.get(path.name), str(file["sha256"]))
+    return Proven(file, {}, _with_identity(info, proven))
 
 
-def _facts(folder: Path) -> FileRecord:
-    return FileRecord.of(folder / WEIGHTS_NAME)
+def _proven_identity(entry: object, sha256: str) -> Identity | None:
+    """Return the identity that a proof states of exactly these bytes; None if it states none."""
+    if not isinstance(entry, dict) or entry.get("output", {}).get("sha256") != sha256:
+        return None
+    said = entry.get("identity")
+    if not isinstance(said, dict) or not said.get("name"):
+        return None
+    return ModelInfo.from_dict({"architecture": "", "num_classes": 0, "identity": said}).identity
+
+
+def _with_identity(info: ModelInfo, identity: Identity | None) -> ModelInfo:
+    if identity is None or identity.spec is None:
+        return info
+    return replace(info, identity=identity).completed_by_catalogue()
 
 
 def _shown(url: str, spec: ModelSpec) -> dict[str, Any]:
@@ -144,63 +162,57 @@ def _shown(url: str, spec: ModelSpec) -> dict[str, Any]:
     return {"url": plain, "note": f"a mirror; Google's own file is {official}"}
 
 
+def _require_release(spec: ModelSpec, path: Path) -> None:
+    with open_source(path) as source:
+        inventory = identify(source)
+    if not spec.fits(inventory.architecture, inventory.num_classes):
+        raise CheckpointError(
+            f"{path}: fetched as {spec.name}, expected {spec.arch_name} with "
+            f"{spec.num_classes:,} classes, found {inventory.title}. It is not published under a "
+            "name that is not its own."
+        )
+
+
 def _convert(
     source: Path,
     folder: Path,
     progress: Progress | None,
-    spec: ModelSpec | None,
+    identity: Identity | None,
     origin: Mapping[str, Any],
 ) -> Proven:
     conversion, report = convert_and_prove(
         source,
         folder / WEIGHTS_NAME,
         check=Check.LOGITS,
+        identity=identity,
         force=True,
-        model=spec.name if spec else None,
         progress=progress,
     )
     assert report is not None
-    if spec and conversion.model != spec.name:
-        raise CheckpointError(
-            f"{source}: fetched as {spec.name}, expected {spec.arch_name} with "
-            f"{spec.num_classes:,} classes, found {conversion.inventory.title}. It is not "
-            "published under a name that is not its own."
-        )
-    return _saved(report, folder, conversion.model, origin)
+    return _saved(report, folder, conversion.info, origin)
 
 
 def _saved(
-    report: ParityReport, folder: Path, model: str | None, origin: Mapping[str, Any]
+    report: ParityReport, folder: Path, info: ModelInfo, origin: Mapping[str, Any]
 ) -> Proven:
     (folder / REPORT_NAME).unlink(missing_ok=True)
     save_report(report, folder / REPORT_NAME)
-    return _proven(folder, report.to_dict(), model, origin)
+    return _proven(report.to_dict(), info, origin)
 
 
-def _proven(
-    folder: Path, report: Mapping[str, Any], model: str | None, origin: Mapping[str, Any]
-) -> Proven:
-    with open_source(folder / WEIGHTS_NAME) as written:
-        inventory = identify(written)
+def _proven(report: Mapping[str, Any], info: ModelInfo, origin: Mapping[str, Any]) -> Proven:
     source = {key: report["source"][key] for key in ("name", "bytes", "sha256")}
-    return Proven(
-        source | {"url": None} | dict(origin),
-        report,
-        inventory.architecture,
-        inventory.num_classes,
-        find_spec(model) if model else None,
-    )
+    return Proven(source | {"url": None} | dict(origin), report, info)
 
 
-def _copied(
-    path: Path, folder: Path, reports: Mapping[str, Any], origin: Mapping[str, Any]
-) -> Proven:
+def _copied(path: Path, folder: Path, reports: Mapping[str, Any]) -> Proven:
     """Take a file and the proof beside it as they are."""
     shutil.copyfile(path, folder / WEIGHTS_NAME)
     report = reports[path.name]
     report = {**report, "output": {**report["output"], "name": WEIGHTS_NAME}}
     write_json(folder / REPORT_NAME, {WEIGHTS_NAME: report})
-    return _proven(folder, report, _model_in(folder), origin)
+    identity = _proven_identity(report, report["output"]["sha256"])
+    return _proven(report, _with_identity(_info_in(path), identity), {})
 
 
 def _copy(path: Path, folder: Path, progress: Progress | None, note: str) -> Proven:
@@ -212,14 +224,9 @@ def _copy(path: Path, folder: Path, progress: Progress | None, note: str) -> Pro
     shutil.copyfile(path, target)
     report = verify(path, target, check=Check.LOGITS, progress=progress)
     report.require()
-    return _saved(report, folder, _model_in(folder), {"note": note})
+    return _saved(report, folder, _info_in(path), {"note": note})
 
 
-def _model_in(folder: Path) -> str | None:
-    """Return the release that a converted file says it is, if its network agrees."""
-    with open_source(folder / WEIGHTS_NAME) as written:
-        inventory, said = identify(written), written.metadata.get("model")
-    spec = find_spec(said) if said else None
-    found = (inventory.architecture, inventory.num_classes)
-    same = spec is not None and (spec.architecture, spec.num_classes) == found
-    return spec.name if spec and same else None
+def _info_in(path: Path) -> ModelInfo:
+    with open_source(path) as source:
+        return read_info(source, identify(source))[0]

@@ -18,14 +18,11 @@ from bitzoo.display import Displayed
 from bitzoo.errors import BitzooError, HubError, HubUnreachableError, UsageError
 from bitzoo.fetch.hub_client import check_repo, connect
 from bitzoo.files import Progress, write_json
-from bitzoo.hub.proven_weights import describe_file
 from bitzoo.hub.remote import check_access
-from bitzoo.hub.repo_files import card_subject, run_card
-from bitzoo.hub.repo_manifest import CARD_NAME
+from bitzoo.hub.repo_files import card_of
 from bitzoo.hub.staging import Prepared, drop_weights, prepare
-from bitzoo.hub.targets import Subject, find_subject
+from bitzoo.hub.targets import PublishTarget, Released, find_target
 from bitzoo.hub.upload import Options, Plan, Publication, carry_out, make_plan
-from bitzoo.model_cards.render import render_card
 from bitzoo.zoo.resolve import WEIGHTS_NAME
 
 if TYPE_CHECKING:
@@ -45,11 +42,11 @@ class BatchPlan(Displayed):
         targets: Models and the full names of their repositories.
     """
 
-    targets: tuple[tuple[Subject, str], ...]
+    targets: tuple[tuple[PublishTarget, str], ...]
 
     def display_rows(self) -> list[tuple[str, object]]:
         """Return a row per model."""
-        return [(subject.title, repo) for subject, repo in self.targets]
+        return [(target.title, repo) for target, repo in self.targets]
 
 
 @dataclass(frozen=True, repr=False)
@@ -57,14 +54,14 @@ class PublishResult(Displayed):
     """What became of one model of several.
 
     Attributes:
-        subject: What was to be published.
+        target: What was to be published.
         repo: Full name of the repository.
         plan: Of a dry run, what would be done.
         publication: What was done; None if it failed or was not tried.
         error: What went wrong; None if nothing did, or if it was not tried.
     """
 
-    subject: Subject
+    target: PublishTarget
     repo: str
     plan: Plan | None = None
     publication: Publication | None = None
@@ -80,7 +77,7 @@ class PublishResult(Displayed):
     def to_dict(self) -> dict[str, Any]:
         """Return the result as JSON-ready data."""
         return {
-            "model": self.subject.title,
+            "model": self.target.title,
             "repo": self.repo,
             "error": str(self.error) if self.error else None,
             "publication": self.publication.to_dict() if self.publication else None,
@@ -89,7 +86,7 @@ class PublishResult(Displayed):
     def display_rows(self) -> list[tuple[str, object]]:
         """Return names and values for people."""
         rows: list[tuple[str, object]] = [
-            ("model", self.subject.title),
+            ("model", self.target.title),
             ("repository", self.repo),
             ("outcome", self.outcome),
         ]
@@ -138,6 +135,7 @@ def publish(
     confirm: Callable[[Plan | BatchPlan], bool] | None = None,
     folder: str | os.PathLike[str] | None = None,
     license: str | None = None,  # noqa: A002
+    vouch: bool = False,
     progress: Progress | None = None,
     on_result: Callable[[PublishResult], None] | None = None,
 ) -> Plan | Publication | PublishResults:
@@ -157,7 +155,9 @@ def publish(
         confirm: Called with the plan, of a pattern once with all models and repositories; False
             stops. None asks nobody.
         folder: Where the files of one model are put together; default a folder in the cache.
-        license: SPDX identifier, for files whose licence bitzoo does not know.
+        license: SPDX identifier of a file's or run's licence, which only its owner knows.
+        vouch: Whether you vouch that the weights are the release that their name or address stands
+            for, where bitzoo cannot establish it; the card says so.
         progress: Called as bytes move.
         on_result: Of a pattern, called after each model.
 
@@ -178,7 +178,7 @@ def publish(
     is_batch = len(targets) > 1 or _is_pattern(name)
     if is_batch and (folder or license or repo):
         raise UsageError("`folder`, `license` and `repo` are for one model; a pattern takes `org`.")
-    staging = _Staging(Path(folder).expanduser() if folder else None, license, progress)
+    staging = _Staging(Path(folder).expanduser() if folder else None, license, vouch, progress)
     if dry_run:
         with _offline():
             results = _plan_all(targets, options, staging, on_result if is_batch else None)
@@ -195,6 +195,7 @@ def card(
     *,
     repo: str | None = None,
     license: str | None = None,  # noqa: A002
+    vouch: bool = False,
 ) -> str:
     """Return the model card of a model, as `bitzoo card` prints it.
 
@@ -202,39 +203,27 @@ def card(
         model: A catalogue name, a checkpoint file, a run folder, or a folder that a dry run of
             `bitzoo.publish` prepared.
         repo: Full name of the repository, ``organisation/name``, for the snippets.
-        license: SPDX identifier, for files whose licence bitzoo does not know.
+        license: SPDX identifier of a file's or run's licence, which only its owner knows.
+        vouch: As for `publish`.
 
     Returns:
         Markdown with the Hub's metadata in front.
 
     Raises:
-        UsageError: If `license` is given for a model that has its own.
+        UsageError: If `license` is given for a release, which has its own, or nothing says for
+            which release `vouch` is.
         BitzooError: As reading the model raises.
     """
-    subject = find_subject(os.fspath(model))
-    repo = repo or f"YOUR-NAME/{subject.title}"
-    if license and subject.kind != "file":
-        raise UsageError(
-            f"{subject.title}: `license` is for files whose licence bitzoo does not know. A "
-            "released model has its own; a run states it in the metadata of its README.md."
-        )
-    if subject.kind == "prepared" and subject.path:
-        return (subject.path / CARD_NAME).read_text(encoding="utf-8", errors="replace")
-    if subject.kind == "run" and subject.path:
-        return run_card(subject.path, repo, None)
-    if subject.spec:
-        return render_card(card_subject(repo, subject.spec, None, subject.spec.license))
-    assert subject.path is not None
-    described = describe_file(subject.path)
-    known = described.spec.license if described.spec else None
-    return render_card(card_subject(repo, described.spec, described, license or known))
+    target = find_target(os.fspath(model))
+    repo = repo or f"YOUR-NAME/{target.title}"
+    return card_of(target, repo, license=license, vouch=vouch)
 
 
 def _is_pattern(model: str) -> bool:
     return any(mark in model for mark in _WILDCARDS) and not os.path.exists(model)
 
 
-def _find_targets(model: str, repo: str | None, org: str | None) -> list[tuple[Subject, str]]:
+def _find_targets(model: str, repo: str | None, org: str | None) -> list[tuple[PublishTarget, str]]:
     """Return what `model` names, each with its repository."""
     if (repo is None) == (org is None):
         raise UsageError(
@@ -248,10 +237,10 @@ def _find_targets(model: str, repo: str | None, org: str | None) -> list[tuple[S
                 f"{model!r} matches no released model. `bitzoo list {model!r}` shows what matches, "
                 "`bitzoo list` all names."
             )
-        subjects = [Subject("released", name, get_spec(name)) for name in names]
+        named: list[PublishTarget] = [Released(get_spec(name)) for name in names]
     else:
-        subjects = [find_subject(model)]
-    return [(subject, check_repo(repo or f"{org}/{subject.title}")) for subject in subjects]
+        named = [find_target(model)]
+    return [(target, check_repo(repo or f"{org}/{target.title}")) for target in named]
 
 
 @dataclass(frozen=True)
@@ -259,15 +248,17 @@ class _Staging:
     """How the files of a repository are put together."""
 
     folder: Path | None
-    license_id: str | None
+    license: str | None
+    vouch: bool
     progress: Progress | None
 
-    def prepare(self, subject: Subject, repo: str, *, weights: bool = True) -> Prepared:
+    def prepare(self, target: PublishTarget, repo: str, *, weights: bool = True) -> Prepared:
         return prepare(
-            subject,
+            target,
             repo,
             folder=self.folder,
-            license_id=self.license_id,
+            license=self.license,
+            vouch=self.vouch,
             weights=weights,
             progress=self.progress,
         )
@@ -287,18 +278,18 @@ def _offline() -> Iterator[None]:
 
 
 def _plan_all(
-    targets: Sequence[tuple[Subject, str]],
+    targets: Sequence[tuple[PublishTarget, str]],
     options: Options,
     staging: _Staging,
     on_result: Callable[[PublishResult], None] | None,
 ) -> PublishResults:
     """Prepare folders and plans, asking no Hub."""
     results = PublishResults()
-    for subject, repo in targets:
-        prepared = staging.prepare(subject, repo)
+    for target, repo in targets:
+        prepared = staging.prepare(target, repo)
         plan = make_plan(prepared, None, options, asked=False)
         write_json(prepared.folder / PLAN_NAME, plan.to_dict())
-        results.append(PublishResult(subject, repo, plan))
+        results.append(PublishResult(target, repo, plan))
         if on_result:
             on_result(results[-1])
     return results
@@ -312,7 +303,7 @@ def _only_plan(results: PublishResults) -> Plan:
 
 def _publish_one(
     api: HfApi,
-    subject: Subject,
+    target: PublishTarget,
     repo: str,
     options: Options,
     staging: _Staging,
@@ -320,9 +311,9 @@ def _publish_one(
 ) -> Publication:
     """Publish one model; the Hub is asked before gigabytes move."""
     state = check_access(api, repo, write=not options.create_pr)
-    plan = make_plan(staging.prepare(subject, repo, weights=False), state, options)
+    plan = make_plan(staging.prepare(target, repo, weights=False), state, options)
     if WEIGHTS_NAME in plan.sent and not plan.prepared.has_weights:
-        plan = make_plan(staging.prepare(subject, repo), state, options)
+        plan = make_plan(staging.prepare(target, repo), state, options)
     _require_confirmed(not plan.sent or confirm is None or confirm(plan))
     done = carry_out(api, plan)
     drop_weights(plan.prepared)
@@ -331,7 +322,7 @@ def _publish_one(
 
 def _publish_batch(
     api: HfApi,
-    targets: Sequence[tuple[Subject, str]],
+    targets: Sequence[tuple[PublishTarget, str]],
     options: Options,
     staging: _Staging,
     on_result: Callable[[PublishResult], None] | None,
@@ -339,14 +330,14 @@ def _publish_batch(
     """Publish one model after another, until the Hub cannot be reached."""
     results = PublishResults()
     reachable = True
-    for subject, repo in targets:
-        result = PublishResult(subject, repo)
+    for target, repo in targets:
+        result = PublishResult(target, repo)
         if reachable:
             try:
-                done = _publish_one(api, subject, repo, options, staging, None)
-                result = PublishResult(subject, repo, publication=done)
+                done = _publish_one(api, target, repo, options, staging, None)
+                result = PublishResult(target, repo, publication=done)
             except BitzooError as error:
-                result = PublishResult(subject, repo, error=error)
+                result = PublishResult(target, repo, error=error)
                 reachable = not isinstance(error, HubUnreachableError)
             if on_result:
                 on_result(result)

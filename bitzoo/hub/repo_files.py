@@ -5,137 +5,195 @@ from __future__ import annotations
 import platform
 import shlex
 from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from bitzoo.catalogue.registry import ModelSpec
+from bitzoo.catalogue.model_info import Identity, ModelInfo
+from bitzoo.converters.formats.hf_folder import read_json
+from bitzoo.converters.formats.timm_config import (
+    CONFIG_NAME,
+    RECORD_KEY,
+    own_record,
+    read_timm_config,
+    render_timm_config,
+)
 from bitzoo.converters.parity.verify import REPORT_NAME
+from bitzoo.errors import UsageError
 from bitzoo.fetch.hub_client import MANIFEST_NAME
 from bitzoo.files import read_json_lines, write_json, write_text
-from bitzoo.hub.proven_weights import Proven
+from bitzoo.hub.proven_weights import Proven, describe_file
 from bitzoo.hub.repo_manifest import CARD_NAME, LICENSE_NAME, FileRecord, listed_records
-from bitzoo.hub.targets import Subject
-from bitzoo.model_cards.facts import APACHE, license_text
-from bitzoo.model_cards.render import CardSubject, render_card
+from bitzoo.hub.targets import CheckpointFile, PreparedFolder, PublishTarget, Released, RunFolder
+from bitzoo.model_cards.facts import license_text
+from bitzoo.model_cards.render import CardSubject, card_metadata, render_card
 from bitzoo.model_cards.run_card import complete_draft
 from bitzoo.model_cards.text import validate_card
-from bitzoo.zoo.resolve import CONFIG_NAME, WEIGHTS_NAME, locate
+from bitzoo.zoo.resolve import WEIGHTS_NAME
 
 _METRICS_NAME = "metrics.jsonl"
 _PACKAGES = ("bitzoo", "numpy", "torch", "safetensors")
+_PUBLISHER = "the publisher"
 
 
-def write_contents(
-    folder: Path, subject: Subject, proven: Proven, repo: str, license_id: str | None
+@dataclass(frozen=True)
+class Stated:
+    """What the publisher says of a model.
+
+    Attributes:
+        license: SPDX identifier in lower case; None for nothing.
+        vouch: Whether the weights are the release that their name or address stands for.
+    """
+
+    license: str | None = None
+    vouch: bool = False
+
+    def applied_to(self, info: ModelInfo) -> ModelInfo:
+        """The record with what the publisher says.
+
+        Raises:
+            UsageError: If they vouch for a model of which nothing says which release it is.
+        """
+        if self.vouch:
+            info = _vouched(info)
+        if self.license and self.license != info.license:
+            info = info.stating(_PUBLISHER, license=self.license)
+        return info
+
+
+def _vouched(info: ModelInfo) -> ModelInfo:
+    known = info.identity
+    if known.name is None:
+        raise UsageError(
+            "`vouch` is for a file that is named as a release; nothing says which one this is. "
+            "Give it the name of the release, or publish it as what it is."
+        )
+    if known.established:
+        return info
+    evidence = f"{_PUBLISHER}; by itself only {known.basis}: {known.evidence}"
+    return replace(
+        info, identity=Identity(known.name, "vouched", evidence)
+    ).completed_by_catalogue()
+
+
+def write_repo_files(
+    folder: Path,
+    target: Released | CheckpointFile | RunFolder,
+    proven: Proven,
+    repo: str,
+    stated: Stated,
 ) -> None:
     """Write everything beside weights and proof.
 
     Args:
         folder: Where the weights and their proof are.
-        subject: What the user named.
+        target: What the user named.
         proven: What was found out about the weights.
         repo: Full name of the repository.
-        license_id: What the user says about the licence; None leaves it to what is known.
+        stated: What the publisher says.
 
     Raises:
-        UsageError: If the run's card cannot be used.
+        UsageError: If the run's card cannot be used, or nothing can be vouched for.
     """
-    if subject.kind == "run" and subject.path:
-        card = run_card(subject.path, repo, proven)
-        license_id = license_id or _stated_license(card)
-        config = dict(locate(subject.path).config)
-        _drop_double_count(config)
+    if isinstance(target, RunFolder):
+        info = _run_info(target.path, stated)
+        card = _run_card(target.path, repo, info, proven.report)
+        config = _run_config(target.path, info)
     else:
-        license_id = license_id or (proven.spec.license if proven.spec else None)
-        card = render_card(card_subject(repo, proven.spec, proven, license_id))
-        config = {}
+        info = stated.applied_to(proven.info)
+        card = render_card(CardSubject(repo, info, proven.source, proven.report))
+        config = render_timm_config(info)
     validate_card(card)
     write_text(folder / CARD_NAME, card)
-    write_json(folder / CONFIG_NAME, config or _config(proven, license_id))
-    text = license_text(license_id)
+    write_json(folder / CONFIG_NAME, config)
+    text = license_text(info.license)
     (folder / LICENSE_NAME).unlink(missing_ok=True)
     if text:
         write_text(folder / LICENSE_NAME, text)
-    write_json(folder / MANIFEST_NAME, _manifest(folder, subject, proven, repo))
+    write_json(folder / MANIFEST_NAME, _manifest(folder, target, proven, info, repo))
 
 
-def card_subject(
-    repo: str, spec: ModelSpec | None, proven: Proven | None, license_id: str | None
-) -> CardSubject:
-    """Return what the card of a release or a file is about; `proven` or `spec` must be there."""
-    from bitzoo.zoo.create import DEFAULT_TRANSFORM
+def card_of(
+    target: PublishTarget,
+    repo: str,
+    *,
+    license: str | None = None,  # noqa: A002
+    vouch: bool = False,
+) -> str:
+    """Return the model card of what a user named, before anything is proven.
 
-    facts = spec.preprocessing if spec else DEFAULT_TRANSFORM
-    if proven:
-        architecture, classes = proven.architecture, proven.num_classes
-    else:
-        assert spec is not None
-        architecture, classes = spec.architecture, spec.num_classes
-    return CardSubject(
-        repo=repo,
-        spec=spec,
-        architecture=architecture,
-        num_classes=classes,
-        crop=facts.crop,
-        resize=facts.resize,
-        interpolation=facts.interpolation,
-        square=facts.square,
-        license=license_id,
-        source=proven.source if proven else None,
-        proof=proven.report if proven else None,
-    )
+    Args:
+        target: What the card is about.
+        repo: Full name of the repository, for the snippets.
+        license: SPDX identifier that the publisher states.
+        vouch: Whether the publisher vouches for the identity.
+    """
+    if license and isinstance(target, Released | PreparedFolder):
+        raise UsageError(
+            f"{target.title}: `license` is for files and runs. A release and a prepared folder "
+            "have their own."
+        )
+    stated = Stated(license.lower() if license else None, vouch)
+    if isinstance(target, PreparedFolder):
+        return (target.path / CARD_NAME).read_text(encoding="utf-8", errors="replace")
+    if isinstance(target, RunFolder):
+        return _run_card(target.path, repo, _run_info(target.path, stated), None)
+    if isinstance(target, Released):
+        return render_card(CardSubject(repo, ModelInfo.of_release(target.spec)))
+    described = describe_file(target.path)
+    return render_card(CardSubject(repo, stated.applied_to(described.info), described.source))
 
 
-def run_card(path: Path, repo: str, proven: Proven | None) -> str:
-    """Return the card of a run's folder: its draft completed, or a plain one without a draft.
+def _run_info(path: Path, stated: Stated) -> ModelInfo:
+    """What is known of a run: its record, its config, its card, its publisher, the last firmest."""
+    config = read_json(path / CONFIG_NAME)
+    record = own_record(config)
+    blank = ModelInfo(_architecture(config), int(config.get("num_classes") or 0))
+    info = read_timm_config(config, record or blank, recorded=record is not None)
+    if draft := _draft(path):
+        license_id = _license_in(draft)
+        if license_id and license_id != info.license:
+            info = info.stating(CARD_NAME, license=license_id)
+    return stated.applied_to(info)
+
+
+def _run_card(path: Path, repo: str, info: ModelInfo, proof: Mapping[str, Any] | None) -> str:
+    """Return the card of a run folder: its draft completed, or a plain one without a draft.
 
     Raises:
         UsageError: If the draft has no metadata, or cannot be read.
-        CheckpointError: If the folder's config cannot be read.
     """
-    draft_path = path / CARD_NAME
-    config = locate(path).config
-    own = config.get("bitzoo")
-    facts: Mapping[str, Any] = own if isinstance(own, dict) else {}
-    draft = (
-        draft_path.read_text(encoding="utf-8", errors="replace")
-        if draft_path.is_file()
-        else _plain_draft(path, config, facts)
-    )
+    draft = _draft(path) or _plain_draft(path, info)
     return complete_draft(
-        draft,
-        repo=repo,
-        architecture=_timm_architecture(config),
-        activation=facts.get("activation"),
-        names=isinstance(config.get("label_names"), list),
-        history=read_json_lines(path / _METRICS_NAME),
-        proof=proven.report if proven else None,
-        license_id=_stated_license(draft),
+        draft, repo=repo, info=info, history=read_json_lines(path / _METRICS_NAME), proof=proof
     )
 
 
-def _plain_draft(path: Path, config: Mapping[str, Any], facts: Mapping[str, Any]) -> str:
+def _draft(path: Path) -> str | None:
+    draft = path / CARD_NAME
+    return draft.read_text(encoding="utf-8", errors="replace") if draft.is_file() else None
+
+
+def _plain_draft(path: Path, info: ModelInfo) -> str:
     title = path.resolve().name
-    base = f", fine-tuned from {facts['base_model']}" if facts.get("base_model") else ""
+    known = f", fine-tuned from {info.base.name}" if info.base and info.base.name else ""
     return (
-        "---\nlicense: apache-2.0\nlibrary_name: timm\npipeline_tag: image-classification\n"
-        "tags:\n- image-classification\n- bitzoo\n- big-transfer\n- bit\n---\n\n"
-        f"# {title}\n\n## What it is\n\nA Big Transfer (BiT) network, "
-        f"{config.get('architecture', 'of unstated architecture')}{base}. Its author left no "
+        f"---\n{card_metadata(info)}\n---\n\n# {title}\n\n## What it is\n\nA Big Transfer (BiT) "
+        f"network, {info.architecture or 'of unstated architecture'}{known}. Its author left no "
         "description.\n"
     )
 
 
-def _timm_architecture(config: Mapping[str, Any]) -> str:
-    """Return our name of what timm calls ``resnetv2_50x1_bit``; empty for what timm lacks."""
+def _architecture(config: Mapping[str, Any]) -> str:
+    """Return our name of what timm calls ``resnetv2_50x1_bit``; other names are ours."""
     name = str(config.get("architecture", ""))
     if name.startswith("resnetv2_") and name.endswith("_bit"):
         return "R" + name.removeprefix("resnetv2_").removesuffix("_bit")
-    return ""
+    return name
 
 
-def _stated_license(card: str) -> str | None:
+def _license_in(card: str) -> str | None:
     from huggingface_hub import ModelCard
     from yaml import YAMLError  # type: ignore[import-untyped]
 
@@ -146,51 +204,35 @@ def _stated_license(card: str) -> str | None:
     return stated if isinstance(stated, str) else None
 
 
-def _drop_double_count(config: dict[str, Any]) -> None:
-    """Drop the class count among the arguments, which transformers would pass a second time."""
+def _run_config(path: Path, info: ModelInfo) -> dict[str, Any]:
+    """The run's own config, which its author may have changed, with what is known by now."""
+    config = read_json(path / CONFIG_NAME)
     arguments = config.get("model_args")
-    if isinstance(arguments, dict):
+    if isinstance(arguments, dict):  # transformers would pass the class count a second time
         config["model_args"] = {k: v for k, v in arguments.items() if k != "num_classes"}
+    pretrained = dict(config["pretrained_cfg"])
+    pretrained.pop("license", None)
+    if info.license:
+        pretrained["license"] = info.license
+    own = config.get("bitzoo")
+    record = {**(own if isinstance(own, dict) else {}), RECORD_KEY: info.to_dict()}
+    return {**config, "pretrained_cfg": pretrained, "bitzoo": record}
 
 
-def _config(proven: Proven, license_id: str | None) -> dict[str, Any]:
-    import torch
-
-    from bitzoo.models.bit import BiT
-    from bitzoo.models.preprocessing import EvalTransform
-    from bitzoo.zoo.create import DEFAULT_TRANSFORM
-    from bitzoo.zoo.model_folder import render_config
-
-    spec = proven.spec
-    with torch.device("meta"):
-        network = BiT(proven.architecture, proven.num_classes)
-    transform = DEFAULT_TRANSFORM
-    facts: dict[str, Any] = {}
-    if spec:
-        way = spec.preprocessing
-        transform = EvalTransform(way.crop, way.resize, way.interpolation, way.square)
-        facts = {
-            "model": spec.name,
-            "activation": spec.activation,
-            "dataset": spec.dataset,
-            "task": spec.task,
-        }
-    # The released heads' class names are timm's own, which it and transformers find by the count.
-    config = render_config(network, transform, facts=facts)
-    if license_id != APACHE:
-        config["pretrained_cfg"].pop("license")
-    if license_id:
-        config["pretrained_cfg"]["license"] = license_id
-    return config
-
-
-def _manifest(folder: Path, subject: Subject, proven: Proven, repo: str) -> dict[str, Any]:
+def _manifest(
+    folder: Path,
+    target: Released | CheckpointFile | RunFolder,
+    proven: Proven,
+    info: ModelInfo,
+    repo: str,
+) -> dict[str, Any]:
     """Return the manifest; no dates or paths, so that equal contents are equal bytes."""
-    named = subject.spec.name if subject.spec else (subject.path.name if subject.path else "")
+    named = target.spec.name if isinstance(target, Released) else target.path.name
     names = (WEIGHTS_NAME, CONFIG_NAME, REPORT_NAME, LICENSE_NAME)
     there = [name for name in names if (folder / name).is_file()]
     return {
-        "model": proven.spec.name if proven.spec else None,
+        "model": info.identity.name if info.identity.established else None,
+        "identity": asdict(info.identity),
         "source": dict(proven.source),
         "files": listed_records({name: FileRecord.of(folder / name) for name in there}),
         "versions": {name: _version(name) for name in _PACKAGES}

@@ -9,11 +9,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from bitzoo.converters.formats.timm_config import CONFIG_NAME
 from bitzoo.converters.parity.verify import REPORT_NAME, load_reports
 from bitzoo.errors import CheckpointError, ParityError
 from bitzoo.fetch.hub_client import MANIFEST_NAME
 from bitzoo.files import sha256_of
-from bitzoo.zoo.resolve import CONFIG_NAME, WEIGHTS_NAME
+from bitzoo.zoo.resolve import WEIGHTS_NAME
 
 CARD_NAME = "README.md"
 LICENSE_NAME = "LICENSE"

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from bitzoo._version import __version__
+from bitzoo.catalogue.model_info import ModelInfo
+from bitzoo.converters.formats.timm_config import CONFIG_NAME, own_record
 from bitzoo.converters.open import open_source
 from bitzoo.converters.parity.verify import REPORT_NAME, load_reports
 from bitzoo.errors import UsageError
@@ -16,7 +18,7 @@ from bitzoo.fetch.http import is_offline
 from bitzoo.fetch.hub_client import MANIFEST_NAME, check_repo
 from bitzoo.files import Progress, cache_dir, file_lock, sha256_of, write_json
 from bitzoo.hub.proven_weights import prove_file, prove_released, prove_run
-from bitzoo.hub.repo_files import write_contents
+from bitzoo.hub.repo_files import Stated, write_repo_files
 from bitzoo.hub.repo_manifest import (
     ALLOWED,
     CARD_NAME,
@@ -25,9 +27,15 @@ from bitzoo.hub.repo_manifest import (
     check_files,
     read_json,
 )
-from bitzoo.hub.targets import Subject
+from bitzoo.hub.targets import (
+    CheckpointFile,
+    PreparedFolder,
+    PublishTarget,
+    Released,
+    RunFolder,
+)
 from bitzoo.model_cards.text import validate_card
-from bitzoo.zoo.resolve import CONFIG_NAME, WEIGHTS_NAME, released_url
+from bitzoo.zoo.resolve import WEIGHTS_NAME, released_url
 
 
 @dataclass(frozen=True)
@@ -40,6 +48,7 @@ class Prepared:
         folder: Where the files are.
         files: The files by name, in the order of `records.ALLOWED`.
         kept: Whether the folder is the user's own, and stays complete after publishing.
+        info: What is known of the model; None if the folder does not say it in bitzoo's form.
     """
 
     repo: str
@@ -47,6 +56,7 @@ class Prepared:
     folder: Path
     files: Mapping[str, FileRecord]
     kept: bool
+    info: ModelInfo | None = None
 
     @property
     def has_weights(self) -> bool:
@@ -60,59 +70,62 @@ def default_folder(repo: str) -> Path:
 
 
 def prepare(
-    subject: Subject,
+    target: PublishTarget,
     repo: str,
     *,
     folder: Path | None = None,
-    license_id: str | None = None,
+    license: str | None = None,  # noqa: A002
+    vouch: bool = False,
     weights: bool = True,
     progress: Progress | None = None,
 ) -> Prepared:
     """Make the files of a repository, or check those that were made of the same source before.
 
     Args:
-        subject: What to publish.
+        target: What to publish.
         repo: Full name of the repository.
         folder: Where to; default a folder of this repository in the cache.
-        license_id: SPDX identifier of the licence, where bitzoo does not know it.
+        license: SPDX identifier of the licence; None leaves it to what is stated.
+        vouch: Whether the publisher vouches that the weights are the release that their name or
+            their address stands for; the card says so.
         weights: Whether the weights must lie there; False lets a finished repository be compared
             with the Hub by its manifest alone.
         progress: Called as bytes move.
 
     Raises:
         ParityError: If a proof fails, or a file changed after it was proven.
-        UsageError: If the folder holds something else.
+        UsageError: If the folder holds something else, or options do not fit the target.
         BitzooError: As fetching and converting raise.
     """
     check_repo(repo)
-    if license_id and subject.kind in ("released", "run"):
+    if license and isinstance(target, Released):
         raise UsageError(
-            f"{subject.title}: --license is for files of which bitzoo knows none. A released model "
-            "has its own, a run states it in the metadata of its README.md."
+            f"{target.title}: `license` is for files and runs. A released model has its own, "
+            f"{target.spec.license}."
         )
-    if subject.kind == "prepared":
-        if folder or license_id:
+    if isinstance(target, PreparedFolder):
+        if folder or license or vouch:
             raise UsageError(
-                f"{subject.path} is prepared already: leave out --folder and --license."
+                f"{target.path} is prepared already: leave out `folder`, `license` and `vouch`."
             )
-        assert subject.path is not None
-        made_for = read_json(subject.path / NOTE_NAME).get("repo", repo)
+        made_for = read_json(target.path / NOTE_NAME).get("repo", repo)
         if made_for != repo:
             raise UsageError(
-                f"{subject.path} is prepared for {made_for}, and its card and manifest name it. "
+                f"{target.path} is prepared for {made_for}, and its card and manifest name it. "
                 f"Publish it there, or prepare {repo} from the model itself."
             )
-        return _checked(repo, subject, subject.path, kept=True)
+        return _checked(repo, target, target.path, kept=True)
+    stated = Stated(license.lower() if license else None, vouch)
     place = folder or default_folder(repo)
     with file_lock(default_folder(repo)):
-        origin = _origin(subject, repo, license_id)
+        origin = _origin(target, repo, stated)
         if (place / MANIFEST_NAME).is_file():  # what changed since is told, not made anew
-            found = _checked(repo, subject, place, kept=folder is not None, weights=False)
+            found = _checked(repo, target, place, kept=folder is not None, weights=False)
             enough = found.has_weights or not weights
             if enough and _is_made_of(read_json(place / NOTE_NAME), origin):
                 return found
-        _make(place, subject, repo, license_id, origin, progress)
-        return _checked(repo, subject, place, kept=folder is not None)
+        _make(place, target, repo, stated, origin, progress)
+        return _checked(repo, target, place, kept=folder is not None)
 
 
 def drop_weights(prepared: Prepared) -> None:
@@ -122,36 +135,37 @@ def drop_weights(prepared: Prepared) -> None:
 
 
 def _checked(
-    repo: str, subject: Subject, folder: Path, *, kept: bool, weights: bool = True
+    repo: str, target: PublishTarget, folder: Path, *, kept: bool, weights: bool = True
 ) -> Prepared:
     files = check_files(folder, weights=weights)
     validate_card((folder / CARD_NAME).read_text(encoding="utf-8", errors="replace"))
-    return Prepared(repo, subject.title, folder, files, kept)
+    config = folder / CONFIG_NAME
+    info = own_record(read_json(config)) if config.is_file() else None
+    return Prepared(repo, target.title, folder, files, kept, info)
 
 
 def _make(
     folder: Path,
-    subject: Subject,
+    target: Released | CheckpointFile | RunFolder,
     repo: str,
-    license_id: str | None,
+    stated: Stated,
     origin: Mapping[str, Any],
     progress: Progress | None,
 ) -> None:
     _require_ours(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    for name in ("bitzoo-*", *(f"{name}.*" for name in (*ALLOWED, NOTE_NAME))):
-        for left in folder.glob(f".{name}.tmp"):  # of a process that was killed: we have the lock
-            left.unlink(missing_ok=True)
+    for left in folder.glob(".bitzoo-*.tmp"):  # of a process that was killed: we have the lock
+        left.unlink(missing_ok=True)
     (folder / MANIFEST_NAME).unlink(missing_ok=True)  # first: until it is back nothing is ready
-    if subject.spec:
-        proven = prove_released(subject.spec, folder, progress)
+    if isinstance(target, Released):
+        proven = prove_released(target.spec, folder, progress)
+    elif isinstance(target, CheckpointFile):
+        proven = prove_file(target.path, folder, progress)
     else:
-        assert subject.path is not None
-        prove = prove_file if subject.kind == "file" else prove_run
-        proven = prove(subject.path, folder, progress)
+        proven = prove_run(target.path, folder, progress)
     own = {"repo": repo, "made_of": dict(origin), "complete": proven.complete}
     write_json(folder / NOTE_NAME, read_json(folder / NOTE_NAME) | own)
-    write_contents(folder, subject, proven, repo, license_id)
+    write_repo_files(folder, target, proven, repo, stated)
 
 
 def _require_ours(folder: Path) -> None:
@@ -159,13 +173,13 @@ def _require_ours(folder: Path) -> None:
     if not folder.exists():
         return
     if not folder.is_dir():
-        raise UsageError(f"{folder}: expected a folder, found a file. Choose another --folder.")
+        raise UsageError(f"{folder}: expected a folder, found a file. Choose another `folder`.")
     ours = (folder / NOTE_NAME).is_file() or folder.is_relative_to(cache_dir())
     taken = sorted(name for name in ALLOWED if (folder / name).exists())
     if taken and not ours:
         raise UsageError(
             f"{folder} holds {', '.join(taken)}, which bitzoo did not put there for publishing. "
-            "Choose an empty folder for --folder."
+            "Choose an empty folder for `folder`."
         )
 
 
@@ -174,17 +188,18 @@ def _is_made_of(note: Mapping[str, Any], origin: Mapping[str, Any]) -> bool:
     return note.get("made_of") == dict(origin) and bool(note.get("complete") or is_offline())
 
 
-def _origin(subject: Subject, repo: str, license_id: str | None) -> dict[str, Any]:
+def _origin(
+    target: Released | CheckpointFile | RunFolder, repo: str, stated: Stated
+) -> dict[str, Any]:
     """Return all that decides the files, as data that can be compared."""
-    origin: dict[str, Any] = {"bitzoo": __version__, "repo": repo, "license": license_id}
-    if subject.spec:
-        where = hashlib.sha256(released_url(subject.spec).encode()).hexdigest()[:16]
-        return origin | {"released": subject.spec.name, "url": where}
-    assert subject.path is not None
-    if subject.kind == "file":
-        proof = load_reports(subject.path.with_name(REPORT_NAME)).get(subject.path.name)
-        with open_source(subject.path) as source:
-            return origin | {"file": subject.path.name, "sha256": source.sha256(), "proof": proof}
+    origin: dict[str, Any] = {"bitzoo": __version__, "repo": repo, **asdict(stated)}
+    if isinstance(target, Released):
+        where = hashlib.sha256(released_url(target.spec).encode()).hexdigest()[:16]
+        return origin | {"released": target.spec.name, "url": where}
+    if isinstance(target, CheckpointFile):
+        proof = load_reports(target.path.with_name(REPORT_NAME)).get(target.path.name)
+        with open_source(target.path) as source:
+            return origin | {"file": target.path.name, "sha256": source.sha256(), "proof": proof}
     names = (WEIGHTS_NAME, CONFIG_NAME, CARD_NAME, REPORT_NAME, "metrics.jsonl")
-    paths = [subject.path / name for name in names if (subject.path / name).is_file()]
+    paths = [target.path / name for name in names if (target.path / name).is_file()]
     return origin | {"files": {path.name: sha256_of(path) for path in paths}}

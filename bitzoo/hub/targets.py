@@ -1,41 +1,73 @@
-"""What may be published: a released name, a checkpoint file, a run or model folder."""
+"""What may be published: a released name, a checkpoint file, a run folder, a prepared folder."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TypeAlias
 
 from bitzoo.catalogue.registry import ModelSpec, get_spec
+from bitzoo.converters.formats.hf_folder import read_json
+from bitzoo.converters.formats.timm_config import CONFIG_NAME, is_timm_config
 from bitzoo.converters.open import open_source
 from bitzoo.errors import UsageError
 from bitzoo.fetch.hub_client import MANIFEST_NAME
-from bitzoo.zoo.resolve import WEIGHTS_NAME, is_address, is_location, locate
-
-Kind = Literal["released", "file", "run", "prepared"]
+from bitzoo.zoo.resolve import WEIGHTS_NAME, is_address, is_location
 
 
 @dataclass(frozen=True)
-class Subject:
-    """What a user named.
+class Released:
+    """A release of the catalogue."""
 
-    Attributes:
-        kind: ``released`` a catalogue name; ``file`` a checkpoint of any format that is read,
-            folders among them; ``run`` a folder in timm's form, as fine-tuning leaves it;
-            ``prepared`` a folder that bitzoo prepared for publishing.
-        title: What to call it.
-        spec: The catalogue entry of a released name.
-        path: Where the others are.
-    """
+    spec: ModelSpec
 
-    kind: Kind
-    title: str
-    spec: ModelSpec | None = None
-    path: Path | None = None
+    @property
+    def title(self) -> str:
+        """What to call it."""
+        return self.spec.name
 
 
-def find_subject(model: str) -> Subject:
+@dataclass(frozen=True)
+class CheckpointFile:
+    """A checkpoint of any format that is read, folders among them."""
+
+    path: Path
+
+    @property
+    def title(self) -> str:
+        """What to call it."""
+        return self.path.resolve().name if self.path.is_dir() else self.path.stem
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """A model folder in timm's form, as fine-tuning leaves it."""
+
+    path: Path
+
+    @property
+    def title(self) -> str:
+        """What to call it."""
+        return self.path.resolve().name
+
+
+@dataclass(frozen=True)
+class PreparedFolder:
+    """A folder that bitzoo prepared for publishing."""
+
+    path: Path
+
+    @property
+    def title(self) -> str:
+        """What to call it."""
+        return self.path.resolve().name
+
+
+PublishTarget: TypeAlias = Released | CheckpointFile | RunFolder | PreparedFolder
+"""What a user named."""
+
+
+def find_target(model: str) -> PublishTarget:
     """Recognise what a user named.
 
     Raises:
@@ -53,15 +85,12 @@ def find_subject(model: str) -> Subject:
     if not is_location(model):
         spec = get_spec(model)
         spec.url("npz")  # says why, for a checkpoint that was never released
-        return Subject("released", spec.name, spec)
+        return Released(spec)
     if path.is_dir() and (path / MANIFEST_NAME).is_file():
-        return Subject("prepared", path.resolve().name, path=path)
-    if path.is_dir() and (path / WEIGHTS_NAME).is_file() and _is_ours(locate(path).config):
-        return Subject("run", path.resolve().name, path=path)
+        return PreparedFolder(path)
+    config = path / CONFIG_NAME
+    is_folder = (path / WEIGHTS_NAME).is_file() and config.is_file()
+    if is_folder and is_timm_config(read_json(config)):
+        return RunFolder(path)
     open_source(path).close()  # says what is wrong with it before the Hub is asked
-    return Subject("file", path.resolve().name if path.is_dir() else path.stem, path=path)
-
-
-def _is_ours(config: Mapping[str, Any]) -> bool:
-    """Whether a folder's config is in timm's form, as bitzoo writes it, and not transformers'."""
-    return isinstance(config.get("pretrained_cfg"), dict)
+    return CheckpointFile(path)

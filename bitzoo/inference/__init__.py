@@ -1,8 +1,8 @@
-"""A network ready to infer: its kernels standardized once, in the form that its device runs best.
+"""Fast inference: folded kernels, in the form that runs best on the device.
 
-`optimize` takes a model and returns a function of images; `backends` has the ways to run it,
-`cpu_layers` what a CPU runs faster, `runner` what leads from pixels to logits; `evaluate` and
-`predict` use these on data.
+`optimize` turns a model into a function of images, with one of the `backends`; `cpu_layers` has the
+layers that are faster on a CPU. `runner` feeds it pixels; `predict`, `evaluate` and `metrics` use
+it on images.
 """
 
 from bitzoo.inference.optimize import Optimized, deviation, optimize

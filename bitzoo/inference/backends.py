@@ -1,7 +1,7 @@
-"""The ways to run a network, as data: what each is called, computes in, and runs on.
+"""Inference backends as data: the name, dtypes and devices of each way to run a network.
 
 A backend turns a model into a function from images (batch, channels, height, width), float32 in
-[-1, 1] on the device, to float32 logits there. The model stays as it is.
+[-1, 1] on the device, to float32 logits on the device. The model is unchanged.
 """
 
 from __future__ import annotations
@@ -24,27 +24,27 @@ Run = Callable[[Tensor], Tensor]
 
 
 def _eager(model: BiT, device: torch.device, dtype: torch.dtype) -> Run:
-    network = _readied(model, device, dtype)
+    network = _prepare(model, device, dtype)
     if device.type == "cpu":
         speed_up(network, dtype)
     return _runner(network, network.forward_features, dtype)
 
 
 def _compile(model: BiT, device: torch.device, dtype: torch.dtype) -> Run:
-    network = _readied(model, device, dtype)
+    network = _prepare(model, device, dtype)
     if device.type == "cpu":
         speed_up_compiled(network)
-    # Code for the very size of the images; code for any size is slower.
+    # Specialized on the size of the images, because code for any size is slower.
     compiled = torch.compile(network.forward_features, dynamic=False)
     run = _runner(network, compiled, dtype)
-    return _filled_up(_frozen(run) if device.type == "cpu" else run)
+    return _padded(_frozen(run) if device.type == "cpu" else run)
 
 
 def _frozen(run: Run) -> Run:
-    """Let what is compiled have the kernels as constants, packed ahead for their layer.
+    """Make the kernels constants of the compiled code, packed in advance for their layers.
 
-    As an option of torch.compile, "freezing" comes too late: the tracer asks the configuration, and
-    kernels would stay arguments, reordered at every call.
+    Passing "freezing" as an option of torch.compile comes too late: the tracer reads the
+    configuration, and kernels would stay arguments that are reordered at every call.
     """
     from torch._inductor import config
 
@@ -55,14 +55,14 @@ def _frozen(run: Run) -> Run:
     return frozen
 
 
-def _filled_up(run: Run) -> Run:
-    """Give a smaller batch the size of the last: each size would be compiled anew, for a minute.
+def _padded(run: Run) -> Run:
+    """Pad a smaller batch to the size of the last: compiling each new size takes a minute.
 
     No image's logits depend on the others.
     """
     usual: dict[torch.Size, int] = {}
 
-    def filled(images: Tensor) -> Tensor:
+    def padded(images: Tensor) -> Tensor:
         count = usual.get(images.shape[1:], 0)
         if len(images) >= count:
             usual[images.shape[1:]] = len(images)
@@ -70,7 +70,7 @@ def _filled_up(run: Run) -> Run:
         rows = torch.arange(count, device=images.device) % len(images)
         return run(images[rows])[: len(images)]
 
-    return filled
+    return padded
 
 
 def _onnxruntime(model: BiT, device: torch.device, dtype: torch.dtype) -> Run:
@@ -100,7 +100,7 @@ def _openvino(model: BiT, device: torch.device, dtype: torch.dtype) -> Run:
 
 
 _SHAPES = 4
-"""So many sizes of images stay compiled for OpenVINO; kernels for any size would be slower."""
+"""How many image shapes stay compiled for OpenVINO; kernels for any shape would be slower."""
 
 _OPENVINO_PRECISIONS = {torch.float32: "f32", torch.bfloat16: "bf16"}
 
@@ -110,9 +110,9 @@ class Backend:
     """One row of `BACKENDS`.
 
     Attributes:
-        build: Model, device and dtype to the function that runs it.
-        dtypes: What it can compute in.
-        devices: Kinds of devices it runs on; empty for any of torch's.
+        build: Turns model, device and dtype into the function that runs the model.
+        dtypes: Supported compute dtypes.
+        devices: Supported device types; empty for all of torch's.
     """
 
     build: Callable[[BiT, torch.device, torch.dtype], Run]
@@ -128,28 +128,29 @@ BACKENDS = {
     "onnxruntime": Backend(_onnxruntime, (torch.float32,), ("cpu",)),
     "openvino": Backend(_openvino, tuple(_OPENVINO_PRECISIONS), ("cpu",)),
 }
-"""Name -> how it runs; ``eager`` needs nothing but torch."""
+"""Name -> backend; ``eager`` needs only torch."""
 
 
-def _readied(model: BiT, device: torch.device, dtype: torch.dtype) -> BiT:
-    """A folded network of its own on the device, in its best memory format, features in `dtype`."""
-    network = fold(model) if not model.folded else _sharing(model)
-    # Channels last took 0.4 to 0.75 of the time on CPUs. There torch normalizes with sums of
+def _prepare(model: BiT, device: torch.device, dtype: torch.dtype) -> BiT:
+    """Return a folded copy on the device, in its best memory format, with features in `dtype`."""
+    network = fold(model) if not model.folded else _copy_folded(model)
+    # Channels last took 0.4 to 0.75 of the time on CPUs. With it torch normalizes with sums of
     # squares, not Welford's updates: R50x1's logits are 3e-5 from float64 (relative L2), not 5e-6.
-    # CUDA's group normalization has no kernel for it.
+    # CUDA's group normalization has no channels-last kernel.
     on_cpu = device.type == "cpu"
     layout = torch.channels_last if on_cpu else torch.contiguous_format
     network.to(device, torch.float32, memory_format=layout)  # type: ignore[call-overload]
     for part in (network.stem, network.stages, network.norm):
         for layer in part.modules():
-            # The CPU normalizes half-precision maps with float32 parameters, faster and closer.
+            # The CPU normalizes half-precision maps with float32 parameters, which is faster and
+            # more accurate.
             if isinstance(layer, nn.Conv2d) or not on_cpu:
                 layer.to(dtype)
     return network
 
 
-def _sharing(model: BiT) -> BiT:
-    """A copy of a folded model; moving its parameters moves none of the original's."""
+def _copy_folded(model: BiT) -> BiT:
+    """Copy a folded model, so that moving the copy's parameters does not move the original's."""
     shared: dict[int, Any] = {
         id(parameter): nn.Parameter(parameter.detach(), requires_grad=False)
         for parameter in model.parameters()
@@ -159,7 +160,7 @@ def _sharing(model: BiT) -> BiT:
 
 def _runner(network: BiT, features: Callable[[Tensor], Tensor], dtype: torch.dtype) -> Run:
     def run(images: Tensor) -> Tensor:
-        with torch.no_grad():  # inference mode would keep a graph from being frozen
+        with torch.no_grad():  # inference mode would prevent freezing the graph
             return network.forward_head(features(images.to(dtype)).float())
 
     return run

@@ -1,9 +1,9 @@
-"""Layers that a CPU runs faster than torch's plain ones, for inference.
+"""Inference layers that run faster on a CPU than torch's plain ones.
 
-Called plainly, oneDNN reorders a kernel each time it is used; of R50x1 at batch 1 that is a fifth
-of the time in bfloat16. `PackedConv2d` uses the operators that `torch.compile` uses when it freezes
-a graph; a torch without them runs the plain convolutions. `WideningGroupNormReLU` too is for
-torch's own operators; `PixelLinear` and `SumsGroupNormReLU` are for its compiler.
+In a plain call, oneDNN reorders the kernel each time it is used; for R50x1 at batch 1 that takes a
+fifth of the time in bfloat16. `PackedConv2d` uses the operators that `torch.compile` uses when it
+freezes a graph; a torch without them runs the plain convolutions. `WideningGroupNormReLU` is for
+torch's own operators too; `PixelLinear` and `SumsGroupNormReLU` are for its compiler.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from bitzoo.models.layers import GroupNormReLU
 
 _FLOATS = (torch.float32, torch.bfloat16)
 _SMALL_MAP = 1024
-"""Pixels below which torch normalizes group by group, not pixel by pixel; feature_map_threshold in
-aten/src/ATen/native/cpu/group_norm_kernel.cpp."""
+"""Number of pixels below which torch normalizes group by group, not pixel by pixel;
+feature_map_threshold in aten/src/ATen/native/cpu/group_norm_kernel.cpp."""
 _NARROW_GROUP = 16
-"""Channels below which that was slower in bfloat16 than in float32 with both casts: at 28 px, 4
-channels a group, 3.6 times slower."""
+"""Channels per group below which that was slower in bfloat16 than in float32 with both casts: at 28
+px and 4 channels per group, 3.6 times slower."""
 
 
 def can_pack(dtype: torch.dtype) -> bool:
-    """Whether this torch, on this processor, has such convolutions for `dtype`."""
+    """Whether this torch has packed convolutions for `dtype` on this processor."""
     mkldnn: Any = torch.backends.mkldnn
     if not mkldnn.is_available() or dtype not in _FLOATS:
         return False
@@ -39,7 +39,7 @@ def can_pack(dtype: torch.dtype) -> bool:
 
 
 def speed_up(network: nn.Module, dtype: torch.dtype) -> None:
-    """Put layers that run faster one by one in place of plain ones, those there are for `dtype`."""
+    """Replace plain layers with ones that run faster in eager mode, as available for `dtype`."""
     packs = can_pack(dtype)
 
     def faster(plain: nn.Module) -> nn.Module | None:
@@ -53,7 +53,7 @@ def speed_up(network: nn.Module, dtype: torch.dtype) -> None:
 
 
 def speed_up_compiled(network: nn.Module) -> None:
-    """Put layers that `torch.compile` makes faster code of in place of plain ones."""
+    """Replace plain layers with ones that `torch.compile` turns into faster code."""
 
     def faster(plain: nn.Module) -> nn.Module | None:
         if isinstance(plain, GroupNormReLU):
@@ -73,11 +73,11 @@ def _replace(network: nn.Module, faster: Callable[[nn.Module], nn.Module | None]
 
 
 class PackedConv2d(nn.Module):
-    """The function of a convolution without bias, its kernel packed for the images at hand.
+    """A convolution without bias whose kernel is packed for the shape of the current images.
 
-    The best order depends on the size of images and batch: in float32, R50x1 ran up to 2.7 times
-    slower with the order of another batch size. So the kernel is packed anew when the size changes,
-    which is what a plain convolution does at each call.
+    The best order depends on image and batch size: in float32, R50x1 ran up to 2.7 times slower
+    with the order for another batch size. So the kernel is repacked when the shape changes; a plain
+    convolution does that at each call.
     """
 
     def __init__(self, plain: nn.Conv2d) -> None:
@@ -99,7 +99,7 @@ class PackedConv2d(nn.Module):
 
 
 class WideningGroupNormReLU(nn.Module):
-    """The function of a `GroupNormReLU`; small maps of narrow groups pass through in float32."""
+    """A `GroupNormReLU` that computes small maps of narrow groups in float32."""
 
     def __init__(self, plain: GroupNormReLU) -> None:
         super().__init__()
@@ -122,10 +122,10 @@ class WideningGroupNormReLU(nn.Module):
 
 
 class PixelLinear(nn.Module):
-    """The function of a 1x1 convolution without stride and bias: a matrix product over the pixels.
+    """A 1x1 convolution without stride and bias, computed as a matrix product over the pixels.
 
-    Packed ahead, oneDNN's product took R50x1 in bfloat16 through one image in 0.93 of the time that
-    its convolution took, and was nowhere slower.
+    For R50x1 in bfloat16 on one image, oneDNN's product with a packed weight took 0.93 of the time
+    of its convolution, and was nowhere slower.
     """
 
     def __init__(self, plain: nn.Conv2d) -> None:
@@ -138,11 +138,11 @@ class PixelLinear(nn.Module):
 
 
 class SumsGroupNormReLU(nn.Module):
-    """The function of a `GroupNormReLU` in steps of which `torch.compile` makes good loops.
+    """A `GroupNormReLU` written in steps that `torch.compile` turns into good loops.
 
-    Of group normalization itself it makes, where channels lie last, a loop over the few channels of
-    a group at each pixel: R50x1's took three times as long in bfloat16. Here whole rows of channels
-    are added up, with their squares, and the groups are taken from these sums.
+    With channels last, it compiles group normalization itself to a loop over the few channels of a
+    group at each pixel, which took three times as long for R50x1 in bfloat16. Here whole rows of
+    channels and their squares are summed, and the groups are computed from these sums.
     """
 
     def __init__(self, plain: GroupNormReLU) -> None:
@@ -156,7 +156,7 @@ class SumsGroupNormReLU(nn.Module):
         pixels = x.permute(0, 2, 3, 1).float()
 
         def group_mean(values: Tensor) -> Tensor:
-            # One image row after the other: it stays in the cache, and rows are shared by cores.
+            # Row by row of the image, which stays in the cache and splits rows among cores.
             sums = values.sum(2).sum(1).view(count, *grouped)
             return sums.sum(2, keepdim=True) / (grouped[1] * height * width)
 
@@ -164,8 +164,8 @@ class SumsGroupNormReLU(nn.Module):
         variance = (group_mean(pixels * pixels) - mean * mean).clamp_min(0)
         scale = (variance + plain.eps).rsqrt() * plain.weight.view(grouped)
         shift = plain.bias.view(grouped) - mean * scale
-        # as_strided needs a tensor that lies in memory; a mere view, and the compiler would compute
-        # scale and shift again for every pixel.
+        # as_strided forces the tensors into memory; with a plain view, the compiler would recompute
+        # scale and shift for every pixel.
         size, stride = (count, 1, 1, channels), (channels, channels, channels, 1)
         normal = pixels * scale.as_strided(size, stride) + shift.as_strided(size, stride)
         return F.relu(normal).to(x.dtype).permute(0, 3, 1, 2)

@@ -20,7 +20,7 @@ from bitzoo.inference.metrics import Evaluation, Integers, checked_labels
 from bitzoo.inference.optimize import best_device
 from bitzoo.inference.runner import Runner, batches_of, compute_dtype, one_ahead
 from bitzoo.zoo.classifier import Classifier, load_classifier, title_of
-from bitzoo.zoo.create import create_transform, labels
+from bitzoo.zoo.info import create_transform, labels
 
 __all__ = ["PixelSource", "evaluate", "evaluate_pixels", "labels_of"]
 

@@ -1,4 +1,4 @@
-"""`bitzoo.optimize`: a model as a fast function of images."""
+"""`bitzoo.optimize`: turn a model into a fast inference function of images."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from bitzoo.inference.backends import BACKENDS
 from bitzoo.models.bit import BiT
 
 COMPUTE_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-"""What a network may compute in, by name; its parameters stay float32 in training."""
+"""Dtypes that a network may compute in, by name; in training its parameters stay float32."""
 
 _PROBES = 4
 _PROBE_SIDE = 224
 
 
 class Optimized:
-    """A model that only infers; call it with images.
+    """A model for inference only; call it with images.
 
     Attributes:
         backend: A key of `bitzoo.inference.backends.BACKENDS`.
-        dtype: What it computes in; logits are float32 always.
-        device: Where.
+        dtype: Compute dtype; logits are always float32.
+        device: Where it computes.
         in_chans: Channels of the images.
     """
 
@@ -33,7 +33,7 @@ class Optimized:
         self._run = BACKENDS[backend].build(model, device, dtype)
 
     def __call__(self, images: Tensor) -> Tensor:
-        """Logits of images, or pooled features if the model has no head.
+        """Return the logits of images, or pooled features if the model has no head.
 
         Args:
             images: (batch, channels, height, width), RGB scaled to [-1, 1], of any float type, on
@@ -43,12 +43,12 @@ class Optimized:
             Shape (batch, num_classes), float32, on `device`.
 
         Raises:
-            LayoutError: If `images` has other dimensions or channels.
+            LayoutError: If `images` has the wrong dimensions or channels.
         """
         if images.ndim != 4 or images.shape[1] != self.in_chans:
             raise LayoutError(
                 f"Images must be (batch, channels, height, width) with {self.in_chans} channels, "
-                f"found shape {tuple(images.shape)}; add the batch dimension or put channels first."
+                f"found shape {tuple(images.shape)}. Add the batch dimension or put channels first."
             )
         return self._run(images.detach().to(self.device, torch.float32))
 
@@ -60,16 +60,16 @@ def optimize(
     backend: str = "eager",
     device: torch.device | str | None = None,
 ) -> Optimized:
-    """Ready a model to infer; the model itself stays as it is and may change without effect.
+    """Prepare a model for inference; `model` is unchanged, and later changes to it have no effect.
 
     Args:
-        model: A classifier or encoder of `bitzoo.create_model`.
-        dtype: What to compute in: ``float32``, or for speed ``bfloat16`` or ``float16``; the head
-            stays in float32. `deviation` tells what that costs.
-        backend: ``eager``; ``compile`` (torch.compile; a minute for each size of images, which
-            torch does for eight); ``onnxruntime`` (float32, CPU, extra ``onnx``); ``openvino``
-            (CPU, extra ``openvino``).
-        device: Where to compute; None is where the model is.
+        model: A classifier or encoder from `bitzoo.create_model`.
+        dtype: Compute dtype: ``float32``, or for speed ``bfloat16`` or ``float16``; the head stays
+            in float32. `deviation` measures the loss of accuracy.
+        backend: ``eager``; ``compile`` (torch.compile, which takes a minute per image size, for at
+            most eight sizes); ``onnxruntime`` (float32, CPU, extra ``onnx``); ``openvino`` (CPU,
+            extra ``openvino``).
+        device: Where to compute; None means the model's device.
 
     Returns:
         A function of images, shape (batch, channels, height, width), RGB in [-1, 1], to logits.
@@ -80,44 +80,44 @@ def optimize(
     """
     if not isinstance(model, BiT):
         raise UsageError(
-            f"Only a classifier or encoder can be optimized, found {type(model).__name__}. Give "
-            "what `bitzoo.create_model` returns without `features_only`."
+            f"Only a classifier or encoder can be optimized, found {type(model).__name__}. Pass a "
+            "model that bitzoo.create_model returns without `features_only`."
         )
     kind = BACKENDS.get(backend)
     if kind is None:
         raise UsageError(f"`backend` must be one of {', '.join(BACKENDS)}, found {backend!r}.")
-    place = next(model.parameters()).device if device is None else torch.device(device)
-    if kind.devices and place.type not in kind.devices:
+    target = next(model.parameters()).device if device is None else torch.device(device)
+    if kind.devices and target.type not in kind.devices:
         raise UsageError(
-            f"The backend {backend} runs on {' or '.join(kind.devices)}, found {place.type}. "
-            'Choose `backend="eager"` or `backend="compile"`, or another device.'
+            f"The backend {backend} runs on {' or '.join(kind.devices)}, found {target.type}. "
+            "Choose `backend='eager'` or `backend='compile'`, or another `device`."
         )
     wanted = COMPUTE_DTYPES.get(dtype) if isinstance(dtype, str) else dtype
     if wanted not in kind.dtypes:
         names = [str(known).removeprefix("torch.") for known in kind.dtypes]
         raise UsageError(
-            f"The backend {backend} computes in {' or '.join(names)}, found "
-            f"{str(dtype).removeprefix('torch.')}. Choose one of these, or another backend."
+            f"The backend {backend} computes in {' or '.join(names)}, found {dtype}. Choose one of "
+            "these as `dtype`, or another `backend`."
         )
-    return Optimized(model, backend, place, wanted)
+    return Optimized(model, backend, target, wanted)
 
 
 def best_device(backend: str) -> torch.device:
-    """A GPU if there is one that the backend runs on, else the CPU."""
+    """Return the GPU if there is one that the backend supports, else the CPU."""
     devices = BACKENDS[backend].devices if backend in BACKENDS else ()
     return torch.device("cuda" if torch.cuda.is_available() and not devices else "cpu")
 
 
 def deviation(optimized: Optimized, model: BiT) -> float:
-    """How far logits move by optimizing: relative L2 against `model` itself in float32.
+    """Measure how far optimizing moves the logits: relative L2 against `model` in float32.
 
     Args:
-        optimized: What `optimize` made of it.
+        optimized: The result of `optimize` for the model.
         model: The model, unfolded and on any device.
 
     Returns:
         ``|optimized - model| / |model|`` over all logits of four fixed random images of 224 px;
-        0 if the model's logits are all 0.
+        0 if all of the model's logits are 0.
     """
     shape = (_PROBES, _PROBE_SIDE, _PROBE_SIDE, optimized.in_chans)
     noise = np.random.default_rng(0).integers(0, 256, shape, np.uint8)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -25,12 +26,13 @@ from bitzoo.inference.runner import Runner, batches_of, compute_dtype, one_ahead
 from bitzoo.models.bit import BiT
 from bitzoo.models.preprocessing import EvalTransform
 from bitzoo.zoo.classifier import Classifier, load_classifier
-from bitzoo.zoo.create import Origin, create_transform, labels
+from bitzoo.zoo.info import create_transform, info, labels
 
 __all__ = ["Guess", "Prediction", "Predictions", "find_images", "predict", "predict_images"]
 
 Place = str | os.PathLike[str]
 Activation = Literal["softmax", "sigmoid"]
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -85,6 +87,7 @@ def predict(
     paths: Place | Iterable[Place],
     *,
     top: int = 1,
+    activation: Activation | None = None,
     batch_size: int = 32,
     dtype: str = "float32",
     backend: str = "eager",
@@ -98,6 +101,8 @@ def predict(
             `bitzoo.create_model`.
         paths: An image, a folder of images, or several of these.
         top: Classes per image, the likeliest first.
+        activation: What makes scores of logits, ``softmax`` or ``sigmoid``; None is what the model
+            states, or softmax, with a warning, where it states none.
         batch_size: Images per batch.
         dtype: Compute dtype: ``float32``, or ``bfloat16`` or ``float16``, which are faster.
         backend: What runs the network; see `bitzoo.optimize`.
@@ -118,7 +123,7 @@ def predict(
         [paths] if isinstance(paths, str | os.PathLike) else paths,
         create_transform(network),
         names=labels(network),
-        activation=_activation_of(network),
+        activation=_activation_of(network, activation),
         top=top,
         batch_size=batch_size,
         dtype=compute_dtype(dtype),
@@ -128,10 +133,15 @@ def predict(
     )
 
 
-def _activation_of(model: BiT) -> Activation:
-    """Return what turns a model's logits into scores; the head of a run is softmax's."""
-    origin = model.origin if isinstance(model.origin, Origin) else Origin()
-    return origin.spec.activation if origin.spec and not origin.config else "softmax"
+def _activation_of(model: BiT, wanted: Activation | None) -> Activation:
+    """Return what turns a model's logits into scores; what is chosen for the user is said."""
+    stated = wanted or info(model).activation
+    if stated is None:
+        _log.warning(
+            "The model does not state its activation, so softmax is used. Say which is right if "
+            "you know it: softmax or sigmoid."
+        )
+    return stated or "softmax"
 
 
 def predict_images(

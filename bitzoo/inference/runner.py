@@ -1,4 +1,4 @@
-"""Pixels in, logits out, in as few forward passes as memory allows."""
+"""Run a classifier on uint8 pixels, split into as few batches as memory allows."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def compute_dtype(name: str) -> torch.dtype:
 
 
 class Runner:
-    """A classifier that reads uint8 pixels; the model that it is made of stays as it is."""
+    """A classifier that takes uint8 pixels; the model that it is created from is unchanged."""
 
     def __init__(
         self,
@@ -53,7 +53,7 @@ class Runner:
         )
 
     def __call__(self, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-        """Return the logits of uint8 pixels (n, height, width, 3)."""
+        """Return the logits of uint8 pixels (n, height, width, 3), in as few passes as possible."""
         parts: list[npt.NDArray[np.float32]] = []
         done = 0
         while done < len(pixels):
@@ -68,7 +68,7 @@ class Runner:
         return np.concatenate(parts)
 
     def _logits(self, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-        own = np.require(pixels, requirements=["C", "W"])  # torch takes no read-only array
+        own = np.require(pixels, requirements=["C", "W"])  # torch does not take read-only arrays
         with torch.inference_mode():
             images = torch.from_numpy(own).to(self.device).permute(0, 3, 1, 2)
             if self.device.type != "cpu":
@@ -104,7 +104,7 @@ def batches_of(items: _Items, size: int) -> list[_Items]:
 def one_ahead(
     items: Iterable[_Item], start: Callable[[_Item], _Result]
 ) -> Iterator[tuple[_Item, _Result]]:
-    """Yield each item with what `start` made of it, after starting the next item."""
+    """Yield each item with the result of `start`, after starting the next item."""
     begun: deque[tuple[_Item, _Result]] = deque()
     for item in items:
         begun.append((item, start(item)))

@@ -93,7 +93,7 @@ FAMILY_NOTES: dict[str, tuple[Fact, ...]] = {
 """What happened to a family after its pre-training."""
 
 LIMITS = (
-    "It answers with one of its classes for any picture, also for one that shows none of them.",
+    "It answers with one of its classes for any image, also for one that shows none of them.",
     "Its classes and photographs come from the web; ImageNet's are mostly from North America and "
     "Europe (https://arxiv.org/abs/1711.08536). Nobody has measured here how well it does on "
     "others, nor whom it disadvantages.",

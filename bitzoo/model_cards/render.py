@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 from bitzoo._version import __version__
+from bitzoo.catalogue.metadata import DEFAULT_PREPROCESSING
+from bitzoo.catalogue.model_info import ModelInfo
 from bitzoo.catalogue.registry import Metric, ModelSpec
 from bitzoo.model_cards import facts
-from bitzoo.model_cards.text import clean, environment, proof_rows, snippets
-from bitzoo.models.architecture import ARCHITECTURES, Architecture
+from bitzoo.model_cards.text import clean, environment, proof_rows, snippets, timm_loads
+from bitzoo.models.architecture import Architecture
 
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult
@@ -25,44 +27,41 @@ class CardSubject:
 
     Attributes:
         repo: Full name of the repository.
-        spec: The catalogue entry, if the weights are a release.
-        architecture: The network.
-        num_classes: Outputs of the head; 0 without one.
-        crop: Side in pixels of the square that the network sees.
-        resize: Side in pixels before the crop.
-        interpolation: How the resize samples.
-        square: Whether the resize ignores the aspect ratio.
-        license: SPDX identifier in lower case; None if nobody said.
+        info: What is known of the model.
         source: What the weights were made of: ``name``, ``bytes``, ``sha256``, ``url``.
         proof: The report of parity; None before there is one.
     """
 
     repo: str
-    spec: ModelSpec | None
-    architecture: Architecture
-    num_classes: int
-    crop: int
-    resize: int
-    interpolation: str
-    square: bool
-    license: str | None
+    info: ModelInfo
     source: Mapping[str, Any] | None = None
     proof: Mapping[str, Any] | None = None
 
+    @property
+    def release(self) -> ModelSpec | None:
+        """The release that the weights are, where that is established."""
+        return self.info.spec if self.info.identity.established else None
+
 
 def render_card(subject: CardSubject) -> str:
-    """Return the card as Markdown with its metadata on top."""
-    spec = subject.spec
-    name = subject.architecture.name
+    """Return the card as Markdown with its metadata on top.
+
+    Published scores, training data and the rest of what the catalogue knows stand in it only where
+    it is established that the weights are that release.
+    """
+    info, spec = subject.info, subject.release
+    architecture = Architecture.parse(info.architecture, info.in_chans)
     training = [facts.TRAINING_SETS[key] for key in _training_keys(spec)]
     return clean(
         environment()
         .get_template("released.md.j2")
         .render(
-            front_matter=_front_matter(subject),
+            front_matter=card_metadata(info, subject.repo.partition("/")[2]),
             card=subject,
+            info=info,
             spec=spec,
-            params=subject.architecture.num_params(subject.num_classes),
+            way=info.preprocessing or DEFAULT_PREPROCESSING,
+            params=architecture.num_params(info.num_classes),
             scores=_scores(spec),
             training=training,
             family_notes=facts.FAMILY_NOTES.get(spec.family, ()) if spec else (),
@@ -70,16 +69,65 @@ def render_card(subject: CardSubject) -> str:
             numerics=facts.NUMERICS,
             proofs=proof_rows(subject.proof) if subject.proof else None,
             proof=subject.proof,
-            snippets=snippets(
-                subject.repo,
-                name if subject.architecture.in_chans == 3 else "",
-                spec.activation if spec else None,
-                names=bool(spec and spec.label_set),
-            ),
+            snippets=snippets(subject.repo, info),
             citations=facts.citations(spec.family if spec else None),
             version=__version__,
         )
     )
+
+
+def render_vtab_card(specs: Sequence[ModelSpec]) -> str:
+    """Return one card for all checkpoints of one architecture that were fine-tuned on VTAB-1k.
+
+    Args:
+        specs: Those of the family ``BiT-M-VTAB`` with the architecture.
+    """
+    info = ModelInfo.of_release(specs[0])
+    tasks: dict[str, dict[str, Any]] = {}
+    for spec in specs:
+        name = spec.task.partition("/")[2]
+        way = spec.preprocessing.in_words()
+        tasks.setdefault(name, {"name": name, "classes": spec.num_classes, "images": way})
+    return clean(
+        environment()
+        .get_template("vtab.md.j2")
+        .render(
+            front_matter=card_metadata(info),
+            specs=specs,
+            tasks=list(tasks.values()),
+            scores=_scores(specs[0]),
+            unverified=list(dict.fromkeys(text for spec in specs for text in spec.unverified)),
+            family_notes=facts.FAMILY_NOTES[specs[0].family],
+            citations=facts.citations(specs[0].family),
+            version=__version__,
+        )
+    )
+
+
+def card_metadata(info: ModelInfo, title: str = "") -> str:
+    """Return the YAML on top of a card, from what is known and nothing else.
+
+    Args:
+        info: What is known of the model.
+        title: What its results are listed under, where it is a release with published ones.
+    """
+    from huggingface_hub import ModelCardData
+
+    spec = info.spec if info.identity.established else None
+    results = _eval_results(spec)
+    known = timm_loads(info)
+    data = ModelCardData(
+        license=info.license,
+        library_name="timm" if known else "bitzoo",
+        pipeline_tag="image-classification",
+        tags=["image-classification", "big-transfer", "bit", "bitzoo"]
+        + (["timm", "transformers"] if known else []),
+        datasets=[facts.TRAINING_SETS[key].hub_id for key in _training_keys(spec)] or None,
+        metrics=["accuracy"] if results else None,
+        model_name=title if results else None,
+        eval_results=results or None,
+    )
+    return data.to_yaml()
 
 
 def _training_keys(spec: ModelSpec | None) -> list[str]:
@@ -92,26 +140,6 @@ def _scores(spec: ModelSpec | None) -> list[tuple[str, list[Metric]]]:
     """Return the published scores by source, in the catalogue's order."""
     metrics = spec.metrics if spec else ()
     return [(source, list(group)) for source, group in groupby(metrics, key=lambda m: m.source)]
-
-
-def _front_matter(subject: CardSubject) -> str:
-    from huggingface_hub import ModelCardData
-
-    spec = subject.spec
-    results = _eval_results(spec)
-    known = subject.architecture.name in ARCHITECTURES
-    data = ModelCardData(
-        license=subject.license,
-        library_name="timm" if known else "bitzoo",
-        pipeline_tag="image-classification",
-        tags=["image-classification", "big-transfer", "bit", "bitzoo"]
-        + (["timm", "transformers"] if known else []),
-        datasets=[facts.TRAINING_SETS[key].hub_id for key in _training_keys(spec)] or None,
-        metrics=["accuracy"] if results else None,
-        model_name=subject.repo.partition("/")[2] if results else None,
-        eval_results=results or None,
-    )
-    return data.to_yaml()
 
 
 def _eval_results(spec: ModelSpec | None) -> list[EvalResult]:

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from bitzoo._version import __version__
+from bitzoo.catalogue.model_info import ModelInfo
 from bitzoo.errors import UsageError
 from bitzoo.model_cards import facts
 from bitzoo.model_cards.text import clean, environment, proof_rows, snippets, spark
@@ -35,24 +36,18 @@ def complete_draft(
     draft: str,
     *,
     repo: str,
-    architecture: str,
-    activation: str | None,
-    names: bool,
+    info: ModelInfo,
     history: Sequence[Mapping[str, Any]],
     proof: Mapping[str, Any] | None,
-    license_id: str | None,
 ) -> str:
     """Return a run's card for a repository.
 
     Args:
         draft: The run's README.md.
         repo: Full name of the repository.
-        architecture: Name of the network.
-        activation: What makes its logits scores.
-        names: Whether its classes have names.
+        info: What is known of the model.
         history: The run's metrics.
         proof: The report of parity; None before there is one.
-        license_id: SPDX identifier that the draft's metadata states; None if it states none.
 
     Raises:
         UsageError: If the draft has no metadata.
@@ -70,20 +65,44 @@ def complete_draft(
     made = environment().get_template("run.md.j2")
     return clean(
         made.render(
-            front_matter=match[1],
+            front_matter=_with_license(match[1], info.license),
             head=parts[0].strip(),
             sections=["## " + part.strip() for part in kept],
             repo=repo,
             curves=_curves(history),
             proofs=proof_rows(proof) if proof else None,
             proof=proof,
-            snippets=snippets(repo, architecture, activation, names=names),
+            snippets=snippets(repo, info),
             numerics=facts.NUMERICS,
-            license=license_id,
+            license=info.license,
             citations=facts.citations(None),
             version=__version__,
         )
     )
+
+
+def _with_license(front_matter: str, license_id: str | None) -> str:
+    """Put a licence into metadata that state none or another; all else stays as its author wrote.
+
+    Raises:
+        UsageError: If the metadata cannot be read.
+    """
+    from huggingface_hub import ModelCard, ModelCardData
+    from yaml import YAMLError  # type: ignore[import-untyped]
+
+    if license_id is None:
+        return front_matter
+    try:
+        data = ModelCard(f"---\n{front_matter}\n---\n", ignore_metadata_errors=True).data
+        if data.get("license") == license_id:
+            return front_matter
+        return ModelCardData(**_entries(data) | {"license": license_id}).to_yaml()
+    except (ValueError, TypeError, AttributeError, YAMLError) as error:
+        raise UsageError(f"The metadata of the run's README.md cannot be used: {error}.") from error
+
+
+def _entries(data: Any) -> dict[str, Any]:
+    return dict(data.to_dict())
 
 
 def _curves(history: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:

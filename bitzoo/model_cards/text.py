@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bitzoo.catalogue.model_info import ModelInfo
 from bitzoo.errors import UsageError
 from bitzoo.models.architecture import ARCHITECTURES
 
@@ -77,18 +78,20 @@ def proof_rows(report: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
     return rows
 
 
-def snippets(
-    repo: str, architecture: str, activation: str | None, *, names: bool
-) -> dict[str, str]:
+def timm_loads(info: ModelInfo) -> bool:
+    """Whether timm knows the network by a name, with images of three channels."""
+    return info.architecture in ARCHITECTURES and info.in_chans == 3
+
+
+def snippets(repo: str, info: ModelInfo) -> dict[str, str]:
     """Return Python for bitzoo and, where timm knows the architecture, timm and transformers.
 
     Args:
         repo: Full name of the repository.
-        architecture: Name of the network.
-        activation: ``sigmoid``, ``softmax``, or None if nobody knows.
-        names: Whether the classes have names.
+        info: What is known of the model.
     """
-    function = {"sigmoid": ".sigmoid()", "softmax": ".softmax(-1)", None: ""}[activation]
+    names = info.own_names is not None or info.label_set is not None
+    function = {"sigmoid": ".sigmoid()", "softmax": ".softmax(-1)", None: ""}[info.activation]
     shown = "names[index]" if names else "index"
     read = 'transform("photo.jpg")[None]'
     found = {
@@ -105,7 +108,7 @@ def snippets(
             f"    print({shown}, float(scores[index]))",
         ]
     }
-    if architecture in ARCHITECTURES:
+    if timm_loads(info):
         found["timm"] = [
             "import timm",
             "import torch",

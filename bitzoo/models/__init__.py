@@ -1,1 +1,1 @@
-"""The network: its architecture as numbers, its layers, and how images are prepared for it."""
+"""The BiT network: architectures as data, layers, the torch modules, and image preprocessing."""

@@ -1,15 +1,16 @@
-"""BiT architectures as numbers: depths and width -> channels, tensors and their shapes. No torch.
+"""BiT architectures as data: depths and width determine channels, tensors and their shapes.
 
 A BiT network is a pre-activation bottleneck ResNet of four blocks (arXiv 1912.11370, section 3.2;
-google-research/big_transfer, bit_pytorch/models.py). Its depths (units in each block) and its width
-factor say everything: block b has bottleneck width ``f = 64 * width * 2**(b - 1)`` and ``4 * f``
-output channels.
+google-research/big_transfer, bit_pytorch/models.py). Its depths (units per block) and its width
+factor determine everything: block b has bottleneck width ``f = 64 * width * 2**(b - 1)`` and
+``4 * f`` output channels. This module does not use torch.
 """
 
 from __future__ import annotations
 
 import enum
 import math
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -29,7 +30,7 @@ MAX_CHANNELS = 1 << 20
 
 
 class Role(enum.Enum):
-    """What a tensor does in the network; with block, unit and branch it identifies one tensor."""
+    """A tensor's function in the network; with block, unit and branch it identifies one tensor."""
 
     STEM_KERNEL = "stem kernel"
     NORM_SCALE = "norm scale"
@@ -57,10 +58,10 @@ _KERNELS = {Role.STEM_KERNEL, Role.KERNEL, Role.PROJECTION, Role.HEAD_KERNEL}
 
 @dataclass(frozen=True)
 class Slot:
-    """One tensor's place in the network, whatever any file calls it.
+    """One tensor's position in the network, independent of its name in any file.
 
     Attributes:
-        role: What the tensor does.
+        role: The tensor's function.
         block: 1 to 4 for tensors of a unit, else 0.
         unit: 1 and up for tensors of a unit, else 0.
         branch: ``a``, ``b`` or ``c`` for tensors of a unit's branch, else empty.
@@ -77,7 +78,7 @@ class Architecture:
     """Depths and width of a BiT network.
 
     Attributes:
-        depths: Units in each of the four blocks, each at least 1.
+        depths: Units per block, for each of the four blocks at least 1.
         width: Width factor: the stem has ``64 * width`` channels, a multiple of 32.
         in_chans: Input channels; 3 in every released file.
     """
@@ -92,17 +93,36 @@ class Architecture:
             isinstance(d, int) and 1 <= d <= MAX_UNITS for d in depths
         ):
             raise ArchitectureError(
-                f"depths must be four whole numbers from 1 to {MAX_UNITS}, found {self.depths!r}."
+                f"`depths` must be four whole numbers from 1 to {MAX_UNITS}, found {self.depths!r}."
             )
         channels = STEM_CHANNELS * self.width
         if not (0 < channels <= MAX_CHANNELS) or channels % GROUPS:
             raise ArchitectureError(
-                f"width {self.width!r} gives {channels:g} stem channels; GroupNorm needs a "
-                f"multiple of {GROUPS}, so use a positive multiple of {GROUPS / STEM_CHANNELS:g}."
+                f"`width` must give a multiple of {GROUPS} stem channels for GroupNorm, found "
+                f"{self.width!r}, which gives {channels:g}. Use a positive multiple of "
+                f"{GROUPS / STEM_CHANNELS:g}."
             )
         if self.in_chans < 1:
-            raise ArchitectureError(f"in_chans must be at least 1, found {self.in_chans!r}.")
+            raise ArchitectureError(f"`in_chans` must be at least 1, found {self.in_chans!r}.")
         object.__setattr__(self, "depths", depths)
+
+    @classmethod
+    def parse(cls, name: str, in_chans: int = 3) -> Architecture:
+        """Return the architecture of a name: ``R50x1``, or ``R(2,1,1,1)x0.5`` for any depths.
+
+        Raises:
+            ArchitectureError: If the name is of another form, or no network can be built from it.
+        """
+        match = _NAME.fullmatch(name)
+        depths = DEPTHS.get(match[1]) if match else None
+        if match and match[2]:
+            depths = tuple(int(depth) for depth in match[2].split(","))  # type: ignore[assignment]
+        if match is None or depths is None:
+            raise ArchitectureError(
+                f"{name!r} names no architecture; expected {', '.join(DEPTHS)} with a width, as in "
+                "R50x1, or four depths, as in R(2,1,1,1)x0.5."
+            )
+        return cls(depths, float(match[3]), in_chans)
 
     @property
     def name(self) -> str:
@@ -118,19 +138,19 @@ class Architecture:
 
     @property
     def num_features(self) -> int:
-        """Channels of the last block, which the head reads."""
+        """Output channels of the last block, which are the inputs of the head."""
         return self.block_channels(NUM_BLOCKS)
 
     def bottleneck_channels(self, block: int) -> int:
-        """Channels inside the units of `block` (1 to 4)."""
+        """Return the channels inside the units of `block` (1 to 4)."""
         return self.stem_channels << (block - 1)
 
     def block_channels(self, block: int) -> int:
-        """Output channels of `block` (1 to 4); of the stem for 0."""
+        """Return the output channels of `block` (1 to 4), or of the stem for 0."""
         return EXPANSION * self.bottleneck_channels(block) if block else self.stem_channels
 
     def shapes(self, num_classes: int) -> dict[Slot, tuple[int, ...]]:
-        """The network's tensors in the order of the forward pass.
+        """Return the shapes of the network's tensors, in the order of the forward pass.
 
         Args:
             num_classes: Outputs of the head; 0 leaves the head out.
@@ -141,7 +161,7 @@ class Architecture:
         return dict(self._shapes(num_classes))
 
     def num_params(self, num_classes: int) -> int:
-        """Parameters of the network with a head of `num_classes` outputs."""
+        """Return the number of parameters with a head of `num_classes` outputs."""
         return _headless_params(self) + num_classes * (self.num_features + 1)
 
     def _shapes(self, num_classes: int) -> Iterator[tuple[Slot, tuple[int, ...]]]:
@@ -161,7 +181,7 @@ class Architecture:
         inputs = self.block_channels(block - 1) if unit == 1 else out
         kernels = {"a": (mid, inputs, 1, 1), "b": (mid, mid, 3, 3), "c": (out, mid, 1, 1)}
         for branch, kernel in kernels.items():
-            channels = kernel[1]  # normalization comes before the convolution
+            channels = kernel[1]  # normalization precedes the convolution
             yield Slot(Role.NORM_SCALE, block, unit, branch), (channels,)
             yield Slot(Role.NORM_SHIFT, block, unit, branch), (channels,)
             yield Slot(Role.KERNEL, block, unit, branch), kernel
@@ -180,6 +200,8 @@ DEPTHS: dict[str, tuple[int, int, int, int]] = {
     "R152": (3, 8, 36, 3),
 }
 """Units per block of the published depths (arXiv 1912.11370, section 3.2)."""
+
+_NAME = re.compile(r"(R\d{1,4}|R\((\d{1,3}(?:,\d{1,3}){3})\))x(\d{1,4}(?:\.\d{1,4})?)", re.ASCII)
 
 _NAME_OF_DEPTHS = {depths: name for name, depths in DEPTHS.items()}
 

@@ -1,9 +1,9 @@
 """The BiT network in torch: a ResNet-v2 with group normalization and weight standardization.
 
-arXiv 1912.11370 (Big Transfer), section 3.2, on top of arXiv 1603.05027 (pre-activation ResNet),
+arXiv 1912.11370 (Big Transfer), section 3.2, based on arXiv 1603.05027 (pre-activation ResNet),
 1803.08494 (group normalization) and 1903.10520 (weight standardization). Numbers follow Google's
 release (google-research/big_transfer, bit_pytorch/models.py); parameter names are timm's, so one
-file of weights serves both libraries. `bitzoo.models.layers` has the parts.
+weight file works in both libraries. `bitzoo.models.layers` has the layers.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class Stage(nn.Module):
         self.grad_checkpointing = False
 
     def forward(self, x: Tensor) -> Tensor:
-        """Pass `x` through the units, keeping only their inputs for backward if so told."""
+        """Pass `x` through the units, storing only their inputs with `grad_checkpointing`."""
         recompute = self.grad_checkpointing and self.training
         for unit in self.blocks:
             x = checkpoint(unit, x, use_reentrant=False) if recompute else unit(x)
@@ -65,19 +65,19 @@ class Stage(nn.Module):
 
 
 class FeatureInfo(list[dict[str, Any]]):
-    """What each feature map is: `num_chs`, `reduction` (stride) and `module`, as in timm."""
+    """Describes each feature map: `num_chs`, `reduction` (stride) and `module`, as in timm."""
 
     def channels(self) -> list[int]:
-        """Channels of each map."""
+        """Return the channels of each map."""
         return [info["num_chs"] for info in self]
 
     def reduction(self) -> list[int]:
-        """Stride of each map."""
+        """Return the stride of each map."""
         return [info["reduction"] for info in self]
 
 
 class Backbone(nn.Module):
-    """Stem and blocks: what classifier and feature extractor have in common.
+    """Stem and blocks, which classifier and feature extractor have in common.
 
     Args:
         architecture: Depths, width and input channels.
@@ -89,8 +89,9 @@ class Backbone(nn.Module):
         ArchitectureError: If `output_stride` is another number.
     """
 
-    origin: object = None
-    """What `create_model` knows of the model's weights; nothing in this file reads it."""
+    info: Any = None
+    """What is known of the model, a `bitzoo.catalogue.model_info.ModelInfo`, if `create_model` made
+    it; nothing in this file reads it."""
 
     def __init__(
         self, architecture: Architecture, output_stride: int = 32, num_blocks: int = NUM_BLOCKS
@@ -98,7 +99,7 @@ class Backbone(nn.Module):
         super().__init__()
         if output_stride not in OUTPUT_STRIDES:
             raise ArchitectureError(
-                f"output_stride must be one of {OUTPUT_STRIDES}, found {output_stride!r}."
+                f"`output_stride` must be one of {OUTPUT_STRIDES}, found {output_stride!r}."
             )
         self.architecture = architecture
         self.output_stride = output_stride
@@ -138,7 +139,7 @@ class Backbone(nn.Module):
     def forward_intermediates(
         self, x: Tensor, indices: Iterable[int] | None = None
     ) -> list[Tensor]:
-        """Feature maps on the way, before any final normalization.
+        """Return intermediate feature maps, before any final normalization.
 
         Args:
             x: Images, shape (batch, channels, height, width), RGB scaled to [-1, 1].
@@ -146,11 +147,11 @@ class Backbone(nn.Module):
                 for the outputs of the blocks; negative numbers count from the end; None for all.
 
         Returns:
-            The maps in the order of `indices`. Blocks after the last one asked for do not run.
+            The maps in the order of `indices`. Blocks after the last requested one do not run.
 
         Raises:
             UsageError: If an index is out of range or there is none.
-            LayoutError: If `x` has other dimensions or channels.
+            LayoutError: If `x` has the wrong dimensions or channels.
         """
         wanted = _resolve_indices(indices, len(self.stages) + 1)
         maps = {0: self.stem.convolve(x)}
@@ -164,12 +165,13 @@ class Backbone(nn.Module):
         return [maps[index] for index in wanted]
 
     def init_weights(self, generator: torch.Generator | None = None) -> None:
-        """Draw all parameters anew: He-normal kernels, norms 1 and 0, the head zero.
+        """Initialize all parameters: He-normal kernels, norm scales 1 and shifts 0, head 0.
 
-        For a model whose storage holds nothing yet, as after `to_empty`.
+        For a model with uninitialized storage, as after `to_empty`.
 
         Args:
-            generator: Source of the kernels, on the parameters' device; torch's own if None.
+            generator: Random generator for the kernels, on the parameters' device; torch's default
+                if None.
 
         Raises:
             FoldedModelError: If the kernels are folded.
@@ -182,22 +184,21 @@ class Backbone(nn.Module):
                 module.reset_parameters()
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Recompute units during backward instead of keeping their insides; only in training."""
+        """Recompute units during backward instead of storing activations; only in training."""
         for stage in self.stages.modules():
             if isinstance(stage, Stage):
                 stage.grad_checkpointing = enable
 
     @property
     def folded(self) -> bool:
-        """Whether kernels were standardized once by `fold`; then the model only infers."""
+        """Whether `fold` has standardized the kernels; such a model is for inference only."""
         return not isinstance(self.stem.conv, StdConv2d)
 
     def train(self, mode: bool = True) -> Self:
-        """Switch to training, or back to evaluation.
+        """Switch to training mode, or back to evaluation mode.
 
         Raises:
-            FoldedModelError: If training is asked of folded kernels, which it would not keep
-                standardized.
+            FoldedModelError: If the kernels are folded: training would not keep them standardized.
         """
         if mode:
             self._refuse_if_folded("cannot train")
@@ -206,10 +207,10 @@ class Backbone(nn.Module):
     def load_state_dict(
         self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
     ) -> Any:
-        """Load parameters by timm's names; `nn.Module.load_state_dict` has the details.
+        """Load parameters by timm's names; see `nn.Module.load_state_dict` for the details.
 
         Raises:
-            FoldedModelError: If the kernels are folded: released ones would go unstandardized.
+            FoldedModelError: If the kernels are folded: loaded ones would not be standardized.
         """
         self._refuse_if_folded("cannot load weights")
         return super().load_state_dict(state_dict, strict, assign)
@@ -218,7 +219,7 @@ class Backbone(nn.Module):
         if self.folded:
             raise FoldedModelError(
                 f"A folded model {what}: its kernels were standardized once and are constants. "
-                "Use the model that was folded (fold leaves it unchanged) and fold again after."
+                "Use the original model (fold leaves it unchanged) and fold it again afterwards."
             )
 
 
@@ -249,7 +250,7 @@ class BiT(Backbone):
         return fc.out_channels if isinstance(fc, nn.Conv2d) else 0
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits of images, or pooled features if there is no head.
+        """Return the logits of images, or pooled features if there is no head.
 
         Args:
             x: Images, shape (batch, channels, height, width), RGB scaled to [-1, 1].
@@ -258,12 +259,12 @@ class BiT(Backbone):
             Shape (batch, num_classes), or (batch, num_features) without a head.
 
         Raises:
-            LayoutError: If `x` has other dimensions or channels.
+            LayoutError: If `x` has the wrong dimensions or channels.
         """
         return self.forward_head(self.forward_features(x))
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """Images to the last map, normalized and rectified: (batch, num_features, h/32, w/32)."""
+        """Return the last map, normalized and rectified: (batch, num_features, h/32, w/32)."""
         x = self.stem(x)
         for stage in self.stages:
             x = stage(x)
@@ -271,16 +272,16 @@ class BiT(Backbone):
         return y
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """`forward_features`' map to logits, or to pooled features with `pre_logits`."""
+        """Map the output of `forward_features` to logits, or with `pre_logits` to its pool."""
         logits: Tensor = self.head(x, pre_logits)
         return logits
 
     def get_classifier(self) -> nn.Module:
-        """The last layer: a 1x1 convolution, or `nn.Identity` without a head."""
+        """Return the last layer: a 1x1 convolution, or `nn.Identity` without a head."""
         return self.head.fc
 
     def reset_classifier(self, num_classes: int) -> None:
-        """Put a zero head of `num_classes` outputs in place of the present one; 0 removes it.
+        """Replace the head with a zero head of `num_classes` outputs; 0 removes the head.
 
         Raises:
             ArchitectureError: If `num_classes` is negative.
@@ -291,13 +292,13 @@ class BiT(Backbone):
 
 
 class FeatureExtractor(Backbone):
-    """Feature maps for dense tasks; holds only the layers that the maps need.
+    """Feature maps for dense tasks; contains only the layers that the maps need.
 
-    Its parameters keep their names, so weights of a classifier load with `strict=False`.
+    Its parameters keep their names, so a classifier's weights load with `strict=False`.
 
     Args:
         architecture: Depths, width and input channels.
-        out_indices: Which maps and in what order; see `Backbone.forward_intermediates`.
+        out_indices: Which maps to return, in order; see `Backbone.forward_intermediates`.
         output_stride: 8, 16 or 32; see `Backbone`.
 
     Attributes:
@@ -321,7 +322,7 @@ class FeatureExtractor(Backbone):
         self.feature_info = FeatureInfo(self.feature_info[i] for i in indices)
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        """Maps of images (batch, channels, height, width), in the order of `out_indices`."""
+        """Return the maps of images (batch, channels, height, width), ordered as `out_indices`."""
         return self.forward_intermediates(x, self.out_indices)
 
 
@@ -330,7 +331,7 @@ def _resolve_indices(indices: Iterable[int] | None, count: int) -> tuple[int, ..
     if not wanted or not all(-count <= index < count for index in wanted):
         raise UsageError(
             f"Feature indices must be from 0 to {count - 1}, or from {-count} to -1 to count from "
-            f"the end, and at least one; found {wanted!r}."
+            f"the end, and at least one is needed; found {wanted!r}."
         )
     return tuple(index % count for index in wanted)
 
@@ -339,17 +340,17 @@ AnyBackbone = TypeVar("AnyBackbone", bound=Backbone)
 
 
 def fold(model: AnyBackbone) -> AnyBackbone:
-    """Standardize all kernels once and for all, for inference.
+    """Standardize all kernels once, for inference.
 
-    Only kernels are new; the other parameters are shared with `model`, which stays as it is. Fold
-    again after `model` changed.
+    Only the kernels are new; other parameters are shared with `model`, which is unchanged. Fold
+    again after changing `model`.
 
     Args:
-        model: A classifier or feature extractor; one that is folded already is returned as it is.
+        model: A classifier or feature extractor; an already folded one is returned as it is.
 
     Returns:
-        A model in evaluation mode without gradients that computes the same function. Its `train`
-        and `load_state_dict` raise FoldedModelError.
+        A model that computes the same function, in evaluation mode and without gradients. Its
+        `train` and `load_state_dict` raise FoldedModelError.
     """
     if model.folded:
         return model

@@ -1,4 +1,4 @@
-"""What a BiT network is made of, from the standardized kernel up to the bottleneck unit.
+"""The layers of a BiT network, from the standardized convolution to the bottleneck unit.
 
 Numbers and structure follow Google's release (google-research/big_transfer,
 bit_pytorch/models.py); module names are timm's.
@@ -17,7 +17,7 @@ from bitzoo.errors import ArchitectureError, LayoutError
 from bitzoo.models.architecture import GROUPS
 
 REFERENCE_EPS = 1e-10
-"""What the release adds to a kernel's variance; timm and transformers add 1e-8."""
+"""Added to a kernel's variance in the release; timm and transformers add 1e-8."""
 
 _RGB = 3
 
@@ -42,9 +42,9 @@ def standardize_kernel(weight: Tensor, eps: float = REFERENCE_EPS) -> Tensor:
     """
     _require_4d(weight, "standardize")
     kernel = weight if weight.dtype == torch.float64 else weight.float()
-    # Layer normalization without scale and shift is this very formula in one pass, several times
-    # faster than mean, variance and division apart. The order of a filter's elements is immaterial,
-    # so a channels_last kernel is normalized where it lies.
+    # Layer normalization without scale and shift computes exactly this formula in one pass, several
+    # times faster than separate mean, variance and division. The order of a filter's elements does
+    # not matter, so a channels_last kernel is normalized without a copy.
     if kernel.is_contiguous():
         kernel = F.layer_norm(kernel, kernel.shape[1:], eps=eps)
     else:
@@ -59,13 +59,13 @@ class StdConv2d(nn.Conv2d):
     def __init__(
         self, inputs: int, outputs: int, size: int, *, stride: int = 1, dilation: int = 1
     ) -> None:
-        # Keeps height and width but for the stride: 3 for the 7x7 stem, the dilation for a 3x3.
+        # Keeps height and width, except for the stride: 3 for the 7x7 stem, dilation for a 3x3.
         padding = dilation * (size - 1) // 2
         super().__init__(inputs, outputs, size, stride, padding, dilation, bias=False)
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
-        """Draw a He-normal kernel by fan-in; standardization makes its scale immaterial."""
-        if not self.weight.is_meta:  # where drawing nothing still costs seconds of torch imports
+        """Draw a He-normal kernel by fan-in; standardization makes its scale irrelevant."""
+        if not self.weight.is_meta:  # drawing nothing would still cost seconds of torch imports
             nn.init.kaiming_normal_(self.weight, nonlinearity="relu", generator=generator)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -74,11 +74,12 @@ class StdConv2d(nn.Conv2d):
         return y
 
     def folded(self) -> nn.Conv2d:
-        """Return the same function as a plain convolution, its kernel computed once."""
-        # In the kernel's own precision: float64 in between moved no logit's error measurably
-        # (R50x1, relative L2 8.8e-6 against 9.1e-6), and this way folding changes no bit.
+        """Return the same function as a plain convolution whose kernel is computed once."""
+        # In the kernel's own dtype: computing in float64 did not change the logits' error
+        # measurably (R50x1, relative L2 8.8e-6 against 9.1e-6), and this way folding changes no
+        # bit.
         kernel = standardize_kernel(self.weight.detach())
-        with torch.device("meta"):  # nothing is drawn for a kernel that is replaced at once
+        with torch.device("meta"):  # draws no random kernel, which would be replaced at once
             plain = nn.Conv2d(
                 self.in_channels,
                 self.out_channels,
@@ -93,7 +94,7 @@ class StdConv2d(nn.Conv2d):
 
 
 class GroupNormReLU(nn.GroupNorm):
-    """Group normalization (32 groups, eps 1e-5), then ReLU: what precedes each convolution."""
+    """Group normalization (32 groups, eps 1e-5), then ReLU; precedes each convolution."""
 
     def __init__(self, channels: int) -> None:
         super().__init__(GROUPS, channels, eps=1e-5)
@@ -111,28 +112,28 @@ class Stem(nn.Module):
         self.conv: nn.Conv2d = StdConv2d(inputs, outputs, 7, stride=2)
 
     def convolve(self, x: Tensor) -> Tensor:
-        """Images to the map at stride 2, the network's first intermediate.
+        """Map images to stride 2, the network's first intermediate.
 
         Raises:
             LayoutError: If `x` is not (batch, channels, height, width) with the right channels.
         """
         if x.ndim != 4 or x.shape[1] != self.conv.in_channels:
             raise LayoutError(
-                "The network reads images as (batch, channels, height, width) with "
-                f"{self.conv.in_channels} channels, found shape {tuple(x.shape)}; add the batch "
-                "dimension, put channels first, or create the model with other in_chans."
+                "Images must have shape (batch, channels, height, width) with "
+                f"{self.conv.in_channels} channels, found shape {tuple(x.shape)}. Add the batch "
+                "dimension, put channels first, or create the model with other `in_chans`."
             )
         y: Tensor = self.conv(x)
         return y
 
     def pool(self, x: Tensor) -> Tensor:
-        """The map at stride 2 to stride 4."""
-        # The release pads with zeros *before* the pool, and no ReLU comes first: where a border
-        # window holds only negative values, the zero wins. A pool's own padding, -inf, differs.
+        """Pool the map from stride 2 to stride 4."""
+        # The release pads with zeros *before* the pool, and there is no ReLU before that: where a
+        # border window has only negative values, the zero wins. A pool's own padding is -inf.
         return F.max_pool2d(F.pad(x, (1, 1, 1, 1)), kernel_size=3, stride=2)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Images (batch, in, height, width) to a map at stride 4."""
+        """Map images (batch, in, height, width) to stride 4."""
         return self.pool(self.convolve(x))
 
 
@@ -146,7 +147,7 @@ class Unit(nn.Module):
         self.norm1 = GroupNormReLU(inputs)
         self.conv1 = StdConv2d(inputs, mid, 1)
         self.norm2 = GroupNormReLU(mid)
-        # The release has the stride here, the authors of arXiv 1603.05027 on the first 1x1.
+        # The release has the stride here; the authors of arXiv 1603.05027 have it on the first 1x1.
         self.conv2 = StdConv2d(mid, mid, 3, stride=stride, dilation=dilation)
         self.norm3 = GroupNormReLU(mid)
         self.conv3 = StdConv2d(mid, outputs, 1)
@@ -156,7 +157,7 @@ class Unit(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map (batch, in, height, width) to (batch, out, height/stride, width/stride)."""
         y: Tensor = self.norm1(x)
-        # A projected shortcut starts at the normalized input, a plain one at the input itself.
+        # A projected shortcut starts from the normalized input, a plain one from the input itself.
         shortcut: Tensor = x if self.downsample is None else self.downsample(y)
         y = self.conv1(y)
         y = self.conv2(self.norm2(y))
@@ -179,19 +180,19 @@ class ZeroConv2d(nn.Conv2d):
         """Map (batch, in, height, width) to (batch, out, height, width)."""
         if x.shape[2:] != (1, 1):
             return super().forward(x)
-        # oneDNN's convolution takes four times as long for 8 pooled maps and 21,843 classes.
+        # oneDNN's convolution would take four times as long for 8 pooled maps and 21,843 classes.
         y = F.linear(x.flatten(1), self.weight.flatten(1), self.bias)
         return y[:, :, None, None]
 
 
 class Head(nn.Module):
-    """Global average pool, then a 1x1 convolution with bias where there are classes."""
+    """Global average pool, then a 1x1 convolution with bias if there are classes."""
 
     def __init__(self, features: int, num_classes: int, **factory: Any) -> None:
         super().__init__()
         if num_classes < 0:
             raise ArchitectureError(
-                f"num_classes must be 0 (no head) or more, found {num_classes!r}."
+                f"`num_classes` must be 0 (no head) or more, found {num_classes!r}."
             )
         self.fc = ZeroConv2d(features, num_classes, **factory) if num_classes else nn.Identity()
 
@@ -203,39 +204,39 @@ class Head(nn.Module):
 
 
 def adapt_stem_kernel(weight_oihw: Tensor, in_chans: int) -> Tensor:
-    """Fit the stem kernel of RGB weights to images with another number of channels.
+    """Adapt the stem kernel of RGB weights to another number of input channels.
 
     One channel gets the sum over RGB; more get RGB repeated and cut, times 3 / in_chans, as in
-    timm. Without standardization, an image whose channels are equal would then give what it gave as
-    RGB. Standardization rescales each filter, so:
+    timm. Without standardization, an image with equal channels would then give the same result as
+    in RGB. Standardization rescales each filter, so:
 
-    - 6, 9, ... channels: all filters are rescaled alike and the next normalization cancels it. The
-      network computes what it did on RGB (up to that normalization's eps).
-    - 1 channel: each filter's map on gray images is what it was, times a factor of its own: 1/3
-      for a filter with equal colors, more the more they differ (23 was seen). Pooled features of
-      random R50x1 networks moved by 6 to 36 %. The weights are a start for training; to use them
-      as they are, repeat gray images to three channels.
-    - Other counts: filters change in mean too. Likewise only a start for training.
+    - 6, 9, ... channels: all filters are rescaled by the same factor, which the next normalization
+      cancels. The network computes the same as on RGB (up to that normalization's eps).
+    - 1 channel: each filter's map on gray images is multiplied by a factor of its own: 1/3 for a
+      filter with equal colors, larger the more they differ (23 was observed). Pooled features of
+      random R50x1 networks moved by 6 to 36 %. The weights are a starting point for training; to
+      use them as they are, repeat gray images to three channels.
+    - Other counts: the mean of filters changes too. Also only a starting point for training.
 
     Args:
         weight_oihw: Kernel, shape (out, 3, height, width).
-        in_chans: Channels of the images; 3 returns the kernel as it is.
+        in_chans: Channels of the images; 3 returns the kernel unchanged.
 
     Returns:
         Shape (out, in_chans, height, width), same dtype.
 
     Raises:
-        LayoutError: If the kernel is not of that shape.
+        LayoutError: If the kernel has another shape.
         ArchitectureError: If `in_chans` is below 1.
     """
     _require_4d(weight_oihw, "adapt")
     if weight_oihw.shape[1] != _RGB:
         raise LayoutError(
             f"Only a stem kernel with {_RGB} input channels can be adapted, found shape "
-            f"{tuple(weight_oihw.shape)}; start from weights for RGB."
+            f"{tuple(weight_oihw.shape)}. Start from weights for RGB."
         )
     if in_chans < 1:
-        raise ArchitectureError(f"in_chans must be at least 1, found {in_chans!r}.")
+        raise ArchitectureError(f"`in_chans` must be at least 1, found {in_chans!r}.")
     if in_chans == _RGB:
         return weight_oihw
     if in_chans == 1:
@@ -248,5 +249,5 @@ def _require_4d(weight: Tensor, action: str) -> None:
     if weight.ndim != 4:
         raise LayoutError(
             f"A kernel to {action} must have 4 dimensions (out, in, height, width), found shape "
-            f"{tuple(weight.shape)}; give a matrix the shape (out, in, 1, 1)."
+            f"{tuple(weight.shape)}. Reshape a matrix to (out, in, 1, 1)."
         )

@@ -1,16 +1,18 @@
-"""A picture -> the numbers that a BiT network reads: RGB, resized, in [-1, 1].
+"""Image preprocessing for evaluation: decode to RGB, resize, crop, and scale to [-1, 1].
 
-Evaluation comes in two forms that differ only in the resize:
+There are two forms, which differ only in the resize:
 
-- `square`: both edges go to `resize`, whatever the aspect. BiT-HyperRule evaluates so, with
-  `resize` equal to `crop` (google-research/big_transfer, bit_pytorch/train.py).
-- otherwise the *shorter* edge goes to `resize` and the aspect stays, as timm and torchvision do.
+- `square`: both edges are resized to `resize`, regardless of the aspect ratio. BiT-HyperRule
+  evaluates this way, with `resize` equal to `crop` (google-research/big_transfer,
+  bit_pytorch/train.py).
+- otherwise the *shorter* edge is resized to `resize` and the aspect ratio is kept, as in timm and
+  torchvision.
 
-Either way the central `crop` x `crop` pixels are kept and mapped to ``x / 127.5 - 1``.
+In both, the central `crop` x `crop` pixels are kept and mapped to ``x / 127.5 - 1``.
 
-Resampling is Pillow's: its filters widen as a picture shrinks (antialiasing) and its pixels are
-rounded to 8 bits, exactly as torchvision does for PIL images. Google's TensorFlow pipeline resizes
-without antialiasing, so its pixels differ a little.
+Resampling is Pillow's: its filters widen as an image shrinks (antialiasing) and its pixels are
+rounded to 8 bits, exactly as in torchvision for PIL images. Google's TensorFlow pipeline resizes
+without antialiasing, so its pixels differ slightly.
 """
 
 from __future__ import annotations
@@ -29,8 +31,8 @@ from bitzoo.errors import LayoutError, UsageError
 if TYPE_CHECKING:
     from torch import Tensor
 
-Picture: TypeAlias = "Image.Image | npt.NDArray[np.uint8] | str | os.PathLike[str]"
-"""A PIL image of any mode, uint8 pixels (height, width[, 3 or 4]), or the path of a picture."""
+ImageLike: TypeAlias = "Image.Image | npt.NDArray[np.uint8] | str | os.PathLike[str]"
+"""A PIL image of any mode, uint8 pixels (height, width[, 3 or 4]), or the path of an image."""
 
 INTERPOLATIONS = {
     "bilinear": Image.Resampling.BILINEAR,
@@ -40,14 +42,14 @@ INTERPOLATIONS = {
 
 @dataclass(frozen=True)
 class EvalTransform:
-    """Turns a picture into the tensor that a network evaluates.
+    """Turns an image into the input tensor of a network, for evaluation.
 
     Attributes:
         crop: Edge of the result in pixels.
         resize: Size of both edges (`square`) or of the shorter edge before the crop; at least
             `crop`.
         interpolation: ``bilinear`` or ``bicubic``.
-        square: Whether the resize ignores the aspect.
+        square: Whether the resize ignores the aspect ratio.
 
     Raises:
         UsageError: If the sizes contradict each other or the interpolation is unknown.
@@ -61,41 +63,41 @@ class EvalTransform:
     def __post_init__(self) -> None:
         if not 1 <= self.crop <= self.resize:
             raise UsageError(
-                "The crop must be at least 1 and at most the size that pictures are resized to, "
-                f"found crop={self.crop} and resize={self.resize}. Change one of them."
+                "`crop` must be at least 1 and at most `resize`, found "
+                f"crop={self.crop} and resize={self.resize}. Change one of them."
             )
         if self.interpolation not in INTERPOLATIONS:
             raise UsageError(
-                f"Interpolation must be one of {', '.join(INTERPOLATIONS)}, found "
+                f"`interpolation` must be one of {', '.join(INTERPOLATIONS)}, found "
                 f"{self.interpolation!r}."
             )
 
-    def __call__(self, picture: Picture) -> Tensor:
-        """Resize, crop and scale one picture.
+    def __call__(self, image: ImageLike) -> Tensor:
+        """Resize, crop and scale one image.
 
         Args:
-            picture: See `read_rgb` for what is accepted and how it becomes RGB.
+            image: See `read_rgb` for the accepted types and the conversion to RGB.
 
         Returns:
             float32 (3, crop, crop), RGB, in [-1, 1].
 
         Raises:
-            UsageError: If the picture cannot be read or has no defined 8-bit form.
+            UsageError: If the image cannot be read or has no defined 8-bit form.
             LayoutError: If an array is not uint8 pixels.
         """
         import torch
 
-        pixels = torch.from_numpy(self.array(picture)).permute(2, 0, 1).contiguous()
+        pixels = torch.from_numpy(self.array(image)).permute(2, 0, 1).contiguous()
         return pixels.to(torch.float32).div_(127.5).sub_(1)
 
-    def array(self, picture: Picture) -> npt.NDArray[np.uint8]:
-        """The resized and cropped pixels before scaling: uint8 (crop, crop, 3), RGB."""
-        image = read_rgb(picture)
-        width, height = self._resized(*image.size)
-        image = image.resize((width, height), INTERPOLATIONS[self.interpolation])
-        # round() takes halves to the even side, and so does torchvision's CenterCrop
+    def array(self, image: ImageLike) -> npt.NDArray[np.uint8]:
+        """Return the resized and cropped pixels before scaling: uint8 (crop, crop, 3), RGB."""
+        rgb = read_rgb(image)
+        width, height = self._resized(*rgb.size)
+        rgb = rgb.resize((width, height), INTERPOLATIONS[self.interpolation])
+        # round() rounds halves to even, as torchvision's CenterCrop does
         left, top = round((width - self.crop) / 2), round((height - self.crop) / 2)
-        return np.array(image.crop((left, top, left + self.crop, top + self.crop)))
+        return np.array(rgb.crop((left, top, left + self.crop, top + self.crop)))
 
     def _resized(self, width: int, height: int) -> tuple[int, int]:
         if self.square:
@@ -105,25 +107,26 @@ class EvalTransform:
         limit = Image.MAX_IMAGE_PIXELS
         if limit is not None and self.resize * long > limit:
             raise UsageError(
-                f"A picture of {width}x{height} pixels is too narrow: with a shorter edge of "
-                f"{self.resize} it has {self.resize * long} pixels, and the limit is {limit}. "
-                "Crop it first."
+                f"An image of {width}x{height} pixels is too narrow: resized to a shorter edge of "
+                f"{self.resize}, it would have {self.resize * long} pixels, and the limit is "
+                f"{limit}. Crop it first."
             )
         return (self.resize, long) if width <= height else (long, self.resize)
 
 
-def read_rgb(picture: Picture) -> Image.Image:
-    """Decode a picture and give it upright, as 8-bit RGB.
+def read_rgb(image: ImageLike) -> Image.Image:
+    """Decode an image and return it upright, as 8-bit RGB.
 
-    - The EXIF orientation is applied; timm and torchvision leave it to their caller.
-    - Alpha is dropped, not composited: TensorFlow's `decode_image(channels=3)`, timm and
-      transformers do the same, so a transparent pixel keeps the colour that it hides.
-    - 16-bit grey keeps its high byte, as Pillow itself does for 16-bit RGB (its own conversion of
-      16-bit grey clips at 255, which turns most pixels white).
-    - Palettes, CMYK, YCbCr, Lab and HSV are converted by Pillow; of an animation, frame one counts.
+    - The EXIF orientation is applied; timm and torchvision leave this to the caller.
+    - Alpha is dropped, not composited, as in TensorFlow's `decode_image(channels=3)`, timm and
+      transformers: a transparent pixel keeps its hidden colour.
+    - 16-bit grey keeps its high byte, as in Pillow's conversion of 16-bit RGB (Pillow's conversion
+      of 16-bit grey clips at 255, which turns most pixels white).
+    - Palettes, CMYK, YCbCr, Lab and HSV are converted by Pillow; an animation yields its first
+      frame.
 
     Args:
-        picture: A PIL image, an array of uint8 pixels, or a path; neither is changed.
+        image: A PIL image, an array of uint8 pixels, or a path; none is changed.
 
     Returns:
         A PIL image of mode RGB.
@@ -132,25 +135,25 @@ def read_rgb(picture: Picture) -> Image.Image:
         UsageError: If the file cannot be decoded, or the mode has no defined range (32-bit).
         LayoutError: If an array is not uint8 (height, width), (height, width, 3) or (.., 4).
     """
-    if isinstance(picture, np.ndarray):
-        return _from_array(picture)
-    if isinstance(picture, Image.Image):
-        return _to_rgb(picture, "The picture")
-    if not isinstance(picture, (str, os.PathLike)):
+    if isinstance(image, np.ndarray):
+        return _from_array(image)
+    if isinstance(image, Image.Image):
+        return _to_rgb(image, "The image")
+    if not isinstance(image, (str, os.PathLike)):
         raise UsageError(
-            "A picture must be a PIL image, a NumPy array of uint8 pixels or a path, found "
-            f"{type(picture).__name__}."
+            "An image must be a PIL image, a NumPy array of uint8 pixels or a path, found "
+            f"{type(image).__name__}."
         )
-    name = f"The picture {os.fspath(picture)!r}"
+    name = f"The image {os.fspath(image)!r}"
     try:
-        with Image.open(picture) as image:
-            return _to_rgb(image, name)
+        with Image.open(image) as opened:
+            return _to_rgb(opened, name)
     except UsageError:
         raise
     except Exception as error:  # a damaged file makes Pillow's decoders raise nearly anything
         raise UsageError(
             f"{name} cannot be read: expected an image file that Pillow can decode, found "
-            f"{error or type(error).__name__}. Check the path, or save the picture again as PNG."
+            f"{error or type(error).__name__}. Check the path, or save the image again as PNG."
         ) from error
 
 
@@ -167,7 +170,7 @@ def _from_array(pixels: npt.NDArray[Any]) -> Image.Image:
 
 
 def _to_rgb(image: Image.Image, name: str) -> Image.Image:
-    image.load()  # first: TIFF files turn themselves upright here
+    image.load()  # first, because this turns TIFF files upright
     if 0 in image.size:
         raise UsageError(f"{name} is empty: its size is {image.width}x{image.height}.")
     turn = _TURN_OF_ORIENTATION.get(_orientation(image))
@@ -176,12 +179,12 @@ def _to_rgb(image: Image.Image, name: str) -> Image.Image:
     if image.mode.startswith(("I", "F")):
         image = _high_byte(image, name)
     elif image.mode == "P" and "transparency" in image.info:
-        image = image.convert("RGBA")  # straight to RGB, Pillow warns of what is meant: no alpha
+        image = image.convert("RGBA")  # directly to RGB, Pillow would warn that alpha is dropped
     return image.convert("RGB")
 
 
 def _orientation(image: Image.Image) -> object:
-    """The EXIF orientation; `ImageOps.exif_transpose` would also reject damaged EXIF data."""
+    """Return the EXIF orientation; `ImageOps.exif_transpose` would reject damaged EXIF data."""
     try:
         return image.getexif().get(_ORIENTATION_TAG)
     except (SyntaxError, ValueError, struct.error):
@@ -189,12 +192,12 @@ def _orientation(image: Image.Image) -> object:
 
 
 def _high_byte(image: Image.Image, name: str) -> Image.Image:
-    """16-bit grey as 8 bits. Mode I holds 16-bit values too: PGM, and PNG in older Pillow."""
+    """Convert 16-bit grey to 8 bits. Mode I has 16-bit values too: PGM, and PNG in old Pillow."""
     values = np.asarray(image)
     if image.mode == "F" or values.min() < 0 or values.max() > 0xFFFF:
         raise UsageError(
             f"{name} has mode {image.mode!r} with values from {values.min()} to {values.max()}: "
-            "expected 8 or 16 bits a channel, because others have no defined white. Scale it to "
+            "expected 8 or 16 bits per channel, because others have no defined white. Scale it to "
             "8 bits first."
         )
     return Image.fromarray((values >> 8).astype(np.uint8))
@@ -211,4 +214,5 @@ _TURN_OF_ORIENTATION: dict[object, Image.Transpose] = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-"""What turns a picture upright (Exif 2.32, tag 0x0112: where row 0 and column 0 lie)."""
+"""Orientation -> the turn that makes an image upright (Exif 2.32, tag 0x0112: the sides of the
+image on which row 0 and column 0 are)."""

@@ -300,6 +300,7 @@ def _create(model: str | os.PathLike[str], config: FinetuneConfig, num_classes: 
     if not isinstance(network, BiT):
         raise UsageError(f"{model}: expected a classifier to fine-tune.")
     network.reset_classifier(num_classes)  # also where the count is the file's own
+    network.info = network.info.with_head(num_classes)
     return network
 
 

@@ -1,4 +1,4 @@
-"""Metrics in TensorBoard, through accelerate's tracker, where TensorBoard is installed."""
+"""Log metrics to TensorBoard, through accelerate's tracker, if TensorBoard is installed."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from types import ModuleType
 FOLDER_NAME = "tensorboard"
 
 Track = Callable[[int, Mapping[str, float]], None]
-"""Called with the updates made so far and metrics by name."""
+"""Called with the number of updates made so far and metrics by name."""
 
 
 @contextlib.contextmanager
 def tracker(run: Path, step: int) -> Iterator[Track]:
-    """Record metrics below `run`; without TensorBoard (extra ``tensorboard``) do nothing.
+    """Log metrics below `run`; without TensorBoard (extra ``tensorboard``) do nothing.
 
     Args:
-        run: The run directory.
-        step: Updates that are made already: what was recorded after them is dropped.
+        run: The run folder.
+        step: Number of updates already made: later records are dropped.
     """
     from accelerate.utils import is_tensorboard_available
 
@@ -39,10 +39,10 @@ def tracker(run: Path, step: int) -> Iterator[Track]:
 
 
 def keep_tensorflow_out() -> None:
-    """Have TensorBoard write files by itself, by the switch of its own builds without TensorFlow.
+    """Make TensorBoard write files itself, by the switch of its builds without TensorFlow.
 
-    Else it imports TensorFlow where that is installed, which takes seconds, and its LLVM and that
-    of torch's Triton end the process when they meet (TensorFlow 2.21, torch 2.15).
+    Otherwise it imports TensorFlow if that is installed, which takes seconds, and having both
+    TensorFlow's LLVM and that of torch's Triton ends the process (TensorFlow 2.21, torch 2.15).
     """
     name = "tensorboard.compat.notf"
     sys.modules.setdefault(name, ModuleType(name))

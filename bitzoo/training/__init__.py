@@ -1,7 +1,8 @@
-"""Recipes as data, and the loop that obeys them.
+"""Training: recipes as data, and the loop that carries them out.
 
-recipe  hyperrule                                 what is done, as data
-gradient_accumulation  activation_checkpointing   a batch of any size on a device of any size
-micro_batch_size  checkpointing
-loop  linear_probe                                training that can be killed; the head alone
+recipe  hyperrule  training_config               what to train, and how, as data
+gradient_accumulation  activation_checkpointing  any batch size on a device of any size
+micro_batch_size  distributed
+trainer  checkpointing                           training that survives being killed
+linear_probe                                     training of the head only
 """

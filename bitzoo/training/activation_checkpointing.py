@@ -1,12 +1,13 @@
-"""The network's training form: the same function and gradients, with less stored for backward.
+"""Activation checkpointing: the same function and gradients, with less stored for backward.
 
-- `recompute_norms`: what lies between a normalization's input and its convolution is computed again
-  during backward instead of stored. Halves what is stored for a few percent of the time.
-- `checkpoint_blocks`: only the input of a block is stored. The least memory, for one more forward.
+- `recompute_norms`: everything between a normalization's input and its convolution is recomputed
+  during backward instead of stored. Halves the stored bytes for a few percent more time.
+- `checkpoint_blocks`: only the input of a block is stored. Needs the least memory, for one more
+  forward pass.
 
-Both combine, also with `bitzoo.training.gradient_accumulation`. Modules change class in place:
-parameters and names stay, pickling and copying work as before. Only training with gradients
-computes differently.
+They can be combined with each other and with `bitzoo.training.gradient_accumulation`. Modules
+change class in place: parameters and names stay, pickling and copying work as before. Only training
+with gradients computes differently.
 """
 
 from __future__ import annotations
@@ -26,22 +27,22 @@ from bitzoo.models.layers import GroupNormReLU, StdConv2d, Stem, Unit, standardi
 from bitzoo.training.gradient_accumulation import SharingConv2d, recast
 
 UNITS_PER_SEGMENT = 4
-"""A piece's own recomputation then needs no more than that of the first block, whose three units
-have the largest maps. In pieces of 6, ResNet-152 would need 369 MB rather than 268 at its peak
-(width 1, 128 px, batch 32; counted from the shapes); of 2, it would store twice as much."""
+"""With 4, recomputing a segment needs no more memory than recomputing the first block, whose three
+units have the largest maps. With 6, ResNet-152 would need 369 MB instead of 268 MB at its peak
+(width 1, 128 px, batch 32; counted from the shapes); with 2, it would store twice as much."""
 
 
 def recompute_norms(model: nn.Module, enable: bool = True) -> None:
-    """Store the input of each normalization in a unit, and none of what follows from it.
+    """Store only the input of each normalization in a unit, and recompute what follows from it.
 
-    Backward computes normalization, ReLU and standardized kernel again, by the same operations:
-    gradients are those of the plain network to rounding, on one thread bit for bit. Of the stem,
-    whose maps are the largest, only the images are stored. Under autocast the stored inputs are the
-    half-precision ones. `torch.compile` makes such choices itself, so compiled units stay plain.
-    Hooks on the norms and convolutions inside a unit do not run while this is on.
+    Backward recomputes normalization, ReLU and standardized kernel with the same operations:
+    gradients equal those of the plain network up to rounding, and bit for bit on one thread. For
+    the stem, whose maps are the largest, only the images are stored. Under autocast the stored
+    inputs are the half-precision ones. `torch.compile` makes such choices itself, so compiled units
+    stay plain. Hooks on the norms and convolutions inside a unit do not run while this is on.
 
     Args:
-        model: Any module that holds `bitzoo.models.layers.Unit`s; changed in place.
+        model: Any module that contains `bitzoo.models.layers.Unit`s; changed in place.
         enable: False restores the plain units.
     """
     recast(model, Unit, RecomputingUnit, enable)
@@ -51,22 +52,24 @@ def recompute_norms(model: nn.Module, enable: bool = True) -> None:
 def checkpoint_blocks(
     model: nn.Module, enable: bool = True, *, units: int = UNITS_PER_SEGMENT
 ) -> None:
-    """Store nothing of a block but its input, and recompute the block during backward.
+    """Store only the input of each block, and recompute the block during backward.
 
-    Blocks of more than `units` units are recomputed in pieces. Together with `recompute_norms` the
-    piece being recomputed needs half the memory too. Replaces `Backbone.set_grad_checkpointing`,
-    which stores the input of every unit.
+    Blocks of more than `units` units are recomputed in segments. Together with `recompute_norms`,
+    the segment being recomputed needs half the memory too. Replaces
+    `Backbone.set_grad_checkpointing`, which stores the input of every unit.
 
     Args:
-        model: Any module that holds `bitzoo.models.bit.Stage`s; changed in place.
+        model: Any module that contains `bitzoo.models.bit.Stage`s; changed in place.
         enable: False restores the plain blocks.
-        units: The most units in a piece.
+        units: Most units per segment.
 
     Raises:
         UsageError: If `units` is below 1.
     """
     if units < 1:
-        raise UsageError(f"A recomputed piece must have at least 1 unit, found units={units!r}.")
+        raise UsageError(
+            f"A recomputed segment must have at least 1 unit, found `units={units!r}`."
+        )
     recast(model, Stage, CheckpointedStage, enable)
     for module in model.modules():
         if isinstance(module, CheckpointedStage):
@@ -77,7 +80,7 @@ class RecomputingUnit(Unit):
     """A unit that stores the input of each normalization and recomputes what follows."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map as `Unit` does."""
+        """Compute the same as `Unit`."""
         if not _trains(self) or torch.compiler.is_compiling():
             return super().forward(x)
         if self.downsample is None:
@@ -106,7 +109,7 @@ def _normalize_and_convolve(
 
 
 class _Convolution(NamedTuple):
-    """What a convolution does with its weight."""
+    """The parameters of a convolution, and its forward and backward functions."""
 
     stride: Any
     padding: Any
@@ -122,7 +125,7 @@ class _Convolution(NamedTuple):
     def backward(
         self, grad: Tensor, x: Tensor, kernel: Tensor
     ) -> tuple[Tensor | None, Tensor | None]:
-        """Gradients of input and kernel, in the precision in which the convolution ran."""
+        """Return the gradients of input and kernel, in the dtype that the convolution ran in."""
         wanted = [x.requires_grad, kernel.requires_grad, False]
         grad_x, grad_kernel, _ = torch.ops.aten.convolution_backward(
             grad,
@@ -141,7 +144,7 @@ class _Convolution(NamedTuple):
 
 
 class _NormalizeAndConvolve(torch.autograd.Function):
-    """relu(group_norm(x)) through one convolution or two, storing x and parameters alone."""
+    """relu(group_norm(x)) followed by one or two convolutions; stores only x and parameters."""
 
     @staticmethod
     def forward(
@@ -153,8 +156,8 @@ class _NormalizeAndConvolve(torch.autograd.Function):
         ctx.norm, ctx.convolutions = norm, convolutions
         ctx.save_for_backward(*tensors)
         ctx.autocast = _autocast_state(tensors[0].device.type)
-        # Detached, because autocast would keep a leaf's half-precision copy, made without gradient
-        # as everything in here, for convolutions that need its gradient.
+        # Detached, because autocast would cache a leaf's half-precision copy, which is made without
+        # gradient in here, and reuse it for convolutions that need its gradient.
         y, kernels = _prepare(norm, convolutions, [tensor.detach() for tensor in tensors])
         return tuple(conv(y, kernel) for conv, kernel in zip(convolutions, kernels, strict=True))
 
@@ -189,7 +192,7 @@ def _prepare(
 def _backward_to(
     leaves: list[Tensor], outputs: list[Tensor], grads: list[Tensor | None]
 ) -> list[Tensor | None]:
-    """Gradients of those `leaves` that require one; None for the others."""
+    """Return the gradients of the `leaves` that require one, and None for the others."""
     pairs = [(o, g.to(o.dtype)) for o, g in zip(outputs, grads, strict=True) if g is not None]
     wanted = [leaf for leaf in leaves if leaf.requires_grad]
     found = iter(torch.autograd.grad([o for o, _ in pairs], wanted, [g for _, g in pairs]))
@@ -205,17 +208,17 @@ def _autocast_state(device: str) -> dict[str, Any]:
 
 
 class CheckpointedStage(Stage):
-    """A block that is recomputed whole, or in pieces of at most `units` units."""
+    """A block that is recomputed as a whole, or in segments of at most `units` units."""
 
     units = UNITS_PER_SEGMENT
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map as `Stage` does."""
+        """Compute the same as `Stage`."""
         if not _trains(self):
             return super().forward(x)
         for start in range(0, len(self.blocks), self.units):
-            piece = self.blocks[start : start + self.units]
-            x = _recompute(_run, piece, x)
+            segment = self.blocks[start : start + self.units]
+            x = _recompute(_run, segment, x)
         return x
 
 
@@ -226,17 +229,17 @@ def _run(units: nn.ModuleList, x: Tensor) -> Tensor:
 
 
 class RecomputingStem(Stem):
-    """A stem that stores the images alone."""
+    """A stem that stores only the images."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map as `Stem` does."""
+        """Compute the same as `Stem`."""
         if not _trains(self) or torch.compiler.is_compiling():
             return super().forward(x)
         return _recompute(super().forward, x)
 
 
 def _recompute(function: Callable[..., Tensor], *inputs: Any) -> Tensor:
-    # Nothing in the network draws random numbers, so the generators' state need not be kept.
+    # Nothing in the network draws random numbers, so the generator states need not be stored.
     y: Tensor = checkpoint(function, *inputs, use_reentrant=False, preserve_rng_state=False)
     return y
 

@@ -1,9 +1,9 @@
-"""Checkpoints that survive a power cut: whole and checked, or not there at all.
+"""Training checkpoints that survive a power cut: written atomically and checked when read.
 
-A checkpoint is one safetensors file, ``step-00000120.safetensors``: float32 tensors, the step and
-the caller's JSON, and a SHA-256 over all of it in the header. It is written under another name,
-brought to the disk and only then renamed, and older ones go only after that. So at every moment
-the folder holds the newest checkpoint that was ever reported as saved, and whatever else lies
+A checkpoint is one safetensors file, ``step-00000120.safetensors``: float32 tensors, and in the
+header the step, the caller's JSON and a SHA-256 over all of it. It is written under another name,
+synced to the disk and only then renamed, and only after that are older ones removed. So at every
+moment the folder holds the newest checkpoint that was ever reported as saved, and any other file
 there is recognized as damaged.
 """
 
@@ -35,17 +35,17 @@ _log = logging.getLogger(__name__)
 
 
 class SaveError(BitzooError, OSError):
-    """A checkpoint that could not be written: the disk is full, read-only or gone."""
+    """A checkpoint could not be written: the disk is full, read-only or gone."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A whole checkpoint.
+    """A complete, checked checkpoint.
 
     Attributes:
-        step: Updates that had been made.
+        step: Number of updates made.
         state: float32 tensors by name; memory-mapped, so copy them before writing to them.
-        meta: What the caller had stored beside them.
+        meta: The metadata that the caller stored with them.
         path: The file.
     """
 
@@ -58,17 +58,18 @@ class Checkpoint:
 def save_checkpoint(
     folder: Path, step: int, state: Mapping[str, Tensor], meta: Mapping[str, Any], *, keep: int = 2
 ) -> Path:
-    """Write a checkpoint and, once it is safely on the disk, drop old ones.
+    """Write a checkpoint and, once it is safely on the disk, remove old ones.
 
-    What remains is the new checkpoint and the newest `keep` - 1 before it. Files of later steps
-    go too: training went back behind them, so they were damaged or belong to another past.
+    The new checkpoint and the newest `keep` - 1 before it remain. Checkpoints of later steps are
+    removed too: training went back before them, so they were damaged or belong to an abandoned
+    continuation of the run.
 
     Args:
-        folder: Made if missing. One process at a time may write to it.
+        folder: Created if missing. Only one process at a time may write to it.
         step: Updates made so far, at least 0.
         state: float32 tensors on any device, in any memory format.
-        meta: JSON-able.
-        keep: How many to keep, at least 1; 2 survive damage to the newest.
+        meta: JSON-serializable metadata.
+        keep: How many to keep, at least 1; with 2, a run survives damage to the newest.
 
     Returns:
         The file.
@@ -78,29 +79,29 @@ def save_checkpoint(
         UsageError: If `keep` is below 1 or a tensor is not float32.
     """
     if keep < 1:
-        raise UsageError(f"keep must be at least 1 checkpoint, found {keep!r}. 2 is usual.")
+        raise UsageError(f"`keep` must be at least 1 checkpoint, found {keep!r}. 2 is usual.")
     path = folder / f"step-{step:08d}.safetensors"
     unfinished = path.with_name(path.name + _UNFINISHED)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for left_behind in folder.glob(f"*{_UNFINISHED}"):  # by a process that was killed
-            left_behind.unlink()
+        for leftover in folder.glob(f"*{_UNFINISHED}"):  # from a process that was killed
+            leftover.unlink()
         _write(unfinished, step, state, meta)
         os.replace(unfinished, path)
         sync(folder)
     except OSError as error:
         with contextlib.suppress(OSError):  # the disk may be gone; the next save tries again
             unfinished.unlink(missing_ok=True)
-        raise SaveError(_why_unsaved(folder, path, error)) from error
+        raise SaveError(_save_failure(folder, path, error)) from error
     _rotate(folder, step, keep)
     return path
 
 
 def latest_checkpoint(folder: Path) -> Checkpoint | None:
-    """The newest whole checkpoint in `folder`, past damaged ones; None if there is none.
+    """Return the newest undamaged checkpoint in `folder`, or None if there is none.
 
-    Every file is read completely and checked against its SHA-256. A damaged one is left where it
-    is, with a warning in the log that says what is wrong with it.
+    Every file is read completely and checked against its SHA-256. A damaged file stays in place,
+    and a logged warning says what is wrong with it.
     """
     files = _files(folder)
     for step in sorted(files, reverse=True):
@@ -109,12 +110,12 @@ def latest_checkpoint(folder: Path) -> Checkpoint | None:
         except CheckpointError as error:
             _log.warning("%s Going back to the checkpoint before it.", error)
     if files:
-        _log.warning("%s has no whole checkpoint: nothing of that run can be resumed.", folder)
+        _log.warning("%s has no undamaged checkpoint: the run cannot be resumed.", folder)
     return None
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
-    """Read and check one file that `save_checkpoint` wrote.
+    """Read and check a file written by `save_checkpoint`.
 
     Raises:
         CheckpointError: If it is missing, damaged, or not such a file.
@@ -127,8 +128,8 @@ def read_checkpoint(path: Path) -> Checkpoint:
         step, meta, stored = int(record["step"]), dict(record["meta"]), metadata["sha256"]
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(
-            f"{path} cannot be read as a training checkpoint ({error}): it is damaged or is "
-            "something else."
+            f"{path} cannot be read as a training checkpoint ({error}): it is damaged or another "
+            "kind of file."
         ) from error
     found = _sha256(metadata["bitzoo_checkpoint"], state)
     if found != stored:
@@ -140,7 +141,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
 
 
 def _files(folder: Path) -> dict[int, Path]:
-    """Step -> file of every checkpoint, whole or not."""
+    """Return step -> file of every checkpoint, damaged or not."""
     paths = folder.iterdir() if folder.is_dir() else ()
     return {int(match[1]): path for path in paths if (match := _NAME.fullmatch(path.name))}
 
@@ -149,8 +150,8 @@ def _write(path: Path, step: int, state: Mapping[str, Tensor], meta: Mapping[str
     for name, tensor in state.items():
         if tensor.dtype != torch.float32:
             raise UsageError(
-                f"tensor {name!r} of a checkpoint must be float32, found {tensor.dtype}. Convert "
-                "it, or put a number into the meta data."
+                f"Tensor {name!r} of a checkpoint must be float32, found {tensor.dtype}. Convert "
+                "it, or store it in the metadata."
             )
     record = json.dumps({"step": step, "meta": meta}, sort_keys=True)
     shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
@@ -174,11 +175,11 @@ def _rotate(folder: Path, step: int, keep: int) -> None:
         try:
             files[found].unlink(missing_ok=True)
         except OSError as error:
-            _log.warning("Old checkpoint %s cannot be deleted: %s", files[found], error.strerror)
+            _log.warning("Cannot delete the old checkpoint %s: %s", files[found], error.strerror)
 
 
 def _arrays(state: Mapping[str, Tensor]) -> Iterator[tuple[str, Any]]:
-    for name in sorted(state):  # one at a time: on a GPU, each is a copy
+    for name in sorted(state):  # one at a time, because each is a copy of a GPU's tensor
         yield name, state[name].detach().cpu().contiguous().numpy()
 
 
@@ -194,10 +195,14 @@ def _sha256(record: str, state: Mapping[str, Tensor]) -> str:
     return str(digest.hexdigest())
 
 
-def _why_unsaved(folder: Path, path: Path, error: OSError) -> str:
+def _save_failure(folder: Path, path: Path, error: OSError) -> str:
     earlier = [found for _, found in sorted(_files(folder).items()) if found != path]
-    stays = f"The last good checkpoint stays: {earlier[-1]}." if earlier else "There is no earlier."
+    stays = (
+        f"The last good checkpoint stays: {earlier[-1]}."
+        if earlier
+        else "There is no earlier checkpoint."
+    )
     return (
         f"Checkpoint {path.name} cannot be written to {folder}: {error.strerror or error}. "
-        f"{stays} Make room or repair the disk, then resume the run."
+        f"{stays} Free some space or repair the disk, then resume the run."
     )

@@ -1,4 +1,4 @@
-"""Several processes that train one network: who they are, and the sum of their gradients."""
+"""Distributed training: join the process group, and sum gradients over its processes."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from accelerate import PartialState
 from torch import Tensor, nn
 
 BUCKET_BYTES = 128 * 2**20
-"""Gradients exchanged at a time: large enough for full speed, small beside the model."""
+"""Bytes of gradients exchanged at a time: large enough for full speed, small next to the model."""
 
 
 def join_processes() -> PartialState:
-    """This process's place among those that ``accelerate launch`` or ``torchrun`` started.
+    """Return this process's state in the group started by ``accelerate launch`` or ``torchrun``.
 
-    Joins their process group on the first call: NCCL on CUDA, gloo on the CPU. A process that was
-    started alone is the only one.
+    The first call joins the process group: NCCL on CUDA, gloo on the CPU. A process that was
+    started alone is its only member.
     """
     launched = "LOCAL_RANK" in os.environ
     asked_for_cpu = os.environ.get("ACCELERATE_USE_CPU", "").lower() in {"1", "true", "yes"}
@@ -26,7 +26,7 @@ def join_processes() -> PartialState:
 
 
 def sum_gradients(model: nn.Module) -> None:
-    """Replace each gradient by its sum over the processes of the default group, if there is one."""
+    """Replace each gradient with its sum over the default process group, if there is one."""
     if dist.is_initialized() and dist.get_world_size() > 1:
         for bucket in _buckets(model):
             flat = torch.cat([gradient.flatten() for gradient in bucket])

@@ -1,4 +1,4 @@
-"""Gradients gathered from micro-batches, which share the standardized kernels of their step."""
+"""Gradient accumulation over micro-batches that share the standardized kernels of a step."""
 
 from __future__ import annotations
 
@@ -26,25 +26,25 @@ def standardize_once(model: nn.Module) -> SharedKernels:
             sum_gradients(model)  # with several processes
             optimizer.step()
 
-    The kernels of a step are as large as the weights, and so are their gradients until the step
-    ends: with a single micro-batch, do without. Gradients of the convolutions' weights exist only
-    after `end_step`, so the model must not be wrapped in DistributedDataParallel, whose hooks wait
-    for them in each backward; nor in FSDP, which shards the weights themselves.
+    The kernels of a step take as much memory as the weights, and so do their gradients until the
+    step ends: with a single micro-batch, this is not worth it. Gradients of the convolution weights
+    exist only after `end_step`, so the model must not be wrapped in DistributedDataParallel, whose
+    hooks wait for them in each backward pass; nor in FSDP, which shards the weights themselves.
 
     Args:
-        model: Any module that holds `bitzoo.models.layers.StdConv2d`s; changed in place.
+        model: Any module that contains `bitzoo.models.layers.StdConv2d`s; changed in place.
     """
     recast(model, StdConv2d, SharingConv2d, enable=True)
     return SharedKernels([conv for conv in model.modules() if isinstance(conv, SharingConv2d)])
 
 
 class SharingConv2d(StdConv2d):
-    """A convolution that uses the step's standardized kernel while there is one."""
+    """A convolution that uses the standardized kernel of the current step, if there is one."""
 
     shared: Tensor | None = None
 
     def forward(self, x: Tensor) -> Tensor:
-        """Convolve as `StdConv2d` does."""
+        """Compute the same as `StdConv2d`."""
         if self.shared is None:
             return super().forward(x)
         y: Tensor = self._conv_forward(x, self.shared, None)
@@ -52,10 +52,10 @@ class SharingConv2d(StdConv2d):
 
 
 class SharedKernels:
-    """Standardized kernels that last for a step; made by `standardize_once`.
+    """Standardized kernels that last for one step; created by `standardize_once`.
 
-    As a context manager it is one step; an exception inside abandons the step, so that it can be
-    begun again, for example with smaller micro-batches.
+    Used as a context manager, it is one step; an exception inside abandons the step, so that it can
+    be repeated, for example with smaller micro-batches.
     """
 
     def __init__(self, convolutions: list[SharingConv2d]) -> None:
@@ -68,19 +68,19 @@ class SharedKernels:
         with torch.enable_grad():
             self._kernels = [standardize_kernel(conv.weight) for conv in self._convolutions]
         for conv, kernel in zip(self._convolutions, self._kernels, strict=True):
-            # The micro-batches' gradients add up in this leaf, which shares the kernel's memory.
+            # The micro-batches' gradients accumulate in this leaf; it shares the kernel's memory.
             conv.shared = kernel.detach().requires_grad_(conv.weight.requires_grad)
 
     def end_step(self) -> None:
-        """Turn the kernels' gradients into the weights', adding to those that are there."""
-        while self._kernels:  # popped, so that a kernel's memory is free once it is done with
+        """Backpropagate the kernels' gradients to the weights, adding to existing gradients."""
+        while self._kernels:  # popped, so that each kernel's memory is freed after its use
             kernel, conv = self._kernels.pop(), self._convolutions[len(self._kernels)]
             leaf, conv.shared = conv.shared, None
             if leaf is not None and leaf.grad is not None:
                 torch.autograd.backward(kernel, leaf.grad)
 
     def abandon_step(self) -> None:
-        """Forget the step and its kernels' gradients; other gradients stay as they are."""
+        """Discard the step and its kernels' gradients; other gradients are unchanged."""
         self._kernels = []
         for conv in self._convolutions:
             conv.shared = None
@@ -102,7 +102,7 @@ class SharedKernels:
 
 
 def recast(model: nn.Module, plain: type, special: type, enable: bool) -> None:
-    """Give modules of exactly one of two classes the other: `special` if `enable`, else `plain`."""
+    """Change modules of class `plain` to `special` in place, or back if not `enable`."""
     old, new = (plain, special) if enable else (special, plain)
     for module in model.modules():
         if type(module) is old:

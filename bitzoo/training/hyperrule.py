@@ -1,29 +1,29 @@
-"""BiT-HyperRule: from how many images there are and how large they are to a whole recipe.
+"""BiT-HyperRule: derive a complete recipe from the number of training images and their size.
 
-One rule for every data set instead of a search (arXiv 1912.11370, section 3.3). Always SGD with
-momentum 0.9, learning rate 0.003, batches of 512, no weight decay, a head of zeros, random crop and
-mirror image. The number of examples decides on steps, decay points, warmup and MixUp; the size
-of the images decides on the resolution.
+One rule for every data set instead of a search (arXiv 1912.11370, section 3.3). It always uses SGD
+with momentum 0.9, learning rate 0.003, batches of 512, no weight decay, a zero-initialized head,
+random crops and random horizontal flips. The number of examples determines steps, decay points,
+warmup and MixUp; the size of the images determines the resolution.
 
 Two editions, because the paper and the code released with it (google-research/big_transfer,
 bit_hyperrule.py) differ:
 
-* ``paper``: larger images are resized to 448 and cropped to 384 (R152x4: 512 and 480); decay after
-  30, 60 and 90 % of the steps.
-* ``released``: larger images 512 and 480 with every network; the 500-step schedule decays after
-  steps 200, 300 and 400.
+* ``paper``: larger images are resized to 448 and cropped to 384 (R152x4: 512 and 480); the learning
+  rate decays after 30, 60 and 90 % of the steps.
+* ``released``: larger images are resized to 512 and cropped to 480 with every network; the 500-step
+  schedule decays after steps 200, 300 and 400.
 
-The paper is silent on warmup in fine-tuning: section 3.3 has one for pre-training only, and
+The paper does not mention warmup in fine-tuning: section 3.3 has warmup for pre-training only, and
 supplementary section A, to which it refers for details, has none. Both editions use the warmup of
-the released code, 100 steps for small tasks, else 500. Its authors say that the script uses the
-hyper-parameters of the original paper and reproduces the paper's results (big_transfer's README,
-"Hyper-parameters" and "Expected results"), and their later google-research/big_vision,
+the released code: 100 steps for small tasks, otherwise 500. Its authors say that the script uses
+the hyper-parameters of the original paper and reproduces the paper's results (big_transfer's
+README, "Hyper-parameters" and "Expected results"), and their later google-research/big_vision,
 configs/transfer.py, warms up over the same numbers of steps.
-Nor does the paper say on which side of a boundary its own step falls; the released code's answer
-(`step > boundary`) holds for both.
+Nor does the paper say on which side of a boundary the boundary's own step falls; both editions
+follow the released code (`step > boundary`).
 
-For tasks whose labels do not survive them, the paper leaves out mirroring or cropping
-(supplementary section F): `Recipe.override(flip=False)`, or `resize` equal to `crop`.
+For tasks whose labels flips or crops would change, the paper leaves them out (supplementary section
+F): `Recipe.override(flip=False)`, or `resize` equal to `crop`.
 """
 
 from __future__ import annotations
@@ -43,12 +43,12 @@ BASE_LR = 0.003
 BATCH_SIZE = 512
 MOMENTUM = 0.9
 SMALL_AREA = 96 * 96
-"""Images with fewer pixels than this are small."""
+"""Images with fewer pixels than this count as small."""
 
 SMALL_SIZE = (160, 128)
 LARGE_SIZE = {"paper": (448, 384), "released": (512, 480)}
 LARGEST_SIZE = (512, 480)
-"""Resize and crop in pixels: of small images, of others, of others with `LARGEST` (paper)."""
+"""Resize and crop in pixels: for small images; for others; for others with `LARGEST` (paper)."""
 
 LARGEST = "R152x4"
 PAPER_DECAYS = (30, 60, 90)
@@ -57,15 +57,15 @@ PAPER_DECAYS = (30, 60, 90)
 
 @dataclass(frozen=True)
 class _Task:
-    """What the number of examples decides.
+    """The settings that depend on the number of examples.
 
     Attributes:
-        size: What the paper calls such a task.
-        below: Fewer examples than this make a task of this size; None for the last.
+        size: The paper's name for tasks of this size.
+        below: Tasks of this size have fewer examples than this; None for the largest size.
         steps: Length of the schedule.
-        warmup: Of the released code, in steps.
+        warmup: Warmup of the released code, in steps.
         released_decays: Boundaries of the released code, in steps.
-        mixup_alpha: 0 for none.
+        mixup_alpha: 0 turns MixUp off.
     """
 
     size: str
@@ -89,28 +89,28 @@ def hyperrule(
     edition: Edition = "paper",
     model: str | Architecture | None = None,
 ) -> Recipe:
-    """The recipe of BiT-HyperRule for one data set.
+    """Return the recipe of BiT-HyperRule for a data set.
 
     Args:
-        num_examples: Training examples, at least 1.
-        resolution: Height and width of the images in pixels, each at least 1; of a set of many
-            sizes the medians.
-        edition: ``paper``, or ``released`` for the released code's own numbers.
+        num_examples: Number of training examples, at least 1.
+        resolution: Height and width of the images in pixels, each at least 1; the medians if sizes
+            vary.
+        edition: ``paper``, or ``released`` for the numbers of the released code.
         model: Catalogue name, name of a published architecture (``R152x4``), or an
-            `Architecture`; matters only to the paper's rule for R152x4.
+            `Architecture`; only matters for the paper's rule for R152x4.
 
     Raises:
         UsageError: If a number is out of its range or the edition is unknown.
-        UnknownModelError: If `model` is a name that nobody knows.
+        UnknownModelError: If `model` is an unknown name.
 
     Source: arXiv 1912.11370, section 3.3; google-research/big_transfer, bit_hyperrule.py.
     """
     if edition not in get_args(Edition):
         raise UsageError(
-            f"edition must be one of {', '.join(get_args(Edition))}, found {edition!r}. "
+            f"`edition` must be one of {', '.join(get_args(Edition))}, found {edition!r}. "
             "Choose one of these."
         )
-    num_examples = whole("num_examples", num_examples, 1)
+    num_examples = whole("`num_examples`", num_examples, 1)
     task = next(t for t in _TASKS if t.below is None or num_examples < t.below)
     boundaries = task.released_decays
     if edition == "paper":
@@ -130,7 +130,7 @@ def hyperrule(
 
 
 _EDITION_NOTES = {
-    "paper": ("The paper gives no warmup for fine-tuning; this is the one of its authors' code.",),
+    "paper": ("The paper gives no warmup for fine-tuning; this one is from its authors' code.",),
     "released": (),
 }
 
@@ -138,10 +138,11 @@ _EDITION_NOTES = {
 def _sizes(
     resolution: tuple[float, float], edition: Edition, largest: bool
 ) -> tuple[int, int, str]:
-    """Resize, crop, and the sentence that says why."""
+    """Return resize, crop, and a sentence with the reason."""
     if not isinstance(resolution, Sequence) or len(resolution) != 2:
         raise UsageError(
-            f"resolution must be (height, width) in pixels, found {resolution!r}. Give two numbers."
+            f"`resolution` must be (height, width) in pixels, found {resolution!r}. Give two "
+            "numbers."
         )
     height = number("height of the images", resolution[0], least=1)
     width = number("width of the images", resolution[1], least=1)
@@ -149,8 +150,8 @@ def _sizes(
     if height * width < SMALL_AREA:
         return *SMALL_SIZE, f"{image} are small: their area is below 96x96."
     if edition == "paper" and largest:
-        return *LARGEST_SIZE, f"{image} are not below 96x96 in area; {LARGEST} gets its own size."
-    return *LARGE_SIZE[edition], f"{image} are not below 96x96 in area."
+        return *LARGEST_SIZE, f"{image} are at least 96x96 in area; {LARGEST} has its own size."
+    return *LARGE_SIZE[edition], f"{image} are at least 96x96 in area."
 
 
 def _task_reason(num_examples: int, task: _Task) -> str:
@@ -165,7 +166,7 @@ def _is_largest(model: str | Architecture | None) -> bool:
 
 
 def explain(recipe: Recipe) -> list[tuple[str, str]]:
-    """The recipe as rows of (subject, statement) for people."""
+    """Describe a recipe as rows of (subject, statement)."""
     rows = [
         ("recipe", recipe.name),
         ("training images", _image_text(recipe)),
@@ -217,7 +218,7 @@ def _optimizer_text(recipe: Recipe) -> str:
 
 
 def _mixup_text(recipe: Recipe) -> str:
-    return f"alpha {recipe.mixup_alpha:g}, one lambda a batch" if recipe.mixup_alpha else "off"
+    return f"alpha {recipe.mixup_alpha:g}, one lambda per batch" if recipe.mixup_alpha else "off"
 
 
 def _change_text(recipe: Recipe) -> str:

@@ -1,8 +1,8 @@
-"""`--freeze`: the head alone, trained on features that are computed once.
+"""Linear probe (`freeze=True`): train only the head, on features that are computed once.
 
 Without the backbone in the loop a step is a product of two small matrices, so the whole run takes
-about as long as one pass over the images. Images are seen as evaluation sees them: resized, no crop
-and no flip, because their features are kept.
+about as long as one pass over the images. The images are prepared as for evaluation: resized, no
+crop and no flip, because their features are cached.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ _BATCH = 64
 def compute_features(
     model: BiT, pixels: Pixels, device: torch.device, progress: Progress | None = None
 ) -> Tensor:
-    """Return the pooled features of every picture, float32 (n, num_features), on the CPU.
+    """Return the pooled features of every image, float32 (n, num_features), on the CPU.
 
     Args:
-        model: The network; its head plays no part.
-        pixels: Pictures at the edge that the network is to see.
+        model: The network; its head is not used.
+        pixels: Images at the edge length that the network evaluates.
         device: Where to compute.
-        progress: Called with ``"features"`` and numbers of pictures.
+        progress: Called with ``"features"``, images done, and their total.
     """
     network = Runner(_encoder(model), device, torch.float32)
     rows = np.arange(len(pixels))
@@ -59,14 +59,14 @@ def train_head(
     seed: int,
     on_step: Callable[[dict[str, float]], None],
 ) -> None:
-    """Train the head of `model` in place, by the recipe's schedule, batches and MixUp.
+    """Train the head of `model` in place, with the recipe's schedule, batches and MixUp.
 
     Args:
         model: Its head is trained; nothing else changes.
-        recipe: Crop and flip play no part.
-        features: What `compute_features` returned.
-        labels: Class of each picture.
-        seed: Of the batches.
+        recipe: Its crop and flip are not used.
+        features: The result of `compute_features`.
+        labels: Class of each image.
+        seed: Seed of the batches.
         on_step: Called with `step`, `loss` and `lr`.
     """
     plan = BatchPlan(
@@ -81,7 +81,7 @@ def train_head(
     for step in range(recipe.schedule.steps):
         batch = plan.batch(step)
         optimizer.param_groups[0]["lr"] = recipe.schedule.lr_at(step)
-        inputs, wanted = (_mixed(table, batch).to(head.weight) for table in (features, targets))
+        inputs, wanted = (_mixed(rows, batch).to(head.weight) for rows in (features, targets))
         loss = F.cross_entropy(head(inputs[:, :, None, None]).flatten(1), wanted)
         optimizer.zero_grad()
         torch.autograd.backward(loss)
@@ -90,7 +90,7 @@ def train_head(
 
 
 def _mixed(table: Tensor, batch: Batch) -> Tensor:
-    """Rows of the batch; with MixUp each is mixed with its partner's."""
+    """Return the rows of the batch, mixed with their partners' rows if MixUp is on."""
     rows = table[torch.from_numpy(batch.indices)]
     if batch.mix is None:
         return rows
@@ -98,7 +98,7 @@ def _mixed(table: Tensor, batch: Batch) -> Tensor:
 
 
 def _encoder(model: BiT) -> BiT:
-    """The model without its head; all other parameters are shared."""
+    """Return the model without its head; all other parameters are shared."""
     encoder = copy.copy(model)
     encoder._modules = dict(model._modules)
     encoder.reset_classifier(0)

@@ -1,9 +1,8 @@
-"""A training recipe as data: everything the loop needs to know, nothing it has to compute.
+"""Training recipes as data: preprocessing, schedule, optimizer, head and loss of a run.
 
-A `Recipe` says what is done to an image, what the optimizer does at which step, from which head
-and towards which loss. Rules make recipes (`bitzoo.training.hyperrule` is the first), people
-override a few numbers of them, the loop obeys. A recipe is plain JSON on disk, so a run can say
-exactly what it did. No torch and no NumPy here.
+Rules create recipes (`bitzoo.training.hyperrule` is the first), people override a few of their
+numbers, and the training loop carries them out. A recipe is stored as plain JSON, so that a run
+records exactly what it did. This module uses neither torch nor NumPy.
 """
 
 from __future__ import annotations
@@ -21,22 +20,22 @@ MIN_CROP = 32
 """Smallest crop in pixels: the network's total stride, so that one feature cell remains."""
 
 Scalar = str | int | float | bool | None
-"""What JSON keeps exactly."""
+"""The values that JSON stores exactly."""
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """The learning rate of every step: linear warmup, then a staircase down.
+    """The learning rate of every step: linear warmup, then step decay.
 
-    Steps count from 0; the learning rate of step n is the one with which update n is made.
+    Steps count from 0; update n is made with the learning rate of step n.
 
     Attributes:
         base_lr: Learning rate between warmup and first boundary, above 0.
-        steps: Updates in all, at least 1.
-        warmup: The first steps, in which the rate rises from 0; none if 0.
+        steps: Total number of updates, at least 1.
+        warmup: Number of first steps in which the rate rises from 0; 0 means no warmup.
         boundaries: Ascending steps in [0, steps]; each divides the rate of all later steps.
         decay: The divisor at a boundary, at least 1. (The released code divides too;
-            a product with 0.1 can differ in the last bit.)
+            multiplying by 0.1 can differ in the last bit.)
     """
 
     base_lr: float
@@ -46,19 +45,19 @@ class Schedule:
     decay: float = 10.0
 
     def __post_init__(self) -> None:
-        steps = whole("steps", self.steps, 1)
-        _expect("boundaries", self.boundaries, list | tuple, "a list of steps")
+        steps = whole("`steps`", self.steps, 1)
+        _expect("`boundaries`", self.boundaries, list | tuple, "a list of steps")
         boundaries = tuple(whole("a boundary of the schedule", b, 0) for b in self.boundaries)
         if list(boundaries) != sorted(boundaries) or max(boundaries, default=0) > steps:
             raise UsageError(
-                f"boundaries must ascend and lie in the {steps} steps of the schedule, found "
+                f"`boundaries` must ascend and be within the {steps} steps of the schedule, found "
                 f"{list(boundaries)}. Sort them and drop those beyond the end."
             )
-        warmup = whole("warmup", self.warmup, 0)
+        warmup = whole("`warmup`", self.warmup, 0)
         if warmup > steps:
             raise UsageError(
-                f"warmup must fit into the {steps} steps of the schedule, found {warmup}. "
-                "Shorten it or take more steps."
+                f"`warmup` must fit into the {steps} steps of the schedule, found {warmup}. "
+                "Shorten it or use more steps."
             )
         _set(
             self,
@@ -66,14 +65,14 @@ class Schedule:
             steps=steps,
             warmup=warmup,
             boundaries=boundaries,
-            decay=number("decay", self.decay, least=1),
+            decay=number("`decay`", self.decay, least=1),
         )
 
     def lr_at(self, step: int) -> float:
-        """Learning rate of one step.
+        """Return the learning rate of one step.
 
-        In the warmup ``base_lr * step / warmup`` (so step 0 has rate 0 and changes nothing);
-        afterwards `base_lr`, divided by `decay` once for every boundary below `step`.
+        During warmup it is ``base_lr * step / warmup`` (so step 0 has rate 0 and changes nothing);
+        afterwards it is `base_lr`, divided by `decay` once per boundary below `step`.
 
         Args:
             step: In [0, steps).
@@ -85,8 +84,8 @@ class Schedule:
         """
         if not 0 <= step < self.steps:
             raise UsageError(
-                f"step {step} is outside the schedule, which has steps 0 to {self.steps - 1}. "
-                "Ask for one of these."
+                f"`step` must be from 0 to {self.steps - 1}, the steps of the schedule, found "
+                f"{step}. Choose one of these."
             )
         if step < self.warmup:
             return self.base_lr * step / self.warmup
@@ -97,14 +96,14 @@ class Schedule:
         return rate
 
     def scaled(self, steps: int) -> Schedule:
-        """The same shape over another number of steps.
+        """Return a schedule of the same shape over another number of steps.
 
-        Warmup and boundaries move in proportion, each rounded to the nearest step (halves up).
+        Warmup and boundaries scale in proportion, each rounded to the nearest step (halves up).
 
         Raises:
             UsageError: If `steps` is not a whole number of at least 1.
         """
-        steps = whole("steps", steps, 1)
+        steps = whole("`steps`", steps, 1)
         return replace(
             self,
             steps=steps,
@@ -115,31 +114,32 @@ class Schedule:
 
 @dataclass(frozen=True)
 class Recipe:
-    """Everything the training loop is told, as data.
+    """All instructions for the training loop, as data.
 
-    The named choices (`optimizer`, `augmentation`, `loss`, `head`) are words that the loop knows
-    or refuses; fine-tuning uses their defaults, pre-training and distillation bring other words.
+    The named choices (`optimizer`, `augmentation`, `loss`, `head`) are words that the loop either
+    knows or refuses; fine-tuning uses their defaults, pre-training and distillation add other
+    words.
 
     Attributes:
-        name: Which rule made it, for people.
-        resize: Side in pixels of the square to which every training image is resized.
-        crop: Side in pixels of the square that the network sees; at most `resize` (equal: no
-            random crop), at least 32. Test images are resized straight to it.
-        batch_size: Images an update, over all micro-batches and processes.
+        name: Display name of the rule that created the recipe.
+        resize: Edge in pixels of the square to which every training image is resized.
+        crop: Edge in pixels of the square that the network sees; at most `resize` (equal: no
+            random crop), at least 32. Test images are resized directly to it.
+        batch_size: Images per update, over all micro-batches and processes.
         schedule: The learning rate by step.
         optimizer: ``sgd``.
         momentum: In [0, 1).
         weight_decay: L2 penalty, at least 0.
-        mixup_alpha: MixUp's Beta parameter, one lambda a batch; 0 turns MixUp off.
+        mixup_alpha: MixUp's Beta parameter, one lambda per batch; 0 turns MixUp off.
         flip: Whether half of the training images are mirrored left to right.
         augmentation: ``resize_crop``: resize to the square, then crop at random.
         loss: ``softmax_cross_entropy``.
-        loss_options: What else that loss needs: numbers, or a teacher's name.
+        loss_options: Options of that loss: numbers, or a teacher's name.
         head: ``zero``: a new head of zeros.
-        num_examples: Training examples that the recipe was made for; None if it does not depend
-            on them.
-        notes: Sentences for people on how the numbers came about.
-        overrides: What a person changed: option to ``{"from": ..., "to": ...}``.
+        num_examples: Number of training examples that the recipe was created for; None if it does
+            not depend on them.
+        notes: Sentences that explain the numbers.
+        overrides: Values that a person changed: option to ``{"from": ..., "to": ...}``.
 
     Raises:
         UsageError: If a number is out of its range; also from `override` and `from_dict`.
@@ -165,31 +165,32 @@ class Recipe:
 
     def __post_init__(self) -> None:
         for word in ("name", "optimizer", "augmentation", "loss", "head"):
-            _expect(word, getattr(self, word), str, "a word")
-        _expect("flip", self.flip, bool, "true or false")
-        _expect("schedule", self.schedule, Schedule, "a Schedule")
-        _expect("notes", self.notes, list | tuple, "a list of sentences")
+            _expect(f"`{word}`", getattr(self, word), str, "a word")
+        _expect("`flip`", self.flip, bool, "true or false")
+        _expect("`schedule`", self.schedule, Schedule, "a Schedule")
+        _expect("`notes`", self.notes, list | tuple, "a list of sentences")
         for table in ("loss_options", "overrides"):
-            _expect(table, getattr(self, table), Mapping, "a mapping")
-        crop, resize = whole("crop", self.crop, MIN_CROP), whole("resize", self.resize, MIN_CROP)
+            _expect(f"`{table}`", getattr(self, table), Mapping, "a mapping")
+        crop = whole("`crop`", self.crop, MIN_CROP)
+        resize = whole("`resize`", self.resize, MIN_CROP)
         if crop > resize:
             raise UsageError(
-                f"crop must be at most resize, found crop {crop} and resize {resize}. Give a "
+                f"`crop` must be at most `resize`, found crop {crop} and resize {resize}. Use a "
                 f"smaller crop, or resize to at least {crop}."
             )
-        momentum = number("momentum", self.momentum, least=0)
+        momentum = number("`momentum`", self.momentum, least=0)
         if momentum >= 1:
-            raise UsageError(f"momentum must be below 1, found {momentum:g}. 0.9 is usual.")
+            raise UsageError(f"`momentum` must be below 1, found {momentum:g}. 0.9 is usual.")
         examples = self.num_examples
         _set(
             self,
             crop=crop,
             resize=resize,
             momentum=momentum,
-            batch_size=whole("batch size", self.batch_size, 1),
-            weight_decay=number("weight decay", self.weight_decay, least=0),
-            mixup_alpha=number("mixup", self.mixup_alpha, least=0),
-            num_examples=None if examples is None else whole("num_examples", examples, 1),
+            batch_size=whole("`batch_size`", self.batch_size, 1),
+            weight_decay=number("`weight_decay`", self.weight_decay, least=0),
+            mixup_alpha=number("MixUp's alpha", self.mixup_alpha, least=0),
+            num_examples=None if examples is None else whole("`num_examples`", examples, 1),
             notes=tuple(self.notes),
         )
 
@@ -204,17 +205,18 @@ class Recipe:
         crop: int | None = None,
         flip: bool | None = None,
     ) -> Recipe:
-        """The recipe with a person's own numbers; None keeps the recipe's.
+        """Return the recipe with other numbers; None keeps the recipe's.
 
         New `steps` keep the schedule's shape (`Schedule.scaled`). A `crop` without `resize` keeps
-        their ratio (384 of 448 becomes 64 of 75). Nothing else moves with anything else: a smaller
-        batch keeps its learning rate. What differs from the rule is recorded in `overrides`.
+        their ratio (384 of 448 becomes 64 of 75). Apart from that, options are independent: a
+        smaller batch keeps its learning rate. Values that differ from the rule's are recorded in
+        `overrides`.
 
         Raises:
             UsageError: If a number is out of its range.
         """
         if crop is not None and resize is None:
-            resize = _in_proportion(self.resize, whole("crop", crop, MIN_CROP), self.crop)
+            resize = _in_proportion(self.resize, whole("`crop`", crop, MIN_CROP), self.crop)
         schedule = self.schedule if steps is None else self.schedule.scaled(steps)
         if lr is not None:
             schedule = replace(schedule, base_lr=lr)
@@ -230,7 +232,7 @@ class Recipe:
         return replace(changed, overrides=_changes(self, changed))
 
     def to_dict(self) -> dict[str, Any]:
-        """The recipe as JSON-able data; `from_dict` gives an equal recipe back."""
+        """Return the recipe as JSON-serializable data; `from_dict` restores an equal recipe."""
         record = asdict(self)
         record["notes"] = list(self.notes)
         record["schedule"]["boundaries"] = list(self.schedule.boundaries)
@@ -238,7 +240,7 @@ class Recipe:
 
     @classmethod
     def from_dict(cls, record: Mapping[str, Any]) -> Recipe:
-        """The recipe that `to_dict` described.
+        """Restore a recipe from the output of `to_dict`.
 
         Raises:
             UsageError: If entries are unknown or missing, or a value is out of its range.
@@ -249,7 +251,7 @@ class Recipe:
 
 
 def _option_values(recipe: Recipe) -> dict[str, Scalar]:
-    """The numbers that `Recipe.override` can change, by the names of its arguments."""
+    """Return the values that `Recipe.override` can change, by argument name."""
     return {
         "steps": recipe.schedule.steps,
         "batch_size": recipe.batch_size,
@@ -262,7 +264,7 @@ def _option_values(recipe: Recipe) -> dict[str, Scalar]:
 
 
 def _changes(before: Recipe, after: Recipe) -> dict[str, dict[str, Scalar]]:
-    # Compared with the rule's own value, so that changing back leaves no trace.
+    # Compared with the rule's own value, so that changing a value back leaves no record.
     changes: dict[str, dict[str, Scalar]] = {}
     for option, value in _option_values(before).items():
         rule = before.overrides[option]["from"] if option in before.overrides else value
@@ -273,7 +275,7 @@ def _changes(before: Recipe, after: Recipe) -> dict[str, dict[str, Scalar]]:
 
 
 def whole(subject: str, value: object, least: int) -> int:
-    """`value` as an int.
+    """Return `value` as an int.
 
     Raises:
         UsageError: If it is not a whole number of at least `least`; names the `subject`.
@@ -282,14 +284,14 @@ def whole(subject: str, value: object, least: int) -> int:
         return int(value)
     raise UsageError(
         f"{subject} must be a whole number of at least {least}, found {value!r}. Give such a "
-        "number, or leave it out where the rule has its own."
+        "number, or leave it out to use the rule's."
     )
 
 
 def number(
     subject: str, value: object, *, least: float = -math.inf, above: float = -math.inf
 ) -> float:
-    """`value` as a finite float, at least `least` and more than `above`.
+    """Return `value` as a finite float, at least `least` and more than `above`.
 
     Raises:
         UsageError: If it is not such a number; names the `subject`.
@@ -300,8 +302,8 @@ def number(
             return found
     bound = f"above {above:g}" if above > -math.inf else f"of at least {least:g}"
     raise UsageError(
-        f"{subject} must be a number {bound}, found {value!r}. Give such a number, or leave it "
-        "out where the rule has its own."
+        f"{subject} must be a number {bound}, found {value!r}. Give such a number, or leave it out "
+        "to use the rule's."
     )
 
 
@@ -311,15 +313,15 @@ def _expect(subject: str, value: object, kind: type | UnionType, called: str) ->
 
 
 def _in_proportion(value: int, new: int, old: int) -> int:
-    """``value * new / old`` to the nearest whole number, halves up; exact, unlike floats."""
+    """Round ``value * new / old`` to the nearest whole number, halves up; exact, unlike floats."""
     return (2 * value * new + old) // (2 * old)
 
 
 def _entries(record: object, kind: type, subject: str) -> dict[str, Any]:
-    """The mapping `record` as arguments of the dataclass `kind`."""
+    """Return the mapping `record` as arguments for the dataclass `kind`."""
     if not isinstance(record, Mapping):
         raise UsageError(
-            f"{subject} must be a mapping, found {record!r}. Pass what `to_dict` gave."
+            f"{subject} must be a mapping, found {record!r}. Pass the output of `to_dict`."
         )
     known = {f.name: f.default is MISSING and f.default_factory is MISSING for f in fields(kind)}
     diff = [f"+ {name}" for name in record if name not in known]
@@ -327,12 +329,12 @@ def _entries(record: object, kind: type, subject: str) -> dict[str, Any]:
     if diff:
         raise UsageError(
             f"{subject} has unknown (+) or missing (-) entries: {', '.join(sorted(diff))}. "
-            "It may come from another version of bitzoo; make it anew."
+            "It may come from another version of bitzoo; create it again."
         )
     return dict(record)
 
 
 def _set(frozen: object, **values: object) -> None:
-    """Store checked values; a frozen dataclass knows no other way."""
+    """Store checked values in a frozen dataclass, which allows no plain assignment."""
     for name, value in values.items():
         object.__setattr__(frozen, name, value)

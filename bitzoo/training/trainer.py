@@ -1,13 +1,13 @@
-"""Training by a recipe: pixels and a network in; the same network, trained, out.
+"""The training loop: train a network in place by a recipe, with checkpoints and exact resume.
 
-What happens at step n is decided before the run starts: its batch is a pure function of (seed, n),
-its learning rate of n. All the state there is are parameters, momentum and n, so a run that was
-killed goes on from its checkpoint as if nothing had happened. The recipe is data: no rule, not even
-BiT-HyperRule, is known here.
+Everything about step n is decided before the run starts: its batch is a pure function of (seed, n),
+its learning rate of n. The only state is parameters, momentum and n, so a killed run continues from
+its checkpoint as if nothing had happened. The recipe is data: this module knows no rule, not even
+BiT-HyperRule.
 
 A batch is computed in micro-batches that fit into memory, in one process or several. Losses are
-divided by the size of the whole batch and gradients added up, so neither split shows in the result
-beyond rounding.
+divided by the size of the whole batch and gradients are summed, so neither way of splitting affects
+the result beyond rounding.
 """
 
 from __future__ import annotations
@@ -52,26 +52,28 @@ LOSSES: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {
         logits, targets, reduction="none"
     ),
 }
-"""Losses that a recipe may name: logits and soft targets (n, classes) to one loss a row, (n,)."""
+"""Losses that a recipe may name: logits and soft targets (n, classes) to one loss per row, (n,)."""
 
 _log = logging.getLogger(__name__)
 
 
 class TrainingError(BitzooError, RuntimeError):
-    """Training cannot go on: the loss is no number, or not even one image fits into memory."""
+    """Training cannot continue: the loss is not finite, or even one image does not fit."""
 
 
 @dataclass(frozen=True)
 class TrainResult:
-    """How a call of `train` went.
+    """The result of a call of `train`.
 
     Attributes:
-        step: Updates made in all, those before a resume included.
-        stopped: Whether it was asked to stop before the last step.
-        loss: Of the last step; None if there was none to make.
-        micro_batch: Images that a process computed at once, in the end.
-        images_per_s: Of this call, over all processes, evaluations and checkpoints included.
-        checkpoint: The last one written; None without a folder, and in all but the main process.
+        step: Total updates made, including those before a resume.
+        stopped: Whether training was stopped before the last step.
+        loss: Loss of the last step; None if no step was left.
+        micro_batch: Images that a process computed at once, at the end.
+        images_per_s: Images per second of this call, over all processes, including evaluations and
+            checkpoints.
+        checkpoint: The last checkpoint written; None without a folder and in all but the main
+            process.
     """
 
     step: int
@@ -98,29 +100,31 @@ def train(
 ) -> TrainResult:
     """Train a network by a recipe, in place.
 
-    SIGTERM or Ctrl-C ends it after the step at hand, with a checkpoint; a second one at once.
-    Started by ``accelerate launch`` or ``torchrun``, each process computes its share of every
-    batch; all of them call this function.
+    SIGTERM or Ctrl-C stops training after the current step, with a checkpoint; a second one stops
+    it immediately. Under ``accelerate launch`` or ``torchrun``, each process computes its share of
+    every batch; all of them call this function.
 
     Args:
-        model: With a head that fits the labels (the recipe's `head` is the caller's business).
-            Moved to the device, left in evaluation mode.
-        recipe: What to do.
-        pixels: Training pictures, resized as the recipe says.
-        labels: Class of each, (len(pixels),).
-        options: How to do it.
+        model: A network with a head that fits the labels (the recipe's `head` is up to the caller).
+            Moved to the device and left in evaluation mode.
+        recipe: What to train.
+        pixels: Training images, resized as the recipe says.
+        labels: Class of each image, (len(pixels),).
+        options: How to train.
         folder: Where checkpoints go; None writes none. One is written at the end too.
-        start: Checkpoint to go on from; only the main process needs it.
+        start: Checkpoint to resume from; only the main process needs it.
         on_step: Called after each step with `step` (updates made), `loss` (of the whole batch,
             before the update), `lr` and `images_per_s`; in every process, with the same loss.
-        on_eval: Called with the updates made, after every `eval_every` of them but not after the
-            last; in every process. May leave the model in evaluation mode.
-        should_stop: Asked after each step; yes in any process stops all.
-        describe: JSON-able facts for a checkpoint's meta data, under ``run``.
+        on_eval: Called with the number of updates made, after every `eval_every` updates but not
+            after the last; in every process. May leave the model in evaluation mode.
+        should_stop: Called after each step; True in any process stops all of them.
+        describe: Returns JSON-serializable metadata for checkpoints, stored under ``run``.
 
     Raises:
-        UsageError: If the recipe names what the loop does not know, or the data do not fit it.
-        TrainingError: If the loss becomes NaN or infinite, or one image is too much for the memory.
+        UsageError: If the loop does not know something that the recipe names, or the data do not
+            fit the recipe.
+        TrainingError: If the loss becomes NaN or infinite, or even one image does not fit into
+            memory.
         TensorMismatchError: If `start` belongs to another network.
         SaveError: If a checkpoint cannot be written.
     """
@@ -160,8 +164,8 @@ class Trainer:
     """Trains `model` in place, one update at a time.
 
     Attributes:
-        processes: This process and the others.
-        step: Updates made; also the number of the next one.
+        processes: State of the process group.
+        step: Number of updates made; also the index of the next one.
         micro_batch: Most images that a process computes at once.
     """
 
@@ -194,7 +198,7 @@ class Trainer:
         self.micro_batch = options.micro_batch or 0
 
     def begin(self, start: Checkpoint | None) -> None:
-        """Take over a checkpoint's state, choose the micro-batch, agree with other processes.
+        """Restore a checkpoint, choose the micro-batch, and synchronize with other processes.
 
         Raises:
             TensorMismatchError: If the checkpoint belongs to another network.
@@ -218,7 +222,7 @@ class Trainer:
                 tensor.detach().copy_(copy)
 
     def state(self) -> dict[str, Tensor]:
-        """All parameters and momenta by name; the tensors themselves, not copies."""
+        """Return all parameters and momenta by name; the tensors themselves, not copies."""
         state: dict[str, Tensor] = {
             f"model.{name}": tensor for name, tensor in self._model.named_parameters()
         }
@@ -229,7 +233,7 @@ class Trainer:
         return state
 
     def facts(self) -> dict[str, Any]:
-        """What besides `state` a checkpoint needs, and what its last bits depend on; JSON-able."""
+        """Return what a checkpoint needs besides `state`, and what affects rounding, as JSON."""
         return {
             "micro_batch": self.micro_batch,
             "scaler": self._scaler.state_dict(),
@@ -242,12 +246,13 @@ class Trainer:
         }
 
     def updates(self) -> Generator[float]:
-        """Make the updates that are left; yields the loss of each, the same in all processes.
+        """Make the remaining updates; yields the loss of each, the same in all processes.
 
-        The loss is the whole batch's, before the update. Close the iterator when leaving early.
+        The loss is that of the whole batch, before the update. Close the iterator when leaving
+        early.
 
         Raises:
-            TrainingError: If the loss is no number, or one image is too much for the memory.
+            TrainingError: If the loss is not finite, or even one image does not fit into memory.
         """
         steps = self._recipe.schedule.steps
         while self.step < steps:
@@ -267,17 +272,17 @@ class Trainer:
                 yield loss
 
     def _slices(self) -> list[slice]:
-        """Rows of each micro-batch of this process."""
+        """Return the rows of each micro-batch of this process."""
         rows, most = self._rows, self.micro_batch
         starts = rows[::most]
         return [slice(start, min(start + most, rows.stop)) for start in starts]
 
     def _update(self, step: int, parts: Iterable[MicroBatch], shared: bool) -> float | None:
-        """Make one update and return its loss; None if it did not fit into a process's memory."""
+        """Make one update and return its loss; None if any process ran out of memory."""
         self._optimizer.zero_grad()
         loss, fits = self._accumulate(parts, shared)
-        loss, misfits = self._sum(loss, float(not fits))
-        if misfits:
+        loss, failures = self._sum(loss, float(not fits))
+        if failures:
             return None
         self._require_finite(step, loss)
         sum_gradients(self._model)
@@ -288,7 +293,7 @@ class Trainer:
         return loss
 
     def _accumulate(self, parts: Iterable[MicroBatch], shared: bool) -> tuple[float, bool]:
-        """Add up loss and gradients of this process's rows, and say whether memory sufficed."""
+        """Accumulate the loss and gradients of this process's rows; returns whether they fit."""
         total = torch.zeros((), device=self._feed.device)
         try:
             with self._kernels if shared else contextlib.nullcontext():
@@ -301,7 +306,7 @@ class Trainer:
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
-        return 0.0, False  # out here, where nothing holds the failed step's tensors any more
+        return 0.0, False  # outside the handler, so that the failed step's tensors are released
 
     def _logits(self, images: Tensor) -> Tensor:
         device, dtype = self._feed.device, self._feed.dtype
@@ -311,7 +316,7 @@ class Trainer:
             return self._model.forward_head(features).float()
 
     def _sum(self, *values: float) -> list[float]:
-        """Sums of numbers over all processes."""
+        """Return the sums of numbers over all processes."""
         if self.processes.num_processes == 1:
             return list(values)
         sums = torch.tensor(values, dtype=torch.float64, device=self._feed.device)
@@ -319,31 +324,34 @@ class Trainer:
         return list(sums.tolist())
 
     def any_process(self, holds: bool) -> bool:
-        """Whether it holds in any process; called by all of them."""
+        """Whether `holds` is true in any process; all of them must call this."""
         return self._sum(float(holds)) != [0]
 
     def _halve(self) -> None:
         crop = self._recipe.crop
         if self._options.micro_batch or self.micro_batch == 1:
+            is_single = self.micro_batch == 1
+            what = "even one image" if is_single else f"a micro-batch of {self.micro_batch} images"
             raise TrainingError(
-                f"Memory of the {self._feed.device.type} does not suffice for {self.micro_batch} "
-                f"image(s) of {crop} x {crop} at once. Take a smaller "
-                "micro-batch, bfloat16, recomputed norms, checkpointed blocks or smaller images."
+                f"Out of memory on {self._feed.device.type}: {what} of {crop} x {crop} does not "
+                f"fit. Use {'' if is_single else 'a smaller `micro_batch`, '}"
+                "`dtype='bfloat16'`, `recompute_norms=True`, `checkpoint_blocks=True` or smaller "
+                "images."
             )
         self._optimizer.zero_grad()
         gc.collect()
         if self._feed.device.type == "cuda":
             torch.cuda.empty_cache()
         self.micro_batch = -(-self.micro_batch // 2)
-        _log.warning("Out of memory: going on with micro-batches of %d images.", self.micro_batch)
+        _log.warning("Out of memory: continuing with micro-batches of %d images.", self.micro_batch)
 
     def _require_finite(self, step: int, loss: float) -> None:
-        # Scaled float16 gradients overflow now and then; the scaler leaves out such an update.
+        # Scaled float16 gradients overflow now and then; the scaler skips such an update.
         if math.isfinite(loss) or (self._scaler.is_enabled() and self._scaler.get_scale() > 1):
             return
         raise TrainingError(
             f"The loss at step {step} must be a finite number, found {loss}. Lower the learning "
-            f"rate (here {self._recipe.schedule.lr_at(step):g}) or take float32, and resume."
+            f"rate (here {self._recipe.schedule.lr_at(step):g}) or use float32, and resume."
         )
 
     def _restore(self, state: Mapping[str, Tensor], start: Checkpoint) -> None:
@@ -353,7 +361,7 @@ class Trainer:
             diff = [f"- {name} {shape}" for name, shape in wanted.items() - found.items()]
             diff += [f"+ {name} {shape}" for name, shape in found.items() - wanted.items()]
             raise TensorMismatchError(
-                f"{start.path} is of another network: missing (-) and extra (+) tensors "
+                f"{start.path} belongs to another network: missing (-) and extra (+) tensors "
                 f"{', '.join(sorted(diff)[:8])}. Resume with the options that the run began with."
             )
         for name, tensor in state.items():
@@ -366,8 +374,8 @@ class Trainer:
         for name in ("processes", "threads", "device", "torch"):
             if then[name] != now[name]:
                 _log.warning(
-                    "The run had %s %s, now it has %s: it goes on, though not to the last bit as "
-                    "if uninterrupted.",
+                    "The run had %s %s, now it has %s: training continues, but the result may "
+                    "differ in the last bits from an uninterrupted run.",
                     name,
                     then[name],
                     now[name],
@@ -376,7 +384,7 @@ class Trainer:
 
 def _layout(options: TrainingConfig, device: torch.device) -> torch.memory_format:
     wanted = options.channels_last
-    if wanted is None:  # CUDA's group normalization has no kernel for it and copies
+    if wanted is None:  # CUDA's group normalization has no channels-last kernel and copies
         wanted = device.type == "cpu"
     return torch.channels_last if wanted else torch.contiguous_format
 
@@ -401,16 +409,16 @@ def _optimizer(model: BiT, recipe: Recipe) -> torch.optim.Optimizer:
         momentum=recipe.momentum,
         weight_decay=recipe.weight_decay,
     )
-    for parameter in trained:  # as torch would make it from the first gradient, but there at once
+    for parameter in trained:  # torch would create the same at the first step, but too late
         optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
     return optimizer
 
 
 @contextlib.contextmanager
 def graceful_stop() -> Iterator[Callable[[], bool]]:
-    """Turn SIGTERM and Ctrl-C into a question: has one come? A second one acts as usual.
+    """Yield a function that tells whether SIGTERM or Ctrl-C has come; a second one acts as usual.
 
-    Outside the main thread, which alone receives signals, the answer is always no.
+    Outside the main thread, which alone receives signals, it always returns False.
     """
     asked = threading.Event()
     if threading.current_thread() is not threading.main_thread():
@@ -436,7 +444,7 @@ def graceful_stop() -> Iterator[Callable[[], bool]]:
 
 @contextlib.contextmanager
 def _training_form(model: BiT, options: TrainingConfig) -> Iterator[None]:
-    """The model as it trains; afterwards its plain form again, in evaluation mode."""
+    """Put the model into its training form; afterwards restore the plain form, in eval mode."""
     before = {parameter: parameter.requires_grad for parameter in model.parameters()}
     activation_checkpointing.recompute_norms(model, options.recompute_norms)
     activation_checkpointing.checkpoint_blocks(model, options.checkpoint_blocks)
@@ -461,24 +469,24 @@ def _check(model: BiT, recipe: Recipe, pixels: Pixels, labels: npt.NDArray[np.in
     for name, words in known.items():
         if (found := getattr(recipe, name)) not in words:
             raise UsageError(
-                f"Recipe {recipe.name!r} wants the {name} {found!r}; this loop knows "
-                f"{', '.join(sorted(words))}. Change the recipe."
+                f"Recipe {recipe.name!r} has an unknown {name}: expected one of "
+                f"{', '.join(sorted(words))}, found {found!r}. Change the recipe."
             )
     if recipe.loss_options:
         raise UsageError(
-            f"Recipe {recipe.name!r} has options for its loss, {dict(recipe.loss_options)}; "
-            f"{recipe.loss} takes none. Remove them."
+            f"Recipe {recipe.name!r} must have no loss options, because {recipe.loss} takes none, "
+            f"found {dict(recipe.loss_options)}. Remove them."
         )
     if len(labels) != len(pixels):
         raise UsageError(
-            f"Every picture needs a label, found {len(labels):,} labels for {len(pixels):,} "
-            "pictures. Pass those of one split."
+            f"Every image needs a label, found {len(labels):,} labels for {len(pixels):,} "
+            "images. Pass those of one split."
         )
     low, high = int(np.min(labels)), int(np.max(labels))
     if not 0 <= low <= high < model.num_classes:
         raise UsageError(
             f"Labels must be from 0 to {model.num_classes - 1}, the classes of the model's head, "
-            f"found {low} to {high}. Create the model with num_classes={high + 1}."
+            f"found {low} to {high}. Create the model with `num_classes={high + 1}`."
         )
 
 

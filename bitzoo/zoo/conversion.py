@@ -9,15 +9,15 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bitzoo.catalogue.class_names import class_names_or_reason
-from bitzoo.catalogue.registry import ModelSpec, find_spec, get_spec
+from bitzoo.catalogue.model_info import ModelInfo
+from bitzoo.catalogue.registry import find_spec, get_spec
 from bitzoo.converters.convert import Conversion, default_output
-from bitzoo.converters.formats.checkpoint_formats import check_numbers, find_format
+from bitzoo.converters.formats.checkpoint_formats import Target
 from bitzoo.converters.open import open_source
 from bitzoo.converters.parity.verify import (
     REPORT_NAME,
@@ -29,11 +29,19 @@ from bitzoo.converters.parity.verify import (
     save_report,
 )
 from bitzoo.converters.parity.verify import verify as verify_files
+from bitzoo.converters.source import Source
 from bitzoo.display import Displayed
 from bitzoo.errors import NotServedError, ParityError, UsageError
 from bitzoo.fetch.http import base_url, download
 from bitzoo.files import Progress, cache_dir, check_replaceable, file_lock
-from bitzoo.zoo.resolve import fetched, is_address, is_location, name_in, released_url
+from bitzoo.zoo.resolve import (
+    fetched,
+    identity_of_download,
+    is_address,
+    is_location,
+    name_in,
+    released_url,
+)
 
 __all__ = ["ConversionResult", "convert", "verify"]
 
@@ -61,7 +69,7 @@ class ConversionResult(Displayed):
         architecture: Name of the architecture, such as ``R50x1``.
         num_classes: Outputs of its head; 0 without one.
         num_params: Parameters with the head.
-        model: Catalogue name, if the file is known to be that release.
+        info: What is known of the model.
         notes: What a user should know, in sentences.
         parity: The proof; None if none was asked for.
         report: File with the proof; None if none was asked for.
@@ -74,7 +82,7 @@ class ConversionResult(Displayed):
     architecture: str
     num_classes: int
     num_params: int
-    model: str | None
+    info: ModelInfo
     notes: tuple[str, ...]
     parity: ParityReport | None
     report: Path | None
@@ -88,7 +96,8 @@ class ConversionResult(Displayed):
             "architecture": self.architecture,
             "num_classes": self.num_classes,
             "num_params": self.num_params,
-            "model": self.model,
+            "model": self.info.identity.name,
+            "info": self.info.to_dict(),
             "notes": list(self.notes),
             "parity": self.parity.to_dict() if self.parity else None,
         }
@@ -103,7 +112,7 @@ class ConversionResult(Displayed):
             ("source", self.source),
             ("sha256", self.source_sha256),
             ("network", self.network),
-            ("model", self.model or "not a released file, as far as its name says"),
+            ("model", self.info.identity),
             ("output", self.output),
             ("proof", proof),
             *(("note", note) for note in self.notes),
@@ -154,8 +163,7 @@ def convert(
         ParityError: If a proof fails; nothing is left under the output's name then, and the
             error's `report` has the figures.
     """
-    target = find_format(to)
-    check_numbers(target, dtype, eps_exact=eps_exact)
+    target = Target(to, dtype, eps_exact)
     wanted = _find_check(check)
     if report and wanted is Check.NONE:
         raise UsageError(
@@ -163,14 +171,11 @@ def convert(
         )
     url, name = _find_address(src, source_format)
     local = None if url else Path(src).expanduser()
-    if local:
-        open_source(local).close()  # says what is wrong with it before anything else does
     output = default_output(local or Path(f"{name}.npz" if name else name_in(url)), to)
     if dst:
         place = Path(dst).expanduser()
-        output = place / output.name if place.is_dir() and not target.weights else place
+        output = place / output.name if place.is_dir() and not target.format.weights else place
     proof_path = Path(report).expanduser() if report else output.with_name(REPORT_NAME)
-    _check_places(local, output, proof_path, force=force, contents=target.contents)
 
     measured: ParityReport | None = None
 
@@ -180,19 +185,22 @@ def convert(
         if report and not proof.passed:
             save_report(proof, proof_path)
 
-    lent = nullcontext(local) if local else _fetched(url, keep=keep_source)
-    with lent as source:
+    with ExitStack() as stack:
+        if local:  # opened first: what is wrong with it is said before anything else is done
+            source: Path | Source = stack.enter_context(open_source(local))
+            identity = None
+        _check_places(local, output, proof_path, force=force, contents=target.format.contents)
+        if not local:
+            source = stack.enter_context(_fetched(url, keep=keep_source))
+            identity = identity_of_download(source, get_spec(name) if name else None)
         try:
             conversion, proof = convert_and_prove(
                 source,
                 output,
-                to=to,
-                number_format=dtype,
-                eps_exact=eps_exact,
+                target,
                 check=wanted,
+                identity=identity,
                 force=force,
-                model=name,
-                labels=_released_class_names,
                 progress=progress,
                 on_report=keep,
             )
@@ -306,10 +314,6 @@ def _download_first(url: str, names: Sequence[str], folder: Path) -> None:
     raise refused
 
 
-def _released_class_names(spec: ModelSpec) -> Sequence[str] | None:
-    return class_names_or_reason(spec.label_set)[0]
-
-
 def _check_places(
     source: Path | None, output: Path, report: Path, *, force: bool, contents: Sequence[str]
 ) -> None:
@@ -349,7 +353,7 @@ def _result(
         architecture=inventory.architecture.name,
         num_classes=inventory.num_classes,
         num_params=inventory.num_params,
-        model=conversion.model,
+        info=conversion.info,
         notes=conversion.notes,
         parity=proof,
         report=report,

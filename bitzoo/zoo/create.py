@@ -1,53 +1,32 @@
-"""Models by name or file: the network, its weights, and how to feed and read it."""
+"""Models by name or file: the network with its weights, and what is known of it."""
 
 from __future__ import annotations
 
 import logging
-import math
 import os
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
-from typing import Any
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 
 import torch
 
-from bitzoo.catalogue.class_names import class_names_or_reason
-from bitzoo.catalogue.registry import ModelSpec, find_spec, get_spec
+from bitzoo.catalogue.model_info import Identity, ModelInfo
+from bitzoo.catalogue.registry import ModelSpec, get_spec
 from bitzoo.converters.identify import Inventory, identify
 from bitzoo.converters.key_mapping import name_of
+from bitzoo.converters.model_record import read_info
 from bitzoo.converters.open import open_source
 from bitzoo.converters.source import Source
 from bitzoo.converters.state_dict import read_state_dict
 from bitzoo.errors import CheckpointError, UsageError
 from bitzoo.models.architecture import Architecture, Role, Slot
 from bitzoo.models.bit import Backbone, BiT, FeatureExtractor, adapt_stem_kernel, fold
-from bitzoo.models.preprocessing import EvalTransform
-from bitzoo.zoo.resolve import CONFIG_NAME, Located, find_weights, is_location, locate
+from bitzoo.zoo.resolve import Located, find_weights, is_location, locate
 
-__all__ = ["Origin", "create_model", "create_transform", "fold", "labels"]
+__all__ = ["create_model", "fold"]
 
 Place = str | os.PathLike[str]
-DEFAULT_TRANSFORM = EvalTransform(crop=224, resize=256, interpolation="bilinear", square=False)
-"""For weights that say nothing of their preprocessing: the resolution of BiT's pre-training."""
 _STEM = Slot(Role.STEM_KERNEL)
-_ROUNDING = 1e-6
-"""Keeps a crop_pct that was written as 96 / 118 from giving 117.99999999999999 pixels."""
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Origin:
-    """What is known of a model beyond its numbers; `create_model` leaves it in `model.origin`.
-
-    Attributes:
-        spec: The catalogue entry, if the model is one.
-        path: The file its weights were read from; None for random weights.
-        config: The `config.json` that lay beside it.
-    """
-
-    spec: ModelSpec | None = None
-    path: str | None = None
-    config: Mapping[str, Any] = field(default_factory=dict)
 
 
 def create_model(
@@ -98,67 +77,56 @@ def create_model(
     if place is None:
         assert spec is not None
         network = wanted.build(spec.architecture, spec.num_classes)
-        network.origin = Origin(spec)
+        network.info = _info_of(network, _random(ModelInfo.of_release(spec)))
         return network
     with open_source(place.path) as source:
         inventory = identify(source)
-        spec = _agreeing_spec(spec, source, inventory)
+        if spec is not None:
+            _require_architecture(spec, source, inventory)
+        info, notes = read_info(source, inventory, place.identity)
+        for note in notes:
+            _log.warning("%s", note)
+        if spec is not None:
+            info = _asked_as(spec, info)
         if pretrained is False:
             network = wanted.build(inventory.architecture, inventory.num_classes)
-            network.origin = Origin(spec, None, place.config)
+            info = _random(info)
         else:
             network = _load(source, inventory, wanted)
-            network.origin = Origin(spec, str(place.path), place.config)
+        network.info = _info_of(network, info)
     return network
 
 
-def create_transform(model: Backbone | str) -> EvalTransform:
-    """Return the evaluation preprocessing of a model: RGB, resize, crop, [-1, 1].
-
-    Args:
-        model: A model from `create_model`, or a catalogue name.
-
-    Returns:
-        A callable from a picture (path, PIL image, uint8 array) to a float32 tensor (3, s, s). A
-        model that says nothing of its preprocessing gets `DEFAULT_TRANSFORM`.
-
-    Raises:
-        UnknownModelError: If there is no such name.
-        CheckpointError: If the `config.json` beside the weights states it in no readable form.
-    """
-    origin = _origin(model)
-    if pretrained := origin.config.get("pretrained_cfg"):
-        return _transform_from_config(pretrained, origin.path)
-    if origin.spec is None:
-        _log.warning("The model does not say how to prepare images; using %s.", DEFAULT_TRANSFORM)
-        return DEFAULT_TRANSFORM
-    facts = origin.spec.preprocessing
-    return EvalTransform(facts.crop, facts.resize, facts.interpolation, facts.square)
+def _asked_as(spec: ModelSpec, info: ModelInfo) -> ModelInfo:
+    """Add what the name that a file was asked by says, where the file says nothing of itself."""
+    if info.identity.name or info.base or info.run:
+        return info
+    asked = Identity(spec.name, "stated", "the name that it was asked for by")
+    if info.num_classes == spec.num_classes:
+        return replace(info, identity=asked).completed_by_catalogue()
+    return replace(info, base=asked, preprocessing=info.preprocessing or spec.preprocessing)
 
 
-def labels(model: Backbone | str) -> list[str] | None:
-    """Return the class names of a model's outputs, or None; the reason is then logged.
-
-    Args:
-        model: A model from `create_model`, or a catalogue name.
-    """
-    names, reason = _names_or_reason(_origin(model))
-    if names is not None and not isinstance(model, str):
-        outputs = model.num_classes if isinstance(model, BiT) else 0
-        if len(names) != outputs:
-            reason = f"The model has {outputs:,} class outputs, but {len(names):,} names are known."
-            names = None
-    if names is None:
-        _log.warning("%s", reason)
-    return names
+def _random(info: ModelInfo) -> ModelInfo:
+    """What is known of a network of the same form with random weights."""
+    return replace(
+        info,
+        identity=Identity(None, "unknown", "random weights"),
+        base=None,
+        license=None,
+        provenance=None,
+        run=None,
+        path=None,
+    )
 
 
-def _names_or_reason(origin: Origin) -> tuple[list[str] | None, str]:
-    own, words = (origin.config.get(key) for key in ("label_names", "label_descriptions"))
-    if isinstance(own, list):  # with words for each of them, as timm's config.json may have
-        return [str(words.get(name, name) if isinstance(words, dict) else name) for name in own], ""
-    names, reason = class_names_or_reason(origin.spec.label_set if origin.spec else None)
-    return names, (origin.spec.label_note if origin.spec else "") or reason
+def _info_of(network: Backbone, info: ModelInfo) -> ModelInfo:
+    """Fit what is known of the weights to the network that was made of them."""
+    info = replace(info, in_chans=network.architecture.in_chans)
+    classes = network.num_classes if isinstance(network, BiT) else 0
+    if classes == info.num_classes:
+        return info
+    return info.with_head(classes) if classes else info.without_head()
 
 
 def _resolve(
@@ -176,24 +144,18 @@ def _resolve(
     if pretrained is False:
         return spec, None
     if pretrained is True:
-        return spec, Located(find_weights(spec, progress=progress))
+        return spec, find_weights(spec, progress=progress)
     return spec, locate(pretrained, progress=progress)
 
 
-def _agreeing_spec(
-    spec: ModelSpec | None, source: Source, inventory: Inventory
-) -> ModelSpec | None:
-    """Check a file against the name it was asked by, or recognise it by what it says of itself."""
-    if spec is None:
-        said = find_spec(source.metadata.get("model") or source.path.stem)
-        same = said is not None and said.architecture == inventory.architecture
-        return said if same else None
-    if spec.architecture != replace(inventory.architecture, in_chans=spec.architecture.in_chans):
+def _require_architecture(spec: ModelSpec, source: Source, inventory: Inventory) -> None:
+    """Check a file against the name that it was asked by; its head may be another."""
+    found = replace(inventory.architecture, in_chans=spec.architecture.in_chans)
+    if not spec.fits(found, spec.num_classes):
         raise CheckpointError(
             f"{source.path}: expected {spec.arch_name}, as {spec.name} is; found "
             f"{inventory.title}. To load it as what it is, give the file instead of the name."
         )
-    return spec
 
 
 @dataclass(frozen=True)
@@ -241,33 +203,3 @@ def _load(source: Source, inventory: Inventory, wanted: _Wanted) -> BiT | Featur
             classes,
         )
     return network.eval()
-
-
-def _origin(model: Backbone | str) -> Origin:
-    if isinstance(model, str):
-        return Origin(get_spec(model))
-    return model.origin if isinstance(model.origin, Origin) else Origin()
-
-
-def _transform_from_config(config: Any, path: str | None) -> EvalTransform:
-    """Read timm's `pretrained_cfg`, the form in which `config.json` states preprocessing.
-
-    The resize rounds down, as timm/data/transforms_factory.py does.
-    """
-    try:
-        crop = int(config["input_size"][-1])
-        resize = math.floor(crop / float(config.get("crop_pct") or 1) + _ROUNDING)
-        interpolation = str(config.get("interpolation") or "bilinear")
-        statistics = {float(x) for key in ("mean", "std") for x in config.get(key) or ()}
-    except (AttributeError, IndexError, KeyError, TypeError, ValueError, ArithmeticError) as error:
-        raise CheckpointError(
-            f"The pretrained_cfg in {CONFIG_NAME} beside {path} cannot be read ({error!r}). "
-            "Expected timm's form: input_size, crop_pct, interpolation."
-        ) from error
-    if statistics - {0.5}:
-        raise CheckpointError(
-            f"The pretrained_cfg in {CONFIG_NAME} beside {path} normalizes images with mean and "
-            f"std {config.get('mean')} and {config.get('std')}; expected 0.5 for both, because "
-            "BiT reads pixels in [-1, 1]. Prepare the images yourself."
-        )
-    return EvalTransform(crop, resize, interpolation, config.get("crop_mode") == "squash")

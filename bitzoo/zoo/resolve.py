@@ -11,24 +11,27 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
 from urllib.parse import urlsplit
 
-from bitzoo.catalogue.registry import ModelSpec, find_spec
+from bitzoo.catalogue.model_info import Identity, ModelInfo
+from bitzoo.catalogue.registry import BASE_URL, ModelSpec, find_spec
+from bitzoo.converters.formats.hf_folder import read_json
+from bitzoo.converters.formats.timm_config import RECORD_KEY
 from bitzoo.converters.identify import identify
+from bitzoo.converters.model_record import COMPANIONS
 from bitzoo.converters.open import is_checkpoint_folder, open_source
 from bitzoo.converters.parity.verify import REPORT_NAME, Check, convert_and_prove, save_report
 from bitzoo.errors import CheckpointError, HubError, UsageError
-from bitzoo.fetch.http import base_url, download
+from bitzoo.fetch.http import base_url, download, forget, how_fetched
+from bitzoo.fetch.hub_client import MANIFEST_NAME
 from bitzoo.fetch.hub_snapshot import HubAddress, fetch_snapshot, is_hub_address
 from bitzoo.files import cache_dir, file_lock
 
 WEIGHTS_NAME = "model.safetensors"
-CONFIG_NAME = "config.json"
 _SUFFIXES = (".npz", ".safetensors")
 _log = logging.getLogger(__name__)
 
@@ -39,11 +42,11 @@ class Located:
 
     Attributes:
         path: The file, or the folder of one that is spread over several.
-        config: The `config.json` beside it, if it came as a folder.
+        identity: Which release it is, where its bytes say so; None leaves it to the file itself.
     """
 
     path: Path
-    config: Mapping[str, Any] = field(default_factory=dict)
+    identity: Identity | None = None
 
 
 def is_location(text: str | os.PathLike[str]) -> bool:
@@ -75,22 +78,66 @@ def locate(place: str | os.PathLike[str], *, progress: bool | None = None) -> Lo
         HubError: If the Hub does not have it, does not give it, or cannot be reached.
     """
     if is_hub_address(place):
-        place = fetch_snapshot(HubAddress.parse(str(place)), WEIGHTS_NAME, [CONFIG_NAME])
+        address = HubAddress.parse(str(place))
+        folder = fetch_snapshot(address, WEIGHTS_NAME, COMPANIONS)
+        return Located(folder / WEIGHTS_NAME, manifest_identity(folder, str(address)))
     if is_address(place):
-        return Located(fetch(str(place), progress=progress))
+        path = fetch(str(place), progress=progress)
+        return Located(path, identity_of_download(path))
     path = Path(place).expanduser()
     if not path.is_dir():
         return Located(path)
-    weights, config = path / WEIGHTS_NAME, path / CONFIG_NAME
+    weights = path / WEIGHTS_NAME
     if not (weights.is_file() or is_checkpoint_folder(path)):
         raise CheckpointError(
             f"{path}: expected a folder with {WEIGHTS_NAME}, as conversions and runs leave it, or "
             "a folder of transformers or TensorFlow; it is none of these. Give the checkpoint "
             "file itself."
         )
-    return Located(
-        weights if weights.is_file() else path, _read_config(config) if config.is_file() else {}
-    )
+    return Located(weights if weights.is_file() else path)
+
+
+def identity_of_download(path: Path, spec: ModelSpec | None = None) -> Identity | None:
+    """Return which release a fetched file is, by where it came from; None if nothing says so.
+
+    Args:
+        path: What `download` made.
+        spec: The release that was asked for; None for an address of the user's, of which only
+            those of Google's bucket are known.
+    """
+    how = how_fetched(path)
+    if how is None:
+        return Identity(spec.name, "mirror", "nothing says from where") if spec else None
+    at_google = how.url.startswith(BASE_URL)
+    if spec is None and at_google:
+        spec = find_spec(PurePosixPath(urlsplit(how.url).path).stem)
+        if spec is None or how.url not in {spec.url(kind) for kind in spec.files}:
+            return None
+    if spec is None:
+        return None
+    if at_google and how.checked:
+        return Identity(spec.name, "google", how.url)
+    unchecked = "" if how.checked else ", whose server stated no checksum"
+    return Identity(spec.name, "mirror", how.url + unchecked)
+
+
+def manifest_identity(folder: Path, where: str) -> Identity | None:
+    """Return which release a folder's manifest says its weights are, once their bytes match it.
+
+    Args:
+        folder: With the manifest; that its weights are the bytes listed is the caller's business.
+        where: What to call it in the evidence.
+    """
+    path = folder / MANIFEST_NAME
+    if not path.is_file():
+        return None
+    said = read_json(path).get("identity")
+    if not isinstance(said, dict) or not isinstance(said.get("name"), str):
+        return None
+    identity = Identity(said["name"], said.get("basis", "stated"), str(said.get("evidence", "")))
+    if not identity.established:
+        return identity
+    return Identity(identity.name, "manifest", f"{where}: {identity.basis}, {identity.evidence}")
 
 
 def fetch(url: str, *, progress: bool | None = None) -> Path:
@@ -124,10 +171,10 @@ def fetched(url: str, *, keep: bool = True, progress: bool | None = None) -> Ite
         try:
             yield path
         except CheckpointError:
-            path.unlink(missing_ok=True)
+            forget(path)
             raise
         if not keep:
-            path.unlink(missing_ok=True)
+            forget(path)
 
 
 def name_in(url: str) -> str:
@@ -150,7 +197,7 @@ def released_url(spec: ModelSpec) -> str:
     return base_url() + spec.files["npz"]
 
 
-def find_weights(spec: ModelSpec, *, progress: bool | None = None) -> Path:
+def find_weights(spec: ModelSpec, *, progress: bool | None = None) -> Located:
     """Return a catalogue entry's weights as a safetensors file, from the first source that has it.
 
     Args:
@@ -163,27 +210,46 @@ def find_weights(spec: ModelSpec, *, progress: bool | None = None) -> Path:
         CheckpointError: If the fetched file is damaged or of another architecture.
         ParityError: If the converted weights differ from the original.
     """
-    target = cache_dir() / "models" / spec.name / WEIGHTS_NAME
-    if target.is_file():
-        return target
-    url = released_url(spec)
+    if kept := kept_weights(spec):
+        return kept
+    url, target = released_url(spec), _place_of(spec)
     with file_lock(target):
-        if target.is_file():
-            return target
+        if kept := kept_weights(spec):
+            return kept
         if published := _from_hub(spec):
             return published
         with fetched(url, keep=False, progress=progress) as source:
             _check_is(spec, source)
-            _, report = convert_and_prove(source, target, check=Check.WEIGHTS, model=spec.name)
+            identity = identity_of_download(source, spec)
+            _, report = convert_and_prove(source, target, check=Check.WEIGHTS, identity=identity)
             if report:
                 save_report(report, target.with_name(REPORT_NAME))
-    return target
+    return Located(target, identity)
+
+
+def _place_of(spec: ModelSpec) -> Path:
+    return cache_dir() / "models" / spec.name / WEIGHTS_NAME
+
+
+def kept_weights(spec: ModelSpec) -> Located | None:
+    """Return the converted file that the cache has of a release; None if it has none.
+
+    The cache is bitzoo's own: what the file's record says of its identity was known when it was
+    made, and counts.
+    """
+    target = _place_of(spec)
+    if not target.is_file():
+        return None
+    with open_source(target) as source:
+        text = source.metadata.get(RECORD_KEY)
+    record = ModelInfo.from_dict(json.loads(text)) if text else None
+    return Located(target, record.identity if record else None)
 
 
 def _check_is(spec: ModelSpec, path: Path) -> None:
     with open_source(path) as source:
         inventory = identify(source)
-    if (inventory.architecture, inventory.num_classes) != (spec.architecture, spec.num_classes):
+    if not spec.fits(inventory.architecture, inventory.num_classes):
         raise CheckpointError(
             f"{path}: fetched as {spec.name}, expected {spec.arch_name} with "
             f"{spec.num_classes:,} classes, found {inventory.title}. What was published under "
@@ -192,7 +258,7 @@ def _check_is(spec: ModelSpec, path: Path) -> None:
         )
 
 
-def _from_hub(spec: ModelSpec) -> Path | None:
+def _from_hub(spec: ModelSpec) -> Located | None:
     """Return the weights from the configured organisation on the Hub, or None if it lacks them."""
     organisation = os.environ.get("BITZOO_HUB_ORG", "").strip()
     if not organisation:
@@ -200,7 +266,7 @@ def _from_hub(spec: ModelSpec) -> Path | None:
     repository = f"{organisation}/{spec.name}"
     try:
         address = HubAddress.parse(repository)
-        path = fetch_snapshot(address, WEIGHTS_NAME) / WEIGHTS_NAME
+        folder = fetch_snapshot(address, WEIGHTS_NAME)
     except (HubError, UsageError) as error:
         _log.warning(
             "%s is not to be had from the Hub (%s); taking Google's file instead.",
@@ -208,15 +274,8 @@ def _from_hub(spec: ModelSpec) -> Path | None:
             error,
         )
         return None
-    _check_is(spec, path)
-    return path
-
-
-def _read_config(path: Path) -> Mapping[str, Any]:
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: expected JSON, found something else ({error}).") from error
-    if not isinstance(config, dict):
-        raise CheckpointError(f"{path}: expected a JSON object, found {type(config).__name__}.")
-    return config
+    _check_is(spec, folder / WEIGHTS_NAME)
+    identity = manifest_identity(folder, str(address))
+    return Located(
+        folder / WEIGHTS_NAME, identity or Identity(spec.name, "mirror", f"the Hub: {repository}")
+    )

@@ -1,6 +1,6 @@
-"""Data sets that cannot be trained on: one report, exit 2, nothing begun. And odd ones that can.
+"""Data sets that cannot be trained on: one report, exit 2, nothing started. And odd ones that can.
 
-Each command is a process of its own; all but one are forked from a server that has imported torch.
+Each command runs in its own process; all but one are forked from a server that has imported torch.
 """
 
 import json
@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from checkpoints import make_checkpoint, write_npz
 from commands import start
-from pictures import BAD, FINE, write_photos
+from images import BAD, FINE, write_photos
 from PIL import Image, ImageOps
 
 STEPS = ["--steps", "3", "--batch-size", "8", "--lr", "0.03", "--resolution", "36,32"]
@@ -33,7 +33,7 @@ def finetune(small: Path, data: Path, out: Path, *more: str) -> tuple[int, str, 
 
 
 def refused(small: Path, data: Path, tmp_path: Path, *more: str) -> str:
-    """What is said of data that are refused before anything is begun."""
+    """Return the report on data that are refused before anything is started."""
     before = sorted(tmp_path.rglob("*"))
     code, out, err = finetune(small, data, tmp_path / "run", *more)
     assert (code, out) == (2, ""), err
@@ -45,14 +45,14 @@ def refused(small: Path, data: Path, tmp_path: Path, *more: str) -> str:
 
 
 def groups_of(report: str, data: Path, count: int) -> dict[str, list[str]]:
-    """Kind of problem -> its lines; beginning and end of the report are checked."""
+    """Return kind of problem -> its lines, and check the beginning and end of the report."""
     beginning, *groups, end = report.split("\n\n")
     assert beginning == (
         f"The data set '{data}' cannot be used as it is. Every image was checked before anything "
-        f"else was started; expected no problem, found {count} of {len(groups)} "
+        f"else started; found {count} {'problem' if count == 1 else 'problems'} of {len(groups)} "
         f"{'kind' if len(groups) == 1 else 'kinds'}:"
     )
-    assert end.startswith("Correct what is listed")
+    assert end.startswith("Fix these problems")
     found = {}
     for group in groups:
         title, *lines = group.splitlines()
@@ -64,7 +64,7 @@ def groups_of(report: str, data: Path, count: int) -> dict[str, list[str]]:
 
 
 FILES = {
-    "Files that are not there": ["gone.jpg: No such file or directory"],
+    "Missing files": ["gone.jpg: No such file or directory"],
     "Files that cannot be opened": [
         "loop.jpg: Too many levels of symbolic links",
         "pipe.jpg: not a regular file",
@@ -72,7 +72,7 @@ FILES = {
     "Files of 0 bytes": ["nothing.jpg"],
     "Not an image that Pillow knows": ["page.jpg: begins with b'<!DOCTYPE html><'"],
     "Truncated or damaged images": ["half.gif: *", "half.jpg: *", "half.png: *", "start.png: *"],
-    "Animations and files of several pages": [
+    "Animated or multi-page files": [
         "dance.gif: GIF of 3 frames or pages",
         "dance.png: PNG of 3 frames or pages",
         "dance.webp: WEBP of 3 frames or pages",
@@ -98,14 +98,14 @@ class TestRefused:
         shutil.copy(data / "train/cat/photo_1.jpg", data / "val/dog/again.jpg")
         report = refused(small, data, tmp_path)
         found = groups_of(report, data, count=len(BAD) + 1)
-        assert found.pop("In train and in val, byte for byte") == [
+        assert found.pop("Identical images in train and val") == [
             "train/cat/photo_1.jpg: same as val/dog/again.jpg"
         ]
         assert list(found) == list(FILES)
         for kind, patterns in FILES.items():
             for line, pattern in zip(found[kind], patterns, strict=True):
                 assert fnmatchcase(line, f"train/dog/{pattern}"), line
-        assert report.endswith("or go on without it: --skip-bad (skip_bad=True).\n")
+        assert report.endswith("or skip the listed items: `skip_bad=True`.\n")
 
     def test_classes_of_every_bad_kind(self, small: Path, tmp_path: Path) -> None:
         data = tmp_path / "photos"
@@ -126,8 +126,8 @@ class TestRefused:
             "  none\n  torn: none of its 1 can be used",
         ]
         assert end == (
-            "--skip-bad cannot mend this: Classes of val without images in train; Classes without "
-            "a usable image in train.\n"
+            "`skip_bad=True` cannot fix this: Classes of val without images in train; Classes "
+            "without a usable image in train.\n"
         )
 
     def test_a_single_class(self, small: Path, tmp_path: Path) -> None:
@@ -155,13 +155,13 @@ class TestRefused:
             "gone.jpg,b,train\nfar/gone.jpg,a,val\n"
         )
         assert groups_of(refused(small, data, tmp_path), data, count=6) == {
-            "Lines of the manifest": [
+            "Invalid lines of the manifest": [
                 "list.csv line 6: expected 3 columns, found 2",
                 "list.csv line 7: path is empty",
                 "list.csv line 8: split must be one of train, val, valid, validation, test, "
                 "found 'dev'",
             ],
-            "Files that are not there": [
+            "Missing files": [
                 "gone.jpg: No such file or directory",
                 "far/gone.jpg: No such file or directory",
             ],
@@ -172,11 +172,11 @@ class TestRefused:
         ("name", "text", "says"),
         [
             ("no_header.csv", "photo_0.jpg,a\n", "names the columns path and label"),
-            ("no_label.csv", "path,class\nphoto_0.jpg,a\n", "found 'path,class'. Write"),
-            ("nothing.csv", "path,label\n", "lists no picture; expected a CSV file"),
+            ("no_label.csv", "path,class\nphoto_0.jpg,a\n", "found 'path,class'. Insert"),
+            ("nothing.csv", "path,label\n", "lists no images; expected a CSV file"),
             ("list.txt", "photo_0.jpg a\n", "found a file of another kind. Check the path."),
             ("absent.csv", None, "found nothing there. Check the path."),
-            ("empty/", None, "must hold a folder for each class"),
+            ("empty/", None, "must hold one folder of images per class"),
         ],
     )
     def test_no_data_set(
@@ -193,7 +193,7 @@ class TestRefused:
         assert "\n" not in report.removesuffix("\n")
 
     def test_in_a_terminal(self, small: Path, tmp_path: Path) -> None:
-        """Once as users have it, with whatever libraries print beside it."""
+        """Run once as users do, including whatever libraries print."""
         write_good(tmp_path / "photos")
         BAD["bomb"].write(tmp_path / "photos/val/cat")
         BAD["cut off JPEG"].write(tmp_path / "photos/train/dog")
@@ -213,12 +213,12 @@ class TestRefused:
 
 ODD = (
     "JPEG", "grayscale", "black and white", "CMYK", "16-bit grey", "16-bit colour", "alpha",
-    "palette", "transparent palette", "GIF", "turned", "several pictures",
+    "palette", "transparent palette", "GIF", "turned", "several images",
 )  # fmt: skip
 
 
 def write_odd(root: Path) -> None:
-    """All odd forms for each class in each split, every picture another one."""
+    """Write all odd forms for each class in each split, every image a different one."""
     for number, split in enumerate(("train", "val")):
         for seed, form in enumerate(2 * ODD):
             folder = root / split / "ab"[seed // len(ODD)] / f"{seed:02}"
@@ -226,7 +226,7 @@ def write_odd(root: Path) -> None:
 
 
 def write_twin(odd: Path, twin: Path) -> None:
-    """The same pictures as RGB PNGs, by Pillow's own means."""
+    """Write the same images as RGB PNGs, converted by Pillow."""
     for path in (path for path in odd.rglob("*") if path.is_file()):
         with Image.open(path) as opened:
             image = ImageOps.exif_transpose(opened)
@@ -239,12 +239,12 @@ def write_twin(odd: Path, twin: Path) -> None:
 
 
 def metrics(run: Path) -> list[dict[str, object]]:
-    """What was recorded, without what the clock says."""
+    """Return the recorded metrics, without those that depend on the clock."""
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     return [{key: line[key] for key in line if key != "images_per_s"} for line in lines]
 
 
-def test_odd_forms_train_as_their_plain_twins_do(small: Path, tmp_path: Path) -> None:
+def test_odd_forms_train_as_their_plain_twins(small: Path, tmp_path: Path) -> None:
     odd, twin = tmp_path / "odd", tmp_path / "twin"
     write_odd(odd)
     write_twin(odd, twin)
@@ -257,7 +257,7 @@ def test_odd_forms_train_as_their_plain_twins_do(small: Path, tmp_path: Path) ->
     assert [line["step"] for line in found["odd"] if line["event"] == "train"] == [1, 2, 3]
     assert found["odd"][-1]["count"] == 2 * len(ODD)
 
-    for form in BAD.values():  # and with --skip-bad as if these were not there
+    for form in BAD.values():  # with --skip-bad, these make no difference
         form.write(odd / "train" / "a" / "bad")
     code, _, err = finetune(small, odd, tmp_path / "run-skipped", "--skip-bad")
     assert code == 0, err

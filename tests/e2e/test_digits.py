@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from checkpoints import make_checkpoint, write_npz
 from commands import start
-from pictures import write_digits
+from images import write_digits
 from training import InProcess
 
 pytestmark = [pytest.mark.full_size, pytest.mark.timeout(900)]

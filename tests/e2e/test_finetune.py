@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from checkpoints import make_checkpoint, write_npz
-from pictures import write_digits
+from images import write_digits
 
 import bitzoo
 from bitzoo.errors import UsageError

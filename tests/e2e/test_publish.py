@@ -19,10 +19,11 @@ from publishing import SMALL_NAMES, Desk
 from servers import FileServer
 from training import make_model
 
+from bitzoo.catalogue.metadata import Preprocessing
+from bitzoo.catalogue.model_info import Identity, ModelInfo
 from bitzoo.inference.metrics import Evaluation
-from bitzoo.models.preprocessing import EvalTransform
 from bitzoo.runs.report.html import RunRecord, write_card
-from bitzoo.zoo.model_folder import render_config, write_model_folder
+from bitzoo.zoo.model_folder import write_model_folder
 
 DTD = "BiT-M-R50x1-run0-dtd"
 CLEVR = {"clevr-distance": 6, "clevr-count": 8}  # in the order of the catalogue
@@ -248,7 +249,7 @@ class TestBeforeAnythingIsSent:
         [
             (["own.npz"], "--repo organisation/name for one model, or --org"),
             (["own.npz", "--repo", "x"], "expected the full name of a repository"),
-            (["own.npz", "--repo", "lab/a b"], "can be no repository"),
+            (["own.npz", "--repo", "lab/a b"], "is not a valid Hub repository name"),
             (["BiT-L-R50x1", "--repo", "lab/x"], "Google never released"),
             (["BiT-X-*", "--org", "lab"], "matches no released model"),
             (["nothing", "--org", "lab"], "not a name in the catalogue"),
@@ -284,7 +285,7 @@ class TestBeforeAnythingIsSent:
     def test_a_token_is_needed_and_never_shown(self, hub, desk):
         words = ["publish", "own.npz", "--repo", "lab/t", "--yes"]
         none = desk.run(*words, code=2, HF_TOKEN="")
-        assert "no token for the Hub was found" in none.err
+        assert "this needs a Hub token, and none was found" in none.err
         assert "hf auth login" in none.err
         # the stand-in repeats the token it was sent, as a careless server might
         for debug in ([], ["--debug"]):
@@ -542,17 +543,22 @@ class TestARun:
         classes = ["robin", "wren", "kite"]
         network = make_model(num_classes=len(classes))
         folder = desk.folder / "runs" / "photos"
-        transform = EvalTransform(64, 64)
-        facts = {"base_model": "BiT-M-R50x1", "activation": "softmax"}
-        config = render_config(network, transform, class_names=classes, facts=facts)
-        write_model_folder(folder, network, config)
+        known = ModelInfo(
+            network.architecture.name,
+            len(classes),
+            base=Identity("BiT-M-R50x1", "google", "the test"),
+            own_names=tuple(classes),
+            activation="softmax",
+            preprocessing=Preprocessing(64, 64, "bilinear", True, "the recipe of this run"),
+        )
+        write_model_folder(folder, network, known)
         logits = 2 * np.eye(3, dtype=np.float32)[[0, 1, 1, 2]]
         history = [{"event": "train", "step": i, "loss": 3 - i, "lr": 0.1} for i in range(3)]
         (folder / "metrics.jsonl").write_text("".join(json.dumps(h) + "\n" for h in history))
         record = RunRecord(
             title="photos", model="BiT-M-R50x1", architecture=network.architecture.name,
             image_size=64, classes=classes, dataset="birds", data=[("train images", "12")],
-            recipe=[("rule", "paper")], base="BiT-M-R50x1", history=history,
+            recipe=[("rule", "paper")], base="BiT-M-R50x1", info=known, history=history,
             evaluation=Evaluation.of_logits(classes, np.array([0, 1, 2, 2]), logits),
         )  # fmt: skip
         write_card(folder / "README.md", record)

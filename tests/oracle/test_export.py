@@ -8,6 +8,7 @@ import functools
 import json
 import logging
 import sys
+from dataclasses import replace
 
 import numpy as np
 import onnx
@@ -21,6 +22,7 @@ from oracle.networks import run
 import bitzoo
 from bitzoo import create_model
 from bitzoo.catalogue.class_names import class_names
+from bitzoo.catalogue.metadata import Preprocessing
 from bitzoo.cli import main
 from bitzoo.cli.export import export as command
 from bitzoo.converters.parity.reference_tensorflow import load_tensorflow
@@ -28,11 +30,10 @@ from bitzoo.errors import FoldedModelError, MissingExtraError, ParityError, Usag
 from bitzoo.exporters import graph, probe, torch_export
 from bitzoo.exporters.export import export
 from bitzoo.exporters.export_formats import FORMATS
-from bitzoo.exporters.file_metadata import facts_of
+from bitzoo.exporters.file_metadata import metadata_of
 from bitzoo.models.architecture import Architecture
 from bitzoo.models.bit import BiT, fold
-from bitzoo.models.preprocessing import EvalTransform
-from bitzoo.zoo.model_folder import render_config, write_model_folder
+from bitzoo.zoo.model_folder import write_model_folder
 
 tf = load_tensorflow()  # as bitzoo does it, in an order that torch.export survives
 PROMISED = 1e-4
@@ -87,10 +88,9 @@ def folder(arrays, tmp_path_factory):
     """A run's folder: its own class names, preprocessing and activation."""
     place = tmp_path_factory.mktemp("run")
     network = create_model(write_npz(place / "a.npz", arrays), True)
-    transform = EvalTransform(crop=64, resize=80, interpolation="bicubic", square=False)
-    facts = {"activation": "sigmoid"}
-    config = render_config(network, transform, class_names=CLASSES, facts=facts)
-    write_model_folder(place / "run", network, config)
+    way = Preprocessing(64, 80, "bicubic", False, "the test")
+    known = replace(network.info, own_names=tuple(CLASSES), activation="sigmoid", preprocessing=way)
+    write_model_folder(place / "run", network, known)
     return place / "run"
 
 
@@ -239,7 +239,7 @@ def test_what_lies_there_afterwards(exported, to):
 def test_a_file_says_what_it_reads_and_what_its_outputs_mean(exported, to):
     path, report = exported(to)
     facts = facts_in(to, path)
-    assert facts == report.facts
+    assert facts == report.metadata
     assert json.loads(facts["class_names"]) == CLASSES
     preprocessing = {"crop": 64, "resize": 80, "interpolation": "bicubic", "square": False}
     assert json.loads(facts["preprocessing"]) == preprocessing
@@ -270,7 +270,7 @@ def facts_in(to, path):
 
 
 def test_a_catalogue_name_gives_its_facts():
-    facts = facts_of(create_model("BiT-S-R50x1"))
+    facts = metadata_of(create_model("BiT-S-R50x1"))
     assert facts["model"] == "BiT-S-R50x1"
     assert facts["activation"] == "softmax"
     assert json.loads(facts["class_names"]) == class_names("imagenet1k")
@@ -318,8 +318,8 @@ def test_signatures_of_a_savedmodel(exported, arrays):
 def test_an_encoder_gives_features(tmp_path, folder, arrays):
     encoder = create_model(folder, True, num_classes=0)
     report = export(encoder, "savedmodel", tmp_path / "a")
-    assert report.facts["num_classes"] == "0"
-    assert "class_names" not in report.facts
+    assert report.metadata["num_classes"] == "0"
+    assert "class_names" not in report.metadata
     x = images(1, 64, 64)
     serve = tf.saved_model.load(str(tmp_path / "a")).signatures["serving_default"]
     found = serve(images_from_minus1_to_1=tf.constant(x.transpose(0, 2, 3, 1)))

@@ -24,7 +24,7 @@ import bitzoo
 from bitzoo.cli.quickstart import write_random_checkpoint
 from bitzoo.converters import streaming
 from bitzoo.converters.convert import convert, default_output
-from bitzoo.converters.formats.checkpoint_formats import FORMATS
+from bitzoo.converters.formats.checkpoint_formats import FORMATS, Target
 from bitzoo.converters.parity import logits as logits_proof
 from bitzoo.converters.parity import reference_tensorflow
 from bitzoo.converters.parity.verify import Check, convert_and_prove, verify
@@ -49,6 +49,12 @@ def bits(tensors):
     return {name: (tuple(t.shape), np.asarray(t).tobytes()) for name, t in tensors.items()}
 
 
+UNKNOWN_IMAGES = (
+    "How images are prepared is not known; preprocessor_config.json has what BiT was pre-trained "
+    "with, and the record in config.json says that nothing is known."
+)
+
+
 def data_section(path):
     data = path.read_bytes()
     return data[8 + struct.unpack("<Q", data[:8])[0] :]
@@ -62,9 +68,9 @@ def family(tmp_path_factory):
     made = {"safetensors": first}
     for to in OTHERS:
         output = folder / f"made{FORMATS[to].ending}"
-        conversion, report = convert_and_prove(first, output, to=to, check=Check.WEIGHTS)
+        conversion, report = convert_and_prove(first, output, Target(to), check=Check.WEIGHTS)
         assert report.passed
-        assert conversion.notes == ()
+        assert conversion.notes == ((UNKNOWN_IMAGES,) if to == "transformers" else ())
         made[to] = output
     return made
 
@@ -94,7 +100,7 @@ def test_there_and_back_in_small_blocks(tmp_path, monkeypatch, family, to):
     first = family["safetensors"]
     monkeypatch.setattr(streaming, "BLOCK_BYTES", 100_000)
     monkeypatch.setattr(streaming, "PIECE_BYTES", 30_000)
-    there = convert(first, tmp_path / f"b{FORMATS[to].ending}", to=to, compare=True)
+    there = convert(first, tmp_path / f"b{FORMATS[to].ending}", target=Target(to), compare=True)
     assert there.weights.passed
     back = convert(there.output, tmp_path / "back.safetensors", compare=True)
     assert back.weights.passed
@@ -106,7 +112,9 @@ def test_there_and_back_in_small_blocks(tmp_path, monkeypatch, family, to):
 @pytest.mark.full_size  # not by its size: there are twenty
 @pytest.mark.parametrize(("one", "other"), list(permutations(OTHERS, 2)))
 def test_every_pair(tmp_path, family, one, other):
-    middle = convert(family[one], tmp_path / f"b{FORMATS[other].ending}", to=other).output
+    middle = convert(
+        family[one], tmp_path / f"b{FORMATS[other].ending}", target=Target(other)
+    ).output
     back = convert(middle, tmp_path / "back.safetensors").output
     assert data_section(back) == data_section(family["safetensors"])
 
@@ -118,7 +126,7 @@ def test_every_pair(tmp_path, family, one, other):
 def test_released_depths_there_and_back(tmp_path, depths, to):
     source = write_npz(tmp_path / "a.npz", make_checkpoint(depths, 0.5, 5, seed=2))
     first = convert(source).output
-    there = convert(first, tmp_path / f"b{FORMATS[to].ending}", to=to).output
+    there = convert(first, tmp_path / f"b{FORMATS[to].ending}", target=Target(to)).output
     back = convert(there, tmp_path / "back.safetensors").output
     assert data_section(back) == data_section(first)
 
@@ -126,7 +134,7 @@ def test_released_depths_there_and_back(tmp_path, depths, to):
 @pytest.mark.parametrize("to", OTHERS)
 def test_without_a_head(tmp_path, to):
     first = convert(write_npz(tmp_path / "a.npz", make_checkpoint(num_classes=0))).output
-    there = convert(first, tmp_path / f"b{FORMATS[to].ending}", to=to, compare=True)
+    there = convert(first, tmp_path / f"b{FORMATS[to].ending}", target=Target(to), compare=True)
     assert there.inventory.num_classes == 0
     assert data_section(convert(there.output, tmp_path / "c.safetensors").output) == data_section(
         first
@@ -370,7 +378,7 @@ def test_peers_compute_the_reference_but_for_their_eps(
     source = write_npz(tmp_path / "a.npz", arrays)
     expected = run(arrays, images).logits
     for to, load in (("timm", load_timm), ("transformers", load_transformers)):
-        output = convert(source, to=to, eps_exact=eps_exact, compare=True).output
+        output = convert(source, target=Target(to, eps_exact=eps_exact), compare=True).output
         network = load(output).double()
         found = network(images)
         logits = found.logits if to == "transformers" else found
@@ -384,7 +392,7 @@ def test_peers_compute_the_reference_but_for_their_eps(
 def test_eps_exact_files_are_marked_and_not_for_us(tmp_path, to):
     source = write_npz(tmp_path / "a.npz", SMALL_STD)
     conversion, report = convert_and_prove(
-        source, tmp_path / f"x{FORMATS[to].ending}", to=to, eps_exact=True
+        source, tmp_path / f"x{FORMATS[to].ending}", target=Target(to, eps_exact=True)
     )
     assert report.passed
     assert max(proof.relative_l2 for proof in report.logits if proof.dtype == "float64") < 1e-6
@@ -397,7 +405,7 @@ def test_eps_exact_files_are_marked_and_not_for_us(tmp_path, to):
     with pytest.raises(CheckpointError, match=said):
         bitzoo.create_model(conversion.output, pretrained=True)
     with pytest.raises(CheckpointError, match=said):
-        convert(conversion.output, tmp_path / "b.npz", to="npz")
+        convert(conversion.output, tmp_path / "b.npz", target=Target("npz"))
     if to == "transformers":  # trained and saved again: the mark stays
         load_transformers(conversion.output).save_pretrained(tmp_path / "trained")
         with safe_open(tmp_path / "trained" / "model.safetensors", "np") as file:
@@ -409,8 +417,8 @@ def test_eps_exact_files_are_marked_and_not_for_us(tmp_path, to):
 @pytest.mark.parametrize("to", ["safetensors", "npz", "h5", "bit_pytorch"])
 def test_eps_exact_only_where_it_is_right(tmp_path, to):
     source = write_npz(tmp_path / "a.npz", ARRAYS)
-    with pytest.raises(UsageError, match=r"Use it with --to timm or --to transformers"):
-        convert(source, to=to, eps_exact=True)
+    with pytest.raises(UsageError, match=r"Use it to write timm or transformers"):
+        convert(source, target=Target(to, eps_exact=True))
     assert [path.name for path in tmp_path.iterdir()] == ["a.npz"]
 
 
@@ -423,13 +431,13 @@ def test_eps_exact_only_where_it_is_right(tmp_path, to):
 def test_rounded_numbers_say_so(tmp_path, to, number_format):
     source = write_npz(tmp_path / "a.npz", ARRAYS)
     conversion, report = convert_and_prove(
-        source, tmp_path / f"b{FORMATS[to].ending}", to=to, number_format=number_format
+        source, tmp_path / f"b{FORMATS[to].ending}", target=Target(to, dtype=number_format)
     )
     path = conversion.output / "model.safetensors" if to == "transformers" else conversion.output
     dtype = getattr(torch, number_format)
     with safe_open(path, "pt") as file:
         metadata, found = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    exact = convert(source, tmp_path / f"c{FORMATS[to].ending}", to=to).output
+    exact = convert(source, tmp_path / f"c{FORMATS[to].ending}", target=Target(to)).output
     with safe_open(exact / "model.safetensors" if to == "transformers" else exact, "pt") as file:
         whole = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     assert all(torch.equal(found[name], whole[name].to(dtype)) for name in whole)
@@ -454,7 +462,7 @@ def test_rounded_numbers_say_so(tmp_path, to, number_format):
 def test_no_rounding_where_it_could_not_be_said(tmp_path, to):
     source = write_npz(tmp_path / "a.npz", ARRAYS)
     with pytest.raises(UsageError, match=r"files are float32 and have no place to say otherwise"):
-        convert(source, to=to, number_format="bfloat16")
+        convert(source, target=Target(to, dtype="bfloat16"))
 
 
 def test_numbers_too_large_for_float16(tmp_path):
@@ -462,7 +470,7 @@ def test_numbers_too_large_for_float16(tmp_path):
     arrays["resnet/group_norm/gamma"] = arrays["resnet/group_norm/gamma"] * np.float32(1e6)
     source = write_npz(tmp_path / "a.npz", arrays)
     with pytest.raises(CheckpointError, match=r"too large for float16"):
-        convert(source, number_format="float16")
+        convert(source, target=Target(dtype="float16"))
     assert [path.name for path in tmp_path.iterdir()] == ["a.npz"]
 
 
@@ -471,16 +479,16 @@ def test_numbers_too_large_for_float16(tmp_path):
 
 def test_a_folder_is_replaced_only_if_it_is_ours(tmp_path):
     source = write_npz(tmp_path / "a.npz", ARRAYS)
-    output = convert(source, to="transformers").output
+    output = convert(source, target=Target("transformers")).output
     assert output == tmp_path / "a-transformers"
     with pytest.raises(UsageError, match=r"already exists.*`force=True`"):
-        convert(source, to="transformers")
-    convert(source, to="transformers", force=True)
+        convert(source, target=Target("transformers"))
+    convert(source, target=Target("transformers"), force=True)
     (output / "notes.txt").write_text("mine")
     with pytest.raises(UsageError, match=r"found one that holds notes\.txt"):
-        convert(source, to="transformers", force=True)
+        convert(source, target=Target("transformers"), force=True)
     (tmp_path / "empty").mkdir()
-    convert(source, tmp_path / "empty", to="transformers")
+    convert(source, tmp_path / "empty", target=Target("transformers"))
     assert sorted(path.name for path in (tmp_path / "empty").iterdir()) == [
         "config.json",
         "model.safetensors",

@@ -30,6 +30,7 @@ from safetensors.numpy import load, load_file, save
 from timm.models.resnetv2 import ResNetV2
 
 import bitzoo
+from bitzoo.catalogue.model_info import ModelInfo, Provenance
 from bitzoo.converters import streaming
 from bitzoo.converters.convert import convert, default_output
 from bitzoo.converters.formats.npz import write_npz as write_released_npz
@@ -123,7 +124,10 @@ def test_metadata_and_layout(tmp_path, expected):
     assert conversion.output == tmp_path / "mine.safetensors"
     assert data_section(conversion.output) == expected
     with safe_open(conversion.output, "np") as file:
-        assert file.metadata() == {
+        metadata = file.metadata()
+        record = ModelInfo.from_dict(json.loads(metadata.pop("model_info")))
+        assert record == ModelInfo("R(1,1,1,1)x0.5", 10, provenance=Provenance("mine.npz", sha256))
+        assert metadata == {
             "format": "pt",
             "architecture": "R(1,1,1,1)x0.5",
             "num_classes": "10",
@@ -417,7 +421,8 @@ def test_a_failing_proof_leaves_nothing(tmp_path):
     source = write_npz(tmp_path / "a.npz", SMALL)
     seen = []
 
-    def prove(conversion):
+    def prove(original, conversion):
+        assert original.path == source
         seen.append(conversion.output)
         assert conversion.output.is_file()
         assert names_in(tmp_path) == sorted(["a.npz", conversion.output.name])

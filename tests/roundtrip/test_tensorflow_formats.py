@@ -14,6 +14,7 @@ from checkpoints import make_checkpoint, write_npz
 from servers import FileServer
 
 from bitzoo.converters.convert import convert
+from bitzoo.converters.formats.checkpoint_formats import Target
 from bitzoo.converters.open import open_source
 from bitzoo.converters.parity import logits
 from bitzoo.converters.parity.verify import convert_and_prove
@@ -37,7 +38,7 @@ def data_section(path):
 def files(tmp_path_factory):
     folder = tmp_path_factory.mktemp("tensorflow")
     source = write_npz(folder / "bit.npz", ARRAYS)
-    convert(source, folder / "ours.h5", to="h5")
+    convert(source, folder / "ours.h5", target=Target("h5"))
     convert(source)
     command = [sys.executable, str(WRITER), str(source), str(folder)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=250)

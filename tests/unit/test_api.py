@@ -16,6 +16,7 @@ from checkpoints import make_checkpoint, write_npz
 
 import bitzoo
 from bitzoo.catalogue.class_names import class_names
+from bitzoo.catalogue.model_info import Identity, ModelInfo
 from bitzoo.catalogue.registry import find_spec
 from bitzoo.cli.main import app
 from bitzoo.converters.dtypes import NUMBER_FORMATS
@@ -30,7 +31,7 @@ from bitzoo.exporters.probe import Deviation
 from bitzoo.hub.publish import BatchPlan, PublishResult, PublishResults
 from bitzoo.hub.repo_manifest import FileRecord
 from bitzoo.hub.staging import Prepared
-from bitzoo.hub.targets import Subject
+from bitzoo.hub.targets import CheckpointFile
 from bitzoo.hub.upload import Plan, Publication
 from bitzoo.inference.backends import BACKENDS
 from bitzoo.inference.metrics import Evaluation
@@ -42,7 +43,7 @@ from bitzoo.runs.finetune import FinetuneResult
 from bitzoo.training.hyperrule import Edition, hyperrule
 from bitzoo.zoo.conversion import ConversionResult
 
-FUNCTIONS = sorted(set(bitzoo.__all__) - {"ModelSpec", "__version__"})
+FUNCTIONS = sorted(set(bitzoo.__all__) - {"ModelInfo", "ModelSpec", "__version__"})
 COMMANDS = {
     "card": "card",
     "convert": "convert",
@@ -50,6 +51,7 @@ COMMANDS = {
     "export": "export",
     "finetune": "finetune",
     "hyperrule": "hyperrule",
+    "info": "info",
     "list": "list_models",
     "predict": "predict",
     "publish": "publish",
@@ -81,7 +83,7 @@ def test_a_function_is_documented_and_typed(name):
 
 
 def test_every_name_resolves_and_no_other():
-    assert set(FUNCTIONS) | {"ModelSpec"} == set(bitzoo._HOMES)
+    assert set(FUNCTIONS) | {"ModelInfo", "ModelSpec"} == set(bitzoo._HOMES)
     assert dir(bitzoo) == sorted(bitzoo.__all__)
     with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
         bitzoo.nonsense  # noqa: B018
@@ -138,7 +140,7 @@ def test_a_commands_options_are_its_functions_parameters(name):
 
 
 def test_every_command_is_a_function():
-    assert set(app.commands) - set(COMMANDS) == {"info", "quickstart"}
+    assert set(app.commands) - set(COMMANDS) == {"quickstart"}
 
 
 @pytest.mark.parametrize(
@@ -178,29 +180,34 @@ def results():
     labels, logits = np.array([0, 1, 1, 0]), np.eye(2, dtype=np.float32)[[0, 1, 0, 0]]
     evaluation = Evaluation.of_logits([EVIL, "b"], labels, logits)
     prediction = Prediction(EVIL, tuple(Guess(EVIL, n, 0.5) for n in range(30)))
-    subject = Subject("file", EVIL, path=Path("own.npz"))
+    target = CheckpointFile(Path(f"{EVIL.replace(chr(47), chr(92))}.npz"))
     plan = Plan(prepared(), None, dict.fromkeys(prepared().files, "new"))
     publication = Publication("lab/x", "published", "c" * 40, 7, EVIL, "v1", prepared().files)
-    result = PublishResult(subject, "lab/x", error=UsageError(EVIL))
+    result = PublishResult(target, "lab/x", error=UsageError(EVIL))
+    known = ModelInfo(
+        "R50x1", 2, identity=Identity(None, "unknown", EVIL), own_names=(EVIL, "b"), license=EVIL
+    )
     run = FinetuneResult(
         Path(EVIL), hyperrule(100, (32, 32)), 500, False, evaluation, images_per_s=1234.5
     )
     return [
         ConversionResult(
-            Path(EVIL), "ab" * 32, Path("out"), "R50x1 with 10 classes", "R50x1", 10, 1, None,
-            (EVIL,) * 20, None, None,
+            Path(EVIL), "ab" * 32, Path("out"), "R50x1 with 10 classes", "R50x1", 10, 1,
+            known, (EVIL,) * 20, None, None,
         ),
         evaluation,
+        known,
         prediction,
         Predictions([prediction] * 1000),
         Prediction(EVIL, error=EVIL),
         ExportReport(
-            Path(EVIL), "onnx", "float32", EVIL, {"architecture": "R50x1"},
+            Path(EVIL), "onnx", "float32", EVIL,
+            {"architecture": "R50x1", "model_info": known.to_json()},
             (Deviation(224, 1, 1e-6, 1e-5, 9.0, 1),),
         ),
         plan,
         publication,
-        BatchPlan(((subject, "lab/x"),) * 50),
+        BatchPlan(((target, "lab/x"),) * 50),
         result,
         PublishResults([result] * 50),
         run,
@@ -259,10 +266,10 @@ def test_figures_of_an_evaluation():
 
 
 def test_some_models_that_are_not_published():
-    subject, failed = Subject("file", "x"), HubError("refused")
-    done = PublishResult(subject, "a/x", publication=Publication("a/x", "unchanged", "c"))
+    target, failed = CheckpointFile(Path("x.npz")), HubError("refused")
+    done = PublishResult(target, "a/x", publication=Publication("a/x", "unchanged", "c"))
     PublishResults([done]).require()
-    results = PublishResults([done, PublishResult(subject, "a/y", error=failed)])
+    results = PublishResults([done, PublishResult(target, "a/y", error=failed)])
     assert [result.outcome for result in results] == ["unchanged", "failed"]
     with pytest.raises(HubError, match="1 of 2 models are not published") as refused:
         results.require()
@@ -300,7 +307,7 @@ def test_a_transformers_folder_is_the_same_from_both(folder, monkeypatch):
     name = "BiT-M-R50x1-ILSVRC2012"
     write_npz(folder / f"{name}.npz", make_checkpoint(num_classes=1000))
     result = bitzoo.convert(folder / f"{name}.npz", "a", to="transformers", check="none")
-    assert (result.output, result.model) == (Path("a"), name)
+    assert (result.output, result.info.identity.name) == (Path("a"), name)
     words = ("convert", "--src", f"{name}.npz", "--to", "transformers", "--dst", "b")
     assert execute(*words, "--check", "none") == 0
     config = json.loads((folder / "a/config.json").read_text())
@@ -329,7 +336,7 @@ def test_converting_from_python(folder, capsys):
         "  source   own.npz",
         f"  sha256   {result.source_sha256}",
         f"  network  R(1,1,1,1)x0.5 with 3 classes, {result.num_params:,} parameters",
-        "  model    not a released file, as far as its name says",
+        "  model    not a known release",
         "  output   own.safetensors",
         "  proof    passed, weights: parity.json",
     ]
@@ -401,5 +408,5 @@ def test_a_card_is_the_same_from_both(folder, capsys):
         assert capsys.readouterr().out == text.rstrip("\n") + "\n"
     assert "\nlicense: mit\n" in bitzoo.card("own.npz", license="mit")
     assert "\nlicense: mit\n" not in bitzoo.card("own.npz")
-    with pytest.raises(UsageError, match="`license` is for files whose licence bitzoo does not"):
+    with pytest.raises(UsageError, match="`license` is for files and runs"):
         bitzoo.card("BiT-M-R50x1", license="mit")

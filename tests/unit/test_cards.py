@@ -2,11 +2,13 @@
 
 import json
 import re
+from dataclasses import replace
 
 import pytest
 import yaml
 from huggingface_hub import ModelCard
 
+from bitzoo.catalogue.model_info import Identity, ModelInfo
 from bitzoo.catalogue.registry import get_spec, list_models
 from bitzoo.errors import UsageError
 from bitzoo.model_cards.facts import TRAINING_SETS, license_text
@@ -29,22 +31,14 @@ PROOF = {
 }  # fmt: skip
 
 
-def card_of(name, **changes):
-    spec = get_spec(name)
-    way = spec.preprocessing
-    facts = {
-        "repo": f"lab/{name}", "spec": spec, "architecture": spec.architecture,
-        "num_classes": spec.num_classes, "crop": way.crop, "resize": way.resize,
-        "interpolation": way.interpolation, "square": way.square, "license": spec.license,
-        "source": SOURCE, "proof": PROOF,
-    }  # fmt: skip
-    return render_card(CardSubject(**facts | changes))
+def card_of(name, basis="google", **changes):
+    info = ModelInfo.of_release(get_spec(name), Identity(name, basis, "the test"))
+    known = {"repo": f"lab/{name}", "info": info, "source": SOURCE, "proof": PROOF}
+    return render_card(CardSubject(**known | changes))
 
 
 def unknown_card(**changes):
-    return card_of(
-        "BiT-M-R50x1", spec=None, architecture=TINY, num_classes=7, license=None, **changes
-    )
+    return card_of("BiT-M-R50x1", info=ModelInfo(TINY.name, 7), **changes)
 
 
 ONE_OF_EACH_FAMILY = list({get_spec(n).family: n for n in list_models(released=True)}.values())
@@ -103,6 +97,27 @@ def test_a_21k_head_wants_a_sigmoid():
     assert "sigmoid" not in text
 
 
+@pytest.mark.parametrize("basis", ["file name", "stated", "mirror", "unknown"])
+def test_a_name_alone_brings_no_published_number(basis):
+    """A random R50x1 called like a release was published with Google's 80.386 once."""
+    text = card_of("BiT-M-R50x1-ILSVRC2012", basis)
+    data = ModelCard(text).data
+    assert data.eval_results is None
+    assert "license" not in data.to_dict()
+    assert "80.386" not in text
+    assert "**not established**" in text
+    assert "Google released the weights" not in text
+    assert "datasets" not in data.to_dict()
+    assert "central 448 x 448 px" in text  # how to prepare images is said, and on what ground
+
+
+def test_a_publisher_may_vouch_and_the_card_says_so():
+    text = card_of("BiT-M-R50x1-ILSVRC2012", "vouched")
+    assert ModelCard(text).data.eval_results[0].metric_value == 80.386
+    assert "vouched for by the publisher" in text
+    assert "These are the numbers that Google released" not in text
+
+
 def test_data_and_its_faults_are_cited():
     text = card_of("BiT-M-R50x1-ILSVRC2012")
     for data in TRAINING_SETS.values():
@@ -124,11 +139,11 @@ def test_source_and_proof_are_shown():
     assert "| weights | 45 tensors, 2,055,503 numbers, of the source | every bit equal |" in text
     assert "| 1.2e-15 relative L2 | 1e-11 |" in text
     assert f"`model.safetensors`, SHA-256 `{'cd' * 32}`" in text
-    local = card_of("BiT-M-R50x1", source=SOURCE | {"url": None})
-    assert "a file on the publisher's disk, recognised by its name and its network" in local
-    assert "follows from its name and its network alone" in local
-    assert "These are the numbers that Google released" not in local
+    assert "| fetched from | a file on the publisher's disk |" in card_of(
+        "BiT-M-R50x1", source=SOURCE | {"url": None}
+    )
     assert "These are the numbers that Google released" in text
+    assert "| identity | BiT-M-R50x1, fetched from Google, checksum compared (the test) |" in text
     assert "Nothing is proven yet" in card_of("BiT-M-R50x1", proof=None)
 
 
@@ -139,7 +154,7 @@ def test_of_an_unknown_file_nothing_is_claimed():
     assert "license" not in data
     assert "datasets" not in data
     assert data["library_name"] == "bitzoo"
-    assert "nothing\nelse is known of it" in text
+    assert "what is not stated below is not known" in text
     assert "timm and transformers do not know this architecture" in text
     assert "Whether its outputs want a sigmoid or a softmax is not known." in text
     assert "Ask whoever published this before you use it." in text
@@ -157,12 +172,14 @@ def test_hostile_names_stay_text():
 
 @pytest.mark.parametrize("name", list(ARCHITECTURES))
 def test_snippets_compile_and_name_the_repository(name):
-    found = snippets("lab/x", name, "softmax", names=True)
+    info = ModelInfo(name, 3, own_names=("a", "b", "c"), activation="softmax")
+    found = snippets("lab/x", info)
     assert found.keys() == {"bitzoo", "timm", "transformers"}
     for text in found.values():
         compile(text, "card", "exec")
         assert '"lab/x"' in text or ':lab/x"' in text
-    assert snippets("lab/x", TINY.name, None, names=False).keys() == {"bitzoo"}
+    assert snippets("lab/x", replace(info, in_chans=4)).keys() == {"bitzoo"}  # timm builds 3
+    assert snippets("lab/x", ModelInfo(TINY.name, 3)).keys() == {"bitzoo"}
 
 
 @pytest.mark.parametrize(
@@ -239,8 +256,8 @@ HISTORY = [
 
 def complete(draft=DRAFT, **changes):
     facts = {
-        "repo": "me/photos", "architecture": "R50x1", "activation": "softmax", "names": True,
-        "history": HISTORY, "proof": PROOF, "license_id": "apache-2.0",
+        "repo": "me/photos", "history": HISTORY, "proof": PROOF,
+        "info": ModelInfo("R50x1", 2, own_names=("a", "b"), activation="softmax", license="mit"),
     }  # fmt: skip
     return complete_draft(draft, **facts | changes)
 
@@ -249,7 +266,8 @@ class TestARun:
     def test_the_draft_keeps_what_its_author_wrote(self):
         text = complete()
         validate_card(text)
-        assert yaml.safe_load(text.split("---")[1]) == yaml.safe_load(DRAFT.split("---")[1])
+        given = yaml.safe_load(DRAFT.split("---")[1])
+        assert yaml.safe_load(text.split("---")[1]) == given | {"license": "mit"}
         headings = re.findall(r"^## (.*)$", text, re.M)
         assert headings == [
             "What it is", "Data", "not a heading", "Limits", "Curves", "Equal to the source",

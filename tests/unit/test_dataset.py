@@ -1,4 +1,4 @@
-"""Every kind of source lists the same examples; splits and choices hang on names and seed alone."""
+"""Every kind of source lists the same examples; splits depend only on names and the seed."""
 
 import builtins
 import json
@@ -10,7 +10,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from pictures import digits, photo, write_digits, write_photos
+from images import digits, photo, write_digits, write_photos
 from PIL import Image
 from sklearn.model_selection import train_test_split
 
@@ -32,7 +32,7 @@ def class_counts(split, classes):
 
 
 def touch(root, *names):
-    """Files with the names' bytes in them: reading a data set opens no image."""
+    """Write files that contain their names: reading a data set opens no image."""
     for name in names:
         path = root / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -68,7 +68,7 @@ class TestFolders:
         images = read_dataset(tmp_path)
         assert sorted(keys(images.train)) == sorted([*names, "b/y.jpg"])
         assert images.notes == (
-            "Left out: files that are no images by their names (3): a/x, a/x.jpg.bak, a/x.txt.",
+            "Ignored: files whose names are not image names (3): a/x, a/x.jpg.bak, a/x.txt.",
         )
 
     def test_hidden_files_do_not_count(self, tmp_path):
@@ -100,8 +100,8 @@ class TestFolders:
         images = read_dataset(tmp_path)
         assert keys(images.val) == ["val/cat/00.jpg", "val/dog/00.jpg"]
         assert images.notes == (
-            "Left out: folders beside the splits (1): extra.",
-            "Left out: the test split (10 images); val is used.",
+            "Ignored: folders beside the splits (1): extra.",
+            "Ignored: the test split (10 images); val is used.",
         )
 
     def test_train_alone(self, tmp_path):
@@ -118,7 +118,7 @@ class TestFolders:
         tree(tmp_path, cat=1, dog=1)
         touch(tmp_path, "stray.jpg")
         images = read_dataset(tmp_path)
-        assert images.notes == ("Left out: images outside the class folders (1): stray.jpg.",)
+        assert images.notes == ("Ignored: images outside the class folders (1): stray.jpg.",)
 
     def test_loops_of_links_end(self, tmp_path):
         tree(tmp_path, cat=1, dog=1)
@@ -130,8 +130,8 @@ class TestFolders:
         assert keys(images.train) == ["cat/00.jpg", "dog/00.jpg"]
         assert images.classes == ("cat", "dog", "whole")
         assert images.notes == (
-            "Left out: files that are no images by their names (1): cat/knot.",
-            "Left out: links to folders that were read already (3): cat/self, cat/up, whole.",
+            "Ignored: files whose names are not image names (1): cat/knot.",
+            "Ignored: links to folders that were already read (3): cat/self, cat/up, whole.",
         )
 
     def test_linked_folders_count(self, tmp_path):
@@ -174,7 +174,8 @@ class TestFolderErrors:
     def test_no_class_folders(self, tmp_path):
         touch(tmp_path, "1.jpg", "2.jpg")
         with pytest.raises(
-            DatasetError, match=r"a folder for each class .* found no folder and 2 images\. Sort"
+            DatasetError,
+            match=r"one folder of images per class, found no folder and 2 images\. Sort",
         ) as caught:
             read_dataset(tmp_path)
         assert caught.value.exit_code == 2
@@ -244,7 +245,7 @@ class TestManifests:
         assert images.classes == ("9", "10")
         assert [(e.key, e.label) for e in images.train.examples] == [("a.jpg", 1), ("b.jpg", 0)]
         assert [(e.key, e.label) for e in images.val.examples] == [("c.jpg", 0), ("d.jpg", 1)]
-        assert images.notes == ("Left out: the test split (1 images); val is used.",)
+        assert images.notes == ("Ignored: the test split (1 images); val is used.",)
         assert images.problems == ()
 
     def test_the_same_in_both_forms(self, tmp_path):
@@ -286,7 +287,7 @@ class TestManifests:
             "list.jsonl line 4: path must be text, found 1.5",
             "list.jsonl line 5: expected a JSON object",
             "list.jsonl line 6: label must be text, found true",
-            "list.jsonl line 7: no JSON: Expecting property name enclosed in double quotes: "
+            "list.jsonl line 7: not valid JSON: Expecting property name enclosed in double quotes: "
             "line 1 column 18 (char 17)",
             "list.jsonl line 8: path must not hold the character NUL",
             "list.jsonl line 9: label must be text, found null",
@@ -301,11 +302,11 @@ class TestManifests:
 
     @pytest.mark.parametrize(("name", "text"), [("a.csv", "path,label\n"), ("a.jsonl", "\n")])
     def test_no_lines(self, tmp_path, name, text):
-        with pytest.raises(DatasetError, match="lists no picture; expected a CSV file"):
+        with pytest.raises(DatasetError, match="lists no images; expected a CSV file"):
             read_dataset(self.write(tmp_path, text, name))
 
     def test_a_quote_that_never_ends(self, tmp_path):
-        with pytest.raises(DatasetError, match="no CSV file from line 3 on: unexpected end"):
+        with pytest.raises(DatasetError, match="not valid CSV from line 3 on: unexpected end"):
             read_dataset(self.write(tmp_path, 'path,label\n"a.jpg,cat\nb.jpg,dog\n'))
 
     def test_another_encoding(self, tmp_path):
@@ -343,11 +344,11 @@ class TestHoldingOut:
         again = read_dataset(tmp_path, val_fraction=0.1, seed=1)
         assert class_counts(again.val, sizes) != counts
 
-    def test_one_of_each_class_stays(self, tmp_path):
+    def test_one_image_of_each_class_stays(self, tmp_path):
         images = read_dataset(tree(tmp_path, a=10, b=2, c=1, d=1), val_fraction=0.9)
         assert class_counts(images.train, "abcd") == [1, 1, 1, 1]
         assert class_counts(images.val, "abcd") == [9, 1, 0, 0]
-        assert images.notes == ("Only to train on: the one image of c, d.",)
+        assert images.notes == ("Only in train: the one image of c, d.",)
         assert images.problems == ()
 
     def test_the_seed_decides(self, tmp_path):
@@ -384,31 +385,33 @@ class TestHoldingOut:
         assert set(keys(before)) < set(keys(after))
 
     @pytest.mark.parametrize("fraction", [-0.1, 1, 1.5, float("nan")])
-    def test_no_share(self, tmp_path, fraction):
+    def test_not_a_fraction(self, tmp_path, fraction):
         with pytest.raises(UsageError, match=f"at least 0 and below 1, found {fraction}"):
             read_dataset(tree(tmp_path, a=2, b=2), val_fraction=fraction)
 
-    def test_a_share_of_nothing(self, tmp_path):
-        with pytest.raises(UsageError, match=r"found that 0.01 of 4 in 2 classes holds out none"):
+    def test_a_fraction_that_holds_out_nothing(self, tmp_path):
+        with pytest.raises(UsageError, match=r"but 0.01 of 4 images in 2 classes holds out none"):
             read_dataset(tree(tmp_path, a=2, b=2), val_fraction=0.01)
 
     def test_a_source_with_its_own_val(self, tmp_path):
         tree(tmp_path / "train", a=2, b=2)
         tree(tmp_path / "val", a=1, b=1)
-        with pytest.raises(UsageError, match=r"to evaluate on \(2\), so that val_fraction must be"):
+        with pytest.raises(
+            UsageError, match=r"to evaluate on \(2\), so `val_fraction` must be 0, found 0\.5"
+        ):
             read_dataset(tmp_path, val_fraction=0.5)
 
 
 class TestFewShot:
-    def test_so_many_of_each_class(self, tmp_path):
+    def test_number_per_class(self, tmp_path):
         tree(tmp_path, a=30, b=20, c=3)
         images = read_dataset(tmp_path, examples_per_class=5, val_fraction=0.2)
         assert class_counts(images.train, "abc") == [5, 5, 2]
         assert class_counts(images.val, "abc") == [6, 4, 1]
         assert not set(keys(images.train)) & set(keys(images.val))
-        assert images.notes == ("Fewer than 5 images to choose from: c (2).",)
+        assert images.notes == ("Classes with fewer than 5 images: c (2).",)
 
-    def test_val_is_what_it_is_without(self, tmp_path):
+    def test_val_does_not_change(self, tmp_path):
         tree(tmp_path, a=30, b=20)
         few = read_dataset(tmp_path, examples_per_class=5, val_fraction=0.2)
         assert few.val == read_dataset(tmp_path, val_fraction=0.2).val
@@ -420,7 +423,7 @@ class TestFewShot:
         ]
         assert choices[0] == choices[1] != choices[2]
 
-    def test_fewer_are_some_of_more(self, tmp_path):
+    def test_fewer_are_a_subset_of_more(self, tmp_path):
         tree(tmp_path, a=30, b=30)
         five, ten = (
             set(keys(read_dataset(tmp_path, examples_per_class=count).train)) for count in (5, 10)
@@ -472,7 +475,7 @@ class TestArrays:
         for example in images.train.examples + images.val.examples:
             index = int(example.key.removeprefix("row "))
             assert example.label == labels[index]
-            grey = np.asarray(read_rgb(example.picture()))
+            grey = np.asarray(read_rgb(example.image()))
             np.testing.assert_array_equal(grey, np.stack([pixels[index]] * 3, axis=2))
 
     def test_colour_and_names(self):
@@ -485,7 +488,7 @@ class TestArrays:
             ("row 2", 1),
         ]
         for example, expected in zip(images.train.examples, pixels, strict=True):
-            np.testing.assert_array_equal(np.asarray(read_rgb(example.picture())), expected)
+            np.testing.assert_array_equal(np.asarray(read_rgb(example.image())), expected)
 
     @pytest.mark.parametrize(
         ("labels", "classes"),
@@ -503,14 +506,14 @@ class TestArrays:
         assert (len(images.train), len(images.val)) == (30, 20)
         assert images.val.examples[7].key == "test row 7"
         assert images.val.examples[7].label == labels[37]
-        np.testing.assert_array_equal(np.asarray(images.val.examples[7].picture()), pixels[37])
+        np.testing.assert_array_equal(np.asarray(images.val.examples[7].image()), pixels[37])
 
     def test_examples_travel_to_other_processes(self):
         pixels, labels = digits()
         example = read_dataset((pixels, labels)).train.examples[5]
         content = pickle.dumps(example)
         assert len(content) < 2000
-        np.testing.assert_array_equal(np.asarray(pickle.loads(content).picture()), pixels[5])
+        np.testing.assert_array_equal(np.asarray(pickle.loads(content).image()), pixels[5])
 
     @pytest.mark.parametrize(
         "images",
@@ -536,7 +539,7 @@ class TestArrays:
 
 
 class Feature:
-    """Named by its class as the library's feature types are."""
+    """A feature type, identified by its class name as in the library."""
 
     def __init__(self, names=None):
         if names:
@@ -549,7 +552,7 @@ Value = type("Value", (Feature,), {})
 
 
 class Table:
-    """What of `datasets.Dataset` is used, over a dict of columns."""
+    """The used part of `datasets.Dataset`, over a dict of columns."""
 
     def __init__(self, features, **columns):
         self.features = features
@@ -566,8 +569,8 @@ class Table:
 
 def make_table(labels, names=("cat", "dog"), **more):
     features = {"file": Value(), "photo": ImageFeature(), "animal": ClassLabel(list(names))}
-    pictures = [photo(seed) for seed in range(len(labels))]
-    return Table(features, file=["x"] * len(labels), photo=pictures, animal=labels, **more)
+    photos = [photo(seed) for seed in range(len(labels))]
+    return Table(features, file=["x"] * len(labels), photo=photos, animal=labels, **more)
 
 
 class TestHuggingFace:
@@ -580,7 +583,7 @@ class TestHuggingFace:
             ("row 2", 1),
         ]
         for seed, example in enumerate(images.train.examples):
-            assert example.picture() == photo(seed)
+            assert example.image() == photo(seed)
 
     @pytest.mark.parametrize("form", ["bytes", "path", "array"])
     def test_names_of_columns_and_undecoded_rows(self, tmp_path, form):
@@ -595,7 +598,7 @@ class TestHuggingFace:
         assert images.classes == ("a", "b")
         assert [example.label for example in images.train.examples] == [1, 0]
         for path, example in zip(paths, images.train.examples, strict=True):
-            ours, expected = read_rgb(example.picture()), read_rgb(path)
+            ours, expected = read_rgb(example.image()), read_rgb(path)
             np.testing.assert_array_equal(np.asarray(ours), np.asarray(expected))
 
     def test_splits(self):
@@ -603,7 +606,7 @@ class TestHuggingFace:
         images = read_dataset({**tables, "unsupervised": make_table([0])})
         assert (len(images.train), len(images.val)) == (3, 2)
         assert images.val.examples[0].key == "validation row 0"
-        assert images.notes == ("Left out: splits (1): unsupervised.",)
+        assert images.notes == ("Ignored: splits (1): unsupervised.",)
 
     def test_labels_out_of_range_are_problems(self):
         images = read_dataset(make_table([0, -1, 2, 1, None]))
@@ -615,7 +618,7 @@ class TestHuggingFace:
         ]
 
     @pytest.mark.parametrize("column", ["fine_label", "coarse_label"])
-    def test_labels_that_cannot_be_told(self, column):
+    def test_ambiguous_label_columns(self, column):
         features = {
             "image": ImageFeature(),
             "fine_label": ClassLabel(["a"]),
@@ -648,7 +651,7 @@ class TestHuggingFaceByName:
 
     @pytest.fixture
     def library(self, monkeypatch):
-        """Stands in for the library and remembers what it is asked to load."""
+        """Replace the library, and record what it is asked to load."""
         asked = []
 
         def loader(function):
@@ -680,7 +683,7 @@ class TestHuggingFaceByName:
         assert library == [(function, str(tmp_path))]
 
     @pytest.mark.usefixtures("library")
-    def test_what_the_library_says_is_passed_on(self):
+    def test_errors_of_the_library_are_passed_on(self):
         with pytest.raises(
             DatasetError,
             match=r"'no/such' cannot be loaded: .* FileNotFoundError: .*the Hub\. Check",
@@ -697,7 +700,7 @@ class TestForEvaluation:
         assert [example.label for example in images.train.examples] == [2, 1, 1]
         assert images.problems == ()
 
-    def test_a_single_split_will_do(self, tmp_path):
+    def test_a_single_split_is_enough(self, tmp_path):
         tree(tmp_path / "test", cat=1, dog=2)
         images = read_dataset(tmp_path, classes=self.CLASSES)
         assert (len(images.train), len(images.val)) == (0, 3)
@@ -709,6 +712,6 @@ class TestForEvaluation:
             read_dataset(tree(tmp_path, cat=1, wolf=1, cow=1), classes=self.CLASSES)
 
 
-def test_an_example_without_a_picture():
+def test_an_example_without_an_image():
     with pytest.raises(ValueError, match="'x' has neither a path nor a load function"):
-        Example(0, key="x").picture()
+        Example(0, key="x").image()

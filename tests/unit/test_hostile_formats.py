@@ -22,6 +22,7 @@ from servers import FileServer
 from bitzoo.cli import main
 from bitzoo.converters.convert import convert
 from bitzoo.converters.formats import tar as archives
+from bitzoo.converters.formats.checkpoint_formats import Target
 from bitzoo.converters.open import open_source
 from bitzoo.errors import BitzooError, CheckpointError
 
@@ -98,7 +99,7 @@ def test_h5_files_with_random_damage_never_crash(tmp_path, keras_bytes):
             data[at] = generator.randrange(256)
         (tmp_path / "a.h5").write_bytes(data)
         try:
-            convert(tmp_path / "a.h5", tmp_path / "a.npz", to="npz", force=True)
+            convert(tmp_path / "a.h5", tmp_path / "a.npz", target=Target("npz"), force=True)
         except BitzooError:
             refusals += 1
     assert 5 < refusals < 60
@@ -222,7 +223,9 @@ def sharded(tmp_path):
 
 
 def test_shards_are_read_and_an_index_without_one_is_refused(tmp_path, refused, sharded):
-    assert convert(sharded.parent, tmp_path / "a.npz", to="npz", compare=True).weights.passed
+    assert convert(
+        sharded.parent, tmp_path / "a.npz", target=Target("npz"), compare=True
+    ).weights.passed
     (tmp_path / "a.npz").unlink()
     (sharded.parent / "1.safetensors").unlink()
     refused(sharded.parent, f"{sharded}: calls for a shard 1.safetensors beside it, which is not")
@@ -332,7 +335,9 @@ def test_an_archive_of_a_checkpoint_file(tmp_path):
     source = write_npz(tmp_path / "bit.npz", ARRAYS)
     with tarfile.open(tmp_path / "a.tar.gz", "w:gz") as tar:
         tar.add(source, arcname="model/bit.npz")
-    conversion = convert(tmp_path / "a.tar.gz", tmp_path / "b.npz", to="npz", compare=True)
+    conversion = convert(
+        tmp_path / "a.tar.gz", tmp_path / "b.npz", target=Target("npz"), compare=True
+    )
     assert conversion.weights.passed
 
 

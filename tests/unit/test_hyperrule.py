@@ -1,4 +1,4 @@
-"""BiT-HyperRule against the paper and the released code, both written down a second time here."""
+"""BiT-HyperRule against the paper and the released code, both transcribed again here."""
 
 import json
 import re
@@ -25,7 +25,7 @@ def notes(recipe):
     return [text for subject, text in explain(recipe) if subject == "note"]
 
 
-# How many examples: steps, warmup, MixUp (arXiv 1912.11370 section 3.3; bit_hyperrule.py).
+# The number of examples: steps, warmup, MixUp (arXiv 1912.11370 section 3.3; bit_hyperrule.py).
 
 
 @pytest.mark.parametrize("edition", ["paper", "released"])
@@ -40,7 +40,7 @@ def notes(recipe):
         (1_281_167, 20_000, 500, 0.1),
     ],
 )
-def test_the_number_of_examples_decides_on_length_warmup_and_mixup(
+def test_the_number_of_examples_determines_length_warmup_and_mixup(
     examples, steps, warmup, mixup, edition
 ):
     recipe = hyperrule(examples, LARGE_IMAGE, edition)
@@ -61,7 +61,7 @@ def test_decay_steps_of_both_editions(edition, boundaries):
     assert [hyperrule(n, LARGE_IMAGE, edition).schedule.boundaries for n in sizes] == boundaries
 
 
-# How large the images are: resize and crop.
+# The size of the images: resize and crop.
 
 
 @pytest.mark.parametrize(
@@ -78,7 +78,7 @@ def test_decay_steps_of_both_editions(edition, boundaries):
         ((224, 224), False),
     ],
 )
-def test_the_area_decides_on_the_resolution(resolution, small):
+def test_the_area_determines_the_resolution(resolution, small):
     paper, released = (hyperrule(100, resolution, e) for e in ("paper", "released"))
     assert (paper.resize, paper.crop) == ((160, 128) if small else (448, 384))
     assert (released.resize, released.crop) == ((160, 128) if small else (512, 480))
@@ -123,7 +123,7 @@ def test_what_never_changes(edition):
 
 
 def test_only_the_paper_edition_says_that_its_warmup_is_borrowed():
-    borrowed = "The paper gives no warmup for fine-tuning; this is the one of its authors' code."
+    borrowed = "The paper gives no warmup for fine-tuning; this one is from its authors' code."
     assert borrowed in hyperrule(100, LARGE_IMAGE).notes
     assert borrowed not in hyperrule(100, LARGE_IMAGE, "released").notes
 
@@ -184,11 +184,13 @@ def test_a_boundary_divides_as_the_released_code_does():
 @pytest.mark.parametrize("step", [-1, 500, 501])
 def test_no_rate_outside_the_schedule(step):
     schedule = hyperrule(100, LARGE_IMAGE).schedule
-    with pytest.raises(UsageError, match=rf"step {step} is outside .* steps 0 to 499"):
+    with pytest.raises(
+        UsageError, match=rf"`step` must be from 0 to 499, the steps of the schedule, found {step}"
+    ):
         schedule.lr_at(step)
 
 
-# Overrides: what a person changes keeps the rest and leaves a record.
+# Overrides keep everything else and are recorded.
 
 
 @pytest.mark.parametrize(
@@ -198,7 +200,7 @@ def test_no_rate_outside_the_schedule(step):
         ("released", 50, 10, (20, 30, 40)),
         ("paper", 500, 100, (150, 300, 450)),
         ("paper", 1000, 200, (300, 600, 900)),
-        ("paper", 25, 5, (8, 15, 23)),  # 7.5 and 22.5 go up
+        ("paper", 25, 5, (8, 15, 23)),  # 7.5 and 22.5 round up
         ("paper", 3, 1, (1, 2, 3)),  # 0.6, 0.9, 1.8, 2.7
         ("paper", 2, 0, (1, 1, 2)),
         ("paper", 1, 0, (0, 1, 1)),
@@ -258,7 +260,7 @@ def test_a_smaller_batch_keeps_the_learning_rate():
         (LARGE_IMAGE, "paper", 384, 448),
     ],
 )
-def test_a_crop_alone_brings_its_resize(resolution, edition, crop, resize):
+def test_a_crop_alone_scales_the_resize(resolution, edition, crop, resize):
     recipe = hyperrule(100, resolution, edition).override(crop=crop)
     assert (recipe.resize, recipe.crop) == (resize, crop)
 
@@ -299,7 +301,7 @@ UPSTREAM_S = Recipe(
     head="zero",
 )
 DISTILLATION = Recipe(
-    # Not a published recipe: the kinds of words and numbers that distillation needs.
+    # Not a published recipe: it has the kinds of words and numbers that distillation needs.
     name="patient teacher",
     resize=224,
     crop=224,
@@ -347,7 +349,7 @@ def test_the_json_is_readable():
     assert (record["resize"], record["crop"], record["mixup_alpha"]) == (448, 384, 0.0)
 
 
-def test_an_older_record_without_the_optional_entries_still_reads():
+def test_an_older_record_without_the_optional_entries_can_be_read():
     schedule = {"base_lr": 0.01, "steps": 5}
     record = {"name": "x", "resize": 64, "crop": 64, "batch_size": 2, "schedule": schedule}
     assert Recipe.from_dict(record) == Recipe("x", 64, 64, 2, Schedule(0.01, 5))
@@ -357,14 +359,14 @@ def test_an_older_record_without_the_optional_entries_still_reads():
     ("change", "message"),
     [
         ({"speed": 1}, r"a recipe has unknown \(\+\) or missing \(-\) entries: \+ speed\. It may"),
-        ({"crop": 500}, "crop must be at most resize, found crop 500 and resize 448"),
+        ({"crop": 500}, "`crop` must be at most `resize`, found crop 500 and resize 448"),
         ({"schedule": 3}, "a recipe's schedule must be a mapping, found 3"),
         ({"schedule": {"steps": 5, "warm": 1}}, r"schedule has .*: \+ warm, - base_lr\. It may"),
-        ({"schedule": {"base_lr": 1, "steps": "5"}}, "steps must be a whole number .* found '5'"),
-        ({"name": 5}, "name of a recipe must be a word, found 5"),
-        ({"flip": 1}, "flip of a recipe must be true or false, found 1"),
-        ({"notes": "abc"}, "notes of a recipe must be a list of sentences, found 'abc'"),
-        ({"overrides": []}, r"overrides of a recipe must be a mapping, found \[\]"),
+        ({"schedule": {"base_lr": 1, "steps": "5"}}, "`steps` must be a whole number .* found '5'"),
+        ({"name": 5}, "`name` of a recipe must be a word, found 5"),
+        ({"flip": 1}, "`flip` of a recipe must be true or false, found 1"),
+        ({"notes": "abc"}, "`notes` of a recipe must be a list of sentences, found 'abc'"),
+        ({"overrides": []}, r"`overrides` of a recipe must be a mapping, found \[\]"),
     ],
 )
 def test_a_damaged_record_is_refused(change, message):
@@ -386,20 +388,20 @@ def test_a_record_without_its_crop_is_refused():
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ({"steps": 0}, "steps must be a whole number of at least 1, found 0. Give"),
-        ({"steps": 2.5}, "steps must be a whole number of at least 1, found 2.5"),
-        ({"batch_size": 0}, "batch size must be a whole number of at least 1, found 0"),
-        ({"batch_size": True}, "batch size must be a whole number of at least 1, found True"),
+        ({"steps": 0}, "`steps` must be a whole number of at least 1, found 0. Give"),
+        ({"steps": 2.5}, "`steps` must be a whole number of at least 1, found 2.5"),
+        ({"batch_size": 0}, "`batch_size` must be a whole number of at least 1, found 0"),
+        ({"batch_size": True}, "`batch_size` must be a whole number of at least 1, found True"),
         ({"lr": 0}, "the learning rate must be a number above 0, found 0"),
         ({"lr": -0.1}, "the learning rate must be a number above 0, found -0.1"),
         ({"lr": float("nan")}, "the learning rate must be a number above 0, found nan"),
         ({"lr": float("inf")}, "the learning rate must be a number above 0, found inf"),
         ({"lr": "fast"}, "the learning rate must be a number above 0, found 'fast'"),
-        ({"mixup": -0.1}, "mixup must be a number of at least 0, found -0.1"),
-        ({"crop": 31}, "crop must be a whole number of at least 32, found 31"),
+        ({"mixup": -0.1}, "MixUp's alpha must be a number of at least 0, found -0.1"),
+        ({"crop": 31}, "`crop` must be a whole number of at least 32, found 31"),
         ({"crop": 449, "resize": 448}, "found crop 449 and resize 448.*to at least 449"),
-        ({"resize": 383}, "crop must be at most resize, found crop 384 and resize 383"),
-        ({"resize": 0, "crop": 64}, "resize must be a whole number of at least 32, found 0"),
+        ({"resize": 383}, "`crop` must be at most `resize`, found crop 384 and resize 383"),
+        ({"resize": 0, "crop": 64}, "`resize` must be a whole number of at least 32, found 0"),
     ],
 )
 def test_a_bad_override_is_refused(override, message):
@@ -417,16 +419,16 @@ def test_the_smallest_numbers_that_are_allowed():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((0, LARGE_IMAGE), "num_examples must be a whole number of at least 1, found 0"),
-        ((10.5, LARGE_IMAGE), "num_examples must be a whole number of at least 1, found 10.5"),
+        ((0, LARGE_IMAGE), "`num_examples` must be a whole number of at least 1, found 0"),
+        ((10.5, LARGE_IMAGE), "`num_examples` must be a whole number of at least 1, found 10.5"),
         ((10, (0, 96)), "height of the images must be a number of at least 1, found 0"),
         ((10, (96, 0.5)), "width of the images must be a number of at least 1, found 0.5"),
-        ((10, (96,)), r"resolution must be \(height, width\) in pixels, found \(96,\)"),
-        ((10, 96), r"resolution must be \(height, width\) in pixels, found 96"),
-        ((10, LARGE_IMAGE, "Paper"), "edition must be one of paper, released, found 'Paper'"),
+        ((10, (96,)), r"`resolution` must be \(height, width\) in pixels, found \(96,\)"),
+        ((10, 96), r"`resolution` must be \(height, width\) in pixels, found 96"),
+        ((10, LARGE_IMAGE, "Paper"), "`edition` must be one of paper, released, found 'Paper'"),
     ],
 )
-def test_bad_facts_about_the_data_are_refused(arguments, message):
+def test_bad_arguments_are_refused(arguments, message):
     with pytest.raises(UsageError, match=message):
         hyperrule(*arguments)
 
@@ -439,13 +441,13 @@ def test_an_unknown_model_is_refused():
 @pytest.mark.parametrize(
     ("schedule", "message"),
     [
-        ({"boundaries": (6, 5)}, r"boundaries must ascend .* 10 steps .*, found \[6, 5\]"),
-        ({"boundaries": (5, 11)}, r"boundaries must ascend .* 10 steps .*, found \[5, 11\]"),
+        ({"boundaries": (6, 5)}, r"`boundaries` must ascend .* 10 steps .*, found \[6, 5\]"),
+        ({"boundaries": (5, 11)}, r"`boundaries` must ascend .* 10 steps .*, found \[5, 11\]"),
         ({"boundaries": (-1,)}, "a boundary of the schedule must be .* at least 0, found -1"),
-        ({"boundaries": 5}, "boundaries of a recipe must be a list of steps, found 5"),
-        ({"warmup": 11}, "warmup must fit into the 10 steps of the schedule, found 11"),
-        ({"warmup": -1}, "warmup must be a whole number of at least 0, found -1"),
-        ({"decay": 0.1}, "decay must be a number of at least 1, found 0.1"),
+        ({"boundaries": 5}, "`boundaries` of a recipe must be a list of steps, found 5"),
+        ({"warmup": 11}, "`warmup` must fit into the 10 steps of the schedule, found 11"),
+        ({"warmup": -1}, "`warmup` must be a whole number of at least 0, found -1"),
+        ({"decay": 0.1}, "`decay` must be a number of at least 1, found 0.1"),
     ],
 )
 def test_an_impossible_schedule_is_refused(schedule, message):
@@ -456,10 +458,10 @@ def test_an_impossible_schedule_is_refused(schedule, message):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"momentum": 1}, "momentum must be below 1, found 1"),
-        ({"momentum": -0.1}, "momentum must be a number of at least 0, found -0.1"),
-        ({"weight_decay": -1e-4}, "weight decay must be a number of at least 0, found -0.0001"),
-        ({"num_examples": 0}, "num_examples must be a whole number of at least 1, found 0"),
+        ({"momentum": 1}, "`momentum` must be below 1, found 1"),
+        ({"momentum": -0.1}, "`momentum` must be a number of at least 0, found -0.1"),
+        ({"weight_decay": -1e-4}, "`weight_decay` must be a number of at least 0, found -0.0001"),
+        ({"num_examples": 0}, "`num_examples` must be a whole number of at least 1, found 0"),
     ],
 )
 def test_an_impossible_recipe_is_refused(change, message):
@@ -467,7 +469,7 @@ def test_an_impossible_recipe_is_refused(change, message):
         replace(UPSTREAM_S, **change)
 
 
-# For people.
+# Descriptions.
 
 
 def test_explain_shows_the_whole_plan():
@@ -490,10 +492,10 @@ def test_explain_shows_the_whole_plan():
         ("head", "new, zero-initialised"),
         ("loss", "softmax cross entropy"),
         ("note", "3,000 examples make a small task (fewer than 20,000)."),
-        ("note", "Images of 375x500 (height x width) are not below 96x96 in area."),
+        ("note", "Images of 375x500 (height x width) are at least 96x96 in area."),
         (
             "note",
-            "The paper gives no warmup for fine-tuning; this is the one of its authors' code.",
+            "The paper gives no warmup for fine-tuning; this one is from its authors' code.",
         ),
     ]
 
@@ -507,18 +509,18 @@ def test_explain_shows_the_whole_plan():
         (1000, {"steps": 1, "batch_size": 64}, "0.064: 64 images are drawn from 1,000 examples"),
     ],
 )
-def test_explain_says_how_many_epochs_the_steps_are(examples, changes, epochs):
+def test_explain_states_the_number_of_epochs(examples, changes, epochs):
     recipe = hyperrule(examples, LARGE_IMAGE).override(**changes)
     assert rows(recipe)["epochs"] == epochs
 
 
-def test_explain_says_what_was_changed():
+def test_explain_states_what_was_changed():
     recipe = hyperrule(30_000, (32, 32)).override(steps=50, batch_size=64, lr=0.01, flip=False)
     assert rows(recipe)["changed"] == (
         "steps from 10000 to 50; batch size from 512 to 64; lr from 0.003 to 0.01; "
         "flip from True to False"
     )
-    assert rows(recipe)["mixup"] == "alpha 0.1, one lambda a batch"
+    assert rows(recipe)["mixup"] == "alpha 0.1, one lambda per batch"
     assert rows(recipe)["training images"] == "resize to 160x160, random crop of 128x128"
     assert "changed" not in rows(hyperrule(30_000, (32, 32)))
 
@@ -526,11 +528,11 @@ def test_explain_says_what_was_changed():
 def test_explain_gives_the_reasons():
     assert notes(hyperrule(500_000, LARGE_IMAGE, model="R152x4"))[:2] == [
         "500,000 examples make a large task (at least 500,000).",
-        "Images of 375x500 (height x width) are not below 96x96 in area; R152x4 gets its own size.",
+        "Images of 375x500 (height x width) are at least 96x96 in area; R152x4 has its own size.",
     ]
     assert notes(hyperrule(100, LARGE_IMAGE, "released", "R152x4")) == [
         "100 examples make a small task (fewer than 20,000).",
-        "Images of 375x500 (height x width) are not below 96x96 in area.",
+        "Images of 375x500 (height x width) are at least 96x96 in area.",
     ]
     assert notes(hyperrule(20_000, (32, 32.5), "released")) == [
         "20,000 examples make a medium task (fewer than 500,000).",

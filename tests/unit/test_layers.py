@@ -32,6 +32,7 @@ may import all, and nothing imports it.
 """
 
 SIBLINGS = {
+    "fetch": {"catalogue"},
     "files": {"errors"},
     "zoo": {"converters"},
     "hub": {"exporters"},

@@ -83,7 +83,7 @@ class TestStandardizeKernel:
         assert found.dtype == dtype
         assert torch.equal(found, standardize_kernel(weight.float()).to(dtype))
 
-    def test_leaves_its_input_alone(self):
+    def test_does_not_change_its_input(self):
         weight = torch.randn(4, 3, 3, 3)
         before = weight.clone()
         standardize_kernel(weight)
@@ -96,7 +96,7 @@ class TestStandardizeKernel:
         torch.testing.assert_close(found, standardize_kernel(weight), rtol=0, atol=2e-6)
         assert standardize_kernel(weight).is_contiguous()
 
-    def test_autocast_does_not_touch_it(self):
+    def test_autocast_does_not_affect_it(self):
         weight = torch.randn(4, 32, 3, 3) + 100
         expected = standardize_kernel(weight)
         with torch.autocast("cpu", torch.bfloat16):
@@ -184,9 +184,12 @@ class TestStructure:
     @pytest.mark.parametrize(
         ("build", "says"),
         [
-            (lambda: BiT(SMALL, -1), r"num_classes must be 0 \(no head\) or more, found -1"),
-            (lambda: BiT(SMALL, output_stride=4), r"must be one of \(8, 16, 32\), found 4"),
-            (lambda: make_model().reset_classifier(-2), "num_classes must be 0 .* found -2"),
+            (lambda: BiT(SMALL, -1), r"`num_classes` must be 0 \(no head\) or more, found -1"),
+            (
+                lambda: BiT(SMALL, output_stride=4),
+                r"`output_stride` must be one of \(8, 16, 32\), found 4",
+            ),
+            (lambda: make_model().reset_classifier(-2), "`num_classes` must be 0 .* found -2"),
         ],
     )
     def test_refuses_impossible_numbers(self, build, says):
@@ -206,7 +209,7 @@ class TestFeatures:
         ("output_stride", "reductions"),
         [(32, [2, 4, 8, 16, 32]), (16, [2, 4, 8, 16, 16]), (8, [2, 4, 8, 8, 8])],
     )
-    def test_maps_have_the_size_that_is_said(self, output_stride, reductions):
+    def test_maps_have_the_stated_size(self, output_stride, reductions):
         model = make_model(output_stride=output_stride)
         info = model.feature_info
         assert info.channels() == [32, 128, 256, 512, 1024]
@@ -217,7 +220,7 @@ class TestFeatures:
         assert [m.shape[1] for m in maps] == info.channels()
         assert [96 // m.shape[2] for m in maps] == reductions
 
-    def test_maps_come_in_the_order_asked_for(self):
+    def test_maps_come_in_the_requested_order(self):
         model = make_model()
         everything = model.forward_intermediates(make_images())
         for found, index in zip(
@@ -255,7 +258,7 @@ class TestFeatures:
         assert extractor.feature_info.channels() == channels
         assert extractor.feature_info.reduction() == [64 // m.shape[2] for m in expected]
 
-    def test_extractor_holds_only_what_it_needs(self):
+    def test_extractor_contains_only_what_it_needs(self):
         names = set(FeatureExtractor(SMALL, (2, 1)).state_dict())
         full = set(make_model().state_dict())
         assert names == {n for n in full if n.startswith(("stem.", "stages.0.", "stages.1."))}
@@ -291,7 +294,7 @@ class TestFold:
             else:
                 assert parameter.data_ptr() == original.data_ptr()
 
-    def test_leaves_the_model_as_it_was(self):
+    def test_leaves_the_model_unchanged(self):
         model = make_model().train()
         before = copy.deepcopy(model.state_dict())
         folded = fold(model)
@@ -324,7 +327,7 @@ class TestFold:
             (lambda model: model.init_weights(), "A folded model cannot draw new kernels"),
             (
                 lambda model: model.load_state_dict(make_model().state_dict()),
-                "A folded model cannot load weights.*fold again after",
+                "A folded model cannot load weights.*fold it again afterwards",
             ),
         ],
     )
@@ -389,7 +392,7 @@ class TestTraining:
         assert count == runs * len(units)
 
     def test_no_gradient_points_along_a_filters_scale_or_mean(self):
-        # Standardization removes both; what is left is eps against a variance of 1e-3 or more.
+        # Standardization removes both, except for eps against a variance of 1e-3 or more.
         model = make_model().double()
         for name, gradient in self.gradients(model).items():
             if gradient.ndim == 4 and not name.startswith("head"):
@@ -402,7 +405,7 @@ class TestTraining:
 class TestHeadConvolution:
     @pytest.mark.parametrize("window", [(1, 1), (1, 3), (2, 2)])
     def test_pooled_and_dense(self, window):
-        """One pixel or many, each pixel gets the same affine map, and gradients flow back."""
+        """For one pixel or many, each gets the same affine map, and gradients flow back."""
         rng = np.random.default_rng(0)
         weight, bias, x = (rng.standard_normal(shape) for shape in ((5, 4), (5,), (3, 4, *window)))
         head = ZeroConv2d(4, 5).double()
@@ -519,7 +522,7 @@ class TestAdaptStemKernel:
         other.load_state_dict(state)
         return other
 
-    def test_gray_images_give_the_same_maps_up_to_a_factor_for_each_filter(self):
+    def test_gray_images_give_the_same_maps_up_to_a_factor_per_filter(self):
         model = make_model().double()
         gray = make_images(channels=1, dtype=torch.float64)
         (expected,) = model.forward_intermediates(gray.expand(-1, 3, -1, -1), [0])
@@ -532,7 +535,7 @@ class TestAdaptStemKernel:
         model = make_model().double()
         images = make_images(dtype=torch.float64)
         found = self.adapted(model, 6)(images.repeat(1, 2, 1, 1))
-        # Twice the stem's map: what is left is eps 1e-5 in the first group normalization.
+        # Twice the stem's map, so only eps 1e-5 in the first group normalization differs.
         assert relative(found, model(images)) < 1e-6
 
     @pytest.mark.parametrize(
@@ -540,7 +543,7 @@ class TestAdaptStemKernel:
         [
             ((8, 3), 1, LayoutError, r"kernel to adapt must have 4 dimensions"),
             ((8, 4, 7, 7), 1, LayoutError, r"with 3 input channels .* found shape \(8, 4, 7, 7\)"),
-            ((8, 3, 7, 7), 0, ArchitectureError, "in_chans must be at least 1, found 0"),
+            ((8, 3, 7, 7), 0, ArchitectureError, "`in_chans` must be at least 1, found 0"),
         ],
     )
     def test_refuses_others(self, shape, in_chans, error, says):

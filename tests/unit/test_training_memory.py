@@ -1,4 +1,4 @@
-"""The training form of the network: gradients of plain autograd, from less.
+"""The memory options of training give the gradients of plain autograd, and store less.
 
 The oracle is autograd over plain modules, whose numbers tests/oracle compares with other
 implementations.
@@ -21,7 +21,7 @@ from bitzoo.errors import UsageError
 from bitzoo.models.architecture import ARCHITECTURES, Architecture
 from bitzoo.models.bit import BiT, fold
 from bitzoo.models.layers import Unit, standardize_kernel
-from bitzoo.training import gradient_accumulation
+from bitzoo.training import distributed
 from bitzoo.training.activation_checkpointing import checkpoint_blocks, recompute_norms
 from bitzoo.training.distributed import sum_gradients
 from bitzoo.training.gradient_accumulation import standardize_once
@@ -35,7 +35,7 @@ LABELS = torch.tensor([3, 0, 9, 4])
 
 @pytest.fixture(autouse=True)
 def _one_thread(request):
-    """Maps of a few pixels are slower on two threads, on a busy machine by far."""
+    """Use one thread: maps of a few pixels are slower on two, much slower on a busy machine."""
     threads = torch.get_num_threads()
     torch.set_num_threads(threads if request.node.get_closest_marker("full_size") else 1)
     yield
@@ -64,7 +64,7 @@ def loss_of(model, images, labels=LABELS):
 
 
 def step(model, images, autocast=False):
-    """Loss and gradients of a batch."""
+    """Return the loss and gradients of a batch."""
     model.zero_grad()
     with torch.autocast("cpu", torch.bfloat16) if autocast else nullcontext():
         loss = loss_of(model, images)
@@ -73,7 +73,7 @@ def step(model, images, autocast=False):
 
 
 def accumulate(model, images, parts=2, one_step=nullcontext):
-    """Gradients of a batch that is run in equal parts."""
+    """Return the gradients of a batch that is run in equal parts."""
     model.zero_grad()
     with one_step():
         for rows in torch.arange(BATCH).chunk(parts):
@@ -95,12 +95,12 @@ def worst(found, expected):
 
 
 def saved_bytes(model, forward):
-    """Bytes of the unique storages that `forward` saves for backward: all, all but parameters."""
+    """Return the bytes that `forward` saves for backward: all, and all but parameters."""
     held, sizes = [], {}
 
     def pack(tensor):
         storage = tensor.untyped_storage()
-        held.append(tensor)  # so that no other storage takes its place
+        held.append(tensor)  # so that no other storage reuses its address
         sizes[storage._cdata] = storage.nbytes()
         return tensor
 
@@ -117,7 +117,7 @@ def saved_maps(model, images):
 
 
 def tally(modules):
-    """A list that grows by one with each forward pass of one of the modules."""
+    """Return a list that grows by one with each forward pass of one of the modules."""
     calls = []
     for module in modules:
         module.register_forward_pre_hook(lambda *_: calls.append(1))
@@ -167,7 +167,7 @@ class TestEveryCombination:
         loss, found = step(model, images, autocast=True)
         assert loss.item() == pytest.approx(expected_loss.item(), rel=1e-2)
         assert {gradient.dtype for gradient in found.values()} == {torch.float32}
-        # The same bfloat16 operations, so much nearer to each other than to float32.
+        # The same bfloat16 operations, so much closer to each other than to float32.
         assert worst(found, expected) < 1e-2
         assert worst(expected, exact) > 5e-2
 
@@ -242,7 +242,7 @@ class TestRecomputeNorms:
         with pytest.raises(RuntimeError, match="modified by an inplace operation"):
             loss.backward()
 
-    def test_survives_copies_and_is_undone(self):
+    def test_survives_copies_and_can_be_undone(self):
         model, images = make_model(), make_images()
         _, expected = step(model, images)
         recompute_norms(model)
@@ -265,8 +265,8 @@ class TestRecomputeNorms:
 
 
 class TestCheckpointBlocks:
-    @pytest.mark.parametrize(("units", "pieces"), [(1, 7), (2, 5), (6, 4)])
-    def test_stores_the_input_of_each_piece(self, units, pieces):
+    @pytest.mark.parametrize(("units", "segments"), [(1, 7), (2, 5), (6, 4)])
+    def test_stores_the_input_of_each_segment(self, units, segments):
         model, images = make_model(DEEPER), make_images()
         images_and_rest = saved_maps(model, images)
         model.set_grad_checkpointing()
@@ -283,11 +283,11 @@ class TestCheckpointBlocks:
                 unit.register_forward_pre_hook(lambda _, args: inputs.append(args[0].data_ptr()))
         step(model, images)
         assert len(calls) == 2 * sum(DEEPER)
-        # Each piece starts again from the very tensor that was kept; the last piece comes first.
-        assert len(inputs) == 2 * pieces
-        assert inputs[pieces:] == inputs[:pieces][::-1]
+        # Each segment is recomputed from the same stored tensor; the last segment comes first.
+        assert len(inputs) == 2 * segments
+        assert inputs[segments:] == inputs[:segments][::-1]
 
-    def test_is_undone(self):
+    def test_can_be_undone(self):
         model, images = make_model(), make_images()
         plain = saved_maps(model, images)
         checkpoint_blocks(model)
@@ -295,8 +295,8 @@ class TestCheckpointBlocks:
         checkpoint_blocks(model, enable=False)
         assert saved_maps(model, images) == plain
 
-    def test_refuses_pieces_of_nothing(self):
-        with pytest.raises(UsageError, match=r"at least 1 unit, found units=0"):
+    def test_refuses_empty_segments(self):
+        with pytest.raises(UsageError, match=r"at least 1 unit, found `units=0`"):
             checkpoint_blocks(make_model(), units=0)
 
 
@@ -361,11 +361,11 @@ class TestStandardizeOnce:
         kernels.end_step()
         _, expected = step(make_model(), images)
         assert worst(gradients_of(model), expected) < 1e-12
-        with kernels:  # without zero_grad: added, as backward itself does
+        with kernels:  # without zero_grad: gradients are added, as in a plain backward pass
             loss_of(model, images).backward()
         assert worst(gradients_of(model), {k: 2 * v for k, v in expected.items()}) < 1e-12
 
-    def test_an_abandoned_step_leaves_no_trace(self):
+    def test_an_abandoned_step_has_no_effect(self):
         model, images = make_model(), make_images()
         expected = accumulate(model, images)
         kernels = standardize_once(model)
@@ -392,7 +392,7 @@ class TestStandardizeOnce:
         assert worst(accumulate(model, images, one_step=lambda: kernels), expected) < 1e-12
 
     def test_a_pass_without_gradients_beside_one_with_under_autocast(self):
-        # Autocast keeps half-precision copies of leaves; one made without gradient must not serve
+        # Autocast caches half-precision copies of leaves; one made without gradient must not serve
         # the pass that needs it.
         model, images = make_model(dtype=torch.float32), make_images(dtype=torch.float32)
         _, expected = step(model, images, autocast=True)
@@ -408,9 +408,9 @@ class TestStandardizeOnce:
 
 
 def train_as(rank, folder):
-    """One of WORLD processes: every way of gathering gradients, saved under `folder`."""
+    """Run one of WORLD processes: sum gradients in every way, and save them in `folder`."""
     torch.set_num_threads(1)
-    gradient_accumulation.BUCKET_BYTES = 2**20  # several buckets, even of this small model
+    distributed.BUCKET_BYTES = 2**20  # several buckets, even for this small model
     dist.init_process_group(
         "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=WORLD
     )
@@ -426,7 +426,7 @@ def train_as(rank, folder):
 
     model.zero_grad()
     with kernels:
-        if rank == 0:  # the other has no rows, and no gradients
+        if rank == 0:  # the other process has no rows, and no gradients
             loss_of(model, images).backward()
     sum_gradients(model)
     found["rows of one process"] = gradients_of(model)
@@ -441,12 +441,12 @@ def train_as(rank, folder):
 
 
 class TestSeveralProcesses:
-    def test_two_give_the_gradients_of_one(self, tmp_path):
+    def test_two_processes_give_the_gradients_of_one(self, tmp_path):
         torch.multiprocessing.spawn(train_as, (str(tmp_path),), nprocs=WORLD)
         _, expected = step(make_model(), make_images())
         for rank in range(WORLD):
             found = torch.load(tmp_path / f"{rank}.pt")
-            assert sorted(found) == ["DDP", "average", "sum"]
+            assert sorted(found) == ["DDP", "rows of one process", "rows shared"]
             for gradients in found.values():
                 assert worst(gradients, expected) < 1e-12
 
@@ -458,7 +458,7 @@ class TestSeveralProcesses:
 
 
 class TestR50x1:
-    """The promise: bytes saved by a step at 128 px, batch 32, against plain modules."""
+    """The promised savings: bytes that a step stores at 128 px, batch 32, against plain modules."""
 
     def make(self):
         return BiT(ARCHITECTURES["R50x1"], CLASSES).train()
@@ -466,7 +466,7 @@ class TestR50x1:
     def test_saved_bytes(self):
         from torch._subclasses.fake_tensor import FakeTensorMode
 
-        with FakeTensorMode():  # sizes without the numbers
+        with FakeTensorMode():  # sizes without values
             model, images = self.make(), torch.empty(32, 3, 128, 128)
             labels = torch.zeros(32, dtype=torch.long)
 
@@ -482,7 +482,7 @@ class TestR50x1:
             both = saved()
             recompute_norms(model, enable=False)
             blocks = saved()
-        # Counting parameters, as everything else that is saved, and not counting them.
+        # With the parameters, like everything else that is saved, and without them.
         assert plain == (1_000_320_260, 906_327_812)
         for k in range(2):
             assert norms[k] <= 0.5 * plain[k]
@@ -494,7 +494,7 @@ class TestR50x1:
     def test_saves_less_for_the_same_loss_and_gradients(self):
         import timm
 
-        # Against another library's float32 only the loss could be compared: where rounding differs,
+        # With another library's float32, only the loss could be compared: where rounding differs,
         # some ReLUs flip, and gradients move by 1e-3.
         model, generator = self.make(), torch.Generator().manual_seed(0)
         model.init_weights(generator)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bitzoo.models.architecture import Slot
-from bitzoo.converters.formats.keras import KerasWriter
+from bitzoo.converters.formats.keras import MAX_ATTRIBUTE, KerasWriter
 from bitzoo.converters.layouts import out_axis, stored_shape
 from bitzoo.converters.key_mapping import layout_of, name_of
 from bitzoo.converters.formats.npz import NpzWriter
@@ -35,6 +35,7 @@ class CheckpointFormat:
         copies: Files as large as the output that are there at once while it is written.
         readers: Whose eps `eps_exact` fits; empty where it would be wrong.
         halves: Whether it may have other numbers than float32: whether it can say so.
+        record_bytes: How long a text about the model it can hold; 0 for none, None for any.
     """
 
     name: str
@@ -46,6 +47,7 @@ class CheckpointFormat:
     copies: int = 1
     readers: str = ""
     halves: bool = False
+    record_bytes: int | None = None
 
     @property
     def reads_while_written(self) -> bool:
@@ -85,8 +87,8 @@ def _torch(path: Path, places: Places, metadata: Metadata, numbers: str) -> Writ
 
 _ROWS = (
     CheckpointFormat("safetensors", "timm", ".safetensors", _safetensors, halves=True),
-    CheckpointFormat("npz", "npz", ".npz", _npz),
-    CheckpointFormat("h5", "keras", ".h5", _h5),
+    CheckpointFormat("npz", "npz", ".npz", _npz, record_bytes=0),
+    CheckpointFormat("h5", "keras", ".h5", _h5, record_bytes=MAX_ATTRIBUTE),
     CheckpointFormat("timm", "timm", ".timm.safetensors", _safetensors, readers="timm", halves=True),
     CheckpointFormat(
         "transformers",
@@ -98,7 +100,7 @@ _ROWS = (
         readers="transformers",
         halves=True,
     ),
-    CheckpointFormat("bit_pytorch", "bit_pytorch", ".pth", _torch, copies=2),
+    CheckpointFormat("bit_pytorch", "bit_pytorch", ".pth", _torch, copies=2, record_bytes=0),
 )
 
 FORMATS: dict[str, CheckpointFormat] = {row.name: row for row in _ROWS}
@@ -115,24 +117,53 @@ def find_format(name: str) -> CheckpointFormat:
     return FORMATS[name]
 
 
-def check_numbers(target: CheckpointFormat, number_format: str, *, eps_exact: bool) -> None:
-    """Refuse what a format cannot hold, or could not say of itself.
+@dataclass(frozen=True)
+class Target:
+    """What to write.
+
+    Attributes:
+        to: A name in `FORMATS`; ``safetensors`` is bitzoo's own form, with timm's names.
+        dtype: ``float32``, or ``float16`` or ``bfloat16`` to round the numbers; the file says so.
+        eps_exact: For timm and transformers, whose eps differs from the release's: whether the
+            standardized kernels are multiplied by `EPS_EXACT_SCALE`, with which they compute the
+            released function. For inference only.
 
     Raises:
-        UsageError: Names the formats that can.
+        UsageError: If there is no such format, or it cannot hold what is asked for.
     """
-    if number_format not in NUMBER_FORMATS:
-        known = ", ".join(NUMBER_FORMATS)
-        raise UsageError(f"{number_format!r} is no number format; there are {known}.")
-    if number_format != "float32" and not target.halves:
-        able = ", ".join(row.name for row in _ROWS if row.halves)
-        raise UsageError(
-            f"--dtype {number_format}: {target.name} files are float32 and have no place to say "
-            f"otherwise; {able} have. Choose one of these, or leave --dtype out."
-        )
-    if eps_exact and not target.readers:
-        able = " and ".join(row.name for row in _ROWS if row.readers)
-        raise UsageError(
-            f"--eps-exact makes up for the eps of {able}, but {target.name} files are read by code "
-            "that has Google's. Use it with --to timm or --to transformers."
-        )
+
+    to: str = "safetensors"
+    dtype: str = "float32"
+    eps_exact: bool = False
+
+    def __post_init__(self) -> None:
+        row = find_format(self.to)
+        if self.dtype not in NUMBER_FORMATS:
+            known = ", ".join(NUMBER_FORMATS)
+            raise UsageError(f"{self.dtype!r} is no number format; there are {known}.")
+        if self.dtype != "float32" and not row.halves:
+            able = ", ".join(other.name for other in _ROWS if other.halves)
+            raise UsageError(
+                f"`dtype` {self.dtype}: {row.name} files are float32 and have no place to say "
+                f"otherwise; {able} have. Choose one of these, or leave `dtype` out."
+            )
+        if self.eps_exact and not row.readers:
+            able = " and ".join(other.name for other in _ROWS if other.readers)
+            raise UsageError(
+                f"`eps_exact` makes up for the eps of {able}, but {row.name} files are read by "
+                "code that has Google's. Use it to write timm or transformers."
+            )
+
+    @property
+    def format(self) -> CheckpointFormat:
+        """The row of `FORMATS`."""
+        return FORMATS[self.to]
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether the output holds the very numbers of the source."""
+        return self.dtype == "float32" and not self.eps_exact
+
+    def weights_in(self, path: Path) -> Path:
+        """Return the file that has the weights of the output at `path`."""
+        return path / self.format.weights if self.format.weights else path

@@ -8,44 +8,42 @@ transformers would multiply by it once more. `global_padding` None is the releas
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+import re
+from collections.abc import Mapping
 from typing import Any
 
 from bitzoo._version import __version__
-from bitzoo.models.architecture import GROUPS, NUM_BLOCKS
-from bitzoo.converters.identify import Inventory
+from bitzoo.catalogue.metadata import DEFAULT_PREPROCESSING, Preprocessing
+from bitzoo.catalogue.model_info import ModelInfo
+from bitzoo.converters.formats.timm_config import RECORD_KEY, refusing, with_preprocessing
 from bitzoo.converters.source import KERNEL_SCALE
-from bitzoo.catalogue.registry import ModelSpec, Preprocessing
+from bitzoo.models.architecture import GROUPS, NUM_BLOCKS, Architecture
 
-DEFAULT_PREPROCESSING = Preprocessing(
-    224, 256, "bilinear", False, "the resolution of BiT's pre-training"
-)
+PROCESSOR_NAMES = ("preprocessor_config.json", "processor_config.json")
+"""Where the processor stands; transformers 5 writes the second, with it under a key."""
+PROCESSOR_KEY = "image_processor"
 _RESAMPLE = {"bilinear": 2, "bicubic": 3}
 """Pillow's numbers."""
+_CONFIG = "config.json of transformers"
+_ACTIVATIONS = {
+    "multi_label_classification": "sigmoid",
+    "single_label_classification": "softmax",
+}
+"""What `problem_type` says of the outputs."""
+_NO_NAME = re.compile(r"LABEL_\d+", re.ASCII)
+"""What transformers calls classes without names."""
 
 
-def render_config(
-    inventory: Inventory,
-    *,
-    labels: Sequence[str] | None = None,
-    scale: str = "",
-    number_format: str = "float32",
-    sigmoid: bool = False,
-) -> dict[str, Any]:
-    """Return `config.json` for BitForImageClassification.
+def render_hf_config(info: ModelInfo) -> dict[str, Any]:
+    """Return `config.json` for BitForImageClassification; unknown names are ``LABEL_0`` and so on.
 
-    Args:
-        inventory: The network.
-        labels: Names of its classes, in order; ``LABEL_0`` and so on without.
-        scale: What its kernels were multiplied with, if by `eps_exact`.
-        number_format: Of the weights.
-        sigmoid: Whether each class is a question of its own.
+    May import timm, for the names of a published list.
     """
-    architecture = inventory.architecture
-    count = inventory.num_classes
-    names = list(labels or (f"LABEL_{number}" for number in range(count)))
+    architecture = Architecture.parse(info.architecture, info.in_chans)
+    names = info.class_names or [f"LABEL_{number}" for number in range(info.num_classes)]
+    problem = next((p for p, name in _ACTIVATIONS.items() if name == info.activation), None)
+    made = info.provenance
+    scale = made.kernel_scale if made else 1
     return {
         "architectures": ["BitForImageClassification"],
         "model_type": "bit",
@@ -61,61 +59,136 @@ def render_config(
         "embedding_dynamic_padding": False,
         "output_stride": 32,
         "drop_path_rate": 0.0,
-        "dtype": number_format,
+        "dtype": made.dtype if made else "float32",
         "id2label": {str(number): name for number, name in enumerate(names)},
         "label2id": {name: number for number, name in enumerate(names)},
-        **({"problem_type": "multi_label_classification"} if sigmoid else {}),
-        "bitzoo": {"version": __version__, **({KERNEL_SCALE: scale} if scale else {})},
+        **({"problem_type": problem} if problem else {}),
+        "bitzoo": {
+            "version": __version__,
+            **({KERNEL_SCALE: str(scale)} if scale != 1 else {}),
+            RECORD_KEY: info.to_dict(),
+        },
     }
 
 
-def render_processor(facts: Preprocessing) -> dict[str, Any]:
-    """Return `preprocessor_config.json`: RGB, resize, centre crop, [-1, 1]."""
-    resize = (
-        {"height": facts.resize, "width": facts.resize}
-        if facts.square
-        else {"shortest_edge": facts.resize}
-    )
+def render_processor(info: ModelInfo) -> dict[str, Any]:
+    """Return `preprocessor_config.json`: RGB, resize, centre crop, [-1, 1].
+
+    transformers loads no pipeline without one, so that `DEFAULT_PREPROCESSING` stands there where
+    nothing is known; bitzoo's record in `config.json` then says so.
+    """
+    way = info.preprocessing or DEFAULT_PREPROCESSING
     return {
         "image_processor_type": "BitImageProcessor",
         "do_convert_rgb": True,
         "do_resize": True,
-        "size": resize,
-        "resample": _RESAMPLE[facts.interpolation],
+        "size": {"height": way.resize, "width": way.resize}
+        if way.square
+        else {"shortest_edge": way.resize},
+        "resample": _RESAMPLE[way.interpolation],
         "do_center_crop": True,
-        "crop_size": {"height": facts.crop, "width": facts.crop},
+        "crop_size": {"height": way.crop, "width": way.crop},
         "do_rescale": True,
         "rescale_factor": 1 / 255,
         "do_normalize": True,
-        "image_mean": [0.5, 0.5, 0.5],
-        "image_std": [0.5, 0.5, 0.5],
+        "image_mean": [0.5] * info.in_chans,
+        "image_std": [0.5] * info.in_chans,
     }
 
 
-def write_companions(
-    folder: Path,
-    inventory: Inventory,
-    spec: ModelSpec | None,
-    labels: Sequence[str] | None,
-    metadata: Mapping[str, str],
-) -> None:
-    """Write both files beside the weights.
+def is_hf_config(config: Mapping[str, Any]) -> bool:
+    """Whether a `config.json` is in transformers' form."""
+    return "model_type" in config or "id2label" in config
+
+
+def read_hf_config(config: Mapping[str, Any], info: ModelInfo) -> ModelInfo:
+    """Add what transformers' `config.json` says to what is known: class names and activation."""
+    activation = _ACTIVATIONS.get(str(config.get("problem_type")))
+    if activation and activation != info.activation:
+        info = info.stating(_CONFIG, activation=activation)
+    names = _names(config.get("id2label"), info.num_classes)
+    if names is None or names == info.own_names:
+        return info
+    if info.label_set is not None and names == info.class_names:
+        return info
+    return info.stating(_CONFIG, own_names=names, label_set=None)
+
+
+def _names(labels: object, count: int) -> tuple[str, ...] | None:
+    """`id2label` in the order of the outputs; None without one, or with transformers' own names."""
+    if not isinstance(labels, Mapping) or len(labels) != count or not count:
+        return None
+    found = [labels.get(str(number), labels.get(number)) for number in range(count)]
+    if not all(isinstance(name, str) for name in found):
+        return None
+    names = tuple(map(str, found))
+    return None if all(_NO_NAME.fullmatch(name) for name in names) else names
+
+
+def read_processor(
+    processor: Mapping[str, Any], name: str, info: ModelInfo, *, recorded: bool
+) -> ModelInfo:
+    """Add what an image processor says to what is known.
 
     Args:
-        folder: Where.
-        inventory: The network.
-        spec: The catalogue's entry of it, if it is known.
-        labels: Names of its classes, if known and as many.
-        metadata: What the weights' own file says of them.
+        processor: The processor's settings.
+        name: The file that they stand in, for messages.
+        info: What is known.
+        recorded: Whether it includes a record of bitzoo's.
     """
-    config = render_config(
-        inventory,
-        labels=labels if labels and len(labels) == inventory.num_classes else None,
-        scale=metadata.get(KERNEL_SCALE, ""),
-        number_format=metadata.get("dtype", "float32"),
-        sigmoid=bool(spec and spec.activation == "sigmoid"),
-    )
-    processor = render_processor(spec.preprocessing if spec else DEFAULT_PREPROCESSING)
-    for name, content in {"config.json": config, "preprocessor_config.json": processor}.items():
-        text = json.dumps(content, indent=2) + "\n"
-        (folder / name).write_text(text, encoding="utf-8")
+    try:
+        found = _preprocessing(processor, name)
+    except (KeyError, TypeError, ValueError) as error:
+        return refusing(
+            info,
+            f"{name} beside the weights cannot be read ({error!r}). Expected BitImageProcessor's "
+            "form: size, crop_size, resample.",
+        )
+    wrong = _wrong_range(processor)
+    if wrong:
+        return refusing(
+            info,
+            f"{name} beside the weights {wrong}; expected pixels scaled by 1/255, then mean and "
+            "std 0.5, because BiT reads pixels in [-1, 1]. Prepare the images yourself.",
+        )
+    return with_preprocessing(info, found, recorded=recorded)
+
+
+def _preprocessing(processor: Mapping[str, Any], name: str) -> Preprocessing:
+    resize, square = _side(processor["size"])
+    interpolations = {number: word for word, number in _RESAMPLE.items()}
+    interpolation = interpolations[int(processor.get("resample", 3))]
+    crop = resize
+    if processor.get("do_center_crop", True):
+        crop, _ = _side(processor["crop_size"])
+    elif not square:
+        raise ValueError("no centre crop after resizing the shorter edge: images of any size")
+    if not processor.get("do_resize", True) or not 1 <= crop <= resize:
+        raise ValueError(f"crop {crop} of images resized to {resize}")
+    return Preprocessing(crop, resize, interpolation, square, name)  # type: ignore[arg-type]
+
+
+def _side(size: Any) -> tuple[int, bool]:
+    """A size as transformers writes it, in pixels, and whether it is of both edges."""
+    if isinstance(size, int):
+        return size, False
+    if "shortest_edge" in size:
+        return int(size["shortest_edge"]), False
+    if size["height"] != size["width"]:
+        raise ValueError(f"height {size['height']} and width {size['width']} differ")
+    return int(size["height"]), True
+
+
+def _wrong_range(processor: Mapping[str, Any]) -> str:
+    """Why the pixels that a processor makes are not in [-1, 1]; empty if they are."""
+    for key in ("image_mean", "image_std"):
+        values = processor.get(key)
+        numbers = values if isinstance(values, list) else [values]
+        if any(value != 0.5 for value in numbers):
+            return f"normalizes images with {key} {values}"
+    if not (processor.get("do_normalize", True) and processor.get("do_rescale", True)):
+        return "leaves out do_normalize or do_rescale"
+    factor = processor.get("rescale_factor", 1 / 255)
+    if not isinstance(factor, (int, float)) or abs(factor - 1 / 255) > 1e-9:
+        return f"rescales pixels by {factor}"
+    return ""

@@ -10,10 +10,10 @@ from typing import Any
 from bitzoo.converters.formats.safetensors import SafetensorsSource, as_scheme
 from bitzoo.converters.source import KERNEL_SCALE, Source, StoredTensor, brief
 from bitzoo.files import sha256_of
+from bitzoo.converters.formats.timm_config import CONFIG_NAME
 from bitzoo.converters.formats.torch import TorchSource
 from bitzoo.errors import CheckpointError
 
-CONFIG_NAME = "config.json"
 WEIGHT_NAMES = ("model.safetensors", "pytorch_model.bin")
 INDEX_NAMES = tuple(f"{name}.index.json" for name in WEIGHT_NAMES)
 _MAX_JSON = 4 << 20
@@ -58,6 +58,7 @@ class FolderSource(Source):
         self.notes = tuple(dict.fromkeys(note for part in self._parts for note in part.notes))
         metadata = [part.metadata for part in self._parts]
         self.metadata = {key: text for part in metadata for key, text in part.items()}
+        self.folder = weights.parent
         self.metadata |= marks(weights.with_name(CONFIG_NAME))
 
     @property
@@ -103,7 +104,7 @@ def _open_part(weights: Path, file: Path) -> Source:
 
 
 def _read_index(path: Path) -> dict[str, str]:
-    found = _read_json(path).get("weight_map")
+    found = read_json(path).get("weight_map")
     entries: dict[str, str] = found if isinstance(found, dict) and _is_text_map(found) else {}
     names = set(entries.values())
     if not names or len(names) > _MAX_SHARDS:
@@ -131,14 +132,19 @@ def marks(config: Path) -> dict[str, str]:
     Nothing if there is no such file, or one that says nothing readable.
     """
     try:
-        entry = _read_json(config).get("bitzoo")
+        entry = read_json(config).get("bitzoo")
     except (CheckpointError, OSError):
         return {}
     scale = entry.get(KERNEL_SCALE) if isinstance(entry, dict) else None
     return {} if scale is None else {KERNEL_SCALE: str(scale)}
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """Return the JSON object in a small file.
+
+    Raises:
+        CheckpointError: If it is larger than any such file, or holds something else.
+    """
     try:
         if path.stat().st_size > _MAX_JSON:
             raise ValueError(f"it has more than {_MAX_JSON:,} bytes")

@@ -35,6 +35,8 @@ _KERAS_VERSION = "2.3.0-tf"
 _OWN = "bitzoo."
 """What attributes that bitzoo adds begin with."""
 _MAX_NAMES = 20_000
+MAX_ATTRIBUTE = 60_000
+"""Bytes of a text that an HDF5 attribute surely holds; the format ends at 64 kB."""
 _MAX_NAME = 255
 _FLOATS = {np.dtype(code) for code in ("<f2", "<f4", "<f8", ">f2", ">f4", ">f8")}
 

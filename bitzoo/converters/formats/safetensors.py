@@ -161,8 +161,8 @@ class SafetensorsWriter(SlabWriter):
         return struct.pack("<Q", len(text)) + text
 
 
-def restate(path: Path, key: str, value: str) -> None:
-    """Replace a value of a written file's metadata by another of equal length.
+def restate(path: Path, values: Mapping[str, str]) -> None:
+    """Replace values of a written file's metadata by others of equal length.
 
     Raises:
         ValueError: If the lengths differ.
@@ -173,13 +173,15 @@ def restate(path: Path, key: str, value: str) -> None:
         text = file.read(8, start - 8)
     finally:
         file.close()
-    old = json.dumps({key: header["__metadata__"][key]}, separators=(",", ":"))[1:-1].encode()
-    new = json.dumps({key: value}, separators=(",", ":"))[1:-1].encode()
-    if len(old) != len(new) or text.count(old) != 1:
-        raise ValueError(f"metadata {key!r} cannot be replaced where it stands")
+    for key, value in values.items():
+        old = json.dumps({key: header["__metadata__"][key]}, separators=(",", ":"))[1:-1].encode()
+        new = json.dumps({key: value}, separators=(",", ":"))[1:-1].encode()
+        if len(old) != len(new) or text.count(old) != 1:
+            raise ValueError(f"metadata {key!r} cannot be replaced where it stands")
+        text = text.replace(old, new)
     with path.open("r+b") as out:
         out.seek(8)
-        out.write(text.replace(old, new))
+        out.write(text)
 
 
 def write_safetensors(path: Path, arrays: Mapping[str, Array], metadata: Mapping[str, str]) -> None:

@@ -6,12 +6,13 @@ import itertools
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from bitzoo.models.architecture import Role, Slot
+from bitzoo.converters.parity.deviation import Deviation
 from bitzoo.converters.parity import reference_numpy
 from bitzoo.converters.parity import reference_tensorflow
 from bitzoo.converters.identify import Inventory
@@ -45,29 +46,19 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class LogitsProof:
+class LogitsProof(Deviation):
     """Outcome of one comparison of logits (pooled features, for a file without a head).
+
+    The probe images are uniform in [-1, 1] from `SEED`. The figures are those of `Deviation`.
 
     Attributes:
         oracle: What the network was compared with.
-        size: Side of the square probe images in pixels.
-        images: Number of probe images, uniform in [-1, 1] from `SEED`.
-        relative_l2: ``|network - oracle| / |oracle|`` over all outputs.
-        max_abs: Largest absolute difference.
-        max_logit: Largest absolute output of the oracle.
-        top1_equal: Images for which both rank the same class first.
         dtype: Precision that the network computed in.
         numbers: What its weights are stored as.
     """
 
     oracle: str
     dtype: str
-    size: int
-    images: int
-    relative_l2: float
-    max_abs: float
-    max_logit: float
-    top1_equal: int
     numbers: str = "float32"
 
     @property
@@ -78,7 +69,11 @@ class LogitsProof:
     @property
     def passed(self) -> bool:
         """Whether the distance is a number within the tolerance."""
-        return bool(self.relative_l2 <= self.tolerance)
+        return self.within(self.tolerance)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The figures, the tolerance and the verdict."""
+        return asdict(self) | {"tolerance": self.tolerance, "passed": self.passed}
 
 
 def prove_logits(
@@ -119,7 +114,8 @@ def prove_logits(
             with torch.no_grad(), _computing_in(network, getattr(torch, dtype)):
                 found = network(batch.to(getattr(torch, dtype))).double().numpy()
             for oracle, expected in oracles.judge(images, dtype, found):
-                proofs.append(_compare(oracle, dtype, size, expected, found))
+                measured = asdict(Deviation.between(found, expected, size))
+                proofs.append(LogitsProof(**measured, oracle=oracle, dtype=dtype))
     if progress:
         progress("logits", steps, steps)
     numbers = numbers_of(source, output, result)
@@ -233,21 +229,6 @@ def _computing_in(network: torch.nn.Module, dtype: torch.dtype) -> Iterator[None
     finally:
         for hook in hooks:
             hook.remove()
-
-
-def _compare(oracle: str, dtype: str, size: int, expected: Array, found: Array) -> LogitsProof:
-    difference = found - expected
-    scale = np.linalg.norm(expected) or 1.0  # a network that says nothing is compared as it is
-    return LogitsProof(
-        oracle=oracle,
-        dtype=dtype,
-        size=size,
-        images=len(expected),
-        relative_l2=float(np.linalg.norm(difference) / scale),
-        max_abs=float(np.abs(difference).max()),
-        max_logit=float(np.abs(expected).max()),
-        top1_equal=int((found.argmax(1) == expected.argmax(1)).sum()),
-    )
 
 
 class _GoogleNames(Mapping[str, Array]):

@@ -20,7 +20,6 @@ from typing import Any
 from bitzoo._version import __version__
 from bitzoo.models.architecture import Architecture
 from bitzoo.converters.streaming import worker_pool
-from bitzoo.converters.formats.hf_folder import find_weights
 from bitzoo.converters.identify import Inventory, identify
 from bitzoo.converters.parity.logits import (
     LOGITS_REASON,
@@ -29,10 +28,9 @@ from bitzoo.converters.parity.logits import (
     numbers_of,
     prove_logits,
 )
-from bitzoo.converters.moving import Labels
-from bitzoo.converters.convert import LOGITS_DEVIATION, Conversion, convert
-from bitzoo.converters.dtypes import format_deviation
-from bitzoo.converters.formats.safetensors import restate
+from bitzoo.converters.convert import Conversion, convert, record_logits_distance
+from bitzoo.converters.formats.checkpoint_formats import Target
+from bitzoo.catalogue.model_info import Identity
 from bitzoo.converters.open import open_source
 from bitzoo.converters.source import Source
 from bitzoo.files import Progress, folder_lock, sha256_of, write_json
@@ -52,7 +50,17 @@ class Check(str, Enum):
 
 @dataclass(frozen=True)
 class ParityReport:
-    """Everything that was proven about a pair of files; JSON by `to_dict`."""
+    """Everything that was proven about a pair of files; JSON by `to_dict`.
+
+    Attributes:
+        source: Name, bytes and SHA-256 of the original.
+        output: The same of what was made of it, and what its numbers are stored as.
+        architecture: Name of the network in both.
+        num_classes: Outputs of its head.
+        weights: The comparison of weights.
+        logits: The comparisons of logits; empty if they were not asked for.
+        identity: Which release the original is, and how that is known; None if nobody looked.
+    """
 
     source: Mapping[str, Any]
     output: Mapping[str, Any]
@@ -60,6 +68,7 @@ class ParityReport:
     num_classes: int
     weights: WeightsProof
     logits: tuple[LogitsProof, ...]
+    identity: Identity | None = None
 
     @property
     def passed(self) -> bool:
@@ -77,13 +86,10 @@ class ParityReport:
             "num_classes": self.num_classes,
             "weights": asdict(self.weights) | {"passed": self.weights.passed},
             "weights_rule": f"every output tensor mapped back equals the source {self._rule}",
-            "logits": [
-                _json_numbers(asdict(proof))
-                | {"tolerance": proof.tolerance, "passed": proof.passed}
-                for proof in self.logits
-            ],
+            "logits": [_json_numbers(proof.to_dict()) for proof in self.logits],
             "logits_rule": LOGITS_REASON,
             "seed": SEED,
+            **({"identity": asdict(self.identity)} if self.identity else {}),
         }
 
     @property
@@ -118,16 +124,13 @@ class ParityReport:
 
 
 def convert_and_prove(
-    source: Path,
+    source: Path | Source,
     output: Path,
+    target: Target | None = None,
     *,
-    to: str = "safetensors",
-    number_format: str = "float32",
-    eps_exact: bool = False,
     check: Check = Check.LOGITS,
+    identity: Identity | None = None,
     force: bool = False,
-    model: str | None = None,
-    labels: Labels | None = None,
     hash_output: bool | None = None,
     progress: Progress | None = None,
     on_report: Callable[[ParityReport], None] | None = None,
@@ -135,16 +138,12 @@ def convert_and_prove(
     """Convert a checkpoint; the output gets its name only if it passes the proofs asked for.
 
     Args:
-        source: A checkpoint of any format that bitzoo reads.
+        source: A checkpoint of any format that bitzoo reads, or an open one.
         output: The file or folder to write.
-        to: In which format; this and the next two as of `convert`.
-        number_format: What to round the numbers to; the file says so, and by how much its weights
-            and, where they are compared, its logits moved.
-        eps_exact: Whether to make up for the eps of timm and transformers.
+        target: What to write; default bitzoo's own safetensors.
         check: What to prove.
+        identity: Which release the source is, where the caller knows it from the bytes.
         force: Whether an existing output may be replaced.
-        model: Catalogue name of the release, if it is known.
-        labels: Class names of a release, for formats that state them.
         hash_output: Whether the report has the output's SHA-256; None is yes if logits are
             compared. The bits are proven without it, and it takes longer than proving them.
         progress: Called as bytes move.
@@ -154,19 +153,20 @@ def convert_and_prove(
         ParityError: If a proof fails; nothing is left under the output's name.
         BitzooError: As `convert` raises.
     """
+    target = target or Target()
     report: ParityReport | None = None
+    wanted = check is Check.LOGITS if hash_output is None else hash_output
 
-    def prove(conversion: Conversion) -> None:
+    def prove(original: Source, conversion: Conversion) -> None:
         nonlocal report
         if conversion.weights is None:
             return
-        with open_source(source) as first, open_source(conversion.output) as second:
-            wanted = check is Check.LOGITS if hash_output is None else hash_output
-            report = _judge(first, second, check, progress, conversion, hash_output=wanted)
-        if report.logits and number_format != "float32":
+        with open_source(conversion.output) as written:
+            pair = _Pair(original, conversion.inventory, written, identify(written))
+            report = _judge(pair, check, progress, conversion, hash_output=wanted)
+        if report.logits and target.dtype != "float32":
             moved = max(proof.relative_l2 for proof in report.logits)
-            weights = find_weights(conversion.output) or conversion.output
-            restate(weights, LOGITS_DEVIATION, format_deviation(moved))
+            weights = record_logits_distance(conversion, target, moved)
             if wanted:
                 report = replace(report, output={**report.output, "sha256": sha256_of(weights)})
         report = replace(report, output={**report.output, "name": output.name})
@@ -177,14 +177,11 @@ def convert_and_prove(
     conversion = convert(
         source,
         output,
-        to=to,
-        number_format=number_format,
-        eps_exact=eps_exact,
+        target,
+        identity=identity,
         compare=check is not Check.NONE,
         prove=prove,
         force=force,
-        model=model,
-        labels=labels,
         progress=progress,
     )
     return conversion, report
@@ -209,12 +206,21 @@ def verify(
         ParityError: If the files hold different architectures.
     """
     with open_source(source) as first, open_source(output) as second:
-        return _judge(first, second, check, progress)
+        return _judge(_Pair(first, identify(first), second, identify(second)), check, progress)
+
+
+@dataclass(frozen=True)
+class _Pair:
+    """Two open files, and the networks found in them."""
+
+    source: Source
+    inventory: Inventory
+    output: Source
+    result: Inventory
 
 
 def _judge(
-    source: Source,
-    output: Source,
+    pair: _Pair,
     check: Check,
     progress: Progress | None,
     known: Conversion | None = None,
@@ -222,32 +228,37 @@ def _judge(
     hash_output: bool = True,
 ) -> ParityReport:
     """Prove a pair of open files; `known` has what a conversion that just ended found already."""
-    inventory, result = identify(source), identify(output)
-    if _identity(inventory) != _identity(result):
+    source, output = pair.source, pair.output
+    if _network(pair.inventory) != _network(pair.result):
         raise ParityError(
-            f"{output.path}: expected {inventory.title} as in {source.path}, found {result.title}."
+            f"{output.path}: expected {pair.inventory.title} as in {source.path}, found "
+            f"{pair.result.title}."
         )
     wanted = {output: hash_output, source: known is None}
-    with worker_pool("hash", sum(file.size for file in wanted if wanted[file]), progress) as pool:
+    with worker_pool(
+        "hash", sum(file.size for file in wanted if wanted[file]), progress
+    ) as pool:
         sums = {file: pool.hash(file) for file in wanted if wanted[file]}
-        weights = known.weights if known else None
-        weights = weights or prove_weights(source, inventory, output, result, progress)
+        files = (source, pair.inventory, output, pair.result)
+        weights = (known.weights if known else None) or prove_weights(*files, progress)
         compared = check is Check.LOGITS and weights.passed
-        logits = prove_logits(source, inventory, output, result, progress) if compared else ()
+        logits = prove_logits(*files, progress) if compared else ()
         hashes = {file: digest.result() for file, digest in sums.items()}
     if known:
         hashes[source] = known.sha256
+    numbers = numbers_of(source, output, pair.result)
     return ParityReport(
         _describe(source, hashes.get(source)),
-        _describe(output, hashes.get(output)) | {"numbers": numbers_of(source, output, result)},
-        inventory.architecture.name,
-        inventory.num_classes,
+        _describe(output, hashes.get(output)) | {"numbers": numbers},
+        pair.inventory.architecture.name,
+        pair.inventory.num_classes,
         weights,
         logits,
+        known.info.identity if known else None,
     )
 
 
-def _identity(inventory: Inventory) -> tuple[Architecture, int]:
+def _network(inventory: Inventory) -> tuple[Architecture, int]:
     return inventory.architecture, inventory.num_classes
 
 
@@ -314,6 +325,6 @@ def load_reports(path: Path) -> dict[str, Any]:
     ):
         raise UsageError(
             f"{path}: expected reports of earlier proofs, found something else. Move it away, or "
-            "choose another file with --report."
+            "choose another file with `report`."
         )
     return entries

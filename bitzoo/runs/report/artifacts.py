@@ -4,24 +4,25 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from bitzoo.catalogue.metadata import Preprocessing
+from bitzoo.catalogue.model_info import Identity, ModelInfo, RunInfo
 from bitzoo.data.dataset import ImageSet
 from bitzoo.data.image_store import Pixels
 from bitzoo.data.validation import DataSummary
 from bitzoo.files import write_json
 from bitzoo.inference.metrics import Evaluation
 from bitzoo.models.bit import BiT
-from bitzoo.models.preprocessing import EvalTransform
 from bitzoo.runs.report.html import write_card, write_report
 from bitzoo.runs.report.run_summary import RunRecord, find_mistakes
 from bitzoo.training.hyperrule import explain
 from bitzoo.training.recipe import Recipe
-from bitzoo.zoo.create import Origin
-from bitzoo.zoo.model_folder import render_config, write_model_folder
+from bitzoo.zoo.info import info as info_of
+from bitzoo.zoo.model_folder import write_model_folder
 
 REPORT_NAME = "report.html"
 CARD_NAME = "README.md"
@@ -64,29 +65,39 @@ def write_artifacts(
         identity: What it was asked, as in `run.json`.
         history: Its metrics.
     """
-    recipe, images = finished.recipe, finished.images
-    transform = EvalTransform(recipe.crop, recipe.crop, "bilinear", square=True)
-    base = _base(finished.model)
-    config = render_config(
-        finished.model,
-        transform,
-        class_names=images.classes,
-        facts={"base_model": base, "recipe": recipe.to_dict(), "activation": "softmax"},
-    )
-    write_model_folder(folder, finished.model, config, {"base_model": base} if base else None)
+    info = _info(finished, identity)
+    write_model_folder(folder, finished.model, info)
     if finished.evaluation:
         write_json(folder / EVALUATION_NAME, finished.evaluation.to_dict())
-    record = _record(folder, finished, identity, history, base)
+    record = _record(folder, finished, identity, history, info)
     write_report(folder / REPORT_NAME, record)
     write_card(folder / CARD_NAME, record)
 
 
-def _base(model: BiT) -> str | None:
-    """Return the catalogue name of the weights that training started from, where known."""
-    origin = model.origin
-    if isinstance(origin, Origin) and origin.spec and origin.path:
-        return origin.spec.name
-    return None
+def _info(finished: FinishedRun, identity: Mapping[str, Any]) -> ModelInfo:
+    """What is known of the trained model: its base's record, and what the run made of it."""
+    recipe, images = finished.recipe, finished.images
+    run = RunInfo(
+        data=images.source,
+        fingerprint=images.fingerprint,
+        split={split.name: len(split) for split in images.splits},
+        recipe=recipe.to_dict(),
+        seed=int(identity["seed"]),
+    )
+    way = Preprocessing(recipe.crop, recipe.crop, "bilinear", True, "the recipe of this run")
+    began = info_of(finished.model)
+    return replace(
+        began,
+        identity=Identity(None, "unknown", "fine-tuned by bitzoo"),
+        license=None,  # of the trained weights, which only their owner can state
+        label_set=None,
+        own_names=images.classes,
+        activation="softmax",
+        preprocessing=way,
+        refused={},
+        run=run,
+        sources={"own_names": "the training data", "activation": "the training loss"},
+    )
 
 
 def _record(
@@ -94,7 +105,7 @@ def _record(
     finished: FinishedRun,
     identity: Mapping[str, Any],
     history: Sequence[Mapping[str, Any]],
-    base: str | None,
+    info: ModelInfo,
 ) -> RunRecord:
     images, found = finished.images, finished.evaluation
     mistakes = []
@@ -117,7 +128,8 @@ def _record(
         versions={name: version(name) for name in _PACKAGES}
         | {"python": platform.python_version(), "machine": platform.machine()},
         folder=str(folder),
-        base=base,
+        base=info.base.name if info.base else None,
+        info=info,
     )
 
 

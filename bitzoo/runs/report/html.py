@@ -21,7 +21,7 @@ from bitzoo._version import __version__
 from bitzoo.catalogue.registry import ModelSpec, find_spec
 from bitzoo.files import write_text
 from bitzoo.inference.metrics import Evaluation
-from bitzoo.model_cards.text import clean, escape
+from bitzoo.model_cards.text import clean, escape, timm_loads
 from bitzoo.models.architecture import ARCHITECTURES
 from bitzoo.runs.report.run_summary import Mistake, RunRecord, find_mistakes, wilson_interval
 from bitzoo.runs.report.svg import Curve, confusion_matrix, line_chart, smoothed
@@ -202,7 +202,7 @@ def _loading(run: RunRecord, folder: str) -> dict[str, str]:
     timm = f"import timm\n\nmodel = timm.create_model({place}, pretrained=True)"
     return {
         "predict": f"bitzoo predict {shlex.quote(folder)} photo.jpg",
-        "evaluate": f"bitzoo evaluate {shlex.quote(folder)} --data PICTURES --format json",
+        "evaluate": f"bitzoo evaluate {shlex.quote(folder)} --data IMAGES --format json",
         "python": "\n".join(lines),
         "timm": timm if released else "",
     }
@@ -219,8 +219,8 @@ def _front_matter(run: RunRecord) -> str:
         if len(run.classes) > _TOP:
             shares["top_5_accuracy"] = ("top-5 accuracy", found.top5)
     data = ModelCardData(
-        license="apache-2.0",
-        library_name="timm",
+        license=run.info.license if run.info else None,
+        library_name="timm" if run.info and timm_loads(run.info) else "bitzoo",
         pipeline_tag="image-classification",
         base_model=base,
         base_model_relation="finetune" if base else None,

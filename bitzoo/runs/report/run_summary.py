@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from bitzoo.catalogue.model_info import ModelInfo
 from bitzoo.inference.metrics import Evaluation
 from bitzoo.runs.report.svg import Point
 
@@ -21,10 +22,10 @@ _Z95 = 1.959963984540054
 
 @dataclass(frozen=True)
 class Mistake:
-    """A picture that was taken for something else.
+    """An image that was taken for something else.
 
     Attributes:
-        image: The picture, uint8 pixels (height, width, 3) or the bytes of a PNG or JPEG file.
+        image: Its content, uint8 pixels (height, width, 3) or the bytes of a PNG or JPEG file.
         key: What the data set calls it.
         true: Name of its class.
         predicted: Name of the class it was taken for.
@@ -46,7 +47,7 @@ class RunRecord:
         title: What the run is called.
         model: What training started from: a catalogue name, a path, or ``random weights``.
         architecture: Name of the network, as `bitzoo.models.architecture.Architecture.name` has it.
-        image_size: Edge of the pictures that the network sees in evaluation.
+        image_size: Edge of the images that the network sees in evaluation.
         classes: Class names.
         dataset: What the data set is called.
         data: Facts about the data, as names and values.
@@ -55,11 +56,12 @@ class RunRecord:
         history: The objects of metrics.jsonl in their order. Those whose ``event`` is ``train``
             have ``step``, ``loss``, ``lr`` and ``images_per_s``; those of ``eval`` have ``step``,
             ``top1``, ``top5`` and ``loss``. Of several for one step the last counts.
-        evaluation: How well the final weights did; None if no pictures were held out.
+        evaluation: How well the final weights did; None if no images were held out.
         mistakes: The worst ones, the worst first.
         versions: Libraries and machine, as names and values.
         folder: The run directory, as one would type it.
         base: Catalogue name of the weights at the root of it all, where one is known.
+        info: What is known of the trained model.
     """
 
     title: str
@@ -77,6 +79,7 @@ class RunRecord:
     versions: Mapping[str, str] = field(default_factory=dict)
     folder: str = "runs/name"
     base: str | None = None
+    info: ModelInfo | None = None
 
     def series(self, event: str, key: str) -> list[Point]:
         """(step, value) of one recorded number, by ascending step, finite values only."""
@@ -95,12 +98,12 @@ class _PixelSource(Protocol):
 def find_mistakes(
     evaluation: Evaluation, pixels: _PixelSource, keys: Sequence[str], limit: int = 24
 ) -> list[Mistake]:
-    """Pick the wrong predictions with the highest loss, with their pictures.
+    """Pick the wrong predictions with the highest loss, with their images.
 
     Args:
-        evaluation: Of the pictures.
+        evaluation: Of the images.
         pixels: What was evaluated.
-        keys: What the data set calls each picture.
+        keys: What the data set calls each image.
         limit: How many at most.
     """
     worst = evaluation.worst(limit)

@@ -90,7 +90,7 @@ def line_chart(
     """Draw curves over steps.
 
     Args:
-        title: Read out by screen readers in place of the picture.
+        title: Read out by screen readers in place of the chart.
         curves: Drawn in this order, later ones on top.
         unit: Label of the value axis.
         end: Step up to which the axis goes, if the curves do not go further.

@@ -1,4 +1,4 @@
-"""Downloads against a real server, with real processes that are really killed."""
+"""Downloads from a real server, in real processes that are really killed."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def target(tmp_path: Path) -> Path:
 
 @pytest.fixture(autouse=True)
 def sleeps(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """The pauses between attempts, noted instead of slept."""
+    """The pauses between attempts, recorded instead of slept."""
     pauses: list[float] = []
     monkeypatch.setattr(http, "_sleep", pauses.append)
     return pauses
@@ -98,7 +98,7 @@ def statuses(server: FileServer) -> list[int]:
 
 
 def leave_part(server: FileServer, url: str, target: Path, size: int) -> None:
-    """Stop a download after `size` bytes, as a kill would; the log starts anew."""
+    """Stop a download after `size` bytes, as a kill would, and clear the log."""
     server.faults += [Fault(cut_after=size), Fault(status=404)]
     with pytest.raises(DownloadError, match="404"):
         download(url, target)
@@ -107,14 +107,14 @@ def leave_part(server: FileServer, url: str, target: Path, size: int) -> None:
 
 
 class TestComplete:
-    def test_the_file_arrives_under_its_name_and_nothing_else_stays(self, server, url, target):
+    def test_the_file_arrives_under_its_name_and_nothing_else_remains(self, server, url, target):
         assert download(url, target) == target
         assert target.read_bytes() == OLD
         assert leftovers(target) == {"a.npz"}
         assert statuses(server) == [200]
         assert server.requests[0].headers["accept-encoding"] == "identity"
 
-    def test_an_existing_file_is_not_touched_nor_asked_for(self, server, url, target):
+    def test_an_existing_file_is_neither_touched_nor_requested(self, server, url, target):
         target.parent.mkdir()
         target.write_bytes(b"mine")
         assert download(url, target) == target
@@ -140,7 +140,7 @@ class TestComplete:
     @pytest.mark.parametrize("location", ["ftp://127.0.0.1/a.npz", "/old.npz"])
     def test_redirects_to_nowhere(self, server, target, location):
         server.redirects["old.npz"] = location
-        with pytest.raises(DownloadError, match=r"old\.npz leads to no file: .*Check the address"):
+        with pytest.raises(DownloadError, match=r"old\.npz cannot be downloaded: .*Check the URL"):
             download(server.url + "old.npz", target)
         assert leftovers(target) == set()
 
@@ -151,7 +151,7 @@ class TestComplete:
     def test_encoded_body_is_refused(self, server, url, target):
         server.faults.append(Fault(headers={"Content-Encoding": "gzip"}))
         with pytest.raises(
-            DownloadError, match=r"expected the file as it is.*200 OK in gzip encoding\."
+            DownloadError, match=r"expected the unencoded file.*200 OK in gzip encoding\."
         ):
             download(url, target)
         assert leftovers(target) == set()
@@ -219,7 +219,7 @@ class TestResume:
                 download(url, target)
         assert not target.exists()
         assert download(url, target).read_bytes() == OLD
-        assert statuses(server) == [200]  # all bytes were there: nothing is asked for again
+        assert statuses(server) == [200]  # all bytes were there: nothing is requested again
 
     def test_changed_file_starts_over(self, server, url, target):
         server.faults.append(Fault(cut_after=400_000, put=NEW))
@@ -228,7 +228,7 @@ class TestResume:
         assert statuses(server) == [200, 200]
 
     @pytest.mark.parametrize("etag", ["weak", None])
-    def test_last_modified_stands_in_for_a_strong_etag(self, server, url, target, etag):
+    def test_last_modified_replaces_a_missing_strong_etag(self, server, url, target, etag):
         server.etag = etag
         server.faults.append(Fault(cut_after=1_000))
         assert download(url, target).read_bytes() == OLD
@@ -243,7 +243,7 @@ class TestResume:
         assert download(url, target).read_bytes() == NEW
         assert statuses(server) == [200, 200]
 
-    def test_server_without_validators_is_asked_from_the_start(self, server, url, target):
+    def test_server_without_validators_starts_over(self, server, url, target):
         server.faults.append(Fault(cut_after=1_000, headers={"ETag": None, "Last-Modified": None}))
         assert download(url, target).read_bytes() == OLD
         assert ranges(server) == [None, None]
@@ -270,7 +270,7 @@ class TestResume:
         assert ranges(server) == [None, "bytes=1000-", None]
 
     def test_range_without_validators_is_trusted(self, server, url, target):
-        # RFC 9110, 15.3.7: the answer to If-Range may leave out Last-Modified.
+        # RFC 9110, 15.3.7: the response to If-Range may omit Last-Modified.
         silent = Fault(headers={"ETag": None, "Last-Modified": None})
         server.faults += [Fault(cut_after=1_000), silent]
         assert download(url, target).read_bytes() == OLD
@@ -287,7 +287,7 @@ class TestResume:
         assert download(url, target).read_bytes() == OLD
         assert ranges(server) == [None, "bytes=1000-", None]
 
-    def test_part_of_another_address_is_not_used(self, server, url, target):
+    def test_part_of_another_url_is_not_used(self, server, url, target):
         leave_part(server, url, target, 1_000)
         server.put("b.npz", NEW)
         assert download(server.url + "b.npz", target).read_bytes() == NEW
@@ -319,13 +319,13 @@ class TestChecks:
         assert download(url, target).read_bytes() == OLD
         assert statuses(server) == [200, 200]
 
-    def test_damaged_part_is_found_out(self, server, url, target):
+    def test_damaged_part_is_detected(self, server, url, target):
         leave_part(server, url, target, 1_000)
         part_of(target).write_bytes(bytes(1_000))
         assert download(url, target).read_bytes() == OLD
         assert ranges(server) == ["bytes=1000-", None]
 
-    def test_crc32c_alone_is_no_obstacle(self, server, url, target):
+    def test_crc32c_without_md5_is_accepted(self, server, url, target):
         server.md5 = None
         assert download(url, target).read_bytes() == OLD
 
@@ -347,7 +347,7 @@ class TestRetries:
         assert 0.75 <= sleeps[1] <= 1.25
 
     @pytest.mark.parametrize("status", [408, 429, 500, 502, 504])
-    def test_statuses_worth_another_try(self, server, url, target, status):
+    def test_retried_statuses(self, server, url, target, status):
         server.faults.append(Fault(status=status))
         assert download(url, target).read_bytes() == OLD
         assert statuses(server) == [status, 200]
@@ -357,7 +357,7 @@ class TestRetries:
         [
             ("7", 7, 7),
             ("86400", 120, 120),
-            (3600, 120, 120),  # a date so many seconds from now
+            (3600, 120, 120),  # a date that many seconds from now
             (formatdate(0, usegmt=True), 0, 0),
             ("soon", 0.375, 0.625),
         ],
@@ -383,7 +383,7 @@ class TestRetries:
         assert download(url, target).read_bytes() == OLD
         assert len(server.requests) == 11
 
-    def test_the_same_bytes_again_are_no_progress(self, server, url, target, monkeypatch):
+    def test_the_same_bytes_again_do_not_count_as_progress(self, server, url, target, monkeypatch):
         monkeypatch.setattr(http, "PROGRESS_BYTES", 100_000)
         server.ignore_range = True
         server.faults += [Fault(cut_after=110_000)] * 10
@@ -397,7 +397,7 @@ class TestRetries:
         assert download(url, target).read_bytes() == OLD
         assert ranges(server) == [None, "bytes=1000-"]
 
-    def test_nobody_listens(self, target, sleeps):
+    def test_no_server(self, target, sleeps):
         with FileServer({}) as gone:
             url = gone.url + "a.npz"
         with pytest.raises(DownloadError, match=r"6 attempts failed: .*set BITZOO_MIRROR"):
@@ -432,8 +432,8 @@ class TestBeforeTheNetwork:
             download(bad, target)
         assert not target.parent.exists()
 
-    def test_malformed_address(self, target):
-        with pytest.raises(DownloadError, match="leads to no file: Invalid port"):
+    def test_malformed_url(self, target):
+        with pytest.raises(DownloadError, match="cannot be downloaded: Invalid port"):
             download("http://127.0.0.1:x/a.npz", target)
 
     def test_offline(self, server, url, target, monkeypatch):
@@ -446,7 +446,7 @@ class TestBeforeTheNetwork:
         assert server.requests == []
         assert not target.parent.exists()
 
-    def test_offline_uses_what_is_there(self, url, target, monkeypatch):
+    def test_offline_uses_an_existing_file(self, url, target, monkeypatch):
         monkeypatch.setenv("BITZOO_OFFLINE", "1")
         target.parent.mkdir()
         target.write_bytes(b"mine")
@@ -462,7 +462,7 @@ class TestBeforeTheNetwork:
 
     def test_disk_full(self, url, target, monkeypatch):
         monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1_199_999))
-        pattern = r"does not fit in .*: it needs 1\.2 MB more, 1\.2 MB are free.*BITZOO_CACHE"
+        pattern = r"does not fit in .*: it needs 1\.2 MB more, found 1\.2 MB free.*BITZOO_CACHE"
         with pytest.raises(DownloadError, match=pattern):
             download(url, target)
         assert leftovers(target) == set()
@@ -472,7 +472,7 @@ class TestBeforeTheNetwork:
         monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=800_000))
         assert download(url, target).read_bytes() == OLD
 
-    def test_folder_that_cannot_be_made(self, url, tmp_path):
+    def test_folder_that_cannot_be_created(self, url, tmp_path):
         (tmp_path / "file").touch()
         with pytest.raises(StorageError, match=r"could not be written: .*BITZOO_CACHE"):
             download(url, tmp_path / "file" / "a.npz")
@@ -558,7 +558,7 @@ class TestLock:
 
 
 class TestProgress:
-    def test_shown_when_asked_for(self, url, target, capsys):
+    def test_shown_on_request(self, url, target, capsys):
         download(url, target, progress=True)
         assert re.search(r"a\.npz .*1\.2/1\.2 MB", capsys.readouterr().err)
 

@@ -1,4 +1,4 @@
-"""Cached pixels are the decoded pixels, whatever happened while the cache was being built."""
+"""Cached pixels equal decoded pixels, whatever happens while the cache is built."""
 
 import errno
 import hashlib
@@ -44,7 +44,7 @@ def split_of(paths):
 
 
 def resized(image):
-    """The oracle: torchvision, on what Pillow shows as RGB."""
+    """The oracle: torchvision, on what Pillow converts to RGB."""
     interpolation = InterpolationMode.BILINEAR
     return np.asarray(tv.resize(image.convert("RGB"), [SIZE, SIZE], interpolation))
 
@@ -69,7 +69,7 @@ def cache(tmp_path):
 
 @pytest.fixture
 def opened(cache):
-    """Opens pixels, notes what was decoded, and closes them in the end."""
+    """Open pixels, record what was decoded, and close them at the end."""
     handles = []
 
     def open_(split, size=SIZE, budget_bytes=LOTS, workers=1, **options):
@@ -103,7 +103,7 @@ def expected_of(split):
 
 
 def every_mode(folder):
-    """Name -> (file, the RGB image that it means)."""
+    """Name -> (file, the expected RGB image)."""
     rgb = noise(40, 30, 99)
     grey = rgb.convert("L")
     deep = np.asarray(grey).astype(np.uint16) * 256 + 77
@@ -132,11 +132,11 @@ def every_mode(folder):
 
 
 class TestBytes:
-    @pytest.mark.parametrize("apart", [True, False], ids=["processes", "threads"])
+    @pytest.mark.parametrize("processes", [True, False], ids=["processes", "threads"])
     def test_every_mode_cached_or_not_equals_torchvision(
-        self, tmp_path, opened, monkeypatch, apart
+        self, tmp_path, opened, monkeypatch, processes
     ):
-        monkeypatch.setattr(image_store, "_FEW", 0 if apart else 1000)
+        monkeypatch.setattr(image_store, "_FEW", 0 if processes else 1000)
         modes = every_mode(tmp_path / "modes")
         split = split_of([path for path, _ in modes.values()])
         cached, decoding = opened(split, workers=2), opened(split, budget_bytes=0, workers=2)
@@ -147,7 +147,7 @@ class TestBytes:
             np.testing.assert_array_equal(first[number], resized(meant), mode)
             np.testing.assert_array_equal(second[number], resized(meant), mode)
 
-    def test_any_order_repeats_and_a_place_for_the_result(self, split, opened):
+    def test_any_order_with_repeats_and_into_an_array(self, split, opened):
         chosen = [7, 0, 7, 11, 3]
         expected = expected_of(split)[chosen]
         for budget in (LOTS, 0):
@@ -158,7 +158,7 @@ class TestBytes:
             np.testing.assert_array_equal(out, expected)
             assert handle.take([]).shape == (0, SIZE, SIZE, 3)
 
-    def test_pictures_in_memory(self, opened):
+    def test_images_in_memory(self, opened):
         images = [noise(30, 20 + i, i) for i in range(5)]
         examples = [Example(0, load=lambda i=i: images[i], key=f"row {i}") for i in range(5)]
         split = Split("train", tuple(examples))
@@ -172,7 +172,9 @@ class TestBytes:
     @pytest.mark.parametrize("number", [-1, 12])
     def test_numbers_that_do_not_exist(self, split, opened, number):
         for budget in (LOTS, 0):
-            with pytest.raises(IndexError, match=rf"must be in 0\.\.11, found .*{number}"):
+            with pytest.raises(
+                IndexError, match=rf"Image indices must be in 0\.\.11, found .*{number}"
+            ):
                 opened(split, budget_bytes=budget).take([0, number])
 
     def test_a_size_below_one(self, split, cache):
@@ -193,7 +195,7 @@ class TestSharing:
         handle = opened(moved)
         assert handle.decoded == 0
         np.testing.assert_array_equal(all_of(handle), expected_of(moved))
-        # a shard is hashes and pixels, and nothing is there twice
+        # a shard has hashes and pixels only, and nothing is stored twice
         assert sum(path.stat().st_size for path in shard_files(cache)) == 12 * (32 + ROW)
 
     def test_equal_contents_share_a_row_and_changed_contents_do_not(self, split, folder, opened):
@@ -207,7 +209,7 @@ class TestSharing:
         assert changed.decoded == 1
         np.testing.assert_array_equal(all_of(changed), expected_of(both))
 
-    def test_given_hashes_are_believed(self, split, opened, cache):
+    def test_given_hashes_are_trusted(self, split, opened, cache):
         digests = [hashlib.sha256(e.path.read_bytes()).hexdigest() for e in split.examples]
         handle = opened(split)
         hashed = [
@@ -220,14 +222,14 @@ class TestSharing:
         assert raw[: 12 * 32].hex() == "".join(digests)
         assert raw[12 * 32 :] == all_of(handle).tobytes()
 
-    def test_sizes_and_decoders_stand_apart(self, split, opened, monkeypatch):
+    def test_sizes_and_decoders_are_separate(self, split, opened, monkeypatch):
         assert opened(split).decoded == 12
         assert opened(split, size=8).decoded == 12
         assert opened(split).decoded == 0
         monkeypatch.setattr(pixel_cache, "DECODER", "pillow-99-1")
         assert opened(split).decoded == 12
 
-    def test_a_set_takes_as_many_shelves_as_it_needs(self, split, opened, cache, monkeypatch):
+    def test_a_data_set_uses_as_many_shards_as_it_needs(self, split, opened, cache, monkeypatch):
         monkeypatch.setattr(pixel_cache, "SHARD_BYTES", 5 * ROW)
         handle = opened(split)
         assert [path.stem[-2:] for path in shard_files(cache)].count("-5") == 2
@@ -240,16 +242,16 @@ class TestSharing:
         assert isinstance(opened(split, budget_bytes=1), CachedPixels)
 
 
-class TestRoom:
-    def test_a_set_over_the_budget_is_decoded_each_time(self, split, opened, cache, caplog):
+class TestBudget:
+    def test_a_data_set_over_the_budget_is_decoded_each_time(self, split, opened, cache, caplog):
         handle = opened(split, budget_bytes=12 * (ROW + 32) - 1)
         assert isinstance(handle, DecodingPixels)
-        assert "may hold 0.0 GB; raise that (--cache-gb) or free some space" in caplog.text
+        assert "may hold 0.0 GB in all; raise `cache_gb` or free some disk space" in caplog.text
         assert shard_files(cache) == []
         np.testing.assert_array_equal(all_of(handle), expected_of(split))
         assert isinstance(opened(split, budget_bytes=12 * (ROW + 32)), CachedPixels)
 
-    def test_a_disk_without_room_is_seen_before(self, split, opened, cache, monkeypatch):
+    def test_a_full_disk_is_detected_in_advance(self, split, opened, cache, monkeypatch):
         needed, reserve = 12 * (ROW + 32), pixel_cache.RESERVE_BYTES
         for free, kind in (
             (needed + reserve - 1, DecodingPixels),
@@ -261,7 +263,7 @@ class TestRoom:
             assert type(handle) is kind
             np.testing.assert_array_equal(all_of(handle), expected_of(split))
 
-    def test_a_disk_that_fills_up_meanwhile(self, split, opened, cache, monkeypatch, caplog):
+    def test_a_disk_that_fills_up_during_the_build(self, split, opened, cache, monkeypatch, caplog):
         def full(descriptor, data, offset):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
@@ -276,10 +278,10 @@ class TestRoom:
         (tmp_path / "file").write_text("")
         handle = opened(split, cache=tmp_path / "file" / "pixels")
         assert isinstance(handle, DecodingPixels)
-        assert "Pictures are decoded at each step: the cache" in caplog.text
+        assert "Images are decoded at every step: the cache" in caplog.text
         np.testing.assert_array_equal(all_of(handle), expected_of(split))
 
-    def test_the_longest_unused_shard_goes_first(self, split, opened, cache):
+    def test_the_least_recently_used_shard_is_removed_first(self, split, opened, cache):
         parts = [Split("train", split.examples[i : i + 3]) for i in (0, 3, 6)]
         for age, part in zip((30, 20, 10), parts, strict=True):
             before = set(shard_files(cache))
@@ -293,14 +295,14 @@ class TestRoom:
         assert opened(parts[2]).decoded == 0
         assert opened(parts[1]).decoded == 3
 
-    def test_shelves_in_use_stay(self, split, opened, cache):
+    def test_shards_in_use_stay(self, split, opened, cache):
         train, val = (Split("train", split.examples[a:b]) for a, b in ((0, 8), (8, 12)))
         in_use = opened(train)
         assert isinstance(opened(val, budget_bytes=8 * (ROW + 32)), DecodingPixels)
         assert opened(train).decoded == 0
         in_use.close()
 
-    def test_nothing_goes_in_vain(self, split, opened, cache):
+    def test_nothing_is_removed_in_vain(self, split, opened, cache):
         opened(Split("train", split.examples[:4])).close()
         opened(Split("train", split.examples[4:]), budget_bytes=7 * (ROW + 32))
         assert len(shard_files(cache)) == 1
@@ -308,7 +310,7 @@ class TestRoom:
 
 class TestDamage:
     @pytest.mark.parametrize("harm", ["cut", "longer", "empty", "hashes", "count"])
-    def test_a_damaged_shard_is_made_anew(self, split, opened, cache, caplog, harm):
+    def test_a_damaged_shard_is_rebuilt(self, split, opened, cache, caplog, harm):
         opened(split).close()
         (shard,) = shard_files(cache)
         good = shard.read_bytes()
@@ -324,22 +326,22 @@ class TestDamage:
             shard.rename(shard.with_name(shard.name.replace("-12", "-x")))
         handle = opened(split)
         assert handle.decoded == 12
-        assert "was damaged and is removed" in caplog.text
+        assert "Removed the damaged shard" in caplog.text
         assert [path.read_bytes() for path in shard_files(cache)] == [good]
         np.testing.assert_array_equal(all_of(handle), expected_of(split))
 
-    @pytest.mark.parametrize("apart", [True, False], ids=["processes", "threads"])
-    def test_a_picture_that_cannot_be_decoded_is_named_and_nothing_is_kept(
-        self, split, opened, cache, monkeypatch, apart
+    @pytest.mark.parametrize("processes", [True, False], ids=["processes", "threads"])
+    def test_an_image_that_cannot_be_decoded_is_named_and_nothing_is_kept(
+        self, split, opened, cache, monkeypatch, processes
     ):
-        monkeypatch.setattr(image_store, "_FEW", 0 if apart else 1000)
+        monkeypatch.setattr(image_store, "_FEW", 0 if processes else 1000)
         path = split.examples[5].path
         path.write_bytes(path.read_bytes()[:200])
-        with pytest.raises(UsageError, match=r"05\.png: The picture .* cannot be read"):
+        with pytest.raises(UsageError, match=r"05\.png: The image .* cannot be read"):
             opened(split)
         assert list(cache.glob("*/*")) == []
         decoding = opened(split, budget_bytes=0)
-        with pytest.raises(UsageError, match=r"05\.png: The picture .* cannot be read"):
+        with pytest.raises(UsageError, match=r"05\.png: The image .* cannot be read"):
             decoding.take([5])
         good = split.examples[6:]
         np.testing.assert_array_equal(
@@ -351,7 +353,7 @@ class TestDamage:
         with pytest.raises(UsageError, match=r"05\.png' cannot be read: .*No such file"):
             opened(split)
 
-    def test_an_example_of_nothing(self, opened):
+    def test_an_empty_example(self, opened):
         with pytest.raises(UsageError, match="must have a path or a load function"):
             opened(Split("train", (Example(0, key="row 1"),)))
 
@@ -377,8 +379,8 @@ def progress(task, done, total):
         time.sleep(60)
     time.sleep(0.02)
 
-handle = pixels.open_pixels(Split("train", examples), 16, cache=cache, budget_bytes=10**9,
-                            workers=2, progress=progress)
+handle = image_store.open_pixels(Split("train", examples), 16, cache=cache, budget_bytes=10**9,
+                                 workers=2, progress=progress)
 taken = handle.take(np.arange(len(handle))).tobytes()
 print(json.dumps([decoded, hashlib.sha256(taken).hexdigest(), "torch" in sys.modules]))
 """
@@ -386,7 +388,7 @@ print(json.dumps([decoded, hashlib.sha256(taken).hexdigest(), "torch" in sys.mod
 
 @pytest.fixture
 def script(tmp_path, cache, folder):
-    """Starts a user's script: it has no `__main__` guard, and its cache has shards of five."""
+    """Start a user's script without a `__main__` guard, whose cache has shards of five images."""
     path = tmp_path / "script.py"
     path.write_text(SCRIPT)
     processes = []
@@ -415,7 +417,7 @@ class TestProcesses:
         assert sorted(answers) == [[0, digest, False], [12, digest, False]]
         assert len(shard_files(cache)) == 3
 
-    def test_a_killed_build_is_gone_on_with(self, script, split, opened, cache):
+    def test_a_killed_build_is_continued(self, script, split, opened, cache):
         process = script(pause_at=7)
         assert process.stdout.readline() == "paused\n"
         process.send_signal(signal.SIGKILL)

@@ -1,4 +1,4 @@
-"""Checkpoints: whole or not there, whatever happens to the process, the disk or the file."""
+"""Checkpoints are complete or absent, whatever happens to process, disk or file."""
 
 import contextlib
 import errno
@@ -55,7 +55,7 @@ def flip(path, position, bit=0):
 
 @contextlib.contextmanager
 def fork(work):
-    """Run `work` in a copy of this process; gives its id and the pipe that it writes to."""
+    """Run `work` in a fork of this process; yields its id and the pipe that it writes to."""
     reading, writing = os.pipe()
     with warnings.catch_warnings():  # other threads do not matter: the copy only writes files
         warnings.simplefilter("ignore", DeprecationWarning)
@@ -82,21 +82,23 @@ class TestWhole:
     def test_is_a_plain_safetensors_file(self, tmp_path):
         assert_same(load_file(save_checkpoint(tmp_path, 1, make_state(), {})), make_state())
 
-    def test_memory_format_is_immaterial(self, tmp_path):
+    def test_memory_format_does_not_matter(self, tmp_path):
         state = {"a": make_state()["model.b"].to(memory_format=torch.channels_last)}
         save_checkpoint(tmp_path, 1, state, {})
         assert_same(latest_checkpoint(tmp_path).state, state)
 
     @pytest.mark.parametrize("folder", ["missing", "."])
-    def test_none_where_there_is_none(self, tmp_path, folder, caplog):
+    def test_none_if_there_is_no_checkpoint(self, tmp_path, folder, caplog):
         (tmp_path / "notes.txt").write_text("not a checkpoint")
         assert latest_checkpoint(tmp_path / folder) is None
         assert caplog.text == ""
 
-    def test_refuses_what_it_would_not_keep_exactly(self, tmp_path):
-        with pytest.raises(UsageError, match=r"'a' of a checkpoint must be float32, found torch"):
+    def test_refuses_what_it_cannot_store_exactly(self, tmp_path):
+        with pytest.raises(
+            UsageError, match=r"^Tensor 'a' of a checkpoint must be float32, found torch"
+        ):
             save_checkpoint(tmp_path, 1, {"a": torch.zeros(2, dtype=torch.float64)}, {})
-        with pytest.raises(UsageError, match="at least 1 checkpoint, found 0"):
+        with pytest.raises(UsageError, match="`keep` must be at least 1 checkpoint, found 0"):
             save_checkpoint(tmp_path, 1, {}, {}, keep=0)
 
 
@@ -107,7 +109,7 @@ class TestRotation:
         assert steps_in(tmp_path) == [10, 3000000000]
         assert_same(latest_checkpoint(tmp_path).state, make_state(3000000000))
 
-    def test_an_old_one_that_cannot_go_is_a_warning(self, tmp_path, monkeypatch, caplog):
+    def test_an_old_one_that_cannot_be_deleted_is_a_warning(self, tmp_path, monkeypatch, caplog):
         old = save_checkpoint(tmp_path, 1, make_state(), {})
 
         def refuse(*args, **options):
@@ -116,15 +118,15 @@ class TestRotation:
         monkeypatch.setattr(type(old), "unlink", refuse)
         save_checkpoint(tmp_path, 2, make_state(2), {}, keep=1)
         assert latest_checkpoint(tmp_path).step == 2
-        assert f"{old} cannot be deleted: Operation not permitted" in caplog.text
+        assert f"Cannot delete the old checkpoint {old}: Operation not permitted" in caplog.text
 
     @pytest.mark.parametrize(("keep", "left"), [(1, [4]), (3, [2, 3, 4])])
-    def test_keeps_as_many_as_told(self, tmp_path, keep, left):
+    def test_keeps_the_given_number(self, tmp_path, keep, left):
         for step in range(5):
             save_checkpoint(tmp_path, step, make_state(), {}, keep=keep)
         assert steps_in(tmp_path) == left
 
-    def test_a_run_that_went_back_drops_the_future_it_left(self, tmp_path):
+    def test_a_run_that_went_back_removes_later_checkpoints(self, tmp_path):
         for step in (10, 20):
             path = save_checkpoint(tmp_path, step, make_state(step), {})
         flip(path, -1)
@@ -137,7 +139,7 @@ class TestRotation:
         save_checkpoint(tmp_path, 1, make_state(2), {})
         assert_same(latest_checkpoint(tmp_path).state, make_state(2))
 
-    def test_new_reaches_the_disk_before_old_goes(self, tmp_path, monkeypatch):
+    def test_new_reaches_the_disk_before_old_is_removed(self, tmp_path, monkeypatch):
         old = save_checkpoint(tmp_path, 1, make_state(), {}, keep=1)
         events = []
 
@@ -202,7 +204,7 @@ class TestDamage:
         save_file({"a": torch.zeros(3)}, folder / "step-00000002.safetensors")
         self.falls_back(folder, caplog, "cannot be read as a training checkpoint")
 
-    def test_a_flipped_bit_anywhere_is_seen_or_harmless(self, tmp_path):
+    def test_a_flipped_bit_anywhere_is_detected_or_harmless(self, tmp_path):
         state = {"a": torch.arange(3.0)}
         path = save_checkpoint(tmp_path, 1, state, {"x": 1})
         whole = path.read_bytes()
@@ -218,23 +220,23 @@ class TestDamage:
             path.write_bytes(whole)
         assert seen > 0.9 * len(whole)
 
-    def test_an_unfinished_file_is_no_checkpoint_and_goes_with_the_next(self, folder):
+    def test_an_unfinished_file_is_ignored_and_removed_with_the_next_save(self, folder):
         unfinished = folder / "step-00000003.safetensors.unfinished"
         shutil.copy(folder / "step-00000002.safetensors", unfinished)
         assert latest_checkpoint(folder).step == 2
         save_checkpoint(folder, 4, make_state(), {})
         assert not unfinished.exists()
 
-    def test_nothing_whole_is_none_with_a_warning(self, folder, caplog):
+    def test_only_damaged_ones_is_none_with_a_warning(self, folder, caplog):
         for path in folder.iterdir():
             flip(path, -1)
         assert latest_checkpoint(folder) is None
-        assert "has no whole checkpoint" in caplog.text
+        assert "has no undamaged checkpoint" in caplog.text
 
 
 class TestFullDisk:
     SAYS = (
-        r"step-00000002.*cannot be written.*The last good checkpoint stays: .*step-00000001.*room"
+        r"step-00000002.*cannot be written.*The last good checkpoint stays: .*step-00000001.*Free"
     )
 
     def fails(self, folder, says, state=None):
@@ -262,7 +264,7 @@ class TestFullDisk:
         assert os.listdir(tmp_path) == ["step-00000001.safetensors"]
         assert_same(latest_checkpoint(tmp_path).state, make_state(1))
 
-    def test_a_limit_that_the_system_enforces(self, tmp_path):
+    def test_a_limit_enforced_by_the_system(self, tmp_path):
         save_checkpoint(tmp_path, 1, make_state(1), {})
         state = {"a": torch.zeros(100_000)}
 
@@ -281,11 +283,11 @@ class TestFullDisk:
 
     def test_without_an_earlier_one(self, tmp_path):
         (tmp_path / "file").write_text("in the way")
-        self.fails(tmp_path / "file" / "folder", "There is no earlier")
+        self.fails(tmp_path / "file" / "folder", "There is no earlier checkpoint")
 
 
 @pytest.mark.parametrize("reports", [3, 40])
-def test_kill_9_while_saving_leaves_the_newest_that_was_reported(tmp_path, reports):
+def test_kill_9_while_saving_leaves_the_newest_reported_checkpoint(tmp_path, reports):
     states = [{"a": torch.full((300_000,), float(number))} for number in range(10)]
 
     def save(pipe):

@@ -1,4 +1,4 @@
-"""One report of everything that is wrong with a data set, before anything is started."""
+"""Validation reports every problem of a data set at once, before training starts."""
 
 import contextlib
 import hashlib
@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from pictures import BAD, FINE, digits, photo, write_digits, write_photos
+from images import BAD, FINE, digits, photo, write_digits, write_photos
 from PIL import Image
 
 from bitzoo.data.dataset import DatasetError, Example, read_dataset
@@ -23,7 +23,7 @@ from bitzoo.errors import UsageError
 from bitzoo.models.preprocessing import read_rgb
 
 
-def verdict_of(path):
+def check_file(path):
     return check_image(Example(0, path, key=path.name))
 
 
@@ -32,7 +32,7 @@ def keys(split):
 
 
 def report_of(source, skip_bad=False, **options):
-    """The report that a bad data set is refused with."""
+    """Return the report with which a bad data set is refused."""
     with pytest.raises(DatasetError) as caught:
         inspect(read_dataset(source, **options), skip_bad=skip_bad)
     assert caught.value.exit_code == 2
@@ -41,7 +41,7 @@ def report_of(source, skip_bad=False, **options):
 
 @contextlib.contextmanager
 def as_nobody():
-    """Without the rights of the superuser, for whom every file can be read."""
+    """Drop the rights of the superuser, who can read every file."""
     user = os.geteuid()
     if user == 0:
         os.seteuid(65534)
@@ -51,12 +51,12 @@ def as_nobody():
         os.seteuid(user)
 
 
-class TestOnePicture:
+class TestOneImage:
     @pytest.mark.parametrize("form", FINE)
     @pytest.mark.filterwarnings("ignore:Corrupt EXIF")
     def test_fine(self, tmp_path, form):
         path = FINE[form].write(tmp_path)
-        check = verdict_of(path)
+        check = check_file(path)
         assert (check.reason, check.detail) == (None, "")
         assert ", ".join(check.traits) == FINE[form].says
         assert check.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
@@ -66,7 +66,7 @@ class TestOnePicture:
     @pytest.mark.parametrize("form", BAD)
     def test_bad(self, tmp_path, form):
         path = BAD[form].write(tmp_path)
-        check = verdict_of(path)
+        check = check_file(path)
         assert check.reason is not None
         assert BAD[form].says in f"{check.reason.title}: {check.detail}"
         assert check.sha256 == ""
@@ -74,7 +74,7 @@ class TestOnePicture:
     @pytest.mark.parametrize("form", sorted({*BAD} - {"pipe"}))
     def test_bad_is_what_cannot_be_decoded(self, tmp_path, form):
         path = BAD[form].write(tmp_path)
-        if verdict_of(path).reason is Reason.ANIMATED:
+        if check_file(path).reason is Reason.ANIMATED:
             assert np.array_equal(read_rgb(path).size, (61, 40))
         else:
             with pytest.raises(UsageError):
@@ -86,22 +86,22 @@ class TestOnePicture:
             path = FINE["JPEG"].write(folder)
             path.chmod(0)
             with as_nobody():
-                check = verdict_of(path)
+                check = check_file(path)
         assert (check.reason, check.detail) == (Reason.UNREADABLE, "Permission denied")
 
     def test_a_file_for_a_folder(self, tmp_path):
         path = FINE["JPEG"].write(tmp_path)
-        assert verdict_of(path / "more.jpg").reason is Reason.MISSING
-        assert verdict_of(tmp_path).detail == "not a regular file"
+        assert check_file(path / "more.jpg").reason is Reason.MISSING
+        assert check_file(tmp_path).detail == "not a regular file"
 
     @pytest.mark.parametrize("limit", [61 * 40 - 1, 61 * 40 // 2])
     @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
     def test_large_is_counted_and_twice_as_large_is_bad(self, tmp_path, monkeypatch, limit):
         path = FINE["JPEG"].write(tmp_path)
         monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
-        assert verdict_of(path).traits == ("more than 0 megapixels",)
+        assert check_file(path).traits == ("more than 0 megapixels",)
         monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 61 * 40 // 2 - 1)
-        assert verdict_of(path).reason is Reason.HUGE
+        assert check_file(path).reason is Reason.HUGE
 
     def test_in_memory(self):
         grey, colour = digits()[0][0], np.asarray(photo())
@@ -120,25 +120,25 @@ class TestOnePicture:
         assert (check.reason, check.detail) == (Reason.DAMAGED, "broken data stream")
 
 
-class TestFacts:
+class TestSummary:
     def test_every_fine_form_at_once(self, tmp_path):
         for seed, form in enumerate(FINE.values()):
             form.write(tmp_path / "ab"[seed % 2], seed)
         images = read_dataset(tmp_path)
-        inspected, facts = inspect(images)
+        inspected, summary = inspect(images)
         assert keys(inspected.train) == keys(images.train)
-        assert facts.counts == {"train": len(FINE)}
-        assert facts.class_counts == {"train": (len(FINE) // 2, len(FINE) // 2)}
-        assert facts.traits == {
-            "16 bits a channel": 2,
+        assert summary.counts == {"train": len(FINE)}
+        assert summary.class_counts == {"train": (len(FINE) // 2, len(FINE) // 2)}
+        assert summary.traits == {
+            "16 bits per channel": 2,
             "CMYK": 1,
             "EXIF-rotated": 2,
             "alpha": 2,
             "grayscale": 3,
             "palette": 3,
         }
-        assert facts.findings.report() == ""
-        assert facts.notes == ()
+        assert summary.skipped.report() == ""
+        assert summary.notes == ()
 
     def test_resolution_is_the_median_of_train_upright(self, tmp_path):
         sizes = [(30, 20), (50, 40), (70, 10), (90, 60), (20, 80)]
@@ -150,22 +150,22 @@ class TestFacts:
         write_photos(tmp_path / "val" / "a", 9, first_seed=50, width=300, height=300)
         write_photos(tmp_path / "val" / "b", 9, first_seed=60, width=300, height=300)
         upright = [size[::-1] if seed % 2 else size for seed, size in enumerate(sizes)]
-        _, facts = inspect(read_dataset(tmp_path))
-        assert facts.resolution == (
+        _, summary = inspect(read_dataset(tmp_path))
+        assert summary.resolution == (
             statistics.median(height for _, height in upright),
             statistics.median(width for width, _ in upright),
         )
-        assert facts.counts == {"train": 5, "val": 18}
-        assert facts.class_counts == {"train": (3, 2), "val": (9, 9)}
+        assert summary.counts == {"train": 5, "val": 18}
+        assert summary.class_counts == {"train": (3, 2), "val": (9, 9)}
 
     def test_digits(self, tmp_path):
         root = write_digits(tmp_path, per_class=20, val_per_class=5)
         images = read_dataset(root)
-        inspected, facts = inspect(images, workers=2)
-        assert facts.counts == {"train": 200, "val": 50}
-        assert facts.class_counts["train"] == (20,) * 10
-        assert facts.resolution == (8, 8)
-        assert facts.traits == {"grayscale": 250}
+        inspected, summary = inspect(images, workers=2)
+        assert summary.counts == {"train": 200, "val": 50}
+        assert summary.class_counts["train"] == (20,) * 10
+        assert summary.resolution == (8, 8)
+        assert summary.traits == {"grayscale": 250}
         for example in inspected.train.examples + inspected.val.examples:
             assert example.sha256 == hashlib.sha256(example.path.read_bytes()).hexdigest()
         assert [e.label for e in inspected.train.examples] == [
@@ -174,8 +174,8 @@ class TestFacts:
 
     def test_arrays(self):
         pixels, labels = digits()
-        inspected, facts = inspect(read_dataset((pixels[:100], labels[:100]), val_fraction=0.2))
-        assert facts.counts == {"train": 80, "val": 20}
+        inspected, summary = inspect(read_dataset((pixels[:100], labels[:100]), val_fraction=0.2))
+        assert summary.counts == {"train": 80, "val": 20}
         assert len({e.sha256 for e in inspected.train.examples + inspected.val.examples}) == 100
 
     def test_the_fingerprint_is_over_contents(self, tmp_path):
@@ -199,9 +199,9 @@ class TestFacts:
         paths = write_photos(tmp_path / "a", 3) + write_photos(tmp_path / "b", 2, first_seed=5)
         shutil.copy(paths[0], tmp_path / "a" / "copy.jpg")
         shutil.copy(paths[1], tmp_path / "b" / "other.jpg")
-        _, facts = inspect(read_dataset(tmp_path))
-        assert facts.notes == (
-            "Images that train has more than once (2): a/copy.jpg = a/photo_0.jpg, "
+        _, summary = inspect(read_dataset(tmp_path))
+        assert summary.notes == (
+            "Images that occur more than once in train (2): a/copy.jpg = a/photo_0.jpg, "
             "a/photo_1.jpg = b/other.jpg.",
             "Of these, with different labels (1): a/photo_1.jpg = b/other.jpg.",
         )
@@ -209,7 +209,7 @@ class TestFacts:
 
 class TestOneReport:
     def make_bad(self, root):
-        """A data set with everything wrong at once."""
+        """Make a data set that has every problem at once."""
         for seed, name in enumerate(["cat", "dog"]):
             write_photos(root / "train" / name, 3, first_seed=10 * seed)
             write_photos(root / "val" / name, 2, first_seed=100 + 10 * seed)
@@ -229,7 +229,7 @@ class TestOneReport:
         beginning, *groups, end = report.split("\n\n")
         assert beginning == (
             f"The data set '{tmp_path}' cannot be used as it is. Every image was checked before "
-            "anything else was started; expected no problem, found 19 of 12 kinds:"
+            "anything else started; found 19 problems of 12 kinds:"
         )
         found = {lines[0]: lines[1:] for lines in map(str.splitlines, groups)}
         assert list(found) == list(REPORT)
@@ -238,22 +238,22 @@ class TestOneReport:
                 folder = "" if pattern.startswith("train/") or "." not in pattern else "train/dog/"
                 assert fnmatchcase(line, f"  {folder}{pattern}"), line
         assert end == (
-            "Correct what is listed; --skip-bad alone cannot mend this: Classes of val without "
-            "images in train; Classes without a usable image in train."
+            "Fix these problems; `skip_bad=True` alone cannot fix: Classes of val without images "
+            "in train; Classes without a usable image in train."
         )
 
     def test_the_order_of_the_threads_does_not_matter(self, tmp_path):
         self.make_bad(tmp_path)
         assert report_of(tmp_path) == report_of(tmp_path)
 
-    def test_skipping_cannot_mend_classes(self, tmp_path):
+    def test_skipping_cannot_fix_classes(self, tmp_path):
         self.make_bad(tmp_path)
         report = report_of(tmp_path, skip_bad=True)
         assert report.endswith(
-            "\n\n--skip-bad cannot mend this: Classes of val without images in train; Classes "
+            "\n\n`skip_bad=True` cannot fix this: Classes of val without images in train; Classes "
             "without a usable image in train."
         )
-        assert "(skip_bad=True)" not in report
+        assert report.count("skip_bad") == 1
 
     def test_manifest_lines_and_files_together(self, tmp_path):
         write_photos(tmp_path, 4)
@@ -262,28 +262,28 @@ class TestOneReport:
             "path,label\nphoto_0.jpg,a\nphoto_1.jpg,b\n,c\nnothing.jpg,a\ngone.jpg,b\n"
         )
         assert report_of(tmp_path / "list.csv").partition("\n\n")[2] == (
-            "Lines of the manifest (1); correct the lines:\n"
+            "Invalid lines of the manifest (1); correct the lines:\n"
             "  list.csv line 4: path is empty\n\n"
-            "Files that are not there (1); check the paths:\n"
+            "Missing files (1); check the paths:\n"
             "  gone.jpg: No such file or directory\n\n"
             "Files of 0 bytes (1); copy or download them again:\n"
             "  nothing.jpg\n\n"
-            "Correct what is listed, or go on without it: --skip-bad (skip_bad=True)."
+            "Fix these problems, or skip the listed items: `skip_bad=True`."
         )
 
     def test_long_lists_are_cut(self):
-        problems = [Problem(Reason.NO_BYTES, f"{i}.jpg") for i in range(25)]
-        problems.append(Problem(Reason.FEW_CLASSES, "only cat"))
-        findings = Problems("x", tuple(problems))
-        lines = findings.report().splitlines()
+        found = [Problem(Reason.NO_BYTES, f"{i}.jpg") for i in range(25)]
+        found.append(Problem(Reason.FEW_CLASSES, "only cat"))
+        problems = Problems("x", tuple(found))
+        lines = problems.report().splitlines()
         assert lines[0] == "Files of 0 bytes (25); copy or download them again:"
         assert lines[1:22] == [*(f"  {i}.jpg" for i in range(20)), "  and 5 more"]
         assert lines[22:] == [
             "",
-            "Too few classes (1); there must be two to tell apart:",
+            "Too few classes (1); at least two are needed:",
             "  only cat",
         ]
-        assert findings.report(max_lines=2).splitlines()[1:4] == [
+        assert problems.report(max_lines=2).splitlines()[1:4] == [
             "  0.jpg",
             "  1.jpg",
             "  and 23 more",
@@ -291,9 +291,9 @@ class TestOneReport:
 
     def test_names_cannot_write_to_the_terminal(self, tmp_path):
         write_digits(tmp_path, per_class=1, classes=[0, 1])
-        (tmp_path / "0" / "\x1b]0;owned\x07\n.jpg").write_bytes(b"\x1b[31m no picture")
+        (tmp_path / "0" / "\x1b]0;owned\x07\n.jpg").write_bytes(b"\x1b[31m no image")
         report = report_of(tmp_path)
-        assert r"  0/\x1b]0;owned\x07\n.jpg: begins with b'\x1b[31m no picture'" in report
+        assert r"  0/\x1b]0;owned\x07\n.jpg: begins with b'\x1b[31m no image'" in report
         assert all(line.isprintable() for line in report.splitlines())
 
     def test_a_folder_that_cannot_be_read(self):
@@ -310,7 +310,7 @@ class TestOneReport:
 
 
 REPORT = {
-    "Files that are not there (1); check the paths:": ["gone.jpg: No such file or directory"],
+    "Missing files (1); check the paths:": ["gone.jpg: No such file or directory"],
     "Files that cannot be opened (2); check the permissions and the disk:": [
         "loop.jpg: Too many levels of symbolic links",
         "pipe.jpg: not a regular file",
@@ -325,24 +325,24 @@ REPORT = {
         "half.png: *",
         "start.png: *",
     ],
-    "Animations and files of several pages (4); save the frame you mean as a file:": [
+    "Animated or multi-page files (4); save the intended frame as a file:": [
         "dance.gif: GIF of 3 frames or pages",
         "dance.png: PNG of 3 frames or pages",
         "dance.webp: WEBP of 3 frames or pages",
         "pages.tif: TIFF of 3 frames or pages",
     ],
     "Images too large to decode safely (1); make them smaller:": ["bomb.png: *900000000 pixels*"],
-    "Images without a defined 8-bit form (1); scale them to 8 bits a channel:": [
+    "Images without a defined 8-bit form (1); scale them to 8 bits per channel:": [
         "depth.tif: *mode 'F' with values from 0.* to 0.*"
     ],
-    "In train and in val, byte for byte (1); keep each in one split:": [
+    "Identical images in train and val (1); keep each in one split:": [
         "train/cat/photo_1.jpg: same as val/dog/again.jpg"
     ],
     "Classes of train without images in val (1); add some, or check the names:": ["bird"],
     "Classes of val without images in train (1); add some, or check the names:": ["wolf"],
     "Classes without a usable image in train (1); add images or remove them:": ["empty"],
 }
-"""Each kind and its lines; `*` stands for Pillow's words, which change with its version."""
+"""Kind -> its lines; `*` stands for Pillow's words, which change with its version."""
 
 
 class TestClasses:
@@ -350,7 +350,7 @@ class TestClasses:
         write_photos(tmp_path / "cat", 3)
         for skip_bad in (False, True):
             report = report_of(tmp_path, skip_bad=skip_bad)
-            assert "Too few classes (1); there must be two to tell apart:\n  only cat\n" in report
+            assert "Too few classes (1); at least two are needed:\n  only cat\n" in report
 
     def test_an_empty_class(self, tmp_path):
         write_digits(tmp_path, per_class=2, classes=[0, 1])
@@ -358,9 +358,9 @@ class TestClasses:
         (tmp_path / "2" / "notes.txt").write_text("nothing here yet")
         report = report_of(tmp_path)
         assert "Classes without a usable image in train (1); add images or remove" in report
-        assert ":\n  2\n\nCorrect what is listed; --skip-bad alone cannot mend this: " in report
+        assert ":\n  2\n\nFix these problems; `skip_bad=True` alone cannot fix: " in report
 
-    def test_a_class_of_bad_files_alone(self, tmp_path):
+    def test_a_class_of_bad_files_only(self, tmp_path):
         write_digits(tmp_path, per_class=2, classes=[0, 1])
         BAD["text"].write(tmp_path / "2")
         BAD["cut off JPEG"].write(tmp_path / "2")
@@ -380,26 +380,28 @@ class TestClasses:
         write_photos(tmp_path / "train" / "2", 2)
         report = report_of(tmp_path)
         assert "Classes of train without images in val (1); add some, or check" in report
-        assert "\n  2\n\nCorrect what is listed, or go on without it: --skip-bad" in report
-        inspected, facts = inspect(read_dataset(tmp_path), skip_bad=True)
+        assert "\n  2\n\nFix these problems, or skip the listed items: `skip_bad=True`." in report
+        inspected, summary = inspect(read_dataset(tmp_path), skip_bad=True)
         assert inspected.classes == ("0", "1", "2")
-        assert facts.class_counts == {"train": (2, 2, 2), "val": (1, 1, 0)}
+        assert summary.class_counts == {"train": (2, 2, 2), "val": (1, 1, 0)}
 
-    def test_val_of_bad_files_alone(self, tmp_path):
+    def test_val_of_bad_files_only(self, tmp_path):
         write_digits(tmp_path / "train", per_class=2, classes=[0, 1])
         BAD["text"].write(tmp_path / "val" / "0")
         BAD["text"].write(tmp_path / "val" / "1")
         report = report_of(tmp_path, skip_bad=True)
         assert "Splits without a usable image (1); add images:\n  val: none of its 2 can" in report
 
-    def test_evaluation_asks_for_images_alone(self, tmp_path):
+    def test_evaluation_only_requires_readable_images(self, tmp_path):
         write_photos(tmp_path / "cat", 2)
         images = read_dataset(tmp_path, classes=["dog", "cat"])
-        inspected, facts = inspect(images, training=False)
+        inspected, summary = inspect(images, training=False)
         assert keys(inspected.train) == ["cat/photo_0.jpg", "cat/photo_1.jpg"]
-        assert facts.class_counts == {"train": (0, 2)}
+        assert summary.class_counts == {"train": (0, 2)}
         BAD["no bytes"].write(tmp_path / "cat")
-        with pytest.raises(DatasetError, match=r"found 1 of 1 kind:\n\nFiles of 0 bytes \(1\)"):
+        with pytest.raises(
+            DatasetError, match=r"found 1 problem of 1 kind:\n\nFiles of 0 bytes \(1\)"
+        ):
             inspect(read_dataset(tmp_path, classes=["dog", "cat"]), training=False)
 
 
@@ -413,19 +415,19 @@ class TestDuplicates:
         shutil.copy(root / "val/dog/photo_110.jpg", root / "train/dog/held.jpg")
         return root
 
-    def test_are_listed_with_both_paths(self, tmp_path):
+    def test_listed_with_both_paths(self, tmp_path):
         report = report_of(self.make(tmp_path))
         assert report.partition("\n\n")[2] == (
-            "In train and in val, byte for byte (3); keep each in one split:\n"
+            "Identical images in train and val (3); keep each in one split:\n"
             "  train/cat/photo_1.jpg: same as val/cat/same.jpg\n"
             "  train/dog/held.jpg: same as val/dog/photo_110.jpg\n"
             "  train/dog/third.jpg: same as val/cat/same.jpg\n\n"
-            "Correct what is listed, or go on without it: --skip-bad (skip_bad=True)."
+            "Fix these problems, or skip the listed items: `skip_bad=True`."
         )
 
-    def test_skipping_takes_them_from_train(self, tmp_path):
+    def test_skipping_removes_them_from_train(self, tmp_path):
         images = read_dataset(self.make(tmp_path))
-        inspected, facts = inspect(images, skip_bad=True)
+        inspected, summary = inspect(images, skip_bad=True)
         assert keys(inspected.train) == [
             "train/cat/photo_0.jpg",
             "train/cat/photo_2.jpg",
@@ -434,7 +436,7 @@ class TestDuplicates:
             "train/dog/photo_12.jpg",
         ]
         assert keys(inspected.val) == keys(images.val)
-        assert len(facts.findings.of(Reason.DUPLICATE)) == 3
+        assert len(summary.skipped.of(Reason.DUPLICATE)) == 3
 
     def test_skipping_all_of_a_class_is_refused(self, tmp_path):
         self.make(tmp_path)
@@ -451,26 +453,26 @@ class TestDuplicates:
 
 
 class TestSkipping:
-    def test_goes_on_without_bad_files(self, tmp_path):
+    def test_continues_without_bad_files(self, tmp_path):
         root = write_digits(tmp_path, per_class=3, classes=[0, 1])
         good = keys(read_dataset(root).train)
         for form in BAD.values():
             form.write(root / "1")
-        inspected, facts = inspect(read_dataset(root), skip_bad=True)
+        inspected, summary = inspect(read_dataset(root), skip_bad=True)
         assert keys(inspected.train) == good
-        assert facts.counts == {"train": 6}
-        assert len(facts.findings) == len(BAD)
+        assert summary.counts == {"train": 6}
+        assert len(summary.skipped) == len(BAD)
         assert inspected.problems == ()
         clean, _ = inspect(read_dataset(write_digits(tmp_path / "x", per_class=3, classes=[0, 1])))
         assert inspected.fingerprint == clean.fingerprint
 
-    def test_goes_on_without_bad_lines(self, tmp_path):
+    def test_continues_without_bad_lines(self, tmp_path):
         write_photos(tmp_path, 3)
         file = tmp_path / "list.csv"
         file.write_text("path,label\nphoto_0.jpg,a\nphoto_1.jpg,b\nphoto_2.jpg\ngone.jpg,b\n")
-        inspected, facts = inspect(read_dataset(file), skip_bad=True)
+        inspected, summary = inspect(read_dataset(file), skip_bad=True)
         assert keys(inspected.train) == ["photo_0.jpg", "photo_1.jpg"]
-        assert facts.findings.reasons == (Reason.LINE, Reason.MISSING)
+        assert summary.skipped.reasons == (Reason.LINE, Reason.MISSING)
 
 
 def test_torch_is_not_needed(tmp_path):

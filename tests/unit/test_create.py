@@ -1,6 +1,6 @@
 """Models by name and by file: which network, which numbers, how to feed and read it.
 
-Where the weights of a name come from is tests/unit/test_weights.py's question.
+Where the weights of a name come from is tests/unit/test_resolve.py's question.
 """
 
 import copy
@@ -26,6 +26,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import bitzoo
+from bitzoo.catalogue.model_info import Identity
 from bitzoo.converters.parity.verify import Check, convert_and_prove
 from bitzoo.errors import (
     CheckpointError,
@@ -37,7 +38,6 @@ from bitzoo.errors import (
 )
 from bitzoo.models.architecture import ARCHITECTURES, Architecture
 from bitzoo.models.bit import BiT, FeatureExtractor
-from bitzoo.zoo.create import DEFAULT_TRANSFORM
 
 CLASSES = 10
 FLOAT32_ROUNDING = 2e-5
@@ -140,13 +140,13 @@ class TestRandomWeights:
         kernel = model.stages[2].blocks[5].conv2.weight
         assert kernel.std().item() == pytest.approx((2 / (256 * 9)) ** 0.5, rel=0.01)
         assert torch.equal(model(torch.rand(1, 3, 32, 32)), torch.zeros(1, 5))
-        assert model.origin.spec is bitzoo.get_spec("BiT-M-R50x1")
-        assert model.origin.path is None
+        assert model.info.identity == Identity(None, "unknown", "random weights")
+        assert (model.info.preprocessing.crop, model.info.path) == (224, None)
 
     @pytest.mark.parametrize("name", ["bit_m_r50x1_run0_dtd", "BITMR50X1RUN0DTD", DTD])
     def test_names_bring_their_class_count(self, small_names, name):
         model = bitzoo.create_model(name)
-        assert (model.num_classes, model.origin.spec.name) == (47, DTD)
+        assert model.num_classes == model.info.num_classes == 47
 
     def test_without_a_head_features_are_pooled(self, small_names):
         model = bitzoo.create_model(DTD, num_classes=0).eval()
@@ -167,7 +167,7 @@ class TestRandomWeights:
         assert model.training
         assert (model.architecture, model.num_classes) == (Architecture(TINY, 0.5), CLASSES)
         assert not model.head.fc.weight.any()
-        assert model.origin.path is None
+        assert model.info.path is None
         stem = as_timm(arrays)["stem.conv.weight"]
         assert not np.array_equal(model.stem.conv.weight.detach().numpy(), stem)
 
@@ -190,7 +190,7 @@ class TestFromAFile:
         assert all(parameter.requires_grad for parameter in model.parameters())
         assert model.architecture == Architecture(TINY, 0.5)
         file = folder / place / "model.safetensors" if place == "model" else folder / place
-        assert model.origin.path == str(file)
+        assert model.info.path == str(file)
         assert torch.get_num_threads() == threads
 
     def test_a_home_folder_may_be_short(self, folder, arrays, monkeypatch):
@@ -269,7 +269,7 @@ class TestFromAFile:
     def test_copies_know_where_they_come_from(self, folder):
         model = bitzoo.create_model(folder / "model", pretrained=True)
         for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model)), bitzoo.fold(model)):
-            assert other.origin == model.origin
+            assert other.info == model.info
             assert bitzoo.labels(other) == [f"class {i}" for i in range(CLASSES)]
 
     def test_folded(self, folder, arrays, images):
@@ -389,8 +389,9 @@ class TestNamesWithOnesOwnFile:
     def test_the_file_fits_the_name(self, small_names, folder, arrays):
         model = bitzoo.create_model("BiT-M-R50x1", pretrained=folder / "own.npz")
         assert_same(model, arrays)  # its own 10 classes, not the name's 21,843
-        assert model.origin.spec.name == "BiT-M-R50x1"
-        assert model.origin.path == str(folder / "own.npz")
+        assert model.info.identity.name is None  # the name has another head
+        assert (model.info.base.name, model.info.base.basis) == ("BiT-M-R50x1", "stated")
+        assert model.info.path == str(folder / "own.npz")
 
     def test_the_file_is_of_another_network(self, folder):
         with pytest.raises(
@@ -477,22 +478,37 @@ class TestTransform:
         expected = torch.tensor([1.0, -0.6, -1.0]).reshape(3, 1, 1).expand(3, 384, 384)
         torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
 
-    def test_of_a_file_that_says_which_release_it_is(self, small_names, arrays, tmp_path):
-        path = save_safetensors(tmp_path / "m.safetensors", arrays, {"model": "BiT-R50x1_224"})
+    def test_of_a_file_that_says_which_release_it_is(self, small_names, tmp_path):
+        released = make_checkpoint(num_classes=1000)
+        path = save_safetensors(tmp_path / "m.safetensors", released, {"model": "BiT-R50x1_224"})
         model = bitzoo.create_model(path, pretrained=True)
         assert bitzoo.create_transform(model).interpolation == "bicubic"
-        assert model.origin.spec.name == "BiT-R50x1_224"
+        assert (model.info.identity.name, model.info.identity.basis) == ("BiT-R50x1_224", "stated")
 
-    def test_of_a_file_called_like_a_release(self, small_names, arrays, tmp_path):
+    def test_of_a_file_called_like_a_release(self, small_names, tmp_path):
+        released = make_checkpoint(num_classes=1000)
+        path = write_npz(tmp_path / "bit_m_r50x1_ilsvrc2012.npz", released)
+        model = bitzoo.create_model(path, pretrained=True)
+        assert model.info.identity.basis == "file name"
+        assert not model.info.identity.established
+        assert model.info.license is None  # that of Google's file, and this may be another
+        assert bitzoo.create_transform(model).crop == 448
+
+    def test_of_a_file_called_like_a_release_with_other_classes(
+        self, small_names, arrays, tmp_path
+    ):
         path = write_npz(tmp_path / "bit_m_r50x1_ilsvrc2012.npz", arrays)
-        assert bitzoo.create_transform(bitzoo.create_model(path, pretrained=True)).crop == 448
+        assert bitzoo.info(path).identity.name is None
+        assert bitzoo.info(path).preprocessing is None
 
     def test_of_a_file_called_like_another_network(self, arrays, tmp_path, caplog):
         path = write_npz(tmp_path / "bit_m_r50x1_ilsvrc2012.npz", arrays)
         model = bitzoo.create_model(path, pretrained=True)
-        assert model.origin.spec is None
-        assert bitzoo.create_transform(model) == DEFAULT_TRANSFORM
-        assert "does not say how to prepare images" in messages(caplog)[0]
+        assert model.info.identity.name is None
+        transform = bitzoo.create_transform(model)
+        assert (transform.crop, transform.resize, transform.square) == (224, 256, False)
+        assert "Named like BiT-M-R50x1-ILSVRC2012" in messages(caplog)[0]
+        assert "does not say how to prepare images" in messages(caplog)[1]
 
     @pytest.mark.parametrize(
         "config",
@@ -583,15 +599,15 @@ class TestLabels:
         assert names == ["tench", *(f"n{i}" for i in range(1, 9)), "hen"]
 
     @pytest.mark.parametrize(
-        ("options", "outputs"), [({"num_classes": 3}, 3), ({"num_classes": 0}, 0)]
+        ("options", "reason"),
+        [({"num_classes": 3}, "this model has another one"), ({"num_classes": 0}, "no head")],
     )
-    def test_of_another_head(self, folder, caplog, options, outputs):
+    def test_of_another_head(self, folder, caplog, options, reason):
         model = bitzoo.create_model(folder / "model", pretrained=True, **options)
         caplog.clear()
         assert bitzoo.labels(model) is None
-        assert messages(caplog) == [
-            f"The model has {outputs} class outputs, but 10 names are known."
-        ]
+        assert len(messages(caplog)) == 1
+        assert reason in messages(caplog)[0]
 
     def test_of_feature_maps(self, folder):
         model = bitzoo.create_model(folder / "model", pretrained=True, features_only=True)

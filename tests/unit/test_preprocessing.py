@@ -1,4 +1,4 @@
-"""Pictures become the pixels that torchvision and the tensors that timm would make of them."""
+"""Images become the same pixels as in torchvision and the same tensors as in timm."""
 
 import pickle
 import struct
@@ -17,7 +17,7 @@ from bitzoo.models.preprocessing import EvalTransform, read_rgb
 SIZES = [(61, 40), (40, 61), (57, 57), (150, 33), (24, 25)]
 
 
-def picture(width=61, height=40, mode="RGB", seed=0):
+def make_image(width=61, height=40, mode="RGB", seed=0):
     """Noise: every pixel matters and nothing is symmetric."""
     pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 4), dtype=np.uint8)
     return Image.fromarray(pixels).convert(mode)
@@ -28,7 +28,7 @@ def pixels_of(image):
 
 
 def saved(tmp_path, image, suffix=".png", **options):
-    path = tmp_path / f"picture{suffix}"
+    path = tmp_path / f"image{suffix}"
     image.save(path, **options)
     return path
 
@@ -59,7 +59,7 @@ class TestAgainstPeers:
     @pytest.mark.parametrize("size", SIZES)
     @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
     def test_square_is_torchvision_resize(self, size, interpolation):
-        image = picture(*size)
+        image = make_image(*size)
         theirs = tv.Resize((32, 32), tv.InterpolationMode(interpolation))(image)
         ours = EvalTransform(32, 32, interpolation, square=True).array(image)
         np.testing.assert_array_equal(ours, np.asarray(theirs))
@@ -68,7 +68,7 @@ class TestAgainstPeers:
     @pytest.mark.parametrize(("crop", "resize"), [(32, 32), (31, 36), (29, 36), (28, 29)])
     @pytest.mark.parametrize("square", [True, False])
     def test_resize_and_crop_are_torchvision(self, size, crop, resize, square):
-        image = picture(*size)
+        image = make_image(*size)
         edges = (resize, resize) if square else resize
         theirs = tv.Compose([tv.Resize(edges), tv.CenterCrop(crop)])(image)
         ours = EvalTransform(crop, resize, "bilinear", square).array(image)
@@ -78,7 +78,7 @@ class TestAgainstPeers:
     @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
     @pytest.mark.parametrize(("crop", "crop_pct", "resize"), [(28, 0.875, 32), (48, 1.0, 48)])
     def test_shorter_edge_is_timm_bit_for_bit(self, size, interpolation, crop, crop_pct, resize):
-        image = picture(*size)
+        image = make_image(*size)
         theirs = timm_transform(
             input_size=(3, crop, crop),
             interpolation=interpolation,
@@ -89,7 +89,7 @@ class TestAgainstPeers:
         ours = EvalTransform(crop, resize, interpolation, square=False)(image)
         assert torch.equal(ours, theirs)
 
-    def test_every_level_is_scaled_as_timm_does(self):
+    def test_every_level_is_scaled_as_in_timm(self):
         levels = np.arange(256, dtype=np.uint8).reshape(16, 16)
         image = Image.fromarray(levels).convert("RGB")
         theirs = timm_transform((3, 16, 16), crop_pct=1.0, mean=(0.5,) * 3, std=(0.5,) * 3)(image)
@@ -111,8 +111,8 @@ class TestTheTensor:
         assert tensor.is_contiguous()
         torch.testing.assert_close(tensor, expected, rtol=0, atol=1e-7)
 
-    def test_the_picture_is_left_as_it_was(self):
-        pixels = np.asarray(picture()).copy()
+    def test_the_image_is_unchanged(self):
+        pixels = np.asarray(make_image()).copy()
         before = pixels.copy()
         EvalTransform(16, 16)(pixels).zero_()
         np.testing.assert_array_equal(pixels, before)
@@ -128,19 +128,19 @@ class TestTheTensor:
 class TestSources:
     @pytest.mark.parametrize("form", [str, lambda path: path, Image.open, read_rgb])
     def test_path_and_image_give_the_same(self, tmp_path, form):
-        image = picture()
+        image = make_image()
         path = saved(tmp_path, image)
         ours = EvalTransform(32, 32).array(form(path))
         np.testing.assert_array_equal(ours, np.asarray(tv.Resize((32, 32))(image)))
 
     @pytest.mark.parametrize("mode", ["L", "RGB", "RGBA"])
     def test_arrays(self, mode):
-        image = picture(mode=mode)
+        image = make_image(mode=mode)
         np.testing.assert_array_equal(pixels_of(read_rgb(np.asarray(image))), pixels_of(image))
 
     @pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "CMYK", "YCbCr", "HSV"])
     def test_modes(self, mode):
-        image = picture(mode=mode)
+        image = make_image(mode=mode)
         np.testing.assert_array_equal(pixels_of(read_rgb(image)), pixels_of(image))
 
     @pytest.mark.parametrize(("mode", "expected"), [("RGBA", (9, 80, 200)), ("LA", (70, 70, 70))])
@@ -155,7 +155,7 @@ class TestSources:
         path = saved(tmp_path, image, transparency=b"\x00\x80")
         np.testing.assert_array_equal(np.asarray(read_rgb(path)), [[[10, 20, 30], [40, 50, 60]]])
 
-    def test_16_bit_grey_keeps_the_high_byte_as_16_bit_rgb_does(self, tmp_path):
+    def test_16_bit_grey_keeps_the_high_byte_like_16_bit_rgb(self, tmp_path):
         grey = np.random.default_rng(1).integers(0, 65536, (9, 7), dtype=np.uint16)
         grey[0, :5] = 0, 255, 256, 257 * 128, 65535
         rgb = write_png(tmp_path / "rgb.png", np.stack([grey] * 3, axis=2))
@@ -179,7 +179,7 @@ class TestSources:
             (np.array([[-1, 5]], np.int32), "I"),
         ],
     )
-    def test_values_without_a_white_are_refused(self, values, mode):
+    def test_values_without_a_defined_white_are_refused(self, values, mode):
         with pytest.raises(UsageError, match=f"mode '{mode}' with values .* Scale it to 8 bits"):
             read_rgb(Image.fromarray(values))
 
@@ -194,14 +194,14 @@ UPRIGHT = {
     7: lambda p: p[::-1, ::-1].swapaxes(0, 1),
     8: lambda p: np.rot90(p, 1),
 }
-"""EXIF orientation (tag 0x0112) -> the turn that makes the picture upright, in NumPy's words."""
+"""EXIF orientation (tag 0x0112) -> the turn that makes the image upright, in NumPy."""
 
 
 class TestOrientation:
     @pytest.mark.parametrize("suffix", [".png", ".tiff", ".webp"])
     @pytest.mark.parametrize("orientation", UPRIGHT)
     def test_is_applied_once(self, tmp_path, orientation, suffix):
-        image = picture()
+        image = make_image()
         lossless = {"lossless": True} if suffix == ".webp" else {}
         path = saved(tmp_path, image, suffix, exif=with_orientation(orientation), **lossless)
         upright = UPRIGHT[orientation](np.asarray(image))
@@ -210,8 +210,8 @@ class TestOrientation:
             np.testing.assert_array_equal(np.asarray(read_rgb(opened)), upright)
 
     @pytest.mark.parametrize("exif", [b"Exif\0\0garbage", with_orientation(99).tobytes()])
-    def test_damaged_exif_leaves_the_picture_as_it_lies(self, tmp_path, exif):
-        image = picture()
+    def test_damaged_exif_leaves_the_orientation(self, tmp_path, exif):
+        image = make_image()
         path = saved(tmp_path, image, ".webp", lossless=True, exif=exif)
         np.testing.assert_array_equal(np.asarray(read_rgb(path)), np.asarray(image))
 
@@ -223,7 +223,9 @@ class TestErrors:
             EvalTransform(crop, resize)
 
     def test_interpolation(self):
-        with pytest.raises(UsageError, match="one of bilinear, bicubic, found 'lanczos'"):
+        with pytest.raises(
+            UsageError, match="`interpolation` must be one of bilinear, bicubic, found 'lanczos'"
+        ):
             EvalTransform(32, 32, "lanczos")
 
     @pytest.mark.parametrize(
@@ -244,7 +246,7 @@ class TestErrors:
         with pytest.raises(UsageError, match=r"PIL image, .* or a path, found Tensor"):
             read_rgb(torch.zeros(3, 8, 8))
 
-    def test_empty_picture(self):
+    def test_empty_image(self):
         with pytest.raises(UsageError, match="is empty: its size is 0x4"):
             read_rgb(Image.new("RGB", (0, 4)))
 
@@ -252,16 +254,16 @@ class TestErrors:
         with pytest.raises(UsageError, match=r"none\.png' cannot be read: .*No such file"):
             read_rgb(tmp_path / "none.png")
 
-    def test_not_a_picture(self, tmp_path):
+    def test_not_an_image(self, tmp_path):
         path = tmp_path / "notes.jpg"
-        path.write_text("not a picture")
+        path.write_text("not an image")
         with pytest.raises(UsageError, match=r"notes\.jpg' cannot be read: .*cannot identify"):
             read_rgb(path)
 
     def test_truncated_file(self, tmp_path):
-        path = saved(tmp_path, picture(200, 200))
+        path = saved(tmp_path, make_image(200, 200))
         path.write_bytes(path.read_bytes()[:-5000])
-        with pytest.raises(UsageError, match=r"picture\.png' cannot be read: .*truncated"):
+        with pytest.raises(UsageError, match=r"image\.png' cannot be read: .*truncated"):
             read_rgb(path)
 
     def test_too_narrow_to_resize(self):

@@ -1,7 +1,7 @@
-"""Folders of real pictures: scikit-learn's digits and photographs, in many forms, whole and broken.
+"""Folders of real images: scikit-learn's digits and photographs, in many forms, good and bad.
 
     write_digits(tmp_path, per_class=20, val_per_class=5)   # train/0/..., val/0/...
-    FINE["CMYK"].write(tmp_path / "cats", seed=3)           # a path; each seed another picture
+    FINE["CMYK"].write(tmp_path / "cats", seed=3)           # a path; each seed another image
     BAD["cut off JPEG"].write(tmp_path / "cats")
 
 Nothing is imported from bitzoo.
@@ -33,8 +33,8 @@ def write_digits(root, per_class=None, val_per_class=0, classes=range(10), size=
     """Write digits as PNGs, `root/3/0017.png`; with a val split `root/train/3/..`, `root/val/3/..`.
 
     Args:
-        root: Folder to write into; made if missing.
-        per_class: How many of each digit to train on; None for all that val leaves.
+        root: Folder to write into; created if missing.
+        per_class: How many of each digit to train on; None for all that are not held out.
         val_per_class: How many of each digit to hold out; these come first.
         classes: Which digits.
         size: Edge in pixels; enlarged from 8 bilinearly.
@@ -74,7 +74,7 @@ def photo(seed=0, width=61, height=40) -> Image.Image:
 
 
 def write_photos(folder, count, first_seed=0, **size) -> list[Path]:
-    """Write `count` different JPEGs `photo_0.jpg`, ... into `folder`, made if missing."""
+    """Write `count` different JPEGs `photo_0.jpg`, ... into `folder`, created if missing."""
     Path(folder).mkdir(parents=True, exist_ok=True)
     paths = [Path(folder, f"photo_{seed}.jpg") for seed in range(first_seed, first_seed + count)]
     for seed, path in enumerate(paths, start=first_seed):
@@ -90,9 +90,9 @@ class Form:
     """A kind of file.
 
     Attributes:
-        name: Of the file.
+        name: The file's name.
         save: Writes a photograph to a path in this form.
-        says: What an inspection says of it: a trait, or part of the reason why it is bad.
+        says: What validation says of it: its traits, or part of the reason why it is bad.
     """
 
     name: str
@@ -100,7 +100,7 @@ class Form:
     says: str
 
     def write(self, folder, seed=0, **size) -> Path:
-        """Write a file of this form into `folder`, made if missing."""
+        """Write a file of this form into `folder`, created if missing."""
         path = Path(folder, self.name)
         path.parent.mkdir(parents=True, exist_ok=True)
         self.save(photo(seed, **size), path)
@@ -135,7 +135,7 @@ def _png_16(channels):
 
 
 def png(samples, colour_type=0, claim=None) -> bytes:
-    """A 16-bit PNG of uint16 samples, which claims to be of another (width, height) if asked."""
+    """A 16-bit PNG of uint16 samples; its header states `claim` as (width, height) if given."""
     height, width = samples.shape[:2]
     rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in samples)
     header = struct.pack(">IIBBBBB", *(claim or (width, height)), 16, colour_type, 0, 0, 0)
@@ -147,7 +147,7 @@ def png(samples, colour_type=0, claim=None) -> bytes:
 
 
 def _frames(**options):
-    """Three frames: the picture, and two that are turned."""
+    """Save three frames: the image, and two turned copies."""
     turns = (Image.Transpose.ROTATE_180, Image.Transpose.FLIP_LEFT_RIGHT)
 
     def save(image, path):
@@ -186,13 +186,13 @@ FINE = {
     "BMP": Form("plain.bmp", _saved(), ""),
     "TIFF": Form("plain.tif", _saved(), ""),
     "WebP": Form("plain.webp", _saved(), ""),
-    "several pictures": Form("phone.jpg", _frames(format="MPO"), ""),
+    "several images": Form("phone.jpg", _frames(format="MPO"), ""),
     "wrong name": Form("png_inside.jpg", _saved(format="PNG"), ""),
     "grayscale": Form("grey.jpg", _mode("L"), "grayscale"),
     "black and white": Form("fax.tiff", _mode("1"), "grayscale"),
     "CMYK": Form("print.jpg", _mode("CMYK"), "CMYK"),
-    "16-bit grey": Form("scan.png", _png_16(1), "grayscale, 16 bits a channel"),
-    "16-bit colour": Form("scan_rgb.png", _png_16(3), "16 bits a channel"),
+    "16-bit grey": Form("scan.png", _png_16(1), "grayscale, 16 bits per channel"),
+    "16-bit colour": Form("scan_rgb.png", _png_16(3), "16 bits per channel"),
     "alpha": Form("alpha.png", _saved(_transparent), "alpha"),
     "palette": Form("palette.png", _mode("P"), "palette"),
     "GIF": Form("still.gif", _mode("P"), "palette"),
@@ -218,7 +218,7 @@ BAD = {
     "bomb": Form("bomb.png", _bomb, "too large"),
     "floats": Form("depth.tif", _floats, "8-bit form"),
     "link to nothing": Form(
-        "gone.jpg", lambda image, path: path.symlink_to("nowhere.jpg"), "not there"
+        "gone.jpg", lambda image, path: path.symlink_to("nowhere.jpg"), "Missing"
     ),
     "link to itself": Form("loop.jpg", lambda image, path: path.symlink_to(path), "be opened"),
     "pipe": Form("pipe.jpg", lambda image, path: os.mkfifo(path), "not a regular file"),

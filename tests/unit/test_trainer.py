@@ -1,4 +1,4 @@
-"""The training loop: it learns, it equals a plain loop, and nothing that interrupts it shows."""
+"""The training loop learns, equals a plain loop, and interruptions do not change its result."""
 
 import os
 import random
@@ -36,7 +36,7 @@ from bitzoo.training.training_config import TrainingConfig
 
 @pytest.fixture(autouse=True)
 def one_thread():
-    """Two threads on a busy machine wait for each other most of the time."""
+    """Use one thread: two on a busy machine wait for each other most of the time."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -44,7 +44,7 @@ def one_thread():
 
 
 def run(recipe=None, options=None, model=None, data=None, **keywords):
-    """Train; returns the model, the loss of each step and the result."""
+    """Train; return the model, the loss of each step and the result."""
     model, log = model or make_model(), []
     hook = keywords.pop("on_step", lambda metrics: None)
 
@@ -64,7 +64,7 @@ def assert_close(model, expected, tolerance=1e-5):
 
 @pytest.fixture(scope="module")
 def whole():
-    """Weights and losses of a run in one piece."""
+    """Weights and losses of a run whose batches are not split."""
     torch.set_num_threads(1)
     model, log, _ = run()
     return weights_of(model), log
@@ -72,15 +72,15 @@ def whole():
 
 @pytest.fixture(scope="module")
 def uninterrupted():
-    """The weights' hash of a run in micro-batches that nothing interrupted."""
+    """The weights' hash of an uninterrupted run in micro-batches."""
     torch.set_num_threads(1)
     return sha256(run(options=TrainingConfig(micro_batch=4))[0])
 
 
 class TestLearning:
     def test_digits(self):
-        pictures, labels = digits()
-        held_out = torch.from_numpy(pictures[1400:, 2:34, 2:34]).permute(0, 3, 1, 2) / 127.5 - 1
+        images, labels = digits()
+        held_out = torch.from_numpy(images[1400:, 2:34, 2:34]).permute(0, 3, 1, 2) / 127.5 - 1
         recipe = make_recipe(steps=30, batch_size=24, mixup=0, lr=0.01)
         model, log, _ = run(recipe, data=make_data(1400))
         assert log[0] == pytest.approx(np.log(CLASSES), abs=1e-5)  # the head starts at zero
@@ -100,7 +100,7 @@ class TestLearning:
         assert (result.micro_batch, result.checkpoint) == (8, None)
         assert result.images_per_s > 0
 
-    def test_evaluates_when_told_and_goes_on_training(self):
+    def test_evaluates_as_scheduled_and_continues_training(self):
         evaluated = []
         model = make_model()
 
@@ -149,7 +149,7 @@ class TestEqualsPlainLoop:
 
 class TestSplits:
     @pytest.mark.parametrize("micro_batch", [1, 2, 3, 4, 100])
-    def test_micro_batches_change_rounding_alone(self, whole, micro_batch):
+    def test_micro_batches_only_change_rounding(self, whole, micro_batch):
         model, log, result = run(options=TrainingConfig(micro_batch=micro_batch))
         assert_close(model, whole[0])
         assert log == pytest.approx(whole[1], abs=1e-5)
@@ -164,7 +164,7 @@ class TestSplits:
             {"channels_last": False},
         ],
     )
-    def test_how_it_is_computed_changes_rounding_alone(self, whole, options):
+    def test_memory_options_only_change_rounding(self, whole, options):
         model, log, _ = run(options=TrainingConfig(**options))
         assert_close(model, whole[0])
         assert log == pytest.approx(whole[1], abs=1e-5)
@@ -195,7 +195,7 @@ class TestSplits:
 
 
 class TestOutOfMemory:
-    """A device that holds three images: more, and forward runs out of memory."""
+    """A device that holds three images; with more, the forward pass runs out of memory."""
 
     ERRORS = (
         torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"),
@@ -227,8 +227,8 @@ class TestOutOfMemory:
         expected = run(recipe, TrainingConfig(micro_batch=2))
         assert result.micro_batch == 2
         assert (sha256(model), log) == (sha256(expected[0]), expected[1])
-        assert "Out of memory: going on with micro-batches of 4 images." in caplog.text
-        assert "Out of memory: going on with micro-batches of 2 images." in caplog.text
+        assert "Out of memory: continuing with micro-batches of 4 images." in caplog.text
+        assert "Out of memory: continuing with micro-batches of 2 images." in caplog.text
 
     def test_in_the_middle_of_a_run_repeats_that_step(self, whole):
         model, log, result = run(model=self.limit(make_model(), self.ERRORS[0], after=3))
@@ -238,7 +238,7 @@ class TestOutOfMemory:
         assert_close(model, whole[0])
 
     def test_in_a_later_micro_batch_leaves_no_gradient_behind(self, whole):
-        # 8 rows in micro-batches of 6 and 2 at most; the error comes with the second of a step.
+        # 8 rows in micro-batches of at most 6 and 2; the error comes in the second one of a step.
         model = make_model()
         forward, calls = model.forward_features, []
 
@@ -255,14 +255,16 @@ class TestOutOfMemory:
         assert calls[:8] == [6, 2, 6, 2, 3, 3, 2, 3]
         assert_close(model, whole[0])
 
-    def test_one_image_too_much_is_an_error(self):
+    def test_an_image_that_does_not_fit_is_an_error(self):
         model = self.limit(make_model(), self.ERRORS[0], most=0)
-        with pytest.raises(TrainingError, match=r"cpu does not suffice for 1 image\(s\) of 32 x"):
+        message = r"^Out of memory on cpu: even one image of 32 x 32 does not fit\. Use `dtype="
+        with pytest.raises(TrainingError, match=message):
             run(model=model)
 
     def test_a_size_that_the_user_chose_is_not_changed(self):
         model = self.limit(make_model(), self.ERRORS[0])
-        with pytest.raises(TrainingError, match=r"for 4 image\(s\).*Take a smaller micro-batch"):
+        message = r"a micro-batch of 4 images of 32 x 32 does not fit\. Use a smaller `micro_batch`"
+        with pytest.raises(TrainingError, match=message):
             run(model=model, options=TrainingConfig(micro_batch=4))
 
     def test_other_errors_pass(self):
@@ -289,7 +291,7 @@ class TestEstimate:
     @pytest.mark.parametrize(
         ("images_that_fit", "chosen"), [(1000, 100), (100, 100), (99, 50), (30, 25), (1, 1), (0, 1)]
     )
-    def test_takes_all_or_a_half_or_a_quarter(self, monkeypatch, images_that_fit, chosen):
+    def test_returns_all_or_a_half_or_a_quarter(self, monkeypatch, images_that_fit, chosen):
         monkeypatch.setattr(
             micro_batch_size, "memory_for_maps", lambda d: images_that_fit * 400 + 10
         )
@@ -407,7 +409,7 @@ def _no_space(*args):
 
 
 class TestKilled:
-    """`kill -9`, resume, and so on until the end; then the weights are the uninterrupted run's."""
+    """`kill -9` and resume until the end; then the weights equal the uninterrupted run's."""
 
     OPTIONS = TrainingConfig(micro_batch=4, checkpoint_every=2)
 
@@ -448,7 +450,7 @@ class TestSignals:
         assert f"{number.name}: stopping after this step" in caplog.text
         assert before == [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
 
-    def test_the_second_one_acts_at_once(self, tmp_path):
+    def test_the_second_one_acts_immediately(self, tmp_path):
         def send_twice(metrics):
             os.kill(os.getpid(), signal.SIGINT)
             os.kill(os.getpid(), signal.SIGINT)
@@ -464,7 +466,7 @@ class TestSignals:
 
         assert not run(folder=tmp_path, on_step=send)[2].stopped
 
-    def test_are_left_alone_outside_the_main_thread(self):
+    def test_are_not_handled_outside_the_main_thread(self):
         found = []
         thread = threading.Thread(target=lambda: found.append(run(make_recipe(steps=1))[2].step))
         thread.start()
@@ -476,20 +478,26 @@ class TestRefusals:
     @pytest.mark.parametrize(
         ("changes", "says"),
         [
-            ({"loss": "hinge"}, "wants the loss 'hinge'; this loop knows softmax_cross_entropy"),
-            ({"optimizer": "adam"}, "wants the optimizer 'adam'; this loop knows sgd"),
-            ({"augmentation": "cutout"}, "wants the augmentation 'cutout'; this loop knows resize"),
-            ({"loss_options": {"a": 1}}, r"options for its loss, \{'a': 1\}"),
+            (
+                {"loss": "hinge"},
+                "an unknown loss: expected one of softmax_cross_entropy, found 'hinge'",
+            ),
+            ({"optimizer": "adam"}, "an unknown optimizer: expected one of sgd, found 'adam'"),
+            (
+                {"augmentation": "cutout"},
+                "an unknown augmentation: expected one of resize_crop, found 'cutout'",
+            ),
+            ({"loss_options": {"a": 1}}, r"must have no loss options, .*, found \{'a': 1\}"),
         ],
     )
-    def test_of_recipes_that_it_does_not_know(self, changes, says):
+    def test_of_unknown_recipes(self, changes, says):
         with pytest.raises(UsageError, match=says):
             run(make_recipe(**changes))
 
     @pytest.mark.parametrize(
         ("labels", "says"),
         [
-            (np.zeros(39, int), "found 39 labels for 40 pictures"),
+            (np.zeros(39, int), "found 39 labels for 40 images"),
             (np.full(40, 10), "from 0 to 9.*found 10 to 10.*num_classes=11"),
             (np.full(40, -1), "found -1 to -1"),
         ],
@@ -498,17 +506,17 @@ class TestRefusals:
         with pytest.raises(UsageError, match=says):
             run(data=(make_data()[0], labels))
 
-    def test_of_pictures_of_another_size(self):
-        pictures = Digits(np.zeros((40, 48, 48, 3), np.uint8))
+    def test_of_images_of_another_size(self):
+        images = Digits(np.zeros((40, 48, 48, 3), np.uint8))
         with pytest.raises(UsageError, match="expected 40 of edge 36, found 40 of edge 48"):
-            run(data=(pictures, make_data()[1]))
+            run(data=(images, make_data()[1]))
 
     @pytest.mark.parametrize(
         ("options", "says"),
         [
-            ({"dtype": "int8"}, "one of float32, bfloat16, float16, found 'int8'"),
-            ({"micro_batch": 0}, "micro_batch must be at least 1, found 0"),
-            ({"checkpoint_every": -1}, "checkpoint_every must be at least 0, found -1"),
+            ({"dtype": "int8"}, "`dtype` must be one of float32, bfloat16, float16, found 'int8'"),
+            ({"micro_batch": 0}, "`micro_batch` must be at least 1, found 0"),
+            ({"checkpoint_every": -1}, "`checkpoint_every` must be at least 0, found -1"),
         ],
     )
     def test_of_options(self, options, says):
@@ -519,7 +527,7 @@ class TestRefusals:
         with pytest.raises(FoldedModelError, match="cannot train"):
             run(model=fold(make_model()))
 
-    def test_to_go_on_with_a_loss_that_is_no_number(self, tmp_path):
+    def test_to_continue_with_a_loss_that_is_not_finite(self, tmp_path):
         model = make_model()
         with torch.no_grad():
             model.head.fc.bias[0] = float("nan")

@@ -32,7 +32,7 @@ from bitzoo.zoo.resolve import find_weights
 for settings in sys.argv[2:]:
     os.environ.update(json.loads(settings))
     try:
-        print(find_weights(get_spec(sys.argv[1])))
+        print(find_weights(get_spec(sys.argv[1])).path)
     except BitzooError as error:
         print(f"{type(error).__name__}: {error}")
 """
@@ -74,9 +74,10 @@ def gets(server):
 
 
 def files_in(folder):
-    """All files but locks, which stay."""
-    found = (path for path in folder.rglob("*") if path.is_file())
-    return sorted(str(path.relative_to(folder)) for path in found if path.suffix != ".lock")
+    """All files but locks, which stay, and the notes that fetching leaves beside a file."""
+    found = [str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()]
+    notes = {f"{name}.fetched.json" for name in found}
+    return sorted(name for name in found if not name.endswith(".lock") and name not in notes)
 
 
 def assert_holds(path, arrays):
@@ -107,7 +108,9 @@ def test_a_released_name_end_to_end(cache, monkeypatch, tmp_path, caplog):
         bitzoo.create_model(DTD, pretrained=True, num_classes=0)
         assert gets(server) == [SERVED]
     assert not model.training
-    assert (model.origin.spec.name, model.num_classes) == (DTD, 47)
+    assert (model.info.identity.name, model.num_classes) == (DTD, 47)
+    assert model.info.identity.basis == "mirror"  # not Google's address, whatever it holds
+    assert model.info.license is None
     assert bitzoo.create_transform(model).crop == 384
     for name, array in as_timm(arrays).items():
         np.testing.assert_array_equal(model.state_dict()[name].numpy(), array, name)
@@ -121,9 +124,9 @@ def test_a_released_name_end_to_end(cache, monkeypatch, tmp_path, caplog):
     assert report["weights"]["params"] == 23_596_655
 
     monkeypatch.setenv("BITZOO_OFFLINE", "1")
-    assert bitzoo.create_model(DTD, pretrained=True).origin.path == str(
-        cache / folder / "model.safetensors"
-    )
+    again = bitzoo.create_model(DTD, pretrained=True)
+    assert again.info.path == str(cache / folder / "model.safetensors")
+    assert again.info.identity == model.info.identity
     monkeypatch.setenv("BITZOO_CACHE", str(tmp_path / "empty"))
     with pytest.raises(DownloadError, match="BITZOO_OFFLINE forbids"):
         bitzoo.create_model(DTD, pretrained=True)
@@ -152,7 +155,7 @@ class TestMirror:
             find_weights(bitzoo.get_spec(DTD))
         assert files_in(cache) == []
         mirror.put(SERVED, content)
-        assert_holds(find_weights(bitzoo.get_spec(DTD)), arrays)
+        assert_holds(find_weights(bitzoo.get_spec(DTD)).path, arrays)
 
     def test_a_download_outlives_a_full_disk(self, cache, mirror, arrays, monkeypatch):
         def no_room(*_, **__):
@@ -163,7 +166,7 @@ class TestMirror:
             with pytest.raises(bitzoo.errors.UsageError, match="0 free"):
                 find_weights(bitzoo.get_spec(DTD))
         assert [name.rpartition("/")[2] for name in files_in(cache)] == [f"{DTD}.npz"]
-        assert_holds(find_weights(bitzoo.get_spec(DTD)), arrays)
+        assert_holds(find_weights(bitzoo.get_spec(DTD)).path, arrays)
         assert gets(mirror) == [SERVED]
 
     def test_two_processes_fetch_once(self, mirror, arrays):

@@ -1,4 +1,4 @@
-"""Batches are a pure function of (seed, step), uniform where they should be, and cut anywhere."""
+"""Batches are a pure function of (seed, step), drawn uniformly, and can be split anywhere."""
 
 import contextlib
 import threading
@@ -31,7 +31,7 @@ FIELDS = ["step", "indices", "top", "left", "flip", "mix", "lam"]
 
 
 class ArrayPixels(Pixels):
-    """Noise in memory; counts what is read."""
+    """Noise in memory; records what is read."""
 
     def __init__(self, count=COUNT, size=SIZE):
         self.size = size
@@ -60,7 +60,7 @@ def assert_same(first, second):
 
 
 class TestPlan:
-    def test_a_batch_does_not_depend_on_what_was_asked_before(self):
+    def test_a_batch_does_not_depend_on_earlier_calls(self):
         steps = [0, 1, 2, 3, 40, 1_000_000]
         forwards = {step: PLAN.batch(step) for step in steps}
         for step in reversed(steps):
@@ -81,7 +81,7 @@ class TestPlan:
         assert all(a != b for i, a in enumerate(found) for b in found[:i])
 
     def test_the_generator_is_philox_with_seed_and_purpose_as_key_and_the_step_as_counter(self):
-        # keyed by words here, by packed integers there
+        # keyed by words here, by packed integers in the sampler
         key = np.array([5, 1], np.uint64)
         random = np.random.Generator(np.random.Philox(key=key, counter=[0, 0, 0, 7]))
         expected = random.integers(0, SIZE - CROP + 1, (2, 8))
@@ -109,8 +109,8 @@ class TestPlan:
     def test_orders_are_uniform(self):
         plan = BatchPlan(6, 6, 8, 8, seed=1)
         orders = np.array([plan.batch(step).indices for step in range(600)])
-        for place in range(6):
-            counts = np.bincount(orders[:, place], minlength=6)
+        for position in range(6):
+            counts = np.bincount(orders[:, position], minlength=6)
             assert stats.chisquare(counts).pvalue > 1e-3
 
     def test_crops_mirrors_and_weights_have_their_distributions(self):
@@ -150,14 +150,14 @@ class TestPlan:
     @pytest.mark.parametrize(
         ("wrong", "message"),
         [
-            ({"num_examples": 0}, "num_examples must be at least 1, found 0"),
-            ({"batch_size": 0}, "batch_size must be at least 1, found 0"),
-            ({"crop": 0}, r"crop must be in 1\.\.13 \(resize\), found 0"),
-            ({"crop": 14}, r"crop must be in 1\.\.13 \(resize\), found 14"),
-            ({"mixup_alpha": -0.1}, "mixup_alpha must be at least 0 and finite, found -0.1"),
-            ({"mixup_alpha": float("nan")}, "mixup_alpha must be .* found nan"),
-            ({"seed": -1}, r"seed must be in 0\.\.2\*\*64 - 1, found -1"),
-            ({"seed": 2**64}, "seed must be in"),
+            ({"num_examples": 0}, "`num_examples` must be at least 1, found 0"),
+            ({"batch_size": 0}, "`batch_size` must be at least 1, found 0"),
+            ({"crop": 0}, r"`crop` must be in 1\.\.13 \(resize\), found 0"),
+            ({"crop": 14}, r"`crop` must be in 1\.\.13 \(resize\), found 14"),
+            ({"mixup_alpha": -0.1}, "`mixup_alpha` must be at least 0 and finite, found -0.1"),
+            ({"mixup_alpha": float("nan")}, "`mixup_alpha` must be .* found nan"),
+            ({"seed": -1}, r"`seed` must be in 0\.\.2\*\*64 - 1, found -1"),
+            ({"seed": 2**64}, "`seed` must be in"),
         ],
     )
     def test_numbers_out_of_range(self, wrong, message):
@@ -166,15 +166,15 @@ class TestPlan:
             BatchPlan(**{**right, **wrong})
 
     def test_a_negative_step(self):
-        with pytest.raises(UsageError, match="step must be at least 0, found -1"):
+        with pytest.raises(UsageError, match="`step` must be at least 0, found -1"):
             PLAN.batch(-1)
 
 
 def released_augmentation(batch):
-    """Images and loss targets, picture by picture with Pillow and torchvision."""
+    """Images and loss targets, one image at a time with Pillow and torchvision."""
     crops = []
-    pictures, flips = ArrayPixels().array[batch.indices], batch.flip
-    for pixels, top, left, flip in zip(pictures, batch.top, batch.left, flips, strict=True):
+    decoded, flips = ArrayPixels().array[batch.indices], batch.flip
+    for pixels, top, left, flip in zip(decoded, batch.top, batch.left, flips, strict=True):
         image = Image.fromarray(pixels).crop((left, top, left + CROP, top + CROP))
         image = ImageOps.mirror(image) if flip else image
         crops.append(tv.normalize(tv.to_tensor(image), [0.5] * 3, [0.5] * 3))
@@ -201,7 +201,7 @@ class TestMaterialize:
 
     @pytest.mark.parametrize("device", DEVICES)
     @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-    def test_rows_are_the_same_however_a_batch_is_cut(self, plan, dtype, device):
+    def test_rows_are_the_same_however_a_batch_is_split(self, plan, dtype, device):
         batch = plan.batch(1)
         whole = tensors(batch, dtype=dtype, device=device)
         halves = [slice(0, 4), slice(4, 8)]
@@ -215,17 +215,17 @@ class TestMaterialize:
                 ):
                     assert torch.equal(part, full[rows])
 
-    def test_the_way_of_the_gpu_equals_the_way_of_the_cpu(self, plan):
-        pictures = ArrayPixels(COUNT, 40).array
+    def test_gpu_code_equals_cpu_code(self, plan):
+        decoded = ArrayPixels(COUNT, 40).array
         batch = BatchPlan(COUNT, 8, 40, 33, True, plan.mixup_alpha, 9).batch(2)
         sides = np.arange(8)[None] if batch.mix is None else np.stack([np.arange(8), batch.mix])
         crops = np.stack([a[sides] for a in (batch.indices, batch.top, batch.left, batch.flip)])
-        by_cpu = _mix_on_cpu(pictures, crops, batch.lam, 33, torch.contiguous_format)
-        raw = torch.from_numpy(pictures.copy())
+        by_cpu = _mix_on_cpu(decoded, crops, batch.lam, 33, torch.contiguous_format)
+        raw = torch.from_numpy(decoded.copy())
         by_gpu = _mix_on_device(raw, torch.from_numpy(crops), batch.lam, 33)
         assert torch.equal(by_gpu, by_cpu)
 
-    def test_forms(self, plan):
+    def test_memory_formats_and_dtypes(self, plan):
         batch = plan.batch(0)
         images, targets = tensors(batch)
         assert images.is_contiguous()
@@ -237,7 +237,7 @@ class TestMaterialize:
         assert full_targets.dtype == torch.float32
         assert torch.equal(full_targets, targets)
 
-    def test_each_picture_is_read_once(self, plan):
+    def test_each_image_is_read_once(self, plan):
         pixels = ArrayPixels()
         batch = BatchPlan(COUNT, 64, SIZE, CROP, True, plan.mixup_alpha, 0).batch(0)
         tensors(batch, slice(0, 40), pixels)
@@ -274,7 +274,7 @@ class TestPrefetch:
                 assert torch.equal(micro.targets.cpu(), targets)
         assert threads() == []
 
-    def test_reads_ahead_but_no_further_than_told(self):
+    def test_reads_ahead_only_by_depth(self):
         pixels = ArrayPixels()
         with contextlib.closing(prefetch(PLAN, WORK, feed_of(pixels), depth=2)) as stream:
             next(stream)
@@ -286,11 +286,11 @@ class TestPrefetch:
         assert threads() == []
         assert len(pixels.reads) == 3
 
-    def test_an_error_comes_at_its_place(self):
+    def test_an_error_comes_at_its_position(self):
         class Failing(ArrayPixels):
             def rows(self, indices):
                 if not {*PLAN.batch(5).indices[:3]} - {*indices}:
-                    raise UsageError("The picture 'a.png' cannot be read.")
+                    raise UsageError("The image 'a.png' cannot be read.")
                 return super().rows(indices)
 
         stream = prefetch(PLAN, WORK, feed_of(Failing()))

@@ -1,0 +1,446 @@
+"""`ModelInfo`: all that is known of one model, and who says so.
+
+One record travels with a model through every reader, conversion and export: which release it is and
+how that is known, what its outputs mean, how images are prepared for it, whose licence it has, and
+what was done to its numbers. What is not known is None, and nothing here guesses it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Literal, get_args
+
+from bitzoo.catalogue.class_names import class_names_or_reason
+from bitzoo.catalogue.metadata import Preprocessing
+from bitzoo.catalogue.registry import Activation, ModelSpec, find_spec
+from bitzoo.display import Displayed
+from bitzoo.errors import CheckpointError
+
+Basis = Literal[
+    "catalogue", "google", "manifest", "vouched", "mirror", "stated", "file name", "unknown"
+]
+"""How it is known which release a model is, the firmest first.
+
+=============  ====================================================================================
+``catalogue``  it is the catalogue's own entry; no file was looked at
+``google``     its bytes came from Google's address and match the checksum that the server stated
+``manifest``   a bitzoo manifest lists these very bytes (SHA-256) as that release
+``vouched``    a person vouched for it
+``mirror``     its bytes came from another address, or from a server that stated no checksum
+``stated``     the file's own metadata say so, which anyone can write
+``file name``  the file is named so, and its network and class count agree
+``unknown``    nothing says which release it is, if it is one
+=============  ====================================================================================
+"""
+
+_ESTABLISHED = frozenset({"catalogue", "google", "manifest", "vouched"})
+_OTHER_HEAD = (
+    "The class names that came with the weights belong to their head; this model has another one, "
+    "whose classes nobody named."
+)
+_UNMEASURED = "unmeasured"
+"""Ten characters, as a measured distance has: a header can be restated where it stands."""
+
+
+@dataclass(frozen=True)
+class Identity:
+    """Which release a model is, and how that is known.
+
+    Attributes:
+        name: Catalogue name; None for a model that is no known release.
+        basis: How that is known, see `Basis`.
+        evidence: What it rests on, as a phrase: an address, a file's name, who vouched.
+    """
+
+    name: str | None = None
+    basis: Basis = "unknown"
+    evidence: str = ""
+
+    @property
+    def established(self) -> bool:
+        """Whether it may be presented as the release, with that release's published scores."""
+        return self.name is not None and self.basis in _ESTABLISHED
+
+    @property
+    def spec(self) -> ModelSpec | None:
+        """The catalogue's entry."""
+        return find_spec(self.name) if self.name else None
+
+    def as_claim(self, holder: str) -> Identity:
+        """Return what remains when only `holder`, which anyone can write, says so."""
+        if not self.established:
+            return self
+        told = f"{self.basis}: {self.evidence}" if self.evidence else self.basis
+        return Identity(self.name, "stated", f"{holder} says: {told}")
+
+    def __str__(self) -> str:
+        """Name and basis as people say it."""
+        if self.name is None:
+            return self.evidence or "not a known release"
+        told = {
+            "catalogue": "the catalogue's entry",
+            "google": "fetched from Google, checksum compared",
+            "manifest": "these bytes stand in a bitzoo manifest",
+            "vouched": "vouched for by its publisher",
+            "mirror": "fetched from elsewhere, or without a checksum",
+            "stated": "as its own metadata say",
+            "file name": "by its file name alone",
+            "unknown": "on no known ground",
+        }[self.basis]
+        return f"{self.name}, {told}" + (f" ({self.evidence})" if self.evidence else "")
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """What a model's numbers were made of, and what was done to them.
+
+    Attributes:
+        source: Name of the file that they were first converted from.
+        sha256: Its SHA-256; empty if nobody took it.
+        url: Where that file was fetched; None for a local file.
+        dtype: What the numbers were rounded to; ``float32`` for those of the release.
+        kernel_scale: What standardized kernels were multiplied with (`eps_exact`); 1 for nothing.
+        weights_relative_l2: How far rounding moved the weights; None if nothing was rounded or
+            nobody measured it.
+        logits_relative_l2: The same of the logits.
+    """
+
+    source: str
+    sha256: str = ""
+    url: str | None = None
+    dtype: str = "float32"
+    kernel_scale: int = 1
+    weights_relative_l2: float | None = None
+    logits_relative_l2: float | None = None
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether the numbers are those of the source."""
+        return self.dtype == "float32" and self.kernel_scale == 1
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON-ready data; distances are texts of ten characters."""
+        record = asdict(self)
+        for key in ("weights_relative_l2", "logits_relative_l2"):
+            record[key] = format_distance(record[key])
+        return record
+
+    @classmethod
+    def from_dict(cls, record: Mapping[str, Any]) -> Provenance:
+        """The provenance that `to_dict` described."""
+        measured = {}
+        for key in ("weights_relative_l2", "logits_relative_l2"):
+            text = str(record.get(key, _UNMEASURED))
+            measured[key] = None if text == _UNMEASURED else float(text)
+        url = record.get("url")
+        return cls(
+            source=str(record["source"]),
+            sha256=str(record.get("sha256", "")),
+            url=None if url is None else str(url),
+            dtype=str(record.get("dtype", "float32")),
+            kernel_scale=int(record.get("kernel_scale", 1)),
+            **measured,
+        )
+
+
+def format_distance(value: float | None) -> str:
+    """Write a distance in ten characters: ``1.2345e-03``, or ``unmeasured``."""
+    return _UNMEASURED if value is None else f"{value:.4e}"
+
+
+@dataclass(frozen=True)
+class RunInfo:
+    """What a fine-tuned model was trained on, and how.
+
+    Attributes:
+        data: The data set as the user named it.
+        fingerprint: SHA-256 over its classes, examples and contents.
+        split: Number of images by split, and how images were held out.
+        recipe: The recipe, as `Recipe.to_dict` gives it.
+        seed: Of everything random.
+    """
+
+    data: str
+    fingerprint: str
+    split: Mapping[str, Any]
+    recipe: Mapping[str, Any]
+    seed: int
+
+    @classmethod
+    def from_dict(cls, record: Mapping[str, Any]) -> RunInfo:
+        """The run that `dataclasses.asdict` described."""
+        return cls(
+            data=str(record["data"]),
+            fingerprint=str(record["fingerprint"]),
+            split=dict(record["split"]),
+            recipe=dict(record["recipe"]),
+            seed=int(record["seed"]),
+        )
+
+
+@dataclass(frozen=True, repr=False)
+class ModelInfo(Displayed):
+    """All that is known of one model; None is what is not known.
+
+    Attributes:
+        architecture: Name of the network, such as ``R50x1`` or ``R(1,1,1,1)x0.5``.
+        num_classes: Outputs of the head; 0 without one.
+        in_chans: Channels of the images.
+        identity: Which release it is, and how that is known.
+        base: Of a model with another head than its weights came with: which release the weights
+            were.
+        label_set: The published list that its classes are, a key of timm's `ImageNetInfo`.
+        own_names: Its class names where they are no published list.
+        activation: What turns logits into scores: ``sigmoid`` or ``softmax``.
+        preprocessing: How images are prepared, and who says so.
+        license: SPDX identifier in lower case.
+        provenance: What its numbers were made of.
+        run: Of a fine-tuned model, what it was trained on.
+        sources: Who says so, by the name of the attribute.
+        refused: Why what stands there of an attribute cannot be used, by its name.
+        path: The file that the weights were read from here; no part of the record.
+    """
+
+    architecture: str
+    num_classes: int
+    in_chans: int = 3
+    identity: Identity = field(default_factory=Identity)
+    base: Identity | None = None
+    label_set: str | None = None
+    own_names: tuple[str, ...] | None = None
+    activation: Activation | None = None
+    preprocessing: Preprocessing | None = None
+    license: str | None = None
+    provenance: Provenance | None = None
+    run: RunInfo | None = None
+    sources: Mapping[str, str] = field(default_factory=dict, hash=False)
+    refused: Mapping[str, str] = field(default_factory=dict, hash=False)
+    path: str | None = field(default=None, compare=False)
+
+    @classmethod
+    def of_release(cls, spec: ModelSpec, identity: Identity | None = None) -> ModelInfo:
+        """What the catalogue knows of a release.
+
+        Args:
+            spec: The catalogue's entry.
+            identity: How it is known that a model is that release; None for the entry itself.
+        """
+        identity = identity or Identity(spec.name, "catalogue")
+        info = cls(spec.arch_name, spec.num_classes, identity=identity)
+        return info.completed_by_catalogue()
+
+    @property
+    def spec(self) -> ModelSpec | None:
+        """The catalogue's entry of the release that the model is."""
+        return self.identity.spec
+
+    @property
+    def class_names(self) -> tuple[str, ...] | None:
+        """A name for each output; None if they are not known. May import timm."""
+        return self.names_or_reason()[0]
+
+    def names_or_reason(self) -> tuple[tuple[str, ...] | None, str]:
+        """The class names, or None and why there are none."""
+        if not self.num_classes:
+            return None, "The model has no head, and so no classes."
+        if reason := self.refused.get("class_names", ""):
+            return None, reason
+        if self.own_names is not None:
+            names: tuple[str, ...] | None = self.own_names
+            reason = ""
+        else:
+            found, reason = class_names_or_reason(self.label_set)
+            names = None if found is None else tuple(found)
+            spec = self.spec
+            if names is None and spec and spec.label_note:
+                reason = spec.label_note
+        if names is not None and len(names) != self.num_classes:
+            return None, (
+                f"The model has {self.num_classes:,} class outputs, but {len(names):,} names are "
+                "known."
+            )
+        return names, reason
+
+    def completed_by_catalogue(self) -> ModelInfo:
+        """Fill what is not known from the catalogue's entry of the release that the model is.
+
+        A licence is taken only where the identity is established: the catalogue's is that of
+        Google's files, and a file's name makes none of it.
+        """
+        spec = self.spec
+        if spec is None:
+            return self
+        who = f"the catalogue's entry {spec.name}"
+        if not self.identity.established:
+            who += f" ({self.identity.basis})"
+        added: dict[str, Any] = {}
+        if spec.num_classes == self.num_classes:
+            if self.label_set is None and self.own_names is None and spec.label_set:
+                added["label_set"] = spec.label_set
+            if self.activation is None:
+                added["activation"] = spec.activation
+        if self.preprocessing is None and "preprocessing" not in self.refused:
+            added["preprocessing"] = spec.preprocessing
+        stated = self.identity.established and spec.released and self.base is None
+        if self.license is None and stated:
+            added["license"] = spec.license
+        return replace(self, **added, sources={**self.sources, **dict.fromkeys(added, who)})
+
+    def with_head(self, num_classes: int) -> ModelInfo:
+        """The same backbone with a new head: what was known of the outputs no longer holds."""
+        known = ("label_set", "own_names", "activation", "license", "run")
+        sources = {key: who for key, who in self.sources.items() if key not in known}
+        return replace(
+            self,
+            num_classes=num_classes,
+            identity=Identity(None, "unknown", "a new head")
+            if self.identity.name
+            else self.identity,
+            base=self.base or (self.identity if self.identity.name else None),
+            **dict.fromkeys(known),  # type: ignore[arg-type]
+            sources=sources,
+            refused={**self.refused, "class_names": _OTHER_HEAD},
+        )
+
+    def without_head(self) -> ModelInfo:
+        """The same weights without their head."""
+        known = ("label_set", "own_names", "activation")
+        sources = {key: who for key, who in self.sources.items() if key not in known}
+        return replace(self, num_classes=0, **dict.fromkeys(known), sources=sources)  # type: ignore[arg-type]
+
+    def stating(self, who: str, **values: Any) -> ModelInfo:
+        """The record with values that `who` states."""
+        return replace(self, **values, sources={**self.sources, **dict.fromkeys(values, who)})
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON-ready data; `from_dict` gives an equal record back. What is None has no key."""
+        record: dict[str, Any] = {
+            "architecture": self.architecture,
+            "num_classes": self.num_classes,
+            "in_chans": self.in_chans,
+            "identity": asdict(self.identity),
+            "base": asdict(self.base) if self.base else None,
+            "label_set": self.label_set,
+            "own_names": list(self.own_names) if self.own_names is not None else None,
+            "activation": self.activation,
+            "preprocessing": asdict(self.preprocessing) if self.preprocessing else None,
+            "license": self.license,
+            "provenance": self.provenance.to_dict() if self.provenance else None,
+            "run": asdict(self.run) if self.run else None,
+            "sources": dict(sorted(self.sources.items())) or None,
+        }
+        return {key: value for key, value in record.items() if value is not None}
+
+    def to_json(self) -> str:
+        """As one line of JSON, for a file's metadata."""
+        return json.dumps(self.to_dict(), separators=(",", ":"))
+
+    @classmethod
+    def from_dict(cls, record: object) -> ModelInfo:
+        """The record that `to_dict` described.
+
+        Raises:
+            CheckpointError: If it is something else.
+        """
+        try:
+            return cls._parsed(record)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise CheckpointError(
+                f"Expected bitzoo's record of a model (model_info), found something else "
+                f"({error!r:.200}). Convert the model again from its source."
+            ) from error
+
+    @classmethod
+    def _parsed(cls, record: Any) -> ModelInfo:
+        names, activation = record.get("own_names"), record.get("activation")
+        if activation is not None and activation not in get_args(Activation):
+            raise ValueError(f"activation {activation!r}")
+        if names is not None and not (
+            isinstance(names, list) and all(isinstance(name, str) for name in names)
+        ):
+            raise ValueError("own_names is no list of texts")
+        texts = {key: record.get(key) for key in ("label_set", "license")}
+        if not all(text is None or isinstance(text, str) for text in texts.values()):
+            raise ValueError("label_set and license must be texts")
+        return cls(
+            architecture=str(record["architecture"]),
+            num_classes=int(record["num_classes"]),
+            in_chans=int(record.get("in_chans", 3)),
+            identity=_identity(record.get("identity") or {}),
+            base=_identity(record["base"]) if record.get("base") else None,
+            own_names=None if names is None else tuple(names),
+            activation=activation,
+            preprocessing=_preprocessing(record.get("preprocessing")),
+            provenance=Provenance.from_dict(record["provenance"])
+            if record.get("provenance")
+            else None,
+            run=RunInfo.from_dict(record["run"]) if record.get("run") else None,
+            sources={str(key): str(who) for key, who in (record.get("sources") or {}).items()},
+            **texts,
+        )
+
+    def display_rows(self) -> list[tuple[str, str]]:
+        """Return names and values for people; what is not known is said to be so."""
+        head = f"{self.num_classes:,} classes" if self.num_classes else "no head"
+        rows = [
+            ("model", str(self.identity)),
+            ("network", f"{self.architecture}, {head}"),
+            ("class names", self._names_in_words()),
+            ("activation", self._with_source("activation", self.activation)),
+            ("images", self._images_in_words()),
+            ("licence", self._with_source("license", self.license)),
+        ]
+        if self.base:
+            rows.insert(1, ("base", str(self.base)))
+        if self.provenance:
+            rows.append(("numbers", self._numbers_in_words(self.provenance)))
+        if self.run:
+            rows.append(("trained on", f"{self.run.data}, {self.run.split}"))
+        return rows
+
+    def _with_source(self, key: str, value: str | None) -> str:
+        if value is None:
+            return "not known"
+        who = self.sources.get(key)
+        return f"{value} (says {who})" if who else value
+
+    def _names_in_words(self) -> str:
+        if self.own_names is not None:
+            shown = ", ".join(self.own_names[:4]) + (", ..." if len(self.own_names) > 4 else "")
+            return self._with_source("own_names", shown)
+        return self._with_source("label_set", self.label_set)
+
+    def _images_in_words(self) -> str:
+        if "preprocessing" in self.refused:
+            return f"refused: {self.refused['preprocessing']}"
+        return self.preprocessing.in_words() if self.preprocessing else "not known"
+
+    @staticmethod
+    def _numbers_in_words(made: Provenance) -> str:
+        done = "untouched" if made.is_exact else f"rounded to {made.dtype}"
+        if made.kernel_scale != 1:
+            done += f", kernels x{made.kernel_scale}"
+        if made.weights_relative_l2 is not None:
+            done += f", weights moved by {made.weights_relative_l2:.1e}"
+        return f"of {made.source}, {done}"
+
+
+def _identity(record: Mapping[str, Any]) -> Identity:
+    name, basis = record.get("name"), record.get("basis", "unknown")
+    if basis not in get_args(Basis):
+        raise ValueError(f"identity basis {basis!r}")
+    return Identity(None if name is None else str(name), basis, str(record.get("evidence", "")))
+
+
+def _preprocessing(record: Any) -> Preprocessing | None:
+    if record is None:
+        return None
+    return Preprocessing(
+        crop=int(record["crop"]),
+        resize=int(record["resize"]),
+        interpolation=record["interpolation"],
+        square=bool(record["square"]),
+        source=str(record["source"]),
+    )
