@@ -1,5 +1,7 @@
 """README's claims: its table is the registry's, its Python runs, its commands exist and work."""
 
+import ast
+import inspect
 import os
 import re
 import shlex
@@ -11,6 +13,8 @@ import pytest
 from checkpoints import make_checkpoint, write_npz
 from readme_table import README, TABLE, render
 from servers import FileServer
+
+import bitzoo
 
 TEXT = README.read_text(encoding="utf-8")
 NAME = "BiT-M-R50x1-ILSVRC2012"
@@ -25,6 +29,22 @@ def test_the_catalogue_table_is_the_registry() -> None:
     match = TABLE.search(TEXT)
     assert match is not None
     assert match[0] == match[1] + render() + match[2], "run `make readme`"
+
+
+def test_calls_from_python_fit_their_functions() -> None:
+    """Names, positions and keywords of each call of bitzoo that a line of the README shows."""
+    lines = [line for line in TEXT.splitlines() if re.match(r" {4}bitzoo\.", line)]
+    called = set()
+    for line in lines:
+        for node in ast.walk(ast.parse(line.strip())):
+            if isinstance(node, ast.Call) and getattr(node.func, "value", None) is not None:
+                function = node.func
+                assert isinstance(function, ast.Attribute)
+                if isinstance(function.value, ast.Name) and function.value.id == "bitzoo":
+                    signature = inspect.signature(getattr(bitzoo, function.attr))
+                    signature.bind(*node.args, **{str(k.arg): k.value for k in node.keywords})
+                    called.add(function.attr)
+    assert called == {"convert", "verify", "finetune", "evaluate", "predict", "export", "publish"}
 
 
 @pytest.fixture(scope="module")
