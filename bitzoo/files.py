@@ -16,7 +16,7 @@ import shutil
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from bitzoo.errors import BitzooError, StorageError, UsageError
 
@@ -24,6 +24,7 @@ Progress = Callable[[str, int, int], None]
 """Called as ``progress(task, done, total)`` while work goes on."""
 
 _HASH_BYTES = 1 << 20
+_UNFINISHED = ".bitzoo-{}.tmp"
 _log = logging.getLogger(__name__)
 
 
@@ -69,6 +70,12 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write a JSON object in one piece."""
     write_text(path, json.dumps(content, indent=2) + "\n")
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Remove what killed processes left half-written; only for who alone writes to the folder."""
+    for leftover in folder.glob(_UNFINISHED.format("*")):
+        leftover.unlink(missing_ok=True)
 
 
 def sync(path: Path) -> None:
@@ -151,7 +158,7 @@ def check_replaceable(path: Path, *, force: bool, contents: Collection[str] | No
 
 def _temporary(path: Path) -> Path:
     # Process numbers repeat across containers that share a disk, and threads share theirs.
-    return path.with_name(f".bitzoo-{secrets.token_hex(4)}.tmp")
+    return path.with_name(_UNFINISHED.format(secrets.token_hex(4)))
 
 
 def _link(temporary: Path, path: Path) -> bool:
@@ -226,6 +233,29 @@ def folder_lock(folder: Path) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
+
+
+def hold_shared(file: IO[bytes]) -> None:
+    """Mark an open file as in use, for as long as its descriptor or a map of it exists.
+
+    Nothing is marked on a file system that has no locks, or where `is_held` asks at this moment.
+    """
+    import fcntl
+
+    with contextlib.suppress(OSError):
+        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+
+
+def is_held(path: Path) -> bool:
+    """Whether any process has the file in use; also if that cannot be found out."""
+    import fcntl
+
+    try:
+        with path.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    return False
 
 
 def unwritable(path: Path, error: OSError) -> StorageError:
