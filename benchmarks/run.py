@@ -37,8 +37,8 @@ QUICK = {
 
 INTRODUCTION = """# Results
 
-The contestants in a table took turns on one machine: compare only within a table, and read the minimum
-along with the median. Weights are random, in Google's layout.
+The contestants in a table took turns on one machine: compare only within a table, and read the
+minimum along with the median. Weights are random, in Google's layout.
 """
 
 

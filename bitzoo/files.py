@@ -143,7 +143,7 @@ def check_replaceable(path: Path, *, force: bool, contents: Collection[str] | No
     if path.is_dir() or path.is_symlink() or path.exists():
         if not force or path.is_dir():
             raise UsageError(
-                f"{path} already exists. Choose another output, or replace it: `force=True`."
+                f"{path} already exists. Choose another output, or replace it with `force=True`."
             )
         if contents is not None:
             raise UsageError(f"{path}: expected a new folder, found a file. Choose another output.")

@@ -130,7 +130,7 @@ def _print(result: ConversionResult) -> None:
         ("network", result.network),
         ("model", result.info.identity),
         ("output", result.output),
-        ("proof", result.report or "none was asked for (--check none)"),
+        ("proof", result.report or "not requested (--check none)"),
     ]
     if result.notes:
         facts.append(("note", result.notes))

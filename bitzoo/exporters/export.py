@@ -172,7 +172,7 @@ def _check_output(to: str, path: Path, dtype: str, *, force: bool) -> ExportForm
     taken = [place for place in _places(form, path) if os.path.lexists(place)]
     if taken and not force:
         raise UsageError(
-            f"{taken[0]} already exists. Choose another `out`, or replace it: `force=True`."
+            f"{taken[0]} already exists. Choose another `out`, or replace it with `force=True`."
         )
     return form
 

@@ -50,8 +50,8 @@ def bits(tensors):
 
 
 UNKNOWN_IMAGES = (
-    "How images are prepared is not known; preprocessor_config.json has what BiT was pre-trained "
-    "with, and the record in config.json says that nothing is known."
+    "How images are prepared is not known: preprocessor_config.json has the preprocessing of BiT's "
+    "pre-training, and the record in config.json says that nothing is known."
 )
 
 
@@ -461,7 +461,7 @@ def test_rounded_numbers_say_so(tmp_path, to, number_format):
 @pytest.mark.parametrize("to", ["npz", "h5", "bit_pytorch"])
 def test_no_rounding_where_it_could_not_be_said(tmp_path, to):
     source = write_npz(tmp_path / "a.npz", ARRAYS)
-    with pytest.raises(UsageError, match=r"files are float32 and have no place to say otherwise"):
+    with pytest.raises(UsageError, match=r"not possible for .* files, which are always float32"):
         convert(source, target=Target(to, dtype="bfloat16"))
 
 

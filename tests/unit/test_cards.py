@@ -143,7 +143,7 @@ def test_source_and_proof_are_shown():
         "BiT-M-R50x1", source=SOURCE | {"url": None}
     )
     assert "These are the numbers that Google released" in text
-    assert "| identity | BiT-M-R50x1, fetched from Google, checksum compared (the test) |" in text
+    assert "| identity | BiT-M-R50x1, fetched from Google, checksum verified (the test) |" in text
     assert "Nothing is proven yet" in card_of("BiT-M-R50x1", proof=None)
 
 

@@ -42,14 +42,14 @@ CASES = {
     "a taken output": (
         lambda: bitzoo.convert("own.npz"),
         ["convert", "--src", "own.npz"],
-        "own.safetensors already exists. Choose another `dst`, or replace it: `force=True`.",
-        "own.safetensors already exists. Choose another --dst, or replace it: --force.",
+        "own.safetensors already exists. Choose another `dst`, or replace it with `force=True`.",
+        "own.safetensors already exists. Choose another --dst, or replace it with --force.",
     ),
     "a report of nothing": (
         lambda: bitzoo.convert("own.npz", check="none", report="p.json"),
         ["convert", "--src", "own.npz", "--check", "none", "--report", "p.json"],
-        'p.json: `check="none"` proves nothing to report. Leave one of them out.',
-        "p.json: --check none proves nothing to report. Leave one of them out.",
+        'p.json: with `check="none"` there is no proof to report. Leave one of them out.',
+        "p.json: with --check none there is no proof to report. Leave one of them out.",
     ),
     "a format for a file": (
         lambda: bitzoo.convert("own.npz", source_format="h5"),
@@ -62,8 +62,8 @@ CASES = {
     "nothing to verify": (
         lambda: bitzoo.verify("own.npz", "own.safetensors", check="none"),
         ["verify", "own.npz", "own.safetensors", "--check", "none"],
-        '`check="none"` would prove nothing; use weights or logits.',
-        "--check none would prove nothing; use weights or logits.",
+        '`check="none"` would prove nothing. Use weights or logits.',
+        "--check none would prove nothing. Use weights or logits.",
     ),
     "a suffix": (
         lambda: bitzoo.export("own.npz", "onnx", "own.pt2"),
@@ -74,8 +74,8 @@ CASES = {
     "a taken export": (
         lambda: bitzoo.export("own.npz", "savedmodel", "own.safetensors"),
         ["export", "own.npz", "--to", "savedmodel", "--out", "own.safetensors"],
-        "own.safetensors already exists. Choose another `out`, or replace it: `force=True`.",
-        "own.safetensors already exists. Choose another --out, or replace it: --force.",
+        "own.safetensors already exists. Choose another `out`, or replace it with `force=True`.",
+        "own.safetensors already exists. Choose another --out, or replace it with --force.",
     ),
     "no guesses": (
         lambda: bitzoo.predict("own.npz", ["photo.png"], top=0),
