@@ -129,7 +129,7 @@ class TestAReleasedName:
         assert repo.tags == {"v1": repo.refs["main"]}
         repo.tags["old"] = "0" * 40
         refused = desk.run("publish", DTD, "--repo", repo.name, "--yes", "--tag", "old", code=2)
-        assert "the tag old already stands at commit 000" in refused.err
+        assert "the tag old already names commit 000" in refused.err
         assert "Choose another --tag" in refused.err
 
     def test_other_files_of_the_repository_are_left_alone_and_named(self, hub, desk):
@@ -179,7 +179,7 @@ class TestDryRun:
         assert hub.repos["lab/prepared"].files().keys() == FILES - {"LICENSE"}
         assert (out / "model.safetensors").exists()
         refused = desk.run("publish", out, "--repo", "lab/elsewhere", "--yes", code=2)
-        assert "is prepared for lab/prepared, and its card and manifest name it" in refused.err
+        assert "is prepared for lab/prepared, which its card and manifest name" in refused.err
 
 
 class TestOneChangedBit:
@@ -193,7 +193,7 @@ class TestOneChangedBit:
             desk.run("publish", out, "--repo", "lab/flipped", "--yes", code=1),
         ):
             assert f"{out / 'model.safetensors'}: changed after it was proven" in refused.err
-            assert "It is not published" in refused.err
+            assert "The file is not published" in refused.err
         assert "lab/flipped" not in hub.repos
 
     def test_in_a_converted_file_beside_its_proof(self, hub, desk, tmp_path):
@@ -253,10 +253,10 @@ class TestBeforeAnythingIsSent:
             (["BiT-L-R50x1", "--repo", "lab/x"], "Google never released"),
             (["BiT-X-*", "--org", "lab"], "matches no released model"),
             (["nothing", "--org", "lab"], "not a name in the catalogue"),
-            (["own.npz", "--org", "lab", "--tag", "v", "--create-pr"], "tag when it is merged"),
-            (["https://host/x.npz", "--org", "lab"], "Fetch it first"),
+            (["own.npz", "--org", "lab", "--tag", "v", "--create-pr"], "tag the commit after"),
+            (["https://host/x.npz", "--org", "lab"], "Fetch it first with"),
             (["BiT-M-*", "--repo", "lab/x"], "a pattern takes --org"),
-            (["own.npz", "--repo", "lab/x", "--org", "lab"], "Say where to"),
+            (["own.npz", "--repo", "lab/x", "--org", "lab"], "Give the destination"),
         ],
     )
     def test_what_makes_no_sense_is_refused(self, hub, desk, words, message):
@@ -279,7 +279,7 @@ class TestBeforeAnythingIsSent:
         folder.mkdir()
         (folder / "config.json").write_text("theirs")
         words = ["publish", "own.npz", "--repo", "lab/x", "--dry-run", "--folder", folder]
-        assert "which bitzoo did not put there" in desk.run(*words, code=2).err
+        assert "which bitzoo did not write" in desk.run(*words, code=2).err
         assert (folder / "config.json").read_text() == "theirs"
 
     def test_a_token_is_needed_and_never_shown(self, hub, desk):
@@ -326,7 +326,7 @@ class TestBeforeAnythingIsSent:
         hub.drop_privacy = True
         refused = desk.run(*words, "lab/leaky", code=2)
         hub.drop_privacy = False
-        assert "was asked to be private and is public. Nothing was uploaded" in refused.err
+        assert "should be private but is public. Nothing was uploaded" in refused.err
         assert hub.repos["lab/leaky"].files() == {}
 
 
@@ -428,7 +428,7 @@ class TestPullRequest:
 
     def test_it_needs_a_repository(self, desk):
         words = ["publish", "own.npz", "--repo", "lab/none", "--yes", "--create-pr"]
-        assert "a pull request needs a repository" in desk.run(*words, code=2).err
+        assert "a pull request needs an existing repository" in desk.run(*words, code=2).err
 
 
 class TestMany:
@@ -698,7 +698,7 @@ class TestPeers:
         """bitzoo prints an index a line, timm and transformers a tensor each."""
         card = hub.repos["lab/peer"].files()["README.md"].decode()
         assert card.count("```python") == 3
-        assert "timm and transformers do not know this architecture" not in card
+        assert "timm and transformers have no name for this architecture" not in card
         lines = numbers["snippets"].splitlines()
         top = np.argsort(-numbers["before"])[:5].tolist()
         assert [int(line.split()[0]) for line in lines[:5]] == top

@@ -603,7 +603,7 @@ class TestLabels:
 
     @pytest.mark.parametrize(
         ("options", "reason"),
-        [({"num_classes": 3}, "this model has another one"), ({"num_classes": 0}, "no head")],
+        [({"num_classes": 3}, "this model has another head"), ({"num_classes": 0}, "no head")],
     )
     def test_of_another_head(self, folder, caplog, options, reason):
         model = bitzoo.create_model(folder / "model", pretrained=True, **options)

@@ -92,10 +92,10 @@ CASES = {
     "no repository": (
         lambda: bitzoo.publish("own.npz"),
         ["publish", "own.npz"],
-        'Say where to: `repo="organisation/name"` for one model, or `org="organisation"`, where '
-        "each model keeps its name.",
-        "Say where to: --repo organisation/name for one model, or --org organisation, where each "
-        "model keeps its name.",
+        'Give the destination: `repo="organisation/name"` for one model, or `org="organisation"`, '
+        "where each model keeps its name.",
+        "Give the destination: --repo organisation/name for one model, or --org organisation, "
+        "where each model keeps its name.",
     ),
     "one repository for many": (
         lambda: bitzoo.publish("BiT-M-*", repo="lab/x", license="mit"),
@@ -106,10 +106,10 @@ CASES = {
     "a tagged proposal": (
         lambda: bitzoo.publish("own.npz", repo="lab/x", tag="v1", create_pr=True),
         ["publish", "own.npz", "--repo", "lab/x", "--tag", "v1", "--create-pr"],
-        "`tag` names a commit of the repository, and a pull request is not one yet. Leave out "
-        "one of `tag` and `create_pr`; tag when it is merged.",
-        "--tag names a commit of the repository, and a pull request is not one yet. Leave out "
-        "one of --tag and --create-pr; tag when it is merged.",
+        "`tag` names a commit of the repository, which a pull request is not yet. Leave out "
+        "one of `tag` and `create_pr`; tag the commit after the merge.",
+        "--tag names a commit of the repository, which a pull request is not yet. Leave out "
+        "one of --tag and --create-pr; tag the commit after the merge.",
     ),
     "no runs": (
         lambda: bitzoo.finetune("own.npz", "photos", "run", repeats=0),
