@@ -67,8 +67,8 @@ _IMAGENET_21K = TrainingSet(
         ),
         Fact(
             "The data set's own authors found more than half of ImageNet's person classes "
-            "offensive or sensitive, and withdrew them. The network was trained before that and has "
-            "outputs for them: do not classify people with it.",
+            "offensive or sensitive, and withdrew them. The network was trained before that and "
+            "has outputs for them: do not classify people with it.",
             _PERSON_CLASSES,
         ),
     ),

@@ -372,7 +372,7 @@ def test_a_taken_name(tmp_path, model, plant, good_trace, name):
     [
         ("onnx", "a.pt2", "float32", r"format onnx must end in \.onnx"),
         ("onnx", "none/a.onnx", "float32", "there is no folder"),
-        ("tflite", "a.tflite", "float32", "An export is one of onnx, openvino"),
+        ("tflite", "a.tflite", "float32", "`to` must be one of onnx, openvino"),
         ("onnx", "a.onnx", "int8", "found 'onnx' and 'int8'"),
     ],
 )
@@ -383,7 +383,7 @@ def test_options_that_cannot_be(tmp_path, model, to, name, dtype, says):
 
 
 def test_networks_that_nobody_could_judge(tmp_path, model):
-    with pytest.raises(FoldedModelError, match="Export the model that was folded"):
+    with pytest.raises(FoldedModelError, match="Export the model before `fold`"):
         export(fold(model), "onnx", tmp_path / "a.onnx")
     with pytest.raises(UsageError, match="head is all zeros"):
         export(BiT(model.architecture, 10), "onnx", tmp_path / "a.onnx")

@@ -485,7 +485,7 @@ def test_a_folder_is_replaced_only_if_it_is_ours(tmp_path):
         convert(source, target=Target("transformers"))
     convert(source, target=Target("transformers"), force=True)
     (output / "notes.txt").write_text("mine")
-    with pytest.raises(UsageError, match=r"found one that holds notes\.txt"):
+    with pytest.raises(UsageError, match=r"found one with notes\.txt"):
         convert(source, target=Target("transformers"), force=True)
     (tmp_path / "empty").mkdir()
     convert(source, tmp_path / "empty", target=Target("transformers"))

@@ -477,7 +477,7 @@ def test_a_disk_without_room_is_refused_at_once(tmp_path, monkeypatch):
     size = 4 * sum(array.size for array in SMALL.values())
     usage = shutil.disk_usage(tmp_path)._replace(free=size - 1)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
-    said = rf"a\.safetensors: needs {size:,} bytes, but its disk has {size - 1:,} free\. Make room"
+    said = rf"a\.safetensors: needs {size:,} bytes, but its disk has only {size - 1:,} free\."
     with pytest.raises(UsageError, match=said):
         convert(source)
     assert names_in(tmp_path) == ["a.npz"]

@@ -142,10 +142,10 @@ def test_each_is_told_in_its_own_words(folder, run, case, recwarn):
         ),
         (
             {"resume": False, "overwrite": False},
-            "has a run already. Go on with it (`resume=True`), or delete it and start again "
-            "(`overwrite=True`).",
-            "has a run already. Go on with it (--resume), or delete it and start again "
-            "(--overwrite).",
+            "already has a run. Continue it with `resume=True`, or delete it and start again "
+            "with `overwrite=True`.",
+            "already has a run. Continue it with --resume, or delete it and start again "
+            "with --overwrite.",
         ),
     ],
 )
