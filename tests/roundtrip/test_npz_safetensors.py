@@ -1,4 +1,4 @@
-"""Google's `.npz` to safetensors and back, bit for bit, judged by timm's own loader.
+"""Google's `.npz` to safetensors and back, bit for bit, checked with timm's own loader.
 
 What the output should hold is never taken from bitzoo's tables: timm reads the same `.npz` by its
 own code into its own network, and the two state dicts must be equal in every bit.

@@ -67,7 +67,7 @@ def test_every_released_card_has_its_numbers_and_no_others(name):
     ]
     for metric, (*_, how) in zip(spec.metrics, shown, strict=True):
         assert metric.source in how
-    assert ("None of these was measured again" in text) == bool(spec.metrics)
+    assert ("None of these scores was measured again" in text) == bool(spec.metrics)
     assert ("No published score of this checkpoint" in text) == (not spec.metrics)
     for sentence in spec.unverified:
         assert escape(sentence) in text
@@ -157,7 +157,7 @@ def test_of_an_unknown_file_nothing_is_claimed():
     assert "license" not in data
     assert "datasets" not in data
     assert data["library_name"] == "bitzoo"
-    assert "what is not stated below is not known" in text
+    assert "What is not stated below is not known" in text
     assert "timm and transformers have no name for this architecture" in text
     assert "It is not known whether its outputs need a sigmoid or a softmax." in text
     assert "Ask whoever published this before you use it." in text

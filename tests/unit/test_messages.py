@@ -121,7 +121,7 @@ CASES = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_each_is_told_in_its_own_words(folder, run, case, recwarn):
+def test_each_names_options_in_its_own_form(folder, run, case, recwarn):
     function, words, in_python, on_the_command_line = CASES[case]
     (folder / "photo.png").touch()
     with pytest.raises(UsageError) as refused:
@@ -154,12 +154,12 @@ def test_a_run_that_is_there(tmp_path, options, in_python, on_the_command_line):
     with pytest.raises(UsageError) as refused:
         RunDir(tmp_path / "run").open({"seed": 0}, **options)
     assert str(refused.value).endswith(in_python)
-    told = app.commands["finetune"].with_flags(str(refused.value))
-    assert told.endswith(on_the_command_line)
+    shown = app.commands["finetune"].with_flags(str(refused.value))
+    assert shown.endswith(on_the_command_line)
 
 
 @pytest.mark.parametrize(
-    ("message", "told"),
+    ("message", "shown"),
     [
         ("`val_fraction`", "--val-fraction"),
         ("`skip_bad=True`", "--skip-bad"),
@@ -175,8 +175,8 @@ def test_a_run_that_is_there(tmp_path, options, in_python, on_the_command_line):
         ("steps", "steps"),
     ],
 )
-def test_only_options_of_the_command_are_rewritten(message, told):
-    assert app.commands["finetune"].with_flags(f"Say {message}.") == f"Say {told}."
+def test_only_options_of_the_command_are_rewritten(message, shown):
+    assert app.commands["finetune"].with_flags(f"Say {message}.") == f"Say {shown}."
 
 
 def command(error):
@@ -197,7 +197,7 @@ def command(error):
 
 
 @pytest.mark.parametrize(
-    ("error", "code", "told"),
+    ("error", "code", "shown"),
     [
         (UsageError("Use `force=True`."), 2, "Use --force."),
         (ParityError("It differs."), 1, "It differs."),
@@ -215,8 +215,8 @@ def command(error):
         ),
     ],
 )
-def test_an_error_is_one_paragraph_and_an_exit_code(run, error, code, told):
-    assert run(command(error), "fail") == (code, "", f"error: {told}\n")
+def test_an_error_is_one_paragraph_and_an_exit_code(run, error, code, shown):
+    assert run(command(error), "fail") == (code, "", f"error: {shown}\n")
 
 
 @pytest.mark.parametrize("words", [["fail", "--debug"], ["--debug", "fail"]])

@@ -15,6 +15,7 @@ from huggingface_hub import ModelCard, metadata_load
 from PIL import Image
 from scipy.stats import binomtest
 
+from bitzoo.catalogue.model_info import Identity, ModelInfo
 from bitzoo.inference.metrics import Evaluation
 from bitzoo.runs.report.html import Mistake, RunRecord, find_mistakes, write_card, write_report
 from bitzoo.runs.report.run_summary import wilson_interval
@@ -40,7 +41,7 @@ def evaluation_of(classes, outcomes):
 
 
 BIRDS = ("robin", "wren", "magpie", "finch", "tit", "owl", "kite")
-# robin 3 of 4, wren 1 of 3 (taken for magpie twice), magpie 1 of 1, finch 2 of 2, no others.
+# robin 3 of 4, wren 1 of 3 (predicted as magpie twice), magpie 1 of 1, finch 2 of 2, no others.
 OUTCOMES = [(0, 0)] * 3 + [(0, 1), (1, 1), (1, 2), (1, 2), (2, 2), (3, 3), (3, 3)]
 
 
@@ -69,6 +70,7 @@ def make_run(**changes):
         versions={"torch": "9.9.9"},
         folder="runs/photos",
         base="BiT-M-R50x1",
+        info=ModelInfo("R50x1", 7, base=Identity("BiT-M-R50x1", "google"), license="apache-2.0"),
     )
     return replace(run, **changes)
 
@@ -513,6 +515,8 @@ class TestCard:
         _, text = card(tmp_path, make_run(base="bit_m_r50x1"))
         assert "Training started from BiT-M-R50x1, pre-trained by Google on imagenet-21k" in text
         assert "It inherits what BiT-M-R50x1 learned" in text
+        _, text = card(tmp_path, make_run(info=None))
+        assert "it is not established that they are Google's release." in text
         _, text = card(tmp_path, make_run(base=None, model="random weights"))
         assert "Google" not in text
         assert "from random weights on photos" in text
