@@ -172,7 +172,7 @@ def report(load: Load, rounds: int, names: Sequence[str] = tuple(SWITCHES)) -> s
     rows = [
         (
             *("", "saved MB", f"/ {PLAIN}", "but parameters MB", f"/ {PLAIN}", "peak MB"),
-            *("s a step", *(f"time / {other}" for other in others)),
+            *("s per step", *(f"time / {other}" for other in others)),
             *("loss differs by", "gradients by"),
         )
     ]

@@ -37,8 +37,8 @@ QUICK = {
 
 INTRODUCTION = """# Results
 
-Contestants of a table took turns on one machine: read ratios within a table, and the minimum beside
-the median. Weights are random, in Google's layout.
+The contestants in a table took turns on one machine: compare only within a table, and read the
+minimum along with the median. Weights are random, in Google's layout.
 """
 
 

@@ -48,12 +48,12 @@ def test_calls_from_python_fit_their_functions() -> None:
 
 
 @pytest.fixture(scope="module")
-def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the files that the README names, full-size R50x1."""
     from PIL import Image
     from sklearn.datasets import load_sample_image
 
-    folder = tmp_path_factory.mktemp("desk")
+    folder = tmp_path_factory.mktemp("workspace")
     Image.fromarray(load_sample_image("china.jpg")).save(folder / "photo.jpg")
     write_npz(folder / "bit_m_r50x1.npz", make_checkpoint((3, 4, 6, 3), 1, 21843))
     write_npz(folder / f"{NAME}.npz", make_checkpoint((3, 4, 6, 3), 1, 1000))
@@ -61,26 +61,26 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def environment(desk: Path) -> dict[str, str]:
-    with FileServer({f"{NAME}.npz": (desk / f"{NAME}.npz").read_bytes()}) as server:
+def environment(workspace: Path) -> dict[str, str]:
+    with FileServer({f"{NAME}.npz": (workspace / f"{NAME}.npz").read_bytes()}) as server:
         yield {
             **os.environ,
-            "BITZOO_CACHE": str(desk / "cache"),
+            "BITZOO_CACHE": str(workspace / "cache"),
             "BITZOO_MIRROR": server.url,
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
         }
 
 
-def run(command: list[str], desk: Path, environment: dict[str, str]) -> str:
+def run(command: list[str], workspace: Path, environment: dict[str, str]) -> str:
     done = subprocess.run(
-        command, cwd=desk, env=environment, capture_output=True, text=True, timeout=250
+        command, cwd=workspace, env=environment, capture_output=True, text=True, timeout=250
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
 
 
 @pytest.mark.full_size
-def test_commands_then_python(desk: Path, environment: dict[str, str]) -> None:
+def test_commands_then_python(workspace: Path, environment: dict[str, str]) -> None:
     """Every command and snippet, in the order of the README's converting and loading."""
     commands = [
         line
@@ -90,13 +90,13 @@ def test_commands_then_python(desk: Path, environment: dict[str, str]) -> None:
     ]
     assert len(commands) == 6
     for command in commands:
-        output = run(shlex.split(command), desk, environment)
+        output = run(shlex.split(command), workspace, environment)
         if "convert" in command or "verify" in command:
             assert "every bit equal" in output
             assert "FAILED" not in output
-    assert (desk / "bit_m_r50x1.safetensors").stat().st_size > 270_000_000
+    assert (workspace / "bit_m_r50x1.safetensors").stat().st_size > 270_000_000
     first, loading = blocks("python")
-    answer = run([sys.executable, "-c", first], desk, environment)
+    answer = run([sys.executable, "-c", first], workspace, environment)
     assert re.fullmatch(r".+ \d+\.\d%\n", answer)
     check = "\nprint(model.num_classes, model.num_features)"
-    assert run([sys.executable, "-c", loading + check], desk, environment) == "0 2048\n"
+    assert run([sys.executable, "-c", loading + check], workspace, environment) == "0 2048\n"

@@ -228,7 +228,7 @@ def test_shards_are_read_and_an_index_without_one_is_refused(tmp_path, refused, 
     ).weights.passed
     (tmp_path / "a.npz").unlink()
     (sharded.parent / "1.safetensors").unlink()
-    refused(sharded.parent, f"{sharded}: calls for a shard 1.safetensors beside it, which is not")
+    refused(sharded.parent, f"{sharded}: expected the shard 1.safetensors in the same folder")
     refused(sharded, "Fetch it into the same folder")
 
 
@@ -257,11 +257,11 @@ def test_an_index_that_its_shards_do_not_keep(refused, sharded):
     index = json.loads(sharded.read_text())
     index["weight_map"]["head.fc.scale"] = "1.safetensors"
     sharded.write_text(json.dumps(index))
-    refused(sharded, "promises 1 tensors that its shards lack (head.fc.scale, ...)")
+    refused(sharded, "lists 1 tensors that its shards lack (head.fc.scale, ...)")
     shutil.copy(sharded.parent / "1.safetensors", sharded.parent / "2.safetensors")
     index["weight_map"]["head.fc.scale"] = "2.safetensors"
     sharded.write_text(json.dumps(index))
-    refused(sharded, "which another shard of model.safetensors.index.json has too")
+    refused(sharded, "another shard of model.safetensors.index.json has '")
 
 
 # --- archives -------------------------------------------------------------------------------------
