@@ -1,8 +1,8 @@
-"""Checkpoint files: reading, converting, and proving that the conversion is the original.
+"""Checkpoint files: read them, convert them, and prove that the output equals the source.
 
-    source  layouts  key_mapping  dtypes   what a checkpoint, an axis order and a name are
-    writer  formats/                       files to tensors, and back
-    open  identify  state_dict             recognition by content; tensors to an architecture
-    streaming  convert                     block by block from one file to the other
-    parity/                                both proofs, and the oracles they ask
+source  layouts  key_mapping  dtypes   stored tensors, axis orders, names, rounding
+writer  formats/                       files to tensors, and back
+open  identify  state_dict             recognize formats by content; tensors to an architecture
+streaming  convert                     from one file to the other, block by block
+parity/                                the proofs of weights and logits, and their oracles
 """
