@@ -260,8 +260,8 @@ def test_pytorch_checkpoints(tmp_path, family):
         assert data_section(conversion.output) == expected, name
         if name == "bit.pth.tar":
             assert conversion.notes == (
-                "Names lost their wrapper's 'module.'.",
-                "Left out what belongs to training: 'step', 'optim'.",
+                "Removed the wrapper's prefix 'module.' from the names.",
+                "Skipped training state: 'step', 'optim'.",
             )
 
 

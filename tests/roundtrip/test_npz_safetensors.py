@@ -152,7 +152,7 @@ def test_a_head_of_one_class_is_not_taken_for_a_vector(tmp_path):
     assert load_file(output)["head.fc.weight"].shape == (1, 1024, 1, 1)
 
 
-# --- the name table -------------------------------------------------------------------------------
+# --- the key mapping ------------------------------------------------------------------------------
 
 
 def released_names(depths):
@@ -646,7 +646,7 @@ def test_a_source_that_changes_under_the_reader(tmp_path):
     try:
         conversion = convert(source, compare=True, progress=change)
     except CheckpointError as error:
-        assert "is damaged: the file says CRC-32" in str(error)  # noqa: PT017 - either may happen
+        assert "is damaged: expected CRC-32" in str(error)  # noqa: PT017 - either may happen
         assert names_in(tmp_path) == ["a.npz"]
     else:
         assert conversion.sha256 == digest
