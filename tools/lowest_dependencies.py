@@ -66,7 +66,9 @@ def _requirements(
 def _floor(requirement: Requirement) -> Version:
     bounds = [Version(s.version) for s in requirement.specifier if s.operator in _LOWER_BOUNDS]
     if not bounds:
-        raise SystemExit(f"pyproject.toml: {requirement} names no lowest version; write {requirement.name}>=...")
+        raise SystemExit(
+            f"pyproject.toml: {requirement} names no lowest version; write {requirement.name}>=..."
+        )
     return max(bounds)
 
 

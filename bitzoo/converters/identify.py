@@ -11,11 +11,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import accumulate
 
-from bitzoo.models.architecture import BRANCHES, NUM_BLOCKS, STEM_CHANNELS, Architecture, Role, Slot
-from bitzoo.converters.layouts import LOGICAL, stored_shape
 from bitzoo.converters.key_mapping import LAYOUTS, layout_of, name_of, slot_of
+from bitzoo.converters.layouts import LOGICAL, stored_shape
 from bitzoo.converters.source import Source, StoredTensor
 from bitzoo.errors import ArchitectureError, CheckpointError, TensorMismatchError
+from bitzoo.models.architecture import BRANCHES, NUM_BLOCKS, STEM_CHANNELS, Architecture, Role, Slot
 
 _MAX_DIFF_LINES = 200
 _MAX_IN_CHANS = 1024

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 
-from bitzoo.converters.formats.tar import ArchiveSource, is_tar
 from bitzoo.converters.formats.hf_folder import (
     WEIGHT_NAMES,
     FolderSource,
@@ -17,10 +16,11 @@ from bitzoo.converters.formats.hf_folder import (
 from bitzoo.converters.formats.keras import KerasSource
 from bitzoo.converters.formats.npz import NpzSource
 from bitzoo.converters.formats.safetensors import SafetensorsSource
-from bitzoo.converters.formats.timm_config import CONFIG_NAME
-from bitzoo.converters.source import RawFile, Source
+from bitzoo.converters.formats.tar import ArchiveSource, is_tar
 from bitzoo.converters.formats.tensorflow import TensorFlowSource, find_prefix
+from bitzoo.converters.formats.timm_config import CONFIG_NAME
 from bitzoo.converters.formats.torch import TorchSource
+from bitzoo.converters.source import RawFile, Source
 from bitzoo.errors import CheckpointError
 
 KNOWN = ".npz, safetensors, Keras .h5, PyTorch, TensorFlow checkpoint, or a folder of these"

@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from bitzoo.converters.streaming import Block, worker_pool, plan_blocks
-from bitzoo.converters.identify import Inventory
-from bitzoo.converters.layouts import as_oihw, copy_blocked, out_axis
-from bitzoo.converters.key_mapping import layout_of, name_of
 from bitzoo.converters.formats.safetensors import SafetensorsSource
+from bitzoo.converters.identify import Inventory
+from bitzoo.converters.key_mapping import layout_of, name_of
+from bitzoo.converters.layouts import as_oihw, copy_blocked, out_axis
 from bitzoo.converters.source import Array, Source
+from bitzoo.converters.streaming import Block, plan_blocks, worker_pool
 from bitzoo.files import Progress
 
 if TYPE_CHECKING:

@@ -10,9 +10,9 @@ from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
-from bitzoo.models.architecture import Slot
 from bitzoo.converters.source import Array, Scratch, Source, StoredTensor
 from bitzoo.files import Progress
+from bitzoo.models.architecture import Slot
 
 WORKERS = min(4, os.cpu_count() or 1)
 BLOCK_BYTES = (168 << 20) // WORKERS

@@ -1,4 +1,4 @@
-"""Every format in and out, bit for bit; what is written is checked with the libraries that read it."""
+"""Every format in and out, bit for bit; outputs are checked with the libraries that read them."""
 
 import json
 import struct

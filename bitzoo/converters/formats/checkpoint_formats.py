@@ -6,16 +6,16 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from bitzoo.models.architecture import Slot
-from bitzoo.converters.formats.keras import MAX_ATTRIBUTE, KerasWriter
-from bitzoo.converters.layouts import out_axis, stored_shape
-from bitzoo.converters.key_mapping import layout_of, name_of
-from bitzoo.converters.formats.npz import NpzWriter
 from bitzoo.converters.dtypes import NUMBER_FORMATS
+from bitzoo.converters.formats.keras import MAX_ATTRIBUTE, KerasWriter
+from bitzoo.converters.formats.npz import NpzWriter
 from bitzoo.converters.formats.safetensors import SafetensorsWriter
-from bitzoo.converters.writer import Place, Writer
 from bitzoo.converters.formats.torch import TorchWriter
+from bitzoo.converters.key_mapping import layout_of, name_of
+from bitzoo.converters.layouts import out_axis, stored_shape
+from bitzoo.converters.writer import Place, Writer
 from bitzoo.errors import UsageError
+from bitzoo.models.architecture import Slot
 
 Places = Mapping[str, Place]
 Metadata = Mapping[str, str]
@@ -89,7 +89,9 @@ _ROWS = (
     CheckpointFormat("safetensors", "timm", ".safetensors", _safetensors, halves=True),
     CheckpointFormat("npz", "npz", ".npz", _npz, record_bytes=0),
     CheckpointFormat("h5", "keras", ".h5", _h5, record_bytes=MAX_ATTRIBUTE),
-    CheckpointFormat("timm", "timm", ".timm.safetensors", _safetensors, readers="timm", halves=True),
+    CheckpointFormat(
+        "timm", "timm", ".timm.safetensors", _safetensors, readers="timm", halves=True
+    ),
     CheckpointFormat(
         "transformers",
         "transformers",

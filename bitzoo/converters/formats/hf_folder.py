@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from bitzoo.converters.formats.safetensors import SafetensorsSource, as_scheme
-from bitzoo.converters.source import KERNEL_SCALE, Source, StoredTensor, brief
-from bitzoo.files import sha256_of
 from bitzoo.converters.formats.timm_config import CONFIG_NAME
 from bitzoo.converters.formats.torch import TorchSource
+from bitzoo.converters.source import KERNEL_SCALE, Source, StoredTensor, brief
 from bitzoo.errors import CheckpointError
+from bitzoo.files import sha256_of
 
 WEIGHT_NAMES = ("model.safetensors", "pytorch_model.bin")
 INDEX_NAMES = tuple(f"{name}.index.json" for name in WEIGHT_NAMES)

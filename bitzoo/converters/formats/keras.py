@@ -22,10 +22,10 @@ from typing import Any
 
 import numpy as np
 
-from bitzoo.converters.writer import Place, SlabWriter
 from bitzoo.converters.source import Array, RawFile, RawTensor, Scratch, Source, StoredTensor, brief
-from bitzoo.files import sha256_of
+from bitzoo.converters.writer import Place, SlabWriter
 from bitzoo.errors import CheckpointError
+from bitzoo.files import sha256_of
 
 _PREFIX = "resnet/"
 _HEAD = "head/dense"

@@ -27,7 +27,6 @@ from isal import isal_zlib
 from numpy.lib import format as npy
 
 from bitzoo.converters.formats.zip_members import DAMAGE, CompressedTensor, Unpacked
-from bitzoo.converters.writer import Place, SlabWriter
 from bitzoo.converters.source import (
     Array,
     RawFile,
@@ -37,6 +36,7 @@ from bitzoo.converters.source import (
     brief,
     read_pieces,
 )
+from bitzoo.converters.writer import Place, SlabWriter
 from bitzoo.errors import CheckpointError
 
 MAX_DIRECTORY_BYTES = 1 << 20

@@ -16,13 +16,13 @@ from typing import Any
 
 import numpy as np
 
-from bitzoo.models.architecture import Role, Slot
-from bitzoo.converters.key_mapping import TORCH_SCHEMES, name_of, scheme_of
 from bitzoo.converters.dtypes import BrainFloatTensor
-from bitzoo.converters.writer import Place, SlabWriter
+from bitzoo.converters.key_mapping import TORCH_SCHEMES, name_of, scheme_of
 from bitzoo.converters.source import Array, RawFile, RawTensor, Source, StoredTensor, brief
-from bitzoo.files import sha256_of
+from bitzoo.converters.writer import Place, SlabWriter
 from bitzoo.errors import CheckpointError
+from bitzoo.files import sha256_of
+from bitzoo.models.architecture import Role, Slot
 
 MAX_HEADER_BYTES = 4 << 20
 """Bound on the JSON header; a released model's has 60 kB."""

@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
 
 from bitzoo.converters.source import Source, brief
-from bitzoo.files import sha256_of
 from bitzoo.errors import CheckpointError
+from bitzoo.files import sha256_of
 
 MAX_BYTES = 16 << 30
 """Bound on the unpacked size of an archive; the largest released network has 4.43 GB."""

@@ -26,11 +26,11 @@ import numpy as np
 
 from bitzoo.converters.formats.keras import clean_name
 from bitzoo.converters.key_mapping import slot_of
-from bitzoo.converters.parity.serving_graph import GRAPH_NAME
 from bitzoo.converters.parity.reference_tensorflow import load_tensorflow
+from bitzoo.converters.parity.serving_graph import GRAPH_NAME
 from bitzoo.converters.source import Array, Scratch, Source, StoredTensor, brief
-from bitzoo.files import sha256_of
 from bitzoo.errors import CheckpointError, MissingExtraError
+from bitzoo.files import sha256_of
 
 GRAPH_KEY = "_CHECKPOINTABLE_OBJECT_GRAPH"
 _SHARD = re.compile(r"\.data-(\d{5})-of-(\d{5})$", re.ASCII)

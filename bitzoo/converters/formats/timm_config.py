@@ -92,9 +92,7 @@ def own_record(config: Mapping[str, Any]) -> ModelInfo | None:
     return None if record is None else ModelInfo.from_dict(record)
 
 
-def read_timm_config(
-    config: Mapping[str, Any], info: ModelInfo, *, recorded: bool
-) -> ModelInfo:
+def read_timm_config(config: Mapping[str, Any], info: ModelInfo, *, recorded: bool) -> ModelInfo:
     """Add what a `config.json` in timm's form says to what is known.
 
     Args:
@@ -194,4 +192,3 @@ def _identity(config: Mapping[str, Any], pretrained: Mapping[str, Any]) -> Ident
         return Identity()
     spec = find_spec(f"resnetv2_{match[1]}_bit.{tag or match[2]}")
     return Identity(spec.name, "stated", _STATED) if spec else Identity()
-

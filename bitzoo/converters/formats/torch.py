@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bitzoo.converters.formats.safetensors import SafetensorsWriter, as_scheme
-from bitzoo.converters.writer import Writer
 from bitzoo.converters.source import Array, Scratch, Source, StoredTensor, brief
-from bitzoo.files import sha256_of
+from bitzoo.converters.writer import Writer
 from bitzoo.errors import CheckpointError
+from bitzoo.files import sha256_of
 
 if TYPE_CHECKING:
     import torch

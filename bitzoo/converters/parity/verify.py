@@ -10,17 +10,18 @@ from __future__ import annotations
 
 import json
 import math
-import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from enum import Enum
 from pathlib import Path
 from typing import Any
 
 from bitzoo._version import __version__
-from bitzoo.models.architecture import Architecture
-from bitzoo.converters.streaming import worker_pool
+from bitzoo.catalogue.model_info import Identity
+from bitzoo.converters.convert import Conversion, convert, record_logits_distance
+from bitzoo.converters.formats.checkpoint_formats import Target
 from bitzoo.converters.identify import Inventory, identify
+from bitzoo.converters.open import open_source
 from bitzoo.converters.parity.logits import (
     LOGITS_REASON,
     SEED,
@@ -28,14 +29,12 @@ from bitzoo.converters.parity.logits import (
     numbers_of,
     prove_logits,
 )
-from bitzoo.converters.convert import Conversion, convert, record_logits_distance
-from bitzoo.converters.formats.checkpoint_formats import Target
-from bitzoo.catalogue.model_info import Identity
-from bitzoo.converters.open import open_source
-from bitzoo.converters.source import Source
-from bitzoo.files import Progress, folder_lock, sha256_of, write_json
 from bitzoo.converters.parity.weights import WeightsProof, prove_weights
+from bitzoo.converters.source import Source
+from bitzoo.converters.streaming import worker_pool
 from bitzoo.errors import ParityError, UsageError
+from bitzoo.files import Progress, folder_lock, sha256_of, write_json
+from bitzoo.models.architecture import Architecture
 
 REPORT_NAME = "parity.json"
 
@@ -235,9 +234,7 @@ def _judge(
             f"{pair.result.title}."
         )
     wanted = {output: hash_output, source: known is None}
-    with worker_pool(
-        "hash", sum(file.size for file in wanted if wanted[file]), progress
-    ) as pool:
+    with worker_pool("hash", sum(file.size for file in wanted if wanted[file]), progress) as pool:
         sums = {file: pool.hash(file) for file in wanted if wanted[file]}
         files = (source, pair.inventory, output, pair.result)
         weights = (known.weights if known else None) or prove_weights(*files, progress)
