@@ -1,12 +1,13 @@
-"""What a training step stores for backward, and what storing less costs: for `finetune.py`.
+"""Measure the memory that training stores for backward, and the cost of storing less.
 
-Bytes are those of the unique storages that `torch.autograd.graph.saved_tensors_hooks` sees during a
-forward pass, with and without the parameters among them. Peak is what a process grows by during its
-first step, gradients included; each contestant has a process of its own. Contestants take turns to
-be timed, and a time ratio is the median of the rounds' ratios: a round's steps saw one machine.
-Loss and gradients are compared with the plain modules' on a few images in float64 (in float32, a
-change of rounding flips some ReLUs, and gradients differ by 1e-3 whatever the code): the norm of
-the difference relative to the norm, for the worst parameter.
+Part of `finetune.py`. Bytes are those of the unique storages that
+`torch.autograd.graph.saved_tensors_hooks` sees during a forward pass, with and without parameters.
+Peak is the growth of a process during its first step, including gradients, with one process per
+contestant. Contestants are timed in turn, and a time ratio is the median of the ratios per round,
+because the steps of one round ran under the same conditions. Losses and gradients are compared with
+those of the plain modules on a few images in float64 (in float32, different rounding flips some
+ReLUs, and gradients differ by 1e-3 for any code): the norm of the difference relative to the norm,
+for the worst parameter.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from dataclasses import dataclass
 
 import timm
 import torch
-from measure import aligned, apart, peak_bytes
+from measure import aligned_table, in_subprocess, peak_bytes
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.nn import functional as F
@@ -33,11 +34,11 @@ from bitzoo.training.gradient_accumulation import standardize_once
 
 CLASSES = 10
 COMPARED = 8
-"""Images on which loss and gradients are compared; as many as there are micro-batches."""
+"""Images on which losses and gradients are compared; also the number of micro-batches."""
 
 
 class PlainStdConv2d(StdConv2d):
-    """Standardization as the release writes it: mean, variance, division."""
+    """Weight standardization as in the released code: mean, variance, division."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Convolve with the standardized kernel."""
@@ -47,7 +48,7 @@ class PlainStdConv2d(StdConv2d):
 
 
 class PlainNorm(GroupNormReLU):
-    """nn.GroupNorm, then a ReLU that does not work in place."""
+    """nn.GroupNorm, then a ReLU that is not in place."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalize and rectify."""
@@ -69,14 +70,14 @@ def recompute_everything(model: nn.Module) -> None:
 
 @dataclass
 class Contestant:
-    """A network, how it is to train, and in how many micro-batches."""
+    """A network, its context manager for a step, and the number of micro-batches."""
 
     network: nn.Module
     parts: int
     one_step: AbstractContextManager[object]
 
     def step(self, images: Tensor, labels: Tensor) -> float:
-        """Loss of the batch; gradients are left in the network."""
+        """Return the batch's loss; the gradients stay in the network."""
         self.network.zero_grad()
         total = 0.0
         with self.one_step:
@@ -87,11 +88,11 @@ class Contestant:
         return total
 
     def saved_bytes(self, images: Tensor, labels: Tensor) -> tuple[int, int]:
-        """What the forward pass of a micro-batch saves: all, and all but parameters."""
+        """Return the bytes that a micro-batch's forward pass saves: all, and without parameters."""
         held, sizes = [], {}
 
         def pack(tensor: Tensor) -> Tensor:
-            held.append(tensor)  # so that no other storage takes its place
+            held.append(tensor)  # so that no other storage reuses its address
             storage = tensor.untyped_storage()
             sizes[storage.data_ptr()] = storage.nbytes()
             return tensor
@@ -106,7 +107,7 @@ class Contestant:
 
 
 PLAIN, TIMM = "plain modules", "timm"
-SWITCHES: dict[str, tuple[Callable[[nn.Module], object], int]] = {
+VARIANTS: dict[str, tuple[Callable[[nn.Module], object], int]] = {
     PLAIN: (use_plain_modules, 1),
     TIMM: (lambda model: None, 1),
     "bitzoo": (lambda model: None, 1),
@@ -117,15 +118,15 @@ SWITCHES: dict[str, tuple[Callable[[nn.Module], object], int]] = {
     f"bitzoo, {COMPARED} micro-batches": (lambda model: None, COMPARED),
     f"WS once, {COMPARED} micro-batches": (standardize_once, COMPARED),
 }
+"""Contestant -> function that sets up its network, and the number of micro-batches."""
 
-
-FEW = (PLAIN, "GN+ReLU recomputed", "whole blocks checkpointed")
-"""Those that a quick look has time for."""
+QUICK = (PLAIN, "GN+ReLU recomputed", "whole blocks checkpointed")
+"""The contestants of a quick run."""
 
 
 @dataclass(frozen=True)
-class Load:
-    """What a step computes, and where."""
+class StepConfig:
+    """The network, input and device of a step."""
 
     arch: str
     size: int
@@ -133,15 +134,15 @@ class Load:
     device: str
 
     def images(self) -> tuple[Tensor, Tensor]:
-        """Random images and their labels; the same each time."""
+        """Return random images and labels, the same each time."""
         generator = torch.Generator().manual_seed(1)
         images = torch.rand((self.batch, 3, self.size, self.size), generator=generator) * 2 - 1
         labels = torch.arange(self.batch) % CLASSES
         return images.to(self.device), labels.to(self.device)
 
     def contestant(self, name: str, dtype: torch.dtype = torch.float32) -> Contestant:
-        """Make a contestant; all have the same weights."""
-        switch, parts = SWITCHES[name]
+        """Create a contestant; all have the same weights."""
+        set_up, parts = VARIANTS[name]
         generator = torch.Generator().manual_seed(0)
         network: nn.Module = BiT(ARCHITECTURES[self.arch], CLASSES)
         network.init_weights(generator)
@@ -152,28 +153,28 @@ class Load:
             network.load_state_dict(state)
             for module in network.modules():
                 if isinstance(module, timm.layers.StdConv2d):
-                    module.eps = 1e-10  # the release's, for gradients to compare
-        handle = switch(network.to(self.device, dtype).train())
+                    module.eps = 1e-10  # the release's, so that gradients are comparable
+        handle = set_up(network.to(self.device, dtype).train())
         one_step = handle if isinstance(handle, AbstractContextManager) else nullcontext()
         return Contestant(network, parts, one_step)
 
 
-def report(load: Load, rounds: int, names: Sequence[str] = tuple(SWITCHES)) -> str:
-    """Measure contestants, the plain modules first among them, and return their table."""
+def report(config: StepConfig, rounds: int, names: Sequence[str] = tuple(VARIANTS)) -> str:
+    """Measure contestants, which must start with the plain modules, and return their table."""
     peaks = {}
     for name in names:
         print(f"  peak: {name}", file=sys.stderr)
-        peaks[name] = apart(peak_of_first_step, name, load)
-    agreement = compare_gradients(load, names)
-    contestants = {name: load.contestant(name) for name in names}
-    saved = {name: one.saved_bytes(*load.images()) for name, one in contestants.items()}
-    seconds = interleave_steps(contestants, load, rounds)
+        peaks[name] = in_subprocess(peak_of_first_step, name, config)
+    agreement = compare_gradients(config, names)
+    contestants = {name: config.contestant(name) for name in names}
+    saved = {name: one.saved_bytes(*config.images()) for name, one in contestants.items()}
+    seconds = interleave_steps(contestants, config, rounds)
     others = [name for name in (PLAIN, TIMM) if name in names]
     rows = [
         (
-            *("", "saved MB", f"/ {PLAIN}", "but parameters MB", f"/ {PLAIN}", "peak MB"),
-            *("s a step", *(f"time / {other}" for other in others)),
-            *("loss differs by", "gradients by"),
+            *("", "saved MB", f"/ {PLAIN}", "without parameters MB", f"/ {PLAIN}", "peak MB"),
+            *("s/step", *(f"time / {other}" for other in others)),
+            *("loss difference", "gradient difference"),
         )
     ]
     for name in names:
@@ -183,21 +184,24 @@ def report(load: Load, rounds: int, names: Sequence[str] = tuple(SWITCHES)) -> s
         cells += [f"{peaks[name] / 1e6:.0f}", f"{statistics.median(seconds[name]):.3f}"]
         cells += [f"{ratio(seconds[name], seconds[other]):.2f}" for other in others]
         rows.append((*cells, *(f"{difference:.0e}" for difference in agreement[name])))
-    title = f"Stored for backward: {load.arch}, {load.size} px, batch {load.batch}, {load.device}"
-    return aligned(title, rows)
+    title = (
+        f"Stored for backward: {config.arch}, {config.size} px, batch {config.batch}, "
+        f"{config.device}"
+    )
+    return aligned_table(title, rows)
 
 
 def interleave_steps(
-    contestants: Mapping[str, Contestant], load: Load, rounds: int
+    contestants: Mapping[str, Contestant], config: StepConfig, rounds: int
 ) -> dict[str, list[float]]:
-    batch = load.images()
+    batch = config.images()
     seconds: dict[str, list[float]] = {name: [] for name in contestants}
-    for turn in range(rounds + 1):  # the first is not counted
+    for turn in range(rounds + 1):  # the first one is a warm-up
         for name, contestant in contestants.items():
             print(f"  round {turn} of {rounds}: {name}", file=sys.stderr)
             started = time.perf_counter()
             contestant.step(*batch)
-            if load.device == "cuda":
+            if config.device == "cuda":
                 torch.cuda.synchronize()
             if turn:
                 seconds[name].append(time.perf_counter() - started)
@@ -209,14 +213,14 @@ def ratio(ours: list[float], theirs: list[float]) -> float:
     return statistics.median(a / b for a, b in zip(ours, theirs, strict=True))
 
 
-def compare_gradients(load: Load, names: Sequence[str]) -> dict[str, tuple[float, float]]:
-    """Relative differences from the plain modules of the loss and of the worst gradient."""
-    images, labels = (tensor[:COMPARED] for tensor in load.images())
+def compare_gradients(config: StepConfig, names: Sequence[str]) -> dict[str, tuple[float, float]]:
+    """Return each contestant's relative differences of the loss and of the worst gradient."""
+    images, labels = (tensor[:COMPARED] for tensor in config.images())
     found = {}
     expected: tuple[float, dict[str, Tensor]] | None = None
     for name in names:
         print(f"  loss and gradients: {name}", file=sys.stderr)
-        contestant = load.contestant(name, torch.float64)
+        contestant = config.contestant(name, torch.float64)
         loss = contestant.step(images.double(), labels)
         gradients = {key: p.grad for key, p in contestant.network.named_parameters()}
         expected = expected or (loss, gradients)
@@ -228,9 +232,9 @@ def compare_gradients(load: Load, names: Sequence[str]) -> dict[str, tuple[float
     return found
 
 
-def peak_of_first_step(name: str, load: Load) -> int:
-    contestant, batch = load.contestant(name), load.images()
-    if load.device == "cuda":
+def peak_of_first_step(name: str, config: StepConfig) -> int:
+    contestant, batch = config.contestant(name), config.images()
+    if config.device == "cuda":
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
         contestant.step(*batch)

@@ -1,10 +1,10 @@
-"""Converting an npz checkpoint, whole process: bitzoo, timm, and `cp` as the floor.
+"""Time the conversion of an npz checkpoint, as a whole process: bitzoo, timm, and `cp` as baseline.
 
     python benchmarks/convert.py [--archs R50x3,R152x4] [--rounds 3] [--folder DIR]
 
-Makes random checkpoints in Google's layout with 21,843 classes, checks once that the contestants'
-outputs are equal bit for bit, and prints a table. Needs up to 15 GB of disk for R152x4; timm is
-left out there unless --timm-everywhere is given, because it needs 9 GB of memory and a minute.
+Creates random checkpoints in Google's layout with 21,843 classes, checks once that the outputs of
+bitzoo and timm are equal bit for bit, and prints a table. R152x4 needs up to 15 GB of disk; timm is
+skipped for it unless --timm-everywhere is given, because it needs 9 GB of memory and a minute.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from measure import Sample, apart, interleave, machine, make_checkpoint, run, table
+from measure import Sample, in_subprocess, interleave, machine, make_checkpoint, run, table
 from safetensors import safe_open
 
 NUM_CLASSES = 21_843
@@ -43,12 +43,12 @@ def main() -> None:
 def compare(name: str, folder: Path, rounds: int, timm_everywhere: bool) -> str:
     """Measure one architecture and return its table."""
     source = folder / f"{name}.npz"
-    print(f"{name}: making a random checkpoint", file=sys.stderr)
+    print(f"{name}: creating a random checkpoint", file=sys.stderr)
     make_checkpoint(source, name, NUM_CLASSES)
     ours, theirs, copy = (folder / f"{who}.safetensors" for who in ("bitzoo", "timm", "cp"))
 
     def bitzoo(check: str) -> Sample:
-        for old in (ours, folder / "parity.json"):  # nobody's time has the removal of the last
+        for old in (ours, folder / "parity.json"):  # so that removing it is not timed
             old.unlink(missing_ok=True)
         convert = [Path(sys.executable).with_name("bitzoo-convert"), "--src", source]
         return run([*convert, "--dst", ours, "--check", check])
@@ -71,18 +71,18 @@ def compare(name: str, folder: Path, rounds: int, timm_everywhere: bool) -> str:
         contestants["timm"] = timm
     samples = interleave(contestants, rounds)
     if theirs.exists():
-        apart(require_equal, ours, theirs)  # what it reads must not count as anybody's memory
+        in_subprocess(require_equal, ours, theirs)  # keeps its memory out of the measurements
     return table(f"{name}, {source.stat().st_size / 1e9:.2f} GB", samples, "cp", rival="timm")
 
 
 def require_equal(ours: Path, theirs: Path) -> None:
-    """Stop unless two safetensors files hold the same tensors, bit for bit."""
+    """Exit with an error unless two safetensors files hold the same tensors, bit for bit."""
     with safe_open(ours, "np") as one, safe_open(theirs, "np") as two:
         if set(one.keys()) != set(two.keys()):
-            raise SystemExit("bitzoo and timm name their tensors differently")
-        for name in one.keys():  # noqa: SIM118 - safe_open is no mapping
+            raise SystemExit("the outputs of bitzoo and timm have different tensor names")
+        for name in one.keys():  # noqa: SIM118 - safe_open is not a mapping
             if one.get_tensor(name).tobytes() != two.get_tensor(name).tobytes():
-                raise SystemExit(f"bitzoo and timm differ in {name}")
+                raise SystemExit(f"the outputs of bitzoo and timm differ in {name}")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
-"""Images/s from JPEG files to augmented batches on the device: bitzoo and a DataLoader, for
-`finetune.py`. No network runs beside them. Both have as many workers as there are cores.
-"""  # noqa: D205
+"""Measure images/s from JPEG files to augmented batches on the device: bitzoo and a DataLoader.
+
+Part of `finetune.py`. No network runs at the same time. Both use one worker per core.
+"""
 
 from __future__ import annotations
 
@@ -27,8 +28,8 @@ BASELINE = "DataLoader"
 
 
 @dataclass(frozen=True)
-class Course:
-    """What both do."""
+class DataConfig:
+    """The data, preprocessing and device of both contestants."""
 
     photographs: Path
     cache: Path
@@ -38,27 +39,27 @@ class Course:
     device: str
 
 
-def report(course: Course, rounds: int) -> str:
-    """Time bitzoo's first epoch and its parts, then let both take turns."""
+def report(config: DataConfig, rounds: int) -> str:
+    """Time bitzoo's first epoch and its parts, then warm epochs of both in turn."""
     images, checking = timed(
-        "bitzoo: checking", lambda: inspect(read_dataset(course.photographs))[0].train
+        "bitzoo: checking", lambda: inspect(read_dataset(config.photographs))[0].train
     )
     labels = np.array([example.label for example in images.examples])
     pixels, decoding = timed(
         "bitzoo: decoding into the cache",
         lambda: open_pixels(
-            images, course.resize, cache=course.cache, budget_bytes=100_000_000_000
+            images, config.resize, cache=config.cache, budget_bytes=100_000_000_000
         ),
     )
     loader = plain_loop.make_loader(
-        *(course.photographs / "train", course.resize, course.crop, course.batch),
-        pin=course.device == "cuda",
+        *(config.photographs / "train", config.resize, config.crop, config.batch),
+        pin=config.device == "cuda",
     )
     with pixels:
-        _, reading = timed("bitzoo: the epoch itself", lambda: our_epoch(course, pixels, labels, 0))
+        _, reading = timed("bitzoo: the epoch itself", lambda: our_epoch(config, pixels, labels, 0))
         contestants: dict[str, Callable[[], Sample]] = {
-            BASELINE: lambda: sample(lambda: plain_epoch(course, loader)),
-            "bitzoo, cache warm": lambda: sample(lambda: our_epoch(course, pixels, labels, 1)),
+            BASELINE: lambda: sample(lambda: plain_epoch(config, loader)),
+            "bitzoo, cache warm": lambda: sample(lambda: our_epoch(config, pixels, labels, 1)),
         }
         turns = interleave(contestants, rounds)
     first = {
@@ -71,30 +72,33 @@ def report(course: Course, rounds: int) -> str:
         **turns,
     }
     title = (
-        f"Data: {len(images):,} JPEGs of 500x400, resize {course.resize}, crop {course.crop}, "
-        f"batch {course.batch}, {course.device}"
+        f"Data: {len(images):,} JPEGs of 500x400, resize {config.resize}, crop {config.crop}, "
+        f"batch {config.batch}, {config.device}"
     )
     return rate_table(title, samples, len(images), baseline=BASELINE)
 
 
 def our_epoch(
-    course: Course, pixels: Pixels, labels: np.ndarray[tuple[int, ...], np.dtype[np.int64]], n: int
+    config: DataConfig,
+    pixels: Pixels,
+    labels: np.ndarray[tuple[int, ...], np.dtype[np.int64]],
+    n: int,
 ) -> None:
-    plan = BatchPlan(len(pixels), course.batch, course.resize, course.crop)
-    feed = Feed(pixels, labels, int(labels.max()) + 1, torch.device(course.device))
-    steps = -(-len(pixels) // course.batch)
+    plan = BatchPlan(len(pixels), config.batch, config.resize, config.crop)
+    feed = Feed(pixels, labels, int(labels.max()) + 1, torch.device(config.device))
+    steps = -(-len(pixels) // config.batch)
     work = [(step, slice(None)) for step in range(n * steps, (n + 1) * steps)]
-    exhaust(course, (batch.images for batch in prefetch(plan, work, feed)))
+    exhaust(config, (batch.images for batch in prefetch(plan, work, feed)))
 
 
-def plain_epoch(course: Course, loader: Iterable[tuple[Tensor, Tensor]]) -> None:
-    exhaust(course, (images.to(course.device, non_blocking=True) for images, _ in loader))
+def plain_epoch(config: DataConfig, loader: Iterable[tuple[Tensor, Tensor]]) -> None:
+    exhaust(config, (images.to(config.device, non_blocking=True) for images, _ in loader))
 
 
-def exhaust(course: Course, batches: Iterable[Tensor]) -> None:
+def exhaust(config: DataConfig, batches: Iterable[Tensor]) -> None:
     for _ in batches:
         pass
-    if course.device == "cuda":
+    if config.device == "cuda":
         torch.cuda.synchronize()
 
 

@@ -1,9 +1,9 @@
-"""Fine-tuning: what a step stores, images/s of training, and images/s of the data alone.
+"""Measure fine-tuning: memory stored per step, images/s of training, and images/s of data loading.
 
     python benchmarks/finetune.py [--parts memory,training,data] [--quick]
 
-`backward_memory`, `training_rate` and `data_rate` say how each is measured. A GPU's tables follow
-the CPU's where there is one. Photographs and caches go to a temporary folder; the data part needs
+`backward_memory`, `training_rate` and `data_rate` describe how each is measured. If there is a GPU,
+its tables follow the CPU's. Photographs and caches go to a temporary folder; the data part needs
 5 GB there at its full size.
 """
 
@@ -25,7 +25,7 @@ from bitzoo.models.architecture import ARCHITECTURES
 
 PARTS = ("memory", "training", "data")
 SIZES = ((160, 128), (512, 480))
-"""BiT-HyperRule's resize and crop, of small images and of others."""
+"""BiT-HyperRule's resize and crop, for small images and for others."""
 
 QUICK = {"size": 64, "batch": 4, "rounds": 1, "images": 200, "steps": 4}
 
@@ -33,15 +33,15 @@ QUICK = {"size": 64, "batch": 4, "rounds": 1, "images": 200, "steps": 4}
 def main() -> None:
     """Run the benchmarks."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--parts", default=",".join(PARTS), help="which, with commas between")
+    parser.add_argument("--parts", default=",".join(PARTS), help="comma-separated parts to run")
     parser.add_argument("--arch", default="R50x1", choices=list(ARCHITECTURES))
-    parser.add_argument("--size", type=int, default=128, help="of images; memory and training")
+    parser.add_argument("--size", type=int, default=128, help="image edge of memory and training")
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=10, help="of a turn; training")
+    parser.add_argument("--steps", type=int, default=10, help="steps per turn of training")
     parser.add_argument("--images", type=int, default=5_000)
-    parser.add_argument("--folder", type=Path, help="for temporary files")
-    parser.add_argument("--quick", action="store_true", help="a look within a minute")
+    parser.add_argument("--folder", type=Path, help="folder for temporary files")
+    parser.add_argument("--quick", action="store_true", help="finish within a minute")
     options = parser.parse_args()
     for name, value in QUICK.items() if options.quick else ():
         setattr(options, name, value)
@@ -55,26 +55,27 @@ def main() -> None:
 
 
 def tables(options: argparse.Namespace, device: str, folder: Path) -> Iterator[str]:
-    """Measure the parts that were asked for."""
+    """Measure the requested parts and yield their tables."""
     parts, size, batch = options.parts.split(","), options.size, options.batch
     if "memory" in parts:
-        load = backward_memory.Load(options.arch, size, batch, device)
-        names = backward_memory.FEW if options.quick else tuple(backward_memory.SWITCHES)
-        yield backward_memory.report(load, options.rounds, names)
+        config = backward_memory.StepConfig(options.arch, size, batch, device)
+        names = backward_memory.QUICK if options.quick else tuple(backward_memory.VARIANTS)
+        yield backward_memory.report(config, options.rounds, names)
     photographs = folder / "photographs"
     if {"training", "data"} & set(parts) and not photographs.exists():
         write_photographs(photographs, options.images)
     if "training" in parts:
-        resize = size * 5 // 4  # 160 for 128, as the rule has it
-        course = training_rate.Course(
+        resize = size * 5 // 4  # 160 for 128, as in BiT-HyperRule
+        config = training_rate.TrainingConfig(
             photographs, folder / "cache", options.arch, resize, size, batch, options.steps, device
         )
-        yield training_rate.report(course, options.rounds, only_two=options.quick)
+        yield training_rate.report(config, options.rounds, only_two=options.quick)
     if "data" in parts:
         for resize, crop in SIZES[:1] if options.quick else SIZES:
             cache = folder / f"{device}-{resize}"
             yield data_rate.report(
-                data_rate.Course(photographs, cache, resize, crop, batch, device), options.rounds
+                data_rate.DataConfig(photographs, cache, resize, crop, batch, device),
+                options.rounds,
             )
 
 

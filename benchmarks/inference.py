@@ -1,12 +1,12 @@
-"""Inference, images in and logits out: bitzoo's backends, its peers, and the convolutions alone.
+"""Measure inference: bitzoo's backends, its peers, and the convolutions alone.
 
     python benchmarks/inference.py [--archs R50x1,R101x3] [--batches 1,8] [--quick]
 
-All contestants have the same random weights and see the same images, in one process, a turn each
-round. The distance of each one's logits from the same network in float64 (relative L2) stands
-beside its speed; a float32 contestant further away than 1e-3 stops the benchmark, for then it
-computes something else. The floor is the folded network without its norms: convolutions, pool,
-additions. Contestants that are not installed are left out, and said so.
+All contestants have the same random weights and images, and run in turn in one process. Each one's
+speed is listed with the distance of its logits from the same network in float64 (relative L2); if
+that exceeds 1e-3 in float32, the contestant computes a different function and the benchmark stops.
+The floor is the folded network without its norms: convolutions, pool, additions. Contestants that
+are not installed are skipped with a message.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from tempfile import TemporaryDirectory
 from unittest import mock
 
 import torch
-from measure import aligned, machine
+from measure import aligned_table, machine
 from torch import Tensor, nn
 
 import bitzoo
@@ -37,7 +37,7 @@ NUM_CLASSES = 1000
 SIDE = 224
 FLOOR = "convolutions alone"
 LARGE = 200_000_000
-"""Networks of more parameters meet fewer contestants: each holds its own copy."""
+"""Networks with more parameters have fewer contestants, because each holds its own copy."""
 
 
 def main() -> None:
@@ -45,7 +45,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--archs", default="R50x1,R101x3")
     parser.add_argument("--batches", default="1,8")
-    parser.add_argument("--rounds", type=int, default=15, help="at batch 1; a third of it above")
+    parser.add_argument(
+        "--rounds", type=int, default=15, help="rounds at batch 1; a third of it for larger batches"
+    )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--quick", action="store_true", help="R50x1 at batch 1, fewer contestants")
@@ -63,7 +65,7 @@ def main() -> None:
 
 
 def random_model(name: str) -> BiT:
-    """A network with random He-scaled kernels and a head that is not zero."""
+    """Return a network with random He-scaled kernels and a nonzero head."""
     with TemporaryDirectory() as folder:
         path = Path(folder, "random.npz")
         write_random_checkpoint(path, ARCHITECTURES[name], NUM_CLASSES)
@@ -76,43 +78,46 @@ def compare(name: str, model: BiT, batch: int, options: argparse.Namespace) -> s
     images = torch.rand(shape, generator=torch.Generator().manual_seed(0)) * 2 - 1
     expected = exact_logits(model, images)
     images = images.to(options.device)
-    runs, far = {}, {}
+    runs, distances = {}, {}
     for who, run in contestants(name, model, options):
-        print(f"  readied: {who}", file=sys.stderr)
-        runs[who], far[who] = run, distance(run(images), expected)
-        if far[who] > 1e-3 and "float32" in who:
-            raise SystemExit(f"{who} is {far[who]:.1e} away from the reference: it is another net")
+        print(f"  ready: {who}", file=sys.stderr)
+        runs[who], distances[who] = run, distance(run(images), expected)
+        if distances[who] > 1e-3 and "float32" in who:
+            raise SystemExit(
+                f"{who}: expected logits within 1e-3 of the reference, found a distance of "
+                f"{distances[who]:.1e}: it computes a different function"
+            )
     rounds = options.rounds if batch == 1 else max(3, options.rounds // 3)
     seconds = interleaved(runs, images, rounds)
-    middle = {who: statistics.median(times) for who, times in seconds.items()}
+    medians = {who: statistics.median(times) for who, times in seconds.items()}
     rows = [("", "median ms", "min", "max", "timm / this", "this / floor", "distance")]
     for who, times in seconds.items():
-        figures = [f"{1e3 * value:.1f}" for value in (middle[who], min(times), max(times))]
+        figures = [f"{1e3 * value:.1f}" for value in (medians[who], min(times), max(times))]
         ratios = [
-            f"{middle['timm, float32'] / middle[who]:.2f}",
-            f"{middle[who] / middle[FLOOR]:.2f}",
+            f"{medians['timm, float32'] / medians[who]:.2f}",
+            f"{medians[who] / medians[FLOOR]:.2f}",
         ]
-        rows.append((who, *figures, *ratios, "" if who == FLOOR else f"{far[who]:.1e}"))
-    return aligned(f"{name}, batch {batch}, {SIDE} px, {options.device}", rows)
+        rows.append((who, *figures, *ratios, "" if who == FLOOR else f"{distances[who]:.1e}"))
+    return aligned_table(f"{name}, batch {batch}, {SIDE} px, {options.device}", rows)
 
 
 def exact_logits(model: BiT, images: Tensor) -> Tensor:
-    """Logits of the same network computed in float64."""
+    """Return the logits of the same network in float64."""
     with torch.inference_mode():
         return copy.deepcopy(model).double()(images.double())
 
 
 def distance(found: Tensor, expected: Tensor) -> float:
-    """Relative L2 of two batches of logits."""
+    """Return the relative L2 distance of two batches of logits."""
     return float((found.double().cpu() - expected).norm() / expected.norm())
 
 
 def interleaved(runs: dict[str, Run], images: Tensor, rounds: int) -> dict[str, list[float]]:
-    """Seconds of every run of every contestant, one after the other in each round."""
+    """Run the contestants in turn in each round, and return the seconds of every run."""
     seconds: dict[str, list[float]] = {who: [] for who in runs}
     for _ in range(rounds):
         for who, run in runs.items():
-            run(images)  # its memory and caches are warm again after the others
+            run(images)  # warms up its memory and caches again after the others
             began = time.perf_counter()
             run(images)
             if images.is_cuda:
@@ -122,13 +127,13 @@ def interleaved(runs: dict[str, Run], images: Tensor, rounds: int) -> dict[str, 
 
 
 def contestants(name: str, model: BiT, options: argparse.Namespace) -> Iterator[tuple[str, Run]]:
-    """Name and function of all that run this network, the peers first."""
+    """Yield the name and function of each contestant, the peers first."""
     device = torch.device(options.device)
-    yield "timm, float32", quiet(timm_network(name, model).to(device))
+    yield "timm, float32", inference_only(timm_network(name, model).to(device))
     is_large = sum(p.numel() for p in model.parameters()) > LARGE
     if not is_large:
         yield "transformers, float32", transformers_run(model, device)
-        yield "bit_pytorch's way, float32", standardizing_each_time(model, device)
+        yield "bit_pytorch style, float32", standardizing_each_time(model, device)
     yield "bitzoo eager, float32", bitzoo.optimize(model, device=device)
     yield "bitzoo eager, bfloat16", bitzoo.optimize(model, device=device, dtype="bfloat16")
     backends = [("compile", "float32"), ("compile", "bfloat16")] if options.compile else []
@@ -142,14 +147,14 @@ def contestants(name: str, model: BiT, options: argparse.Namespace) -> Iterator[
         try:
             run = bitzoo.optimize(model, backend=backend, dtype=dtype, device=device)
         except MissingExtraError as error:
-            print(f"left out: {error}", file=sys.stderr)
+            print(f"skipped: {error}", file=sys.stderr)
         else:
             yield f"bitzoo {backend}, {dtype}", run
-    yield FLOOR, quiet(without_norms(model).to(device), channels_last=device.type == "cpu")
+    yield FLOOR, inference_only(without_norms(model).to(device), channels_last=device.type == "cpu")
 
 
-def quiet(network: nn.Module, channels_last: bool = False) -> Run:
-    """The network as a function without gradients."""
+def inference_only(network: nn.Module, channels_last: bool = False) -> Run:
+    """Return the network as a function without gradients."""
 
     def run(images: Tensor) -> Tensor:
         if channels_last:
@@ -162,7 +167,7 @@ def quiet(network: nn.Module, channels_last: bool = False) -> Run:
 
 
 def timm_network(name: str, model: BiT) -> nn.Module:
-    """Timm's network with the same weights."""
+    """Return timm's network with the same weights."""
     import timm
 
     network = timm.create_model(f"resnetv2_{name[1:]}_bit", num_classes=NUM_CLASSES)
@@ -171,7 +176,7 @@ def timm_network(name: str, model: BiT) -> nn.Module:
 
 
 def transformers_run(model: BiT, device: torch.device) -> Run:
-    """Transformers' network with the same weights."""
+    """Return a function that runs transformers' network with the same weights."""
     from transformers import BitConfig, BitForImageClassification
 
     from bitzoo.converters.key_mapping import name_of, slot_of
@@ -192,18 +197,18 @@ def transformers_run(model: BiT, device: torch.device) -> Run:
         theirs = name_of(slot, "transformers")
         state[theirs] = tensor.reshape(network.state_dict()[theirs].shape)
     network.load_state_dict(state)
-    inner = quiet(network.to(device))
+    inner = inference_only(network.to(device))
     return lambda images: inner(images).logits  # type: ignore[attr-defined]
 
 
 def standardizing_each_time(model: BiT, device: torch.device) -> Run:
-    """The network as the released PyTorch code runs it: each kernel standardized at each use."""
+    """Return the network as run by the released PyTorch code: kernels standardized at each use."""
 
     def released(weight: Tensor, eps: float = layers.REFERENCE_EPS) -> Tensor:
         variance, mean = torch.var_mean(weight, dim=[1, 2, 3], keepdim=True, unbiased=False)
         return (weight - mean) / torch.sqrt(variance + eps)
 
-    inner = quiet(copy.deepcopy(model).to(device))
+    inner = inference_only(copy.deepcopy(model).to(device))
 
     def run(images: Tensor) -> Tensor:
         with mock.patch.object(layers, "standardize_kernel", released):
@@ -213,7 +218,7 @@ def standardizing_each_time(model: BiT, device: torch.device) -> Run:
 
 
 def without_norms(model: BiT) -> nn.Module:
-    """The folded network's convolutions, pool and additions."""
+    """Return the folded network's convolutions, pool and additions."""
     network = copy.deepcopy(bitzoo.fold(model)).to(memory_format=torch.channels_last)
     for parent in list(network.modules()):
         for name, child in list(parent.named_children()):

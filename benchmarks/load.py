@@ -1,10 +1,10 @@
-"""Loading a converted checkpoint into a model, imports not counted: bitzoo and timm.
+"""Time loading a converted checkpoint into a model, without imports: bitzoo and timm.
 
     python benchmarks/load.py [--arch R152x4] [--rounds 3] [--folder DIR]
 
-Each run is a process of its own that times `create_model` and then one forward pass at 64 px, which
-is when memory-mapped weights are read. The logits of the two are compared once (timm's eps differs,
-which He-scaled kernels hardly show).
+Each run is a separate process that times `create_model` and then one forward pass at 64 px, which
+reads the memory-mapped weights. The logits of both are compared once (timm's eps differs, which
+hardly matters for He-scaled kernels).
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def main() -> None:
     print(machine())
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
         source = Path(folder) / "random.npz"
-        print(f"{options.arch}: making a random checkpoint", file=sys.stderr)
+        print(f"{options.arch}: creating a random checkpoint", file=sys.stderr)
         make_checkpoint(source, options.arch, NUM_CLASSES)
         path = convert(source).output
         source.unlink()

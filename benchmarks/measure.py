@@ -1,4 +1,4 @@
-"""Running contestants in turn and tabulating medians, for the scripts of this folder."""
+"""Run contestants in turn and tabulate medians; shared by the scripts of this folder."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ T = TypeVar("T")
 _ENVIRONMENT = {
     name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"
 }
-"""Whoever pip installed has bytecode; a checkout has none where Python is told to write none."""
+"""Lets Python write bytecode, which a pip installation has but a checkout may not."""
 
 
 @dataclass(frozen=True)
@@ -35,9 +35,9 @@ class Sample:
 
 
 def run(command: Sequence[str | Path]) -> Sample:
-    """Run a command to its end, accounted for by the operating system.
+    """Run a command to its end, measured by the operating system.
 
-    What others have written goes to the disk before, so that nobody's time has its writing.
+    Earlier writes are flushed to disk first, so that they are not timed.
     """
     words = [str(word) for word in command]
     os.sync()
@@ -53,26 +53,26 @@ def run(command: Sequence[str | Path]) -> Sample:
     return Sample(seconds, usage.ru_maxrss * 1024, output)
 
 
-def apart(function: Callable[..., T], *args: object) -> T:
-    """Call a function in a process of its own and return its result.
+def in_subprocess(function: Callable[..., T], *args: object) -> T:
+    """Call a function in a separate process and return its result.
 
-    The process is forked from a server that has imported what the script imports and computed
-    nothing: it starts at once, and nobody else's memory counts as its peak.
+    The process is forked from a server that has only done the script's imports, so it starts fast
+    and its peak memory excludes that of others.
     """
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("forkserver")) as pool:
         return pool.submit(function, *args).result()
 
 
 def peak_bytes() -> int:
-    """Return the most memory that this process has had resident."""
+    """Return the peak resident memory of this process."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def make_checkpoint(path: Path, arch: str, num_classes: int) -> None:
-    """Write a random checkpoint in Google's layout, in a process of its own.
+    """Write a random checkpoint in Google's layout, in a separate process.
 
-    A process that starts another passes its own peak memory on to the other's account, so the one
-    that measures has to stay small.
+    A child process inherits its parent's peak memory in the operating system's accounting, so the
+    measuring process must stay small.
     """
     code = (
         "import sys; from pathlib import Path; "
@@ -86,7 +86,7 @@ def make_checkpoint(path: Path, arch: str, num_classes: int) -> None:
 def interleave(
     contestants: Mapping[str, Callable[[], Sample]], rounds: int
 ) -> dict[str, list[Sample]]:
-    """Run every contestant once a round, so that a drifting machine touches all alike."""
+    """Run every contestant once per round, so that drifts of the machine affect all equally."""
     samples: dict[str, list[Sample]] = {name: [] for name in contestants}
     for turn in range(rounds):
         for name, contestant in contestants.items():
@@ -100,7 +100,7 @@ def table(
 ) -> str:
     """Return a Markdown table: median, minimum, maximum, peak memory, ratio to `baseline`.
 
-    With a `rival` among the samples, also how many times as long it takes.
+    If `rival` is among the samples, also the ratio of its time to each.
     """
     rivals = [rival] if rival in samples else []
     medians = {
@@ -129,21 +129,21 @@ def rate_table(
 ) -> str:
     """Return a Markdown table of images/s: median, minimum, maximum, peak memory, ratio.
 
-    Every sample took its seconds for `images` images.
+    Each sample's seconds are for `images` images.
     """
     rates = {name: [images / sample.seconds for sample in runs] for name, runs in samples.items()}
-    slowest = statistics.median(rates[baseline])
+    base = statistics.median(rates[baseline])
     rows = [("", "median images/s", "min", "max", "peak MB", f"rate / {baseline}")]
     for name, found in rates.items():
         peak = max(sample.peak_bytes for sample in samples[name]) / 1e6
-        middle = statistics.median(found)
-        cells = [f"{rate:.1f}" for rate in (middle, min(found), max(found))]
-        rows.append((name, *cells, f"{peak:.0f}" if peak else "", f"{middle / slowest:.2f}"))
-    return aligned(title, rows)
+        median = statistics.median(found)
+        cells = [f"{rate:.1f}" for rate in (median, min(found), max(found))]
+        rows.append((name, *cells, f"{peak:.0f}" if peak else "", f"{median / base:.2f}"))
+    return aligned_table(title, rows)
 
 
-def aligned(title: str, rows: Sequence[Sequence[str]]) -> str:
-    """Return a Markdown table whose columns line up in a terminal too; the first row heads it."""
+def aligned_table(title: str, rows: Sequence[Sequence[str]]) -> str:
+    """Return a Markdown table with aligned columns; the first row is the header."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
     lines = []
@@ -157,7 +157,7 @@ def aligned(title: str, rows: Sequence[Sequence[str]]) -> str:
 
 
 def machine() -> str:
-    """Return one line about where and with what the figures were taken."""
+    """Return one line with the date, machine and package versions of a measurement."""
     packages = ", ".join(f"{name} {version(name)}" for name in ("bitzoo", "numpy", "torch", "timm"))
     return (
         f"{time.strftime('%Y-%m-%d')}, {platform.machine()}, {os.cpu_count()} cores, "

@@ -1,9 +1,9 @@
-"""How far bitzoo, timm and transformers are from Google's function, by the kernels' scale.
+"""Measure how far bitzoo, timm and transformers are from Google's function, by kernel scale.
 
-One random R50x1 in Google's layout a scale; every library reads the file that the converter made
-for it. The reference is bitzoo's NumPy forward pass of the npz itself, in float64. timm and
-transformers add 1e-8 to a kernel's variance and the release 1e-10, which shows where kernels are
-small; `--eps-exact` files make up for it.
+There is one random R50x1 in Google's layout per scale; each library reads the file that the
+converter wrote for it. The reference is bitzoo's NumPy forward pass of the npz, in float64. timm
+and transformers add 1e-8 to a kernel's variance and the release 1e-10, which matters for small
+kernels; `--eps-exact` files compensate for it.
 
     python benchmarks/peers.py
 """
@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import timm
 import torch
-from measure import aligned, machine
+from measure import aligned_table, machine
 from safetensors.torch import load_file
 from transformers import BitForImageClassification
 
@@ -45,11 +45,11 @@ def main() -> None:
             rows.append((f"{scale}, {dtype}", *cells))
     print(machine())
     title = f"{ARCH}, {IMAGES} images of {SIZE} px: relative L2 distance of logits to the reference"
-    print(aligned(title, rows))
+    print(aligned_table(title, rows))
 
 
 def measure(folder: Path, scale: float | str) -> dict[tuple[str, str], float]:
-    """Return the distance of each contestant in each precision."""
+    """Return the distance of each contestant in each dtype."""
     source = folder / "a.npz"
     tensors = dict(random_tensors(scale))
     write_npz(source, iter(tensors.items()))

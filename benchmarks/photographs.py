@@ -1,4 +1,4 @@
-"""A folder of JPEGs, all different, made of the photographs that scikit-learn ships."""
+"""Create a folder of distinct JPEGs from the two photographs that scikit-learn ships."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ WIDTH, HEIGHT = 500, 400
 
 
 def write_photographs(root: Path, count: int) -> Path:
-    """Write `train/<class>/<number>.jpg`, `count` of them, and a `val` of two a class."""
+    """Write `count` files `train/<class>/<number>.jpg`, and a `val` split of two per class."""
     sources = [Image.fromarray(load_sample_image(name)) for name in ("china.jpg", "flower.jpg")]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         for _ in pool.map(lambda job: write_photograph(sources, *job), jobs(root, count)):
@@ -32,11 +32,11 @@ def jobs(root: Path, count: int) -> Iterator[tuple[Path, int]]:
 
 
 def write_photograph(sources: list[Image.Image], path: Path, seed: int) -> None:
-    """A random window of one of the photographs, in a light of its own."""
+    """Write a random crop of one of the photographs, with random brightness, color and contrast."""
     random, source = np.random.default_rng(seed), sources[seed % 2]
     left = int(random.integers(0, source.width - WIDTH + 1))
     top = int(random.integers(0, source.height - HEIGHT + 1))
-    picture = source.crop((left, top, left + WIDTH, top + HEIGHT))
+    image = source.crop((left, top, left + WIDTH, top + HEIGHT))
     for enhance in (ImageEnhance.Brightness, ImageEnhance.Color, ImageEnhance.Contrast):
-        picture = enhance(picture).enhance(random.uniform(0.7, 1.3))
-    picture.save(path, quality=90)
+        image = enhance(image).enhance(random.uniform(0.7, 1.3))
+    image.save(path, quality=90)

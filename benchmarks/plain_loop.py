@@ -1,6 +1,4 @@
-"""How one would train without bitzoo: torchvision's folder and transforms, a decoding DataLoader,
-timm's network, torch's SGD.
-"""  # noqa: D205
+"""Train without bitzoo, as a baseline: torchvision, a DataLoader, timm's network, torch's SGD."""
 
 from __future__ import annotations
 
@@ -20,9 +18,9 @@ from torchvision.datasets import ImageFolder
 def make_loader(
     folder: Path, resize: int, crop: int, batch: int, *, pin: bool, whole: bool = False
 ) -> DataLoader[tuple[Tensor, Tensor]]:
-    """BiT-HyperRule's augmentation, by as many processes as there are cores.
+    """Return a loader with BiT-HyperRule's augmentation and one worker process per core.
 
-    With `whole`, batches that are not full are left out.
+    With `whole`, incomplete batches are dropped.
     """
     steps = [
         transforms.Resize((resize, resize)),
@@ -50,7 +48,7 @@ def train_steps(
     dtype: torch.dtype,
     memory_format: torch.memory_format,
 ) -> Iterator[float]:
-    """Train for ever; yield the loss of each step."""
+    """Train without end; yield the loss of each step."""
     network: nn.Module = timm.create_model(f"resnetv2_{arch[1:]}_bit", num_classes=num_classes)
     network = network.to(device, memory_format=memory_format).train()
     optimizer = torch.optim.SGD(network.parameters(), lr=0.003, momentum=0.9)

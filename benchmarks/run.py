@@ -1,9 +1,9 @@
-"""All benchmarks, one after the other, and `RESULTS.md` with what they printed.
+"""Run the benchmarks one after the other, and write their output to `RESULTS.md`.
 
     python benchmarks/run.py [--quick] [--out benchmarks/RESULTS.md] [NAME ...]
 
-Without names all of `SCRIPTS` run. `--quick` is a look within five minutes; it writes nothing
-unless `--out` is given. Sections of scripts that are not run stay in the file as they are.
+Without names, all of `SCRIPTS` run. `--quick` takes less than five minutes, and writes nothing
+unless `--out` is given. Sections of scripts that do not run stay unchanged in the file.
 """
 
 from __future__ import annotations
@@ -32,37 +32,38 @@ QUICK = {
     "convert": ["--archs", "R50x1", "--rounds", "1"],
     "peers": [],
 }
-"""What makes a script quick that does not know ``--quick``."""
-
+"""Arguments for a quick run of the scripts that have no ``--quick``."""
 
 INTRODUCTION = """# Results
 
-Contestants of a table took turns on one machine: read ratios within a table, and the minimum beside
-the median. Weights are random, in Google's layout.
+The contestants of a table ran in turn on one machine: compare ratios within a table, and the
+minimum as well as the median. Weights are random, in Google's layout.
 """
 
 
 def main() -> None:
-    """Run the benchmarks that were asked for."""
+    """Run the requested benchmarks."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("names", nargs="*", help=f"of {', '.join(SCRIPTS)}")
-    parser.add_argument("--quick", action="store_true", help="all within five minutes")
-    parser.add_argument("--out", type=Path, help="where the results go")
+    parser.add_argument("names", nargs="*", help=f"benchmarks: {', '.join(SCRIPTS)}")
+    parser.add_argument("--quick", action="store_true", help="finish within five minutes")
+    parser.add_argument("--out", type=Path, help="file to write the results to")
     options = parser.parse_args()
     unknown = set(options.names) - set(SCRIPTS)
     if unknown:
-        parser.error(f"there is no benchmark {', '.join(sorted(unknown))}")
+        parser.error(
+            f"expected benchmarks of {', '.join(SCRIPTS)}, found {', '.join(sorted(unknown))}"
+        )
     out = options.out or (None if options.quick else RESULTS)
     sections = read_sections(out) if out else {}
     for name in options.names or SCRIPTS:
         words = QUICK.get(name, ["--quick"]) if options.quick else []
         sections[SCRIPTS[name]] = section(name, words)
-        if out:  # after each, so that a stop loses nothing
+        if out:  # after each, so that an interruption loses nothing
             out.write_text(render(sections), encoding="utf-8")
 
 
 def section(name: str, words: list[str]) -> str:
-    """Run one script, showing what it prints, and return its section."""
+    """Run one script, echo its output, and return its section."""
     command = f"python benchmarks/{name}.py {' '.join(words)}".strip()
     print(f"== {command}", flush=True)
     lines = [f"`{command}`", ""]
@@ -73,12 +74,12 @@ def section(name: str, words: list[str]) -> str:
             print(line, end="", flush=True)
             lines.append(line.rstrip("\n"))
     if process.returncode:
-        raise SystemExit(f"{name} ended with {process.returncode}")
+        raise SystemExit(f"{name} exited with {process.returncode}")
     return "\n".join(lines).strip()
 
 
 def read_sections(path: Path) -> dict[str, str]:
-    """Heading -> text of each section of a file of results."""
+    """Return heading -> text of the sections of a results file."""
     if not path.is_file():
         return {}
     pieces = re.split(r"^## (.+)$", path.read_text(encoding="utf-8"), flags=re.MULTILINE)[1:]
@@ -89,7 +90,7 @@ def read_sections(path: Path) -> dict[str, str]:
 
 
 def render(sections: dict[str, str]) -> str:
-    """The file: known sections in the order of `SCRIPTS`, then any others."""
+    """Return the file's text: known sections in the order of `SCRIPTS`, then any others."""
     order = [heading for heading in SCRIPTS.values() if heading in sections]
     order += [heading for heading in sections if heading not in order]
     return INTRODUCTION + "".join(f"\n## {name}\n\n{sections[name]}\n" for name in order)

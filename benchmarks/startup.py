@@ -1,8 +1,8 @@
-"""What it takes until something is said: whole processes, from start to end.
+"""Measure start-up times, as whole processes from start to end.
 
     python benchmarks/startup.py [--rounds 9] [--quick]
 
-The floor is Python itself, doing nothing.
+The baseline is Python itself, doing nothing.
 """
 
 from __future__ import annotations

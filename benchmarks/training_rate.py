@@ -1,8 +1,8 @@
-"""Training images/s, from files to updated weights: bitzoo and a plain loop, for `finetune.py`.
+"""Measure training images/s, from files to updated weights: bitzoo and a plain loop.
 
-Every turn is a process of its own that trains from random weights; the first steps, in which
-workers start and caches are filled, are not counted. Peak is that of the process itself, without
-workers; on a GPU, what torch allocated there.
+Part of `finetune.py`. Every turn is a separate process that trains from random weights; the first
+steps, in which workers start and caches are filled, are not counted. Peak is that of the process
+itself, without workers, or on a GPU, torch's allocations.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any
 
 import plain_loop
 import torch
-from measure import Sample, apart, interleave, peak_bytes, rate_table
+from measure import Sample, in_subprocess, interleave, peak_bytes, rate_table
 from photographs import CLASSES
 
 import bitzoo
@@ -30,8 +30,8 @@ WARM_UP = 2
 
 
 @dataclass(frozen=True)
-class Course:
-    """What every contestant does."""
+class TrainingConfig:
+    """The data, network, preprocessing and device of every contestant."""
 
     photographs: Path
     cache: Path
@@ -43,21 +43,23 @@ class Course:
     device: str
 
 
-def report(course: Course, rounds: int, *, only_two: bool = False) -> str:
-    """Let the contestants, or the first of either side, take turns and return their table."""
+def report(config: TrainingConfig, rounds: int, *, only_two: bool = False) -> str:
+    """Run the contestants, or the first of either side, in turn and return their table."""
     few = 1 if only_two else None
     contestants: dict[str, Callable[[], Sample]] = {}
-    for dtype in ("float32", "bfloat16") if course.device == "cuda" else ("float32",):
+    for dtype in ("float32", "bfloat16") if config.device == "cuda" else ("float32",):
         note = "" if dtype == "float32" else f", {dtype}"
         for name, options in list(OURS.items())[:few]:
-            contestants[name + note] = partial(apart, ours, course, {**options, "dtype": dtype})
+            contestants[name + note] = partial(
+                in_subprocess, ours, config, {**options, "dtype": dtype}
+            )
         for name, form in list(PLAIN.items())[:few]:
-            contestants[name + note] = partial(apart, plain, course, dtype, form)
+            contestants[name + note] = partial(in_subprocess, plain, config, dtype, form)
     title = (
-        f"Training: {course.arch}, resize {course.resize}, crop {course.crop}, "
-        f"batch {course.batch}, {course.device}"
+        f"Training: {config.arch}, resize {config.resize}, crop {config.crop}, "
+        f"batch {config.batch}, {config.device}"
     )
-    images = course.batch * (course.steps - WARM_UP)
+    images = config.batch * (config.steps - WARM_UP)
     return rate_table(title, interleave(contestants, rounds), images, baseline="plain loop")
 
 
@@ -71,43 +73,43 @@ PLAIN = {
 }
 
 
-def ours(course: Course, options: dict[str, Any]) -> Sample:
-    os.environ["BITZOO_CACHE"] = str(course.cache)
-    if course.device == "cpu":
+def ours(config: TrainingConfig, options: dict[str, Any]) -> Sample:
+    os.environ["BITZOO_CACHE"] = str(config.cache)
+    if config.device == "cpu":
         os.environ["ACCELERATE_USE_CPU"] = "1"
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder, "run")
         bitzoo.finetune(
-            f"BiT-M-{course.arch}",
-            course.photographs,
+            f"BiT-M-{config.arch}",
+            config.photographs,
             run,
             pretrained=False,
-            steps=course.steps,
-            batch_size=course.batch,
-            resolution=(course.resize, course.crop),
-            micro_batch=course.batch,
+            steps=config.steps,
+            batch_size=config.batch,
+            resolution=(config.resize, config.crop),
+            micro_batch=config.batch,
             checkpoint_every=0,
             **options,
         )
         lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     rates = [line["images_per_s"] for line in lines if line["event"] == "train"]
-    return Sample(sum(course.batch / rate for rate in rates[WARM_UP:]), peak(course.device), "")
+    return Sample(sum(config.batch / rate for rate in rates[WARM_UP:]), peak(config.device), "")
 
 
-def plain(course: Course, dtype: str, memory_format: torch.memory_format) -> Sample:
-    on_gpu = course.device == "cuda"
+def plain(config: TrainingConfig, dtype: str, memory_format: torch.memory_format) -> Sample:
+    on_gpu = config.device == "cuda"
     loader = plain_loop.make_loader(
-        *(course.photographs / "train", course.resize, course.crop, course.batch),
+        *(config.photographs / "train", config.resize, config.crop, config.batch),
         pin=on_gpu,
         whole=True,
     )
     steps = plain_loop.train_steps(
-        loader, course.arch, CLASSES, course.device, getattr(torch, dtype), memory_format
+        loader, config.arch, CLASSES, config.device, getattr(torch, dtype), memory_format
     )
     next(itertools.islice(steps, WARM_UP - 1, None))
     started = time.perf_counter()
-    next(itertools.islice(steps, course.steps - WARM_UP - 1, None))
-    return Sample(time.perf_counter() - started, peak(course.device), "")
+    next(itertools.islice(steps, config.steps - WARM_UP - 1, None))
+    return Sample(time.perf_counter() - started, peak(config.device), "")
 
 
 def peak(device: str) -> int:

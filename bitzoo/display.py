@@ -1,4 +1,4 @@
-"""How results show themselves: a few rows of text in a console, a table in a notebook."""
+"""Display of results: a few rows of text in a console, a table in a notebook."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ import html
 from collections.abc import Sequence
 
 MAX_LINES = 10
-"""No result takes more lines; `to_dict` has everything."""
+"""Most lines per result; `to_dict` has everything."""
 
 _MAX_WIDTH = 100
 
 
 class Displayed:
-    """Base of results that people read; a subclass says in `display_rows` what they see.
+    """Base class of readable results; a subclass defines their contents in `display_rows`.
 
-    A dataclass needs ``repr=False``, or it would write a `__repr__` of its own.
+    A dataclass needs ``repr=False``, or it would generate its own `__repr__`.
     """
 
     def display_rows(self) -> Sequence[tuple[str, object]]:
@@ -29,7 +29,7 @@ class Displayed:
         return "\n".join([type(self).__name__, *lines])
 
     def _repr_html_(self) -> str:
-        """Return the rows as a table, for Jupyter; nothing in them is taken for HTML."""
+        """Return the rows as a table, for Jupyter; their text is escaped."""
         cells = "".join(
             f"<tr><th>{html.escape(name)}</th><td>{html.escape(value)}</td></tr>"
             for name, value in _shortened(self.display_rows())
@@ -47,7 +47,7 @@ def _shortened(rows: Sequence[tuple[str, object]]) -> list[tuple[str, str]]:
 
 
 def _one_line(value: object) -> str:
-    """Return text without line breaks and control characters, which files' names may hold."""
+    """Return text without line breaks and control characters, which file names may contain."""
     items = value if isinstance(value, (list, tuple)) else [value]
     text = " ".join(", ".join(map(str, items)).split())
     text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

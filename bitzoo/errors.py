@@ -1,4 +1,4 @@
-"""Every error a user can meet. Each message says what was expected, what was found, what to do.
+"""Every error that users can see. A message says what was expected, what was found, what to do.
 
 The command line prints the message and exits with `exit_code`; `--debug` adds the traceback.
 """
@@ -10,7 +10,7 @@ class BitzooError(Exception):
     """Base of all errors that bitzoo raises on purpose.
 
     Attributes:
-        exit_code: What a command exits with: 2 for bad input or usage, 1 for a failed proof.
+        exit_code: Exit code of a command: 2 for bad input or usage, 1 for a failed proof.
     """
 
     exit_code = 2
@@ -28,7 +28,7 @@ class ArchitectureError(BitzooError, ValueError):
 
 
 class LayoutError(BitzooError, ValueError):
-    """A tensor whose dimensions do not fit the layout it is said to have."""
+    """A tensor whose dimensions do not fit its declared layout."""
 
 
 class CheckpointError(BitzooError, ValueError):
@@ -52,18 +52,18 @@ class DownloadError(BitzooError, OSError):
 
 
 class NotServedError(DownloadError):
-    """The server answered, and does not have or give the file."""
+    """The server answered, but does not have the file or denies access to it."""
 
 
 class FoldedModelError(BitzooError, RuntimeError):
-    """An operation that needs trainable kernels, asked of a folded model."""
+    """An operation that needs trainable kernels was called on a folded model."""
 
 
 class ParityError(BitzooError):
     """A proof of equality failed: the output does not compute what the source computes.
 
     Attributes:
-        report: What was measured, if there is a `ParityReport` of it.
+        report: The `ParityReport` with the measurements, if there is one.
     """
 
     exit_code = 1
@@ -79,7 +79,7 @@ class MissingExtraError(BitzooError, ImportError):
 
 
 class HubError(BitzooError, OSError):
-    """The Hugging Face Hub refused something, or has something else than was expected."""
+    """The Hugging Face Hub denied a request, or its contents differ from what was expected."""
 
 
 class HubUnreachableError(HubError):

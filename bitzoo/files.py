@@ -1,7 +1,7 @@
-"""Files on this disk: written whole or not at all, locked among processes, hashed.
+"""Files on this disk: atomic writes, locks between processes, hashes.
 
-Every file that bitzoo writes appears under its name by an atomic rename, so that whoever sees it
-sees all of it; what a failed write leaves is removed. One lock per name keeps two processes apart.
+Every file that bitzoo writes appears under its name by an atomic rename, so it is never seen
+incomplete; what a failed write leaves is removed. A lock per name keeps processes apart.
 """
 
 from __future__ import annotations
@@ -16,22 +16,23 @@ import shutil
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from bitzoo.errors import BitzooError, StorageError, UsageError
 
 Progress = Callable[[str, int, int], None]
-"""Called as ``progress(task, done, total)`` while work goes on."""
+"""Called as ``progress(task, done, total)`` during the work."""
 
 _HASH_BYTES = 1 << 20
+_UNFINISHED = ".bitzoo-{}.tmp"
 _log = logging.getLogger(__name__)
 
 
 def cache_dir() -> Path:
-    """Folder for fetched files: BITZOO_CACHE, $XDG_CACHE_HOME/bitzoo or ~/.cache/bitzoo."""
+    """Return the cache folder: BITZOO_CACHE, $XDG_CACHE_HOME/bitzoo or ~/.cache/bitzoo."""
     if own := os.environ.get("BITZOO_CACHE"):
         return Path(own).expanduser()
-    xdg = Path(os.environ.get("XDG_CACHE_HOME", ""))  # counts only if absolute, says its standard
+    xdg = Path(os.environ.get("XDG_CACHE_HOME", ""))  # ignored unless absolute, as specified
     return (xdg if xdg.is_absolute() else Path.home() / ".cache") / "bitzoo"
 
 
@@ -40,12 +41,12 @@ def cache_dir() -> Path:
 
 @contextmanager
 def replaced(path: Path, *, durable: bool = False) -> Iterator[Path]:
-    """Yield a temporary path beside `path` that takes its place if the body succeeds.
+    """Yield a temporary path next to `path` that replaces it if the body succeeds.
 
     Args:
-        path: The final name; what stands there is replaced at once. Its folder must exist.
-        durable: Whether the bytes are on the disk before they get the name, so that not even a
-            power cut leaves a damaged file under it.
+        path: The final name; an existing file is replaced atomically. Its folder must exist.
+        durable: Whether to sync the bytes to disk before the rename, so that not even a power
+            failure leaves a damaged file under the name.
     """
     temporary = _temporary(path)
     try:
@@ -56,23 +57,29 @@ def replaced(path: Path, *, durable: bool = False) -> Iterator[Path]:
         if durable:
             sync(path.parent)
     finally:
-        with contextlib.suppress(OSError):  # the disk may be gone, which the body has told
+        with contextlib.suppress(OSError):  # if the disk is gone, the body has already raised
             temporary.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write text in one piece, UTF-8 with plain newlines."""
+    """Write text atomically, UTF-8 with plain newlines."""
     with replaced(path) as temporary:
         temporary.write_text(text, encoding="utf-8", newline="\n")
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write a JSON object in one piece."""
+    """Write a JSON object atomically."""
     write_text(path, json.dumps(content, indent=2) + "\n")
 
 
+def remove_unfinished(folder: Path) -> None:
+    """Remove what killed processes left half-written; only for who alone writes to the folder."""
+    for leftover in folder.glob(_UNFINISHED.format("*")):
+        leftover.unlink(missing_ok=True)
+
+
 def sync(path: Path) -> None:
-    """Have the operating system bring a file, or a folder's list of files, to the disk."""
+    """Flush a file, or a folder's directory entries, to disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -88,10 +95,10 @@ def new_output(
 
     Args:
         path: The final name.
-        size: Bytes that will be written; the disk must have them.
+        size: Bytes that will be written; the disk must have as many free.
         force: Whether an existing output may be replaced.
-        contents: For a folder, the names that one to be replaced may hold; the temporary folder is
-            there already. None for a file.
+        contents: For a folder, the names that a folder to be replaced may contain; the temporary
+            folder is created. None for a file.
 
     Raises:
         UsageError: If `path` may not or cannot be written.
@@ -102,8 +109,8 @@ def new_output(
     free = shutil.disk_usage(path.parent).free
     if free < size:
         raise UsageError(
-            f"{path}: needs {size:,} bytes, but its disk has {free:,} free. Make room or choose "
-            "another output."
+            f"{path}: needs {size:,} bytes, but its disk has only {free:,} free. Free some space, "
+            "or choose another output."
         )
     temporary = _temporary(path)
     try:
@@ -126,39 +133,39 @@ def new_output(
 
 
 def check_replaceable(path: Path, *, force: bool, contents: Collection[str] | None = None) -> None:
-    """Refuse an output that exists and may not be replaced; a folder never takes strange files.
+    """Raise if an output exists and may not be replaced; a folder with other files never may.
 
     Raises:
-        UsageError: Says what stands there.
+        UsageError: With what is there.
     """
     if contents is not None and path.is_dir():
         strange = sorted({entry.name for entry in path.iterdir()} - set(contents))
         if strange:
             raise UsageError(
-                f"{path}: expected a new folder, found one that holds {', '.join(strange[:3])}. "
-                "Choose another output."
+                f"{path}: expected a new folder, found one with {', '.join(strange[:3])}. Choose "
+                "another output."
             )
         if force or not any(path.iterdir()):
             return
     if path.is_dir() or path.is_symlink() or path.exists():
         if not force or path.is_dir():
             raise UsageError(
-                f"{path} already exists. Choose another output, or replace it: `force=True`."
+                f"{path} already exists. Choose another output, or replace it with `force=True`."
             )
         if contents is not None:
             raise UsageError(f"{path}: expected a new folder, found a file. Choose another output.")
 
 
 def _temporary(path: Path) -> Path:
-    # Process numbers repeat across containers that share a disk, and threads share theirs.
-    return path.with_name(f".bitzoo-{secrets.token_hex(4)}.tmp")
+    # Not the process id: containers that share a disk repeat them, and threads share theirs.
+    return path.with_name(_UNFINISHED.format(secrets.token_hex(4)))
 
 
 def _link(temporary: Path, path: Path) -> bool:
-    """Give a file a second name that nothing has; False where the disk knows no second names.
+    """Give a file a second, unused name; False if the file system has no hard links.
 
     Raises:
-        UsageError: If something has got the name meanwhile.
+        UsageError: If the name has been taken in the meantime.
     """
     try:
         os.link(temporary, path)
@@ -171,7 +178,7 @@ def _link(temporary: Path, path: Path) -> bool:
 
 
 def _swap(temporary: Path, path: Path) -> None:
-    """Put a folder in the place of another, which goes only when the new one is there."""
+    """Replace a folder by another; the old one is removed only when the new one is in place."""
     old = path.with_name(f"{temporary.name}.old")
     os.replace(path, old)
     try:
@@ -189,10 +196,10 @@ def _swap(temporary: Path, path: Path) -> None:
 def file_lock(path: Path) -> Iterator[None]:
     """Hold the lock of `path` among all processes of this machine; waits until it is free.
 
-    The lock is the file ``<path>.lock``, which stays behind; a process that dies lets go of it.
+    The lock is the file ``<path>.lock``, which is not removed; a process that dies releases it.
     It is not reentrant, and `bitzoo.fetch.http.download` takes the lock of its own target.
 
-    Missing parent folders are made.
+    Missing parent folders are created.
 
     Raises:
         StorageError: If the lock file cannot be written.
@@ -205,7 +212,7 @@ def file_lock(path: Path) -> Iterator[None]:
         try:
             lock.acquire(timeout=0)
         except filelock.Timeout:
-            _log.warning("Waiting for another process that is busy with %s", path)
+            _log.warning("Waiting for another process that is using %s", path)
             lock.acquire(timeout=-1)
     except OSError as error:
         raise unwritable(path, error) from error
@@ -217,7 +224,7 @@ def file_lock(path: Path) -> Iterator[None]:
 
 @contextmanager
 def folder_lock(folder: Path) -> Iterator[None]:
-    """Hold an advisory lock on a folder itself, which leaves no file behind in it."""
+    """Hold an advisory lock on a folder itself, without a lock file in it."""
     import fcntl
 
     descriptor = os.open(folder, os.O_RDONLY)
@@ -228,10 +235,33 @@ def folder_lock(folder: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
+def hold_shared(file: IO[bytes]) -> None:
+    """Mark an open file as in use, for as long as its descriptor or a map of it exists.
+
+    Nothing is marked on a file system that has no locks, or where `is_held` asks at this moment.
+    """
+    import fcntl
+
+    with contextlib.suppress(OSError):
+        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+
+
+def is_held(path: Path) -> bool:
+    """Whether any process has the file in use; also if that cannot be found out."""
+    import fcntl
+
+    try:
+        with path.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    return False
+
+
 def unwritable(path: Path, error: OSError) -> StorageError:
     """Return the error that says what to do about a path that cannot be written."""
     return StorageError(
-        f"{path} could not be written: {error}. Make the folder writable, or point BITZOO_CACHE at "
+        f"{path} cannot be written: {error}. Make the folder writable, or point BITZOO_CACHE to "
         "one that is."
     )
 
@@ -240,9 +270,9 @@ def unwritable(path: Path, error: OSError) -> StorageError:
 
 
 def read_json_lines(path: Path) -> list[dict[str, Any]]:
-    """Return the objects of a JSON-lines file; none if there is no such file.
+    """Return the objects in a JSON-lines file; empty if there is no such file.
 
-    A line that a killed process left half-written, or that is no object, is left out.
+    Lines that are not an object are left out, such as one that a killed process left incomplete.
     """
     if not path.is_file():
         return []
@@ -258,7 +288,7 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def sha256_of(*paths: Path, advance: Callable[[int], None] | None = None) -> str:
-    """Return the SHA-256 of a file as hex; of several, that of one after the other.
+    """Return the SHA-256 of a file as hex, or of several files one after the other.
 
     Args:
         *paths: The files, in order.
@@ -266,7 +296,7 @@ def sha256_of(*paths: Path, advance: Callable[[int], None] | None = None) -> str
 
     Raises:
         OSError: If a file cannot be opened.
-        StorageError: If its disk fails.
+        StorageError: If a file cannot be read, as on a failing disk.
     """
     digest, buffer = hashlib.sha256(), memoryview(bytearray(_HASH_BYTES))
     for path in paths:
@@ -277,7 +307,7 @@ def sha256_of(*paths: Path, advance: Callable[[int], None] | None = None) -> str
                 except OSError as error:
                     raise StorageError(
                         f"{path}: cannot be read ({error.strerror or error}). Copy it to another "
-                        "disk, or fetch it again."
+                        "disk, or download it again."
                     ) from error
                 if not count:
                     break

@@ -58,7 +58,7 @@ class Done:
     err: str
 
 
-class Desk:
+class Workspace:
     """A folder, a Hub, and a process in which commands run."""
 
     def __init__(self, folder: Path, hub: HubServer, **environment: str) -> None:
@@ -74,7 +74,7 @@ class Desk:
         }
         self._process: subprocess.Popen[str] | None = None
 
-    def __enter__(self) -> Desk:
+    def __enter__(self) -> Workspace:
         return self
 
     def __exit__(

@@ -1,4 +1,4 @@
-"""Write `model_cards/`: a card for each model of the catalogue, and an index of them.
+"""Write `model_cards/`: a card per model of the catalogue, and an index.
 
     python tools/model_cards.py          # `make cards`
 
@@ -57,10 +57,10 @@ def _row(name: str, specs: list[ModelSpec]) -> str:
 
 def _index(rows: list[str]) -> str:
     head = (
-        "# Model cards\n\nOne card for each model of the catalogue, written by `make cards` from "
-        "what bitzoo knows: no file was\nlooked at for them. `bitzoo card NAME` prints one, and "
-        "`bitzoo publish` adds the proof about the very bytes that\nit sends. Scores are published "
-        "ones of these very weights; the cards name their sources.\n\n"
+        "# Model cards\n\nOne card per model of the catalogue, written by `make cards` from what "
+        "bitzoo knows: no file was read for\nthem. `bitzoo card NAME` prints one, and "
+        "`bitzoo publish` adds the proof about exactly the bytes that it\nsends. Scores are "
+        "published scores of exactly these weights; the cards have their sources.\n\n"
         "| model | network | parameters | classes | trained for | px | published top-1 | files |\n"
         "|---|---|---:|---:|---|---:|---|---|\n"
     )

@@ -1,1 +1,1 @@
-"""Every public BiT checkpoint by name, as data, and what is known of any one model. No torch."""
+"""Every public BiT checkpoint by name, as data, and what is known about any model. No torch."""

@@ -1,7 +1,7 @@
 """Class names of the released heads, in the order of their outputs.
 
-The names are WordNet's, from timm's `ImageNetInfo`; importing timm loads torch, so that waits until
-names are asked for. No names were released with the other heads (VTAB's 19 tasks).
+The names are WordNet's, from timm's `ImageNetInfo`. Importing timm loads torch, so it is imported
+only when names are requested. No names were released with the other heads (VTAB's 19 tasks).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ LABEL_SETS = {
     "imagenet21k": "imagenet21k_goog",
     "imagenet21kgoog": "imagenet21k_goog",
 }
-"""Accepted spellings, without case, `-` and `_` -> the name that the catalogue and timm use.
+"""Accepted spellings, in lower case without `-` and `_` -> the name in the catalogue and in timm.
 
 `imagenet1k` is ILSVRC-2012; `imagenet21k_goog` is Google's ImageNet-21k, which has 21,843 classes,
 two more than the public archive. Both are in the order of their synset ids.
@@ -22,11 +22,11 @@ two more than the public archive. Both are in the order of their synset ids.
 
 
 def class_names(label_set: str | None, *, descriptions: bool = True) -> list[str]:
-    """Names of the classes, one for each output of the head.
+    """Return the names of the classes, one per output of the head.
 
     Args:
         label_set: ``imagenet1k`` or ``imagenet21k_goog``; None for a head without a label set.
-        descriptions: Words ("tabby, tabby cat"); False gives WordNet ids ("n02123045").
+        descriptions: True for words ("tabby, tabby cat"); False for WordNet ids ("n02123045").
 
     Returns:
         The names; element i belongs to logit i.
@@ -43,18 +43,18 @@ def class_names(label_set: str | None, *, descriptions: bool = True) -> list[str
 def class_names_or_reason(
     label_set: str | None, *, descriptions: bool = True
 ) -> tuple[list[str] | None, str]:
-    """As `class_names`, but with (None, the reason) where it raises, and (names, "") otherwise."""
+    """Return (names, ""), or (None, the reason) where `class_names` raises."""
     known = " and ".join(dict.fromkeys(LABEL_SETS.values()))
     if label_set is None:
         return None, (
-            f"This model has no class names: they are known for the heads {known}. "
-            "Tell its outputs apart by their index."
+            f"This model has no class names: they are known only for the heads {known}. "
+            "Refer to its outputs by index."
         )
     subset = LABEL_SETS.get(label_set.lower().replace("-", "").replace("_", ""))
     if subset is None:
-        return None, f"There are no class names for {label_set!r}; they are known for {known}."
+        return None, f"There are no class names for {label_set!r}; they are known only for {known}."
 
     from timm.data.imagenet_info import ImageNetInfo
 
-    # as a list the words; as a dictionary, whose keys are what list() takes, the ids
+    # A list holds the words; list() of the dictionary gives its keys, which are the ids.
     return list(ImageNetInfo(subset).label_descriptions(as_dict=not descriptions)), ""

@@ -1,6 +1,6 @@
 """What others published about the checkpoints, as data: scores, evaluation sizes, class counts.
 
-Nothing here was measured by this project, and every fact names its source. The catalogue
+Nothing here was measured by this project, and every fact states its source. The catalogue
 (`bitzoo.catalogue.registry`) attaches these facts to its entries.
 """
 
@@ -23,14 +23,14 @@ _TIMM_CONFIG = f"{TIMM} timm/models/resnetv2.py"
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """How an RGB image becomes the network's input; pixels then go from [0, 255] to [-1, 1].
+    """How an RGB image becomes the network's input; pixels are then scaled to [-1, 1].
 
     Attributes:
         crop: Side of the square that the network sees, in pixels; cut from the centre.
-        resize: Side in pixels before the crop: of the shorter edge, or of both if `square`.
-        interpolation: How the resize samples.
-        square: Whether the resize ignores the aspect ratio, as BiT-HyperRule evaluates.
-        source: Who evaluates so, and why the catalogue follows.
+        resize: Length in pixels before the crop: of the shorter edge, or of both if `square`.
+        interpolation: Interpolation of the resize.
+        square: Whether the resize ignores the aspect ratio, as in BiT-HyperRule's evaluation.
+        source: Who evaluates this way, and why the catalogue follows.
     """
 
     crop: int
@@ -40,7 +40,7 @@ class Preprocessing:
     source: str
 
     def in_words(self) -> str:
-        """One line for people, without the source."""
+        """Return one readable line, without the source."""
         edges = "both edges" if self.square else "shorter edge"
         how = f"RGB, {edges} to {self.resize} px ({self.interpolation})"
         if self.crop != self.resize or not self.square:
@@ -91,12 +91,12 @@ PREPROCESSING: dict[str, Preprocessing] = {
         128, 160, "bicubic", False, f"sizes from {BIG_VISION_DISTILL}, interpolation inferred"
     ),
 }
-"""Evaluation preprocessing by protocol; a key that ends in an architecture is its exception."""
+"""Evaluation preprocessing by protocol; a key that ends in an architecture overrides it there."""
 
 DEFAULT_PREPROCESSING = Preprocessing(
-    224, 256, "bilinear", False, "nobody: it is not known, and this is BiT's pre-training"
+    224, 256, "bilinear", False, "not known; this is BiT's pre-training"
 )
-"""Used, and said to be used, where nothing states how images are prepared."""
+"""Used, with a warning, where nothing states how images are prepared."""
 
 VTAB_TASKS: dict[str, tuple[int, str]] = {
     "caltech101": (102, "large"),
@@ -119,10 +119,10 @@ VTAB_TASKS: dict[str, tuple[int, str]] = {
     "kitti-distance": (4, "large"),
     "dsprites-xpos": (16, "small"),
 }
-"""The 19 VTAB tasks in the order of big_transfer's README: classes, and the size of the images.
+"""The 19 VTAB tasks in the order of big_transfer's README: number of classes, size of the images.
 
-Images are small if their area is below 96 x 96 (32 or 64 px squares; smallNORB's 96 is not).
-Source of the classes: google-research/task_adaptation, data/ and scripts/run_all_tasks.sh.
+Images are small if their area is below 96 x 96 (32 or 64 px squares, but not smallNORB's 96).
+Source of the class counts: google-research/task_adaptation, data/ and scripts/run_all_tasks.sh.
 """
 
 TEACHER_TASKS: dict[str, tuple[str, int]] = {
@@ -149,17 +149,17 @@ ALIASES: dict[str, tuple[str, ...]] = {
         "resnetv2_152x2_bit_teacher_384",
     ),
 }
-"""Names of single files in big_vision (models/bit_paper.py) and, new and old, in timm."""
+"""Names of single files in big_vision (models/bit_paper.py) and in timm, new and old."""
 
-_UNSEEN_HEAD = "The number of classes is the task's; nobody counted the outputs in the file."
+_UNSEEN_HEAD = "The number of classes is the task's; nobody has counted the outputs in the file."
 
 DOUBTS: dict[str, tuple[str, ...]] = {
     "BiT-S": ("The evaluation preprocessing is inferred from BiT-M's.",),
     "BiT-S-R152x2": (
-        "The file may not exist: only big_transfer's model tables list it, its README does not.",
+        "The file may not exist: big_transfer's model tables list it, but its README does not.",
     ),
-    "BiT-S-R50x3": ("The h5 file is reported to hold a width-1 root (big_transfer#47).",),
-    "BiT-S-R101x1": ("The h5 file is reported to hold a width-4 root (big_transfer#47).",),
+    "BiT-S-R50x3": ("The h5 file is reported to contain a width-1 root (big_transfer#47).",),
+    "BiT-S-R101x1": ("The h5 file is reported to contain a width-4 root (big_transfer#47).",),
     "BiT-R50x1_160": ("The evaluation preprocessing is inferred from the 224 px student's.",),
     "BiT-teacher-128": (
         _UNSEEN_HEAD,
@@ -170,11 +170,11 @@ DOUBTS: dict[str, tuple[str, ...]] = {
         "The evaluation preprocessing is the paper's rule; the release states none.",
     ),
     "BiT-L": (
-        "No weights to check against: class count from the paper, preprocessing as BiT-M.",
-        "Softmax is assumed; a head trained with one yes/no question per class needs a sigmoid.",
+        "There are no weights to check: the class count is the paper's, the preprocessing BiT-M's.",
+        "Softmax is assumed; a multi-label head (one sigmoid per class) would need a sigmoid.",
     ),
 }
-"""What nobody could check, by family or by name. No released file was opened for this catalogue."""
+"""What nobody could check, by family or name. No released file was opened for this catalogue."""
 
 _README = f"{BIG_TRANSFER} README"
 
@@ -239,7 +239,7 @@ _DISTILLATION_TOP1 = {
 
 
 def metrics_of(name: str) -> tuple[Metric, ...]:
-    """The published scores of a checkpoint by its catalogue name; empty where there are none."""
+    """Return the published scores of a checkpoint by catalogue name; empty if there are none."""
     return (
         *_authors_scores(name),
         *_timm_scores(name),

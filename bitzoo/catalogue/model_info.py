@@ -1,8 +1,8 @@
-"""`ModelInfo`: all that is known of one model, and who says so.
+"""`ModelInfo`: everything that is known about a model, and who says so.
 
 One record travels with a model through every reader, conversion and export: which release it is and
-how that is known, what its outputs mean, how images are prepared for it, whose licence it has, and
-what was done to its numbers. What is not known is None, and nothing here guesses it.
+how that is known, what its outputs mean, how images are prepared for it, which licence it has, and
+how its numbers were changed. What is not known is None; nothing here guesses.
 """
 
 from __future__ import annotations
@@ -21,27 +21,27 @@ from bitzoo.errors import CheckpointError
 Basis = Literal[
     "catalogue", "google", "manifest", "vouched", "mirror", "stated", "file name", "unknown"
 ]
-"""How it is known which release a model is, the firmest first.
+"""How it is known which release a model is, strongest first.
 
 =============  ====================================================================================
-``catalogue``  it is the catalogue's own entry; no file was looked at
+``catalogue``  it is the catalogue's own entry; no file was read
 ``google``     its bytes came from Google's address and match the checksum that the server stated
-``manifest``   a bitzoo manifest lists these very bytes (SHA-256) as that release
+``manifest``   a bitzoo manifest lists exactly these bytes (SHA-256) as that release
 ``vouched``    a person vouched for it
 ``mirror``     its bytes came from another address, or from a server that stated no checksum
 ``stated``     the file's own metadata say so, which anyone can write
-``file name``  the file is named so, and its network and class count agree
-``unknown``    nothing says which release it is, if it is one
+``file name``  the file has its name, and architecture and class count agree
+``unknown``    nothing says which release it is, if any
 =============  ====================================================================================
 """
 
 _ESTABLISHED = frozenset({"catalogue", "google", "manifest", "vouched"})
 _OTHER_HEAD = (
-    "The class names that came with the weights belong to their head; this model has another one, "
-    "whose classes nobody named."
+    "The class names that came with the weights belong to their original head; this model has "
+    "another head, whose classes have no names."
 )
 _UNMEASURED = "unmeasured"
-"""Ten characters, as a measured distance has: a header can be restated where it stands."""
+"""Ten characters, like a measured distance, so that a header can be rewritten in place."""
 
 
 @dataclass(frozen=True)
@@ -49,9 +49,9 @@ class Identity:
     """Which release a model is, and how that is known.
 
     Attributes:
-        name: Catalogue name; None for a model that is no known release.
+        name: Catalogue name; None for a model that is not a known release.
         basis: How that is known, see `Basis`.
-        evidence: What it rests on, as a phrase: an address, a file's name, who vouched.
+        evidence: The evidence, as a phrase: an address, a file's name, who vouched.
     """
 
     name: str | None = None
@@ -69,42 +69,42 @@ class Identity:
         return find_spec(self.name) if self.name else None
 
     def as_claim(self, holder: str) -> Identity:
-        """Return what remains when only `holder`, which anyone can write, says so."""
+        """Return the identity if only `holder`, which anyone can write, states it."""
         if not self.established:
             return self
-        told = f"{self.basis}: {self.evidence}" if self.evidence else self.basis
-        return Identity(self.name, "stated", f"{holder} says: {told}")
+        claim = f"{self.basis}: {self.evidence}" if self.evidence else self.basis
+        return Identity(self.name, "stated", f"{holder} says: {claim}")
 
     def __str__(self) -> str:
-        """Name and basis as people say it."""
+        """Return name and basis as a readable phrase."""
         if self.name is None:
             return self.evidence or "not a known release"
-        told = {
+        reason = {
             "catalogue": "the catalogue's entry",
-            "google": "fetched from Google, checksum compared",
-            "manifest": "these bytes stand in a bitzoo manifest",
+            "google": "fetched from Google, checksum verified",
+            "manifest": "these bytes are listed in a bitzoo manifest",
             "vouched": "vouched for by its publisher",
             "mirror": "fetched from elsewhere, or without a checksum",
-            "stated": "as its own metadata say",
-            "file name": "by its file name alone",
-            "unknown": "on no known ground",
+            "stated": "according to its own metadata",
+            "file name": "by its file name only",
+            "unknown": "on an unknown basis",
         }[self.basis]
-        return f"{self.name}, {told}" + (f" ({self.evidence})" if self.evidence else "")
+        return f"{self.name}, {reason}" + (f" ({self.evidence})" if self.evidence else "")
 
 
 @dataclass(frozen=True)
 class Provenance:
-    """What a model's numbers were made of, and what was done to them.
+    """Where a model's numbers come from, and how they were changed.
 
     Attributes:
         source: Name of the file that they were first converted from.
-        sha256: Its SHA-256; empty if nobody took it.
-        url: Where that file was fetched; None for a local file.
-        dtype: What the numbers were rounded to; ``float32`` for those of the release.
-        kernel_scale: What standardized kernels were multiplied with (`eps_exact`); 1 for nothing.
+        sha256: Its SHA-256; empty if it was not computed.
+        url: Where that file was fetched from; None for a local file.
+        dtype: The dtype that the numbers were rounded to; ``float32`` for those of the release.
+        kernel_scale: Factor of the standardized kernels (`eps_exact`); 1 if unchanged.
         weights_relative_l2: How far rounding moved the weights; None if nothing was rounded or
-            nobody measured it.
-        logits_relative_l2: The same of the logits.
+            it was not measured.
+        logits_relative_l2: The same for the logits.
     """
 
     source: str
@@ -117,11 +117,11 @@ class Provenance:
 
     @property
     def is_exact(self) -> bool:
-        """Whether the numbers are those of the source."""
+        """Whether the numbers are exactly those of the source."""
         return self.dtype == "float32" and self.kernel_scale == 1
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON-ready data; distances are texts of ten characters."""
+        """Return JSON-ready data; distances are strings of ten characters."""
         record = asdict(self)
         for key in ("weights_relative_l2", "logits_relative_l2"):
             record[key] = format_distance(record[key])
@@ -129,7 +129,7 @@ class Provenance:
 
     @classmethod
     def from_dict(cls, record: Mapping[str, Any]) -> Provenance:
-        """The provenance that `to_dict` described."""
+        """Return the provenance that `to_dict` described."""
         measured = {}
         for key in ("weights_relative_l2", "logits_relative_l2"):
             text = str(record.get(key, _UNMEASURED))
@@ -146,7 +146,7 @@ class Provenance:
 
 
 def format_distance(value: float | None) -> str:
-    """Write a distance in ten characters: ``1.2345e-03``, or ``unmeasured``."""
+    """Format a distance in ten characters: ``1.2345e-03``, or ``unmeasured``."""
     return _UNMEASURED if value is None else f"{value:.4e}"
 
 
@@ -159,7 +159,7 @@ class RunInfo:
         fingerprint: SHA-256 over its classes, examples and contents.
         split: Number of images by split, and how images were held out.
         recipe: The recipe, as `Recipe.to_dict` gives it.
-        seed: Of everything random.
+        seed: Seed of everything random.
     """
 
     data: str
@@ -170,7 +170,7 @@ class RunInfo:
 
     @classmethod
     def from_dict(cls, record: Mapping[str, Any]) -> RunInfo:
-        """The run that `dataclasses.asdict` described."""
+        """Return the run that `dataclasses.asdict` described."""
         return cls(
             data=str(record["data"]),
             fingerprint=str(record["fingerprint"]),
@@ -182,25 +182,25 @@ class RunInfo:
 
 @dataclass(frozen=True, repr=False)
 class ModelInfo(Displayed):
-    """All that is known of one model; None is what is not known.
+    """Everything that is known about a model; what is not known is None.
 
     Attributes:
-        architecture: Name of the network, such as ``R50x1`` or ``R(1,1,1,1)x0.5``.
-        num_classes: Outputs of the head; 0 without one.
+        architecture: Name of the architecture, such as ``R50x1`` or ``R(1,1,1,1)x0.5``.
+        num_classes: Outputs of the head; 0 without a head.
         in_chans: Channels of the images.
         identity: Which release it is, and how that is known.
-        base: Of a model with another head than its weights came with: which release the weights
-            were.
-        label_set: The published list that its classes are, a key of timm's `ImageNetInfo`.
-        own_names: Its class names where they are no published list.
-        activation: What turns logits into scores: ``sigmoid`` or ``softmax``.
+        base: For a model whose head is not the one that its weights came with: which release the
+            weights were.
+        label_set: The published list of its classes, a key of timm's `ImageNetInfo`.
+        own_names: Its class names if they are not a published list.
+        activation: Turns logits into scores: ``sigmoid`` or ``softmax``.
         preprocessing: How images are prepared, and who says so.
         license: SPDX identifier in lower case.
-        provenance: What its numbers were made of.
-        run: Of a fine-tuned model, what it was trained on.
-        sources: Who says so, by the name of the attribute.
-        refused: Why what stands there of an attribute cannot be used, by its name.
-        path: The file that the weights were read from here; no part of the record.
+        provenance: Where its numbers come from.
+        run: For a fine-tuned model, what it was trained on.
+        sources: Name of an attribute -> who states it.
+        refused: Name of an attribute -> why the value that was found cannot be used.
+        path: The file that the weights were read from; not part of the record.
     """
 
     architecture: str
@@ -221,7 +221,7 @@ class ModelInfo(Displayed):
 
     @classmethod
     def of_release(cls, spec: ModelSpec, identity: Identity | None = None) -> ModelInfo:
-        """What the catalogue knows of a release.
+        """Return what the catalogue knows about a release.
 
         Args:
             spec: The catalogue's entry.
@@ -233,18 +233,18 @@ class ModelInfo(Displayed):
 
     @property
     def spec(self) -> ModelSpec | None:
-        """The catalogue's entry of the release that the model is."""
+        """The catalogue entry of the release that the model is."""
         return self.identity.spec
 
     @property
     def class_names(self) -> tuple[str, ...] | None:
-        """A name for each output; None if they are not known. May import timm."""
+        """One name per output; None if they are not known. May import timm."""
         return self.names_or_reason()[0]
 
     def names_or_reason(self) -> tuple[tuple[str, ...] | None, str]:
-        """The class names, or None and why there are none."""
+        """Return the class names, or None and the reason why there are none."""
         if not self.num_classes:
-            return None, "The model has no head, and so no classes."
+            return None, "The model has no head and therefore no classes."
         if reason := self.refused.get("class_names", ""):
             return None, reason
         if self.own_names is not None:
@@ -258,16 +258,16 @@ class ModelInfo(Displayed):
                 reason = spec.label_note
         if names is not None and len(names) != self.num_classes:
             return None, (
-                f"The model has {self.num_classes:,} class outputs, but {len(names):,} names are "
+                f"The model has {self.num_classes:,} outputs, but {len(names):,} class names are "
                 "known."
             )
         return names, reason
 
     def completed_by_catalogue(self) -> ModelInfo:
-        """Fill what is not known from the catalogue's entry of the release that the model is.
+        """Fill what is not known from the catalogue entry of the release that the model is.
 
-        A licence is taken only where the identity is established: the catalogue's is that of
-        Google's files, and a file's name makes none of it.
+        The licence is filled only if the identity is established: the catalogue has the licence of
+        Google's files, and a file's name does not make it one of them.
         """
         spec = self.spec
         if spec is None:
@@ -289,7 +289,7 @@ class ModelInfo(Displayed):
         return replace(self, **added, sources={**self.sources, **dict.fromkeys(added, who)})
 
     def with_head(self, num_classes: int) -> ModelInfo:
-        """The same backbone with a new head: what was known of the outputs no longer holds."""
+        """Return the record with a new head: what was known about the outputs no longer holds."""
         known = ("label_set", "own_names", "activation", "license", "run")
         sources = {key: who for key, who in self.sources.items() if key not in known}
         return replace(
@@ -305,17 +305,17 @@ class ModelInfo(Displayed):
         )
 
     def without_head(self) -> ModelInfo:
-        """The same weights without their head."""
+        """Return the record of the same weights without their head."""
         known = ("label_set", "own_names", "activation")
         sources = {key: who for key, who in self.sources.items() if key not in known}
         return replace(self, num_classes=0, **dict.fromkeys(known), sources=sources)  # type: ignore[arg-type]
 
     def stating(self, who: str, **values: Any) -> ModelInfo:
-        """The record with values that `who` states."""
+        """Return the record with values that `who` states."""
         return replace(self, **values, sources={**self.sources, **dict.fromkeys(values, who)})
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON-ready data; `from_dict` gives an equal record back. What is None has no key."""
+        """Return JSON-ready data; `from_dict` restores an equal record. None values have no key."""
         record: dict[str, Any] = {
             "architecture": self.architecture,
             "num_classes": self.num_classes,
@@ -334,21 +334,21 @@ class ModelInfo(Displayed):
         return {key: value for key, value in record.items() if value is not None}
 
     def to_json(self) -> str:
-        """As one line of JSON, for a file's metadata."""
+        """Return one line of JSON, for a file's metadata."""
         return json.dumps(self.to_dict(), separators=(",", ":"))
 
     @classmethod
     def from_dict(cls, record: object) -> ModelInfo:
-        """The record that `to_dict` described.
+        """Return the record that `to_dict` described.
 
         Raises:
-            CheckpointError: If it is something else.
+            CheckpointError: If `record` is something else.
         """
         try:
             return cls._parsed(record)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise CheckpointError(
-                f"Expected bitzoo's record of a model (model_info), found something else "
+                f"Expected bitzoo's record about a model (model_info), found something else "
                 f"({error!r:.200}). Convert the model again from its source."
             ) from error
 
@@ -360,10 +360,10 @@ class ModelInfo(Displayed):
         if names is not None and not (
             isinstance(names, list) and all(isinstance(name, str) for name in names)
         ):
-            raise ValueError("own_names is no list of texts")
+            raise ValueError("own_names is not a list of strings")
         texts = {key: record.get(key) for key in ("label_set", "license")}
         if not all(text is None or isinstance(text, str) for text in texts.values()):
-            raise ValueError("label_set and license must be texts")
+            raise ValueError("label_set and license must be strings")
         return cls(
             architecture=str(record["architecture"]),
             num_classes=int(record["num_classes"]),
@@ -382,7 +382,7 @@ class ModelInfo(Displayed):
         )
 
     def display_rows(self) -> list[tuple[str, str]]:
-        """Return names and values for people; what is not known is said to be so."""
+        """Return readable names and values; what is not known is shown as such."""
         head = f"{self.num_classes:,} classes" if self.num_classes else "no head"
         rows = [
             ("model", str(self.identity)),
@@ -419,12 +419,12 @@ class ModelInfo(Displayed):
 
     @staticmethod
     def _numbers_in_words(made: Provenance) -> str:
-        done = "untouched" if made.is_exact else f"rounded to {made.dtype}"
+        changes = [] if made.dtype == "float32" else [f"rounded to {made.dtype}"]
         if made.kernel_scale != 1:
-            done += f", kernels x{made.kernel_scale}"
+            changes.append(f"kernels x{made.kernel_scale}")
         if made.weights_relative_l2 is not None:
-            done += f", weights moved by {made.weights_relative_l2:.1e}"
-        return f"of {made.source}, {done}"
+            changes.append(f"weights moved by {made.weights_relative_l2:.1e}")
+        return f"from {made.source}, {', '.join(changes) or 'unchanged'}"
 
 
 def _identity(record: Mapping[str, Any]) -> Identity:

@@ -1,9 +1,9 @@
 """The catalogue: every public BiT checkpoint by name, as data. No torch.
 
-A few pattern rows, one for each family of checkpoints, expand to all names. The released files
-and their names: google-research/big_transfer README; google-research/big_vision
-models/bit_paper.py and configs/proj/distill/common.py. No released file could be opened where
-this was written; what is only inferred stands in `ModelSpec.unverified`.
+A few pattern rows, one per family of checkpoints, expand to all names. Sources of the released
+files and their names: google-research/big_transfer README; google-research/big_vision
+models/bit_paper.py and configs/proj/distill/common.py. No released file could be opened where this
+was written; what is only inferred is listed in `ModelSpec.unverified`.
 """
 
 from __future__ import annotations
@@ -52,22 +52,22 @@ class ModelSpec:
     """Everything the catalogue knows about one checkpoint.
 
     Attributes:
-        name: The id, spelled as released.
-        family: Which pattern row it belongs to: ``BiT-S``, ``BiT-M-VTAB``, ...
+        name: The name, spelled as released.
+        family: The pattern row it belongs to: ``BiT-S``, ``BiT-M-VTAB``, ...
         arch_name: A key of `bitzoo.models.architecture.ARCHITECTURES`, such as ``R50x1``.
         num_classes: Outputs of the head.
-        activation: What turns logits into scores: ``sigmoid`` for a head trained with one
-            yes/no question per class, else ``softmax``.
+        activation: Turns logits into scores: ``sigmoid`` for a multi-label head (one sigmoid per
+            class), else ``softmax``.
         dataset: What the network was pre-trained on.
         task: What the head predicts.
         preprocessing: How to prepare an image for this checkpoint.
-        files: Format (``npz``, ``h5``, ``tfhub``) to path below `BASE_URL`; a ``tfhub``
-            path is a folder.
+        files: Format (``npz``, ``h5``, ``tfhub``) -> path below `BASE_URL`; a ``tfhub`` path is a
+            folder.
         label_set: The name under which `timm.data.ImageNetInfo` has the class names, or None.
         label_note: Why there is no `label_set`; empty if there is one.
         aliases: Other names of the same checkpoint: file stems, big_vision's, timm's.
         metrics: Published scores, each with its source.
-        unverified: Statements of this entry that nobody checked on the file, as sentences.
+        unverified: What nobody has checked against the file, as sentences.
         sources: Where the facts come from.
         released: Whether Google released the weights.
         license: SPDX identifier in lower case, of the repository that released the weights.
@@ -103,34 +103,34 @@ class ModelSpec:
 
     @property
     def num_params(self) -> int:
-        """Parameters with the head."""
+        """Number of parameters, including the head."""
         return self.architecture.num_params(self.num_classes)
 
     def fits(self, architecture: Architecture, num_classes: int) -> bool:
-        """Whether a network of that architecture and class count can be this checkpoint."""
+        """Whether a network with that architecture and class count can be this checkpoint."""
         return (architecture, num_classes) == (self.architecture, self.num_classes)
 
     def url(self, format: str = "npz") -> str:  # noqa: A002
-        """Address of a released file (of the folder, for ``tfhub``).
+        """Return the address of a released file (of the folder, for ``tfhub``).
 
         Raises:
             WeightsUnavailableError: If there is no such file.
         """
         if not self.released:
             raise WeightsUnavailableError(
-                f"{self.name} is known only as an architecture: Google never released weights "
+                f"{self.name} is only known as an architecture: Google never released weights "
                 "trained on JFT-300M (big_transfer#4, #50). To use your own, give the path of "
                 "your file instead of the name."
             )
         if format not in self.files:
             raise WeightsUnavailableError(
-                f"{self.name} was not released as {format!r}; there is {', '.join(self.files)}. "
-                "Ask for one of these."
+                f"{self.name} was not released as {format!r}, only as {', '.join(self.files)}. "
+                "Use one of these."
             )
         return BASE_URL + self.files[format]
 
     def to_dict(self) -> dict[str, Any]:
-        """The entry as JSON-able data, with what follows from it: sizes and addresses."""
+        """Return the entry as JSON-ready data, including derived sizes and addresses."""
         record = asdict(self)
         record["architecture"] = {
             "depths": list(self.architecture.depths),
@@ -144,14 +144,15 @@ class ModelSpec:
 
 
 def list_models(pattern: str = "*", *, released: bool | None = None) -> list[str]:
-    """Names in the catalogue that match a pattern, in the catalogue's order.
+    """Return the catalogue's names that match a pattern, in the catalogue's order.
 
     Args:
         pattern: Shell wildcards (``*``, ``?``, ``[...]``); case, ``-`` and ``_`` do not matter.
-        released: Only checkpoints that Google released (True) or never released (False).
+        released: True for only checkpoints that Google released, False for only those that it
+            never released, None for all.
 
     Returns:
-        Names; an empty list if nothing matches.
+        The names; an empty list if nothing matches.
     """
     wanted = _pattern_key(pattern)
     return [
@@ -162,10 +163,10 @@ def list_models(pattern: str = "*", *, released: bool | None = None) -> list[str
 
 
 def get_spec(name: str) -> ModelSpec:
-    """The catalogue's entry of a name or alias; case, ``-`` and ``_`` do not matter.
+    """Return the catalogue entry of a name or alias; case, ``-`` and ``_`` do not matter.
 
     Args:
-        name: As released, or any other name of the checkpoint.
+        name: The name as released, or an alias of the checkpoint.
 
     Returns:
         The entry.
@@ -178,7 +179,7 @@ def get_spec(name: str) -> ModelSpec:
         near = ", ".join(_nearest_names(name)) or "none is similar"
         raise UnknownModelError(
             f"{name!r} is not a name in the catalogue of BiT checkpoints. Nearest names: {near}. "
-            "`bitzoo list` shows all names, `bitzoo list 'BiT-M-*'` those that match."
+            "`bitzoo list` shows all names, `bitzoo list 'BiT-M-*'` those that match a pattern."
         )
     return spec
 
@@ -193,7 +194,7 @@ def _key(name: str) -> str:
 
 
 def _pattern_key(pattern: str) -> str:
-    # Inside brackets "-" spans a range and stays.
+    # Inside brackets "-" denotes a range and is kept.
     return re.sub(r"(\[[^\]]*\])|[-_]", lambda match: match[1] or "", pattern.casefold())
 
 
@@ -217,10 +218,10 @@ def _index() -> dict[str, ModelSpec]:
 
 @dataclass(frozen=True)
 class _Family:
-    """A pattern row. Texts may hold {arch}, {size} (arch without R), {name} and a variant's keys.
+    """A pattern row. Texts may use {arch}, {size} (arch without R), {name} and a variant's keys.
 
-    `variants` are what differs besides the architecture; `preprocessing` is a key of
-    PREPROCESSING; a variant's own `num_classes` replaces the row's; only _PAPER_ARCHS have h5.
+    `variants` lists what differs besides the architecture; `preprocessing` is a key of
+    PREPROCESSING; a variant's own `num_classes` overrides the row's; only _PAPER_ARCHS have h5.
     """
 
     family: str
@@ -272,9 +273,9 @@ def _expand(row: _Family) -> Iterator[ModelSpec]:
 
 
 _PAPER_ARCHS = ("R50x1", "R50x3", "R101x1", "R101x3", "R152x4")
-"""The architectures of the paper; R152x2 came later, without h5 files and VTAB runs."""
+"""The architectures of the paper; R152x2 came later, without h5 files or VTAB runs."""
 
-_NO_NAMES = "Released without class names; the order is that of {task} in tensorflow_datasets."
+_NO_NAMES = "Released without class names; their order is that of {task} in tensorflow_datasets."
 
 _FAMILIES = (
     _Family(

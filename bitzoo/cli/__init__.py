@@ -1,1 +1,1 @@
-"""The commands: one file per command group. They read options and print; the library decides."""
+"""The commands, one file per group. They read options and print; the library does the work."""

@@ -1,6 +1,6 @@
-"""What every command does: errors become one paragraph, in the words of the command line.
+"""The base of all commands: errors become one paragraph that names flags.
 
-Exit codes: 0 fine, 1 a proof failed, 2 bad input or usage, 128 + the signal that ended it.
+Exit codes: 0 success, 1 a proof failed, 2 bad input or usage, 128 + the signal that ended it.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ _PYTHON_OPTION = re.compile(r"`(\w+)(?:=([^`]+))?`")
 class Command(click.Command):
     """A command that reports errors of bitzoo and of the operating system.
 
-    The library names an option as Python code in backticks: `` `val_fraction` ``,
-    `` `force=True` ``, `` `dtype="float16"` ``. If the command has such an option the user reads
-    its flag: ``--val-fraction``, ``--force``, ``--dtype float16``.
+    The library writes an option as Python code in backticks: `` `val_fraction` ``,
+    `` `force=True` ``, `` `dtype="float16"` ``. If the command has that option, the user sees its
+    flag: ``--val-fraction``, ``--force``, ``--dtype float16``.
     """
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
@@ -36,7 +36,7 @@ class Command(click.Command):
         super().__init__(*arguments, **options)
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run the command; a pipe whose reader has left is click's to handle."""
+        """Run the command; click handles a broken pipe."""
         try:
             with _rewritten_warnings(self.with_flags):
                 return super().invoke(ctx)
@@ -48,7 +48,7 @@ class Command(click.Command):
             fail(ctx, describe_os_error(error))
 
     def with_flags(self, message: str) -> str:
-        """Return a message of the library with this command's flags for Python's options."""
+        """Return a library message with Python options replaced by this command's flags."""
         return _PYTHON_OPTION.sub(self._flag, message)
 
     def _flag(self, match: re.Match[str]) -> str:
@@ -60,14 +60,14 @@ class Command(click.Command):
 
 
 def _flag_of(option: click.Option, code: str | None) -> str | None:
-    """Return how the command line writes an option, with a value if there is one.
+    """Return an option as written on the command line, with its value if there is one.
 
     Args:
-        option: Of the command.
-        code: The value as Python code; None names the option itself.
+        option: The command's option.
+        code: The value as Python code; None for the option itself.
 
     Returns:
-        None if the command line cannot say it.
+        The text, or None if the command line cannot express it.
     """
     import ast
 
@@ -80,14 +80,14 @@ def _flag_of(option: click.Option, code: str | None) -> str | None:
         return None
     if not option.is_flag:
         return None if isinstance(value, bool) else f"{flag} {value}"
-    if value is (option.flag_value is not False):  # unless declared otherwise, a flag says True
+    if value is (option.flag_value is not False):  # unless declared otherwise, a flag means True
         return flag
     return option.secondary_opts[0] if option.secondary_opts and value is False else None
 
 
 @contextmanager
 def _rewritten_warnings(rewrite: Callable[[str], str]) -> Iterator[None]:
-    """Let warnings of the library name flags, too, where Python itself prints them."""
+    """Rewrite the library's warnings too, if Python's last-resort handler prints them."""
     import logging
 
     class Rewritten(logging.Formatter):
@@ -107,7 +107,7 @@ def _rewritten_warnings(rewrite: Callable[[str], str]) -> Iterator[None]:
 
 
 def fail(ctx: click.Context, message: str, code: int = 2) -> NoReturn:
-    """Report the exception that is being handled, and leave."""
+    """Report the exception that is being handled, and exit."""
     if ctx.meta.get(DEBUG):
         import traceback
 
@@ -117,12 +117,12 @@ def fail(ctx: click.Context, message: str, code: int = 2) -> NoReturn:
 
 
 def describe_error(error: BaseException | None) -> str:
-    """Return an error's message in the words of the command that runs."""
+    """Return an error's message with the flags of the running command."""
     command = click.get_current_context().command
     return command.with_flags(str(error)) if isinstance(command, Command) else str(error)
 
 
 def describe_os_error(error: OSError) -> str:
-    """Return what the operating system refused, and what to look at."""
+    """Return what the operating system reported, and what to check."""
     what = f"{error.filename}: " if error.filename else ""
     return f"{what}{error.strerror or error}. Check the path, its permissions and the disk."

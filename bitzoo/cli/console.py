@@ -1,4 +1,4 @@
-"""How commands print: tables, proofs, progress. Data goes to stdout, the rest to stderr."""
+"""Printing: tables, proofs, progress. Data goes to stdout, everything else to stderr."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ if TYPE_CHECKING:
 
 
 _HARMLESS = {code: f"\\x{code:02x}" for code in (*range(10), *range(11, 32), 127)}
-"""Escapes of the control characters that a hostile file's metadata could send to the terminal."""
+"""Escapes for control characters that a hostile file's metadata could send to the terminal."""
 
 
 def say(text: str) -> None:
-    """Print one or several lines at once; a reader who has left is noticed here."""
+    """Print one or several lines at once; raises here if the pipe is broken."""
     print(text.translate(_HARMLESS), flush=True)
 
 
@@ -32,7 +32,7 @@ def print_json(data: object) -> None:
 
 
 def print_table(headers: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    """Print rows under headers, columns aligned, numbers to the right; nothing is truncated."""
+    """Print rows under headers in aligned columns, numbers to the right; nothing is truncated."""
     columns = list(zip(headers, *([_cell(cell) for cell in row] for row in rows), strict=True))
     widths = [max(map(len, column)) for column in columns]
     numeric = [
@@ -66,7 +66,7 @@ def print_facts(facts: Sequence[tuple[str, object]]) -> None:
 
 
 def print_report(report: ParityReport) -> None:
-    """Print what was proven: a line per comparison, with the figure, its limit and the reason."""
+    """Print the proof: a line per comparison, with figure and limit, then the limit's reason."""
     weights = report.weights
     rows: list[tuple[object, ...]] = [
         (
@@ -98,7 +98,7 @@ def _verdict(passed: bool) -> str:
 
 @contextmanager
 def progress_bar() -> Iterator[Progress | None]:
-    """Yield a callback that draws bars on stderr, or None where stderr is no terminal."""
+    """Yield a callback that draws bars on stderr, or None if stderr is not a terminal."""
     if not sys.stderr.isatty():
         yield None
         return

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @click.command("convert", cls=Command, no_args_is_help=True)
 @click.option("--src", required=True, help="A checkpoint, its address, or a catalogue name.")
-@click.option("--dst", type=PATH, help="File or folder to write to; default: beside the source.")
+@click.option("--dst", type=PATH, help="File or folder to write; default: next to the source.")
 @click.option(
     "--to",
     type=click.Choice(["safetensors", "npz", "h5", "timm", "transformers", "bit_pytorch"]),
@@ -29,14 +29,14 @@ if TYPE_CHECKING:
     "--from",
     "source_format",
     type=click.Choice(["npz", "h5", "tfhub"]),
-    help="Which released file of a catalogue name; default: npz.",
+    help="Released file format to use for a catalogue name; default: npz.",
 )
 @click.option(
     "--dtype",
     type=click.Choice(["float32", "float16", "bfloat16"]),
     default="float32",
     show_default=True,
-    help="Round the numbers; the file says so, and by how much they moved.",
+    help="Round the numbers to this dtype; the metadata states it, and how far they moved.",
 )
 @click.option(
     "--eps-exact",
@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 @click.option(
     "--report",
     type=PATH,
-    help="Where to write the proof; default: parity.json beside the output.",
+    help="Where to write the proof; default: parity.json next to the output.",
 )
 @click.option("--force", is_flag=True, help="Replace an existing output.")
 @click.option("--keep-source", is_flag=True, help="Keep a downloaded source in the cache.")
@@ -69,7 +69,7 @@ def convert(
 ) -> None:
     """Convert a checkpoint, by default to safetensors, and prove that nothing changed.
 
-    The source may have any format that BiT was ever released or used in; it is recognised by its
+    The source may have any format in which BiT was ever released or used; it is recognised by
     content.
 
     Example: bitzoo-convert --src bit_m_r50x1.npz
@@ -130,7 +130,7 @@ def _print(result: ConversionResult) -> None:
         ("network", result.network),
         ("model", result.info.identity),
         ("output", result.output),
-        ("proof", result.report or "none was asked for (--check none)"),
+        ("proof", result.report or "not requested (--check none)"),
     ]
     if result.notes:
         facts.append(("note", result.notes))

@@ -31,7 +31,7 @@ def evaluate(
 ) -> None:
     """Evaluate MODEL on labelled images.
 
-    MODEL is a run folder, or another model that names its classes.
+    MODEL is a run folder, or any other model with class names.
     """
     from bitzoo.inference import evaluate as evaluation
 
@@ -57,7 +57,7 @@ def evaluate(
 @click.option(
     "--activation",
     type=click.Choice(["softmax", "sigmoid"]),
-    help="What makes scores of logits; default: what the model states.",
+    help="Function from logits to scores; default: the one that the model states.",
 )
 @click.option(
     "--format", type=click.Choice(["table", "csv", "json"]), default="table", help="What to print."

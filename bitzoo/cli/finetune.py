@@ -115,7 +115,7 @@ def hyperrule(
     default=None,
     help="Memory format; default: channels last on a CPU.",
 )
-@click.option("--resume", is_flag=True, help="Go on with the run in --out, if there is one.")
+@click.option("--resume", is_flag=True, help="Continue the run in --out, if there is one.")
 @click.option("--overwrite", is_flag=True, help="Delete the run in --out and start again.")
 @debug_option
 def finetune(model: str, data: str, out: Path, **options: Any) -> None:
@@ -173,7 +173,7 @@ def parse_resolution(text: str | None) -> tuple[int | None, int] | None:
 
 
 class _Lines:
-    """Training as it goes: a bar on a terminal, else a plain line now and then."""
+    """Training progress: a bar on a terminal, otherwise a plain line every few seconds."""
 
     def __init__(self, *, bar: Any) -> None:
         self._bar = bar
@@ -205,7 +205,7 @@ class _Lines:
 
 def _print_result(result: FinetuneResult) -> None:
     if result.stopped:
-        say(f"Stopped after step {result.steps}. Go on with --resume.")
+        say(f"Stopped after step {result.steps}. Continue with --resume.")
         return
     found = result.evaluation
     score = (

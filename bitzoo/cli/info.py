@@ -1,4 +1,4 @@
-"""`bitzoo list` and `bitzoo info`: the catalogue, and what is known of a name or a file."""
+"""`bitzoo list` and `bitzoo info`: the catalogue, and what is known about a name or a file."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ _LINE = 100
 
 @click.command("list", cls=Command)
 @click.argument("pattern", default="*")
-@click.option("--released", is_flag=True, help="Only what Google released.")
+@click.option("--released", is_flag=True, help="Only models that Google released.")
 @json_option
 @debug_option
 def list_command(pattern: str, released: bool, json: bool) -> None:
-    """List the catalogue, or what of it matches PATTERN, such as 'BiT-M-*'."""
+    """List the catalogue's models, all or those that match PATTERN, such as 'BiT-M-*'."""
     from bitzoo.catalogue import registry
 
     names = registry.list_models(pattern, released=True if released else None)
@@ -56,7 +56,7 @@ def list_command(pattern: str, released: bool, json: bool) -> None:
 @json_option
 @debug_option
 def info(model: str, json: bool) -> None:
-    """Show all that is known of MODEL, a catalogue name or a checkpoint file."""
+    """Show what is known about MODEL, a catalogue name or a file, and on what basis."""
     record = describe(model)
     if json:
         print_json(record)
@@ -65,7 +65,7 @@ def info(model: str, json: bool) -> None:
 
 
 def describe(model: str) -> dict[str, Any]:
-    """Return all that is known of a catalogue name, a file or a folder, as JSON-ready data.
+    """Return what is known about a catalogue name, a file or a folder, as JSON-ready data.
 
     Raises:
         UnknownModelError: If it is none of these.
@@ -73,7 +73,7 @@ def describe(model: str) -> dict[str, Any]:
     """
     from bitzoo.catalogue.registry import find_spec
 
-    if spec := find_spec(model):  # at once, without what reads files
+    if spec := find_spec(model):  # fast: no import of code that reads files
         return spec.to_dict()
     from bitzoo.zoo.info import describe
 
@@ -81,7 +81,7 @@ def describe(model: str) -> dict[str, Any]:
 
 
 def facts(record: dict[str, Any]) -> Facts:
-    """Return what `describe` found as lines for people: names and values, empty ones left out."""
+    """Return what `describe` found as readable names and values, without empty ones."""
     lines = _file_facts(record) if "file" in record else _model_facts(record)
     return [(name, value) for name, value in lines if value not in ("", [])]
 
@@ -115,7 +115,7 @@ def _preprocessing(facts: dict[str, Any]) -> list[str]:
 
 
 def _scores(metrics: list[dict[str, Any]]) -> list[str]:
-    """One line a score, under each other what belongs together, and then their source."""
+    """Return one line per score, grouped by source, each group followed by its source."""
     lines = []
     for source, group in groupby(metrics, key=lambda metric: str(metric["source"])):
         rows = []
@@ -129,7 +129,7 @@ def _scores(metrics: list[dict[str, Any]]) -> list[str]:
 
 def _file_facts(record: dict[str, Any]) -> Facts:
     known = [row for row in _known_facts(record) if row[0] != "network"]
-    if "tensors" not in record:  # an exported file, of which the report beside it tells
+    if "tensors" not in record:  # an exported file, described by the report next to it
         return [("file", record["file"]), *_known_facts(record)]
     classes, params = record["num_classes"], record["num_params"]
     head = f"{classes:,} classes" if classes else "no head"
@@ -148,7 +148,7 @@ def _file_facts(record: dict[str, Any]) -> Facts:
 
 
 def _known_facts(record: dict[str, Any]) -> Facts:
-    """What is known of the model in a file, and who says so."""
+    """Return what is known about the model in a file, and who says so."""
     from bitzoo.catalogue.model_info import ModelInfo
 
     known = ModelInfo.from_dict(record["info"])
@@ -158,7 +158,7 @@ def _known_facts(record: dict[str, Any]) -> Facts:
 
 
 def _aligned(rows: Iterable[Iterable[object]]) -> list[str]:
-    """Join the cells of each row, as wide as the widest of their column; the last stays ragged."""
+    """Join the cells of each row, padded to their column's width, except the last column."""
     table = [tuple(map(str, row)) for row in rows]
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     return [

@@ -1,4 +1,4 @@
-"""The commands `bitzoo` and `bitzoo-convert`: the group, and how a command is run.
+"""The commands `bitzoo` and `bitzoo-convert`.
 
 Nothing heavy is imported here: each command imports what it needs when it runs.
 """
@@ -58,10 +58,10 @@ def convert_main() -> None:
 
 
 def _run(command: click.Command) -> None:
-    """Run a command, which reports its own errors; what click prints itself may fail, too."""
+    """Run a command, which reports its own errors; click's own printing may fail too."""
     exit_on_signals()
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # a file's name need not be text
+        if isinstance(stream, io.TextIOWrapper):  # file names may not be valid text
             stream.reconfigure(errors="backslashreplace")
     try:
         command()

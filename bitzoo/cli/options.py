@@ -25,7 +25,7 @@ debug_option = click.option(
     callback=_set_debug,
     help="Show the traceback of an error.",
 )
-"""Also accepted by the group, before the command's name."""
+"""Also accepted before the command's name."""
 
 json_option = click.option("--json", is_flag=True, help="Print JSON for scripts.")
 
@@ -34,7 +34,7 @@ check_option = click.option(
     type=click.Choice(["none", "weights", "logits"]),
     default="logits",
     show_default=True,
-    help="What to prove; logits stands for both proofs.",
+    help="What to prove; logits means both proofs.",
 )
 
 edition_option = click.option(
@@ -47,14 +47,14 @@ edition_option = click.option(
 
 
 def inference_options(command: _Decorated) -> _Decorated:
-    """Add how a network is run."""
+    """Add the options for running a network."""
     for option in (
         click.option(
             "--backend",
             type=click.Choice(["eager", "compile", "onnxruntime", "openvino"]),
             default="eager",
             show_default=True,
-            help="What runs the network.",
+            help="Library that runs the network.",
         ),
         click.option(
             "--dtype",

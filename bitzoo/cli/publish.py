@@ -25,20 +25,20 @@ _SHORT = 12
 vouch_option = click.option(
     "--vouch",
     is_flag=True,
-    help="Vouch that it is the release that its name stands for; the card says so.",
+    help="Vouch that it is the release that its name refers to; the card says so.",
 )
 
 
 @click.command("publish", cls=Command, no_args_is_help=True)
 @click.argument("model")
-@click.option("--repo", help="Repository, organisation/name, of one model.")
+@click.option("--repo", help="Repository, organisation/name, for one model.")
 @click.option("--org", help="Organisation or user; each model keeps its name there.")
 @click.option("--private", is_flag=True, help="Make a new repository private.")
 @click.option("--create-pr", is_flag=True, help="Propose the files in a pull request.")
 @click.option("--tag", help="Name for the commit, such as v1.")
 @click.option("--dry-run", is_flag=True, help="Write folder and plan; use no network.")
 @click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
-@click.option("--folder", type=PATH, help="Where to put the files together; default: the cache.")
+@click.option("--folder", type=PATH, help="Folder to stage the files in; default: in the cache.")
 @click.option("--license", help="SPDX id of the licence of your file or run.")
 @vouch_option
 @json_option
@@ -73,7 +73,7 @@ def publish(
             show()
         if yes or _ask(question):
             return True
-        raise UsageError("Not confirmed; nothing was sent. To publish without being asked: --yes.")
+        raise UsageError("Not confirmed; nothing was sent. Use --yes to skip the question.")
 
     with ExitStack() as stack:
         if not dry_run:
@@ -158,12 +158,12 @@ def _print_plans(plans: Sequence[Plan], *, json: bool) -> None:
 
 def _tell(result: PublishResult) -> None:
     done = result.publication
-    told = (
+    outcome = (
         f"{done.outcome} {done.commit[:_SHORT]}"
         if done
         else f"failed: {describe_error(result.error)}"
     )
-    print(f"{result.repo}: {told}", file=sys.stderr, flush=True)
+    print(f"{result.repo}: {outcome}", file=sys.stderr, flush=True)
 
 
 def _print_batch(plan: BatchPlan) -> None:
@@ -207,12 +207,12 @@ def _print_plan(plan: Plan) -> None:
     ]
     if state is not None:
         facts.append(("is now at", state.commit or "no commit"))
-        facts.append(("visible to", "some (private)" if state.private else "all (public)"))
+        facts.append(("visible to", "restricted (private)" if state.private else "all (public)"))
         if state.others:
             facts.append(("left alone", list(state.others)))
     else:
         facts.append(
-            ("visible to", "some (private)" if options.private else "as its owner's default")
+            ("visible to", "restricted (private)" if options.private else "its owner's default")
         )
     if options.create_pr:
         facts.append(("how", "a pull request"))
@@ -223,14 +223,14 @@ def _print_plan(plan: Plan) -> None:
 
 
 def _known_facts(plan: Plan) -> list[tuple[str, object]]:
-    """What is claimed of the model: which release it is, and under whose licence."""
+    """Return what is claimed about the model: which release it is, and its licence."""
     info = plan.prepared.info
     if info is None:
         return [("licence", "as its card says")]
-    licence = info.license or "not stated; say which: --license"
+    licence = info.license or "not stated; state it with --license"
     facts: list[tuple[str, object]] = [("identity", info.identity), ("licence", licence)]
     if info.identity.name and not info.identity.established:
-        left_out = "its scores and licence; if it is that release, vouch for it: --vouch"
+        left_out = "its scores and licence; if it is that release, vouch for it with --vouch"
         facts.append(("left out", left_out))
     return facts
 
@@ -255,7 +255,7 @@ def _ask(question: str) -> bool:
 
 @contextmanager
 def _quiet_client() -> Iterator[None]:
-    """Keep the client's own bars and remarks from mixing with what is printed here."""
+    """Silence the client's own progress bars and messages."""
     import logging
 
     from huggingface_hub.utils import disable_progress_bars  # type: ignore[attr-defined]

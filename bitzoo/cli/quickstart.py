@@ -1,7 +1,7 @@
-"""`bitzoo quickstart`: the whole path once, on this machine, without a network.
+"""`bitzoo quickstart`: the whole workflow once, on this machine, without the network.
 
-There are no released weights to begin with, so it makes a small checkpoint in Google's exact layout
-from random numbers, and says so. The images are real.
+Without the network there are no released weights, so it makes a small checkpoint of random numbers
+in Google's exact layout, and says so. The images are real.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ PLAN: dict[str, Any] = {
     "resolution": (32, 32),
     "flip": False,
 }
-"""Departures from BiT-HyperRule: it is meant for networks that know something already, and a
-mirrored digit is another digit or none."""
+"""Departures from BiT-HyperRule, which is meant for pre-trained networks; and a mirrored digit is
+another digit or none."""
 
 
 @click.command("quickstart", cls=Command)
@@ -100,7 +100,7 @@ def _classify(checkpoint: Path, pixels: np.ndarray[tuple[int, ...], np.dtype[np.
         for value, index in zip(values.tolist(), indices.tolist(), strict=True)
     ]
     print_table(("class", "score"), rows)
-    say("\n   Random weights know nothing; Google's do. Try:")
+    say("\n   Random weights predict nothing useful. For Google's weights, try:")
     say('   bitzoo.create_model("BiT-M-R50x1", pretrained=True)')
 
 
@@ -138,7 +138,7 @@ def write_random_checkpoint(
         path: File to write.
         architecture: Network to write numbers for.
         num_classes: Outputs of the head.
-        seed: Of the numbers.
+        seed: Seed of the numbers.
     """
     import numpy as np
 
@@ -172,7 +172,7 @@ def _sample_datasets() -> Any:
         from sklearn import datasets
     except ImportError as error:
         raise MissingExtraError(
-            "quickstart uses images that scikit-learn ships, and scikit-learn is not installed. "
-            "Install it: pip install 'bitzoo[quickstart]'."
+            "quickstart needs images that come with scikit-learn, which is not installed. Install "
+            "it: pip install 'bitzoo[quickstart]'."
         ) from error
     return datasets

@@ -1,4 +1,4 @@
-"""Leaving a command on Ctrl-C, SIGTERM or SIGHUP, so that nothing half-written stays behind."""
+"""Exit on Ctrl-C, SIGTERM or SIGHUP by unwinding, so that no incomplete files are left."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from types import FrameType
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _BOOKKEEPING = {"threading", "concurrent", "weakref", "_weakrefset", "queue", "logging"}
-"""Modules that an exception from outside leaves with a lock held or a thread unlisted: the process
-then waits for ever. In callbacks of weak references it would be swallowed."""
+"""Modules in which an exception from a signal handler can leave a lock held or a thread unlisted,
+so that the process waits for ever. In weak reference callbacks the exception would be swallowed."""
 _RETRY_SECONDS = 0.01
 
 
 def exit_on_signals() -> None:
-    """Leave by `SystemExit`, which unwinds, with the exit code that shells use: 128 + the signal.
+    """Exit by `SystemExit`, which unwinds, with the exit code that shells use: 128 + the signal.
 
-    A signal that is ignored, as under nohup, stays ignored.
+    An ignored signal, as under nohup, stays ignored.
     """
     for number in _SIGNALS:
         if signal.getsignal(number) is not signal.SIG_IGN:
@@ -30,7 +30,7 @@ def _leave(number: int, frame: FrameType | None) -> None:
 
     def again(_: int, frame: FrameType | None) -> None:
         nonlocal before
-        # At one instruction for so long it is waiting for a lock, and that may be interrupted.
+        # Still at the same instruction, it is waiting for a lock, which may be interrupted.
         if _is_bookkeeping(frame) and _place(frame) != before:
             before = _place(frame)
             signal.setitimer(signal.ITIMER_REAL, _RETRY_SECONDS)

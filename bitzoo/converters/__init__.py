@@ -1,8 +1,8 @@
-"""Checkpoint files: reading, converting, and proving that the conversion is the original.
+"""Checkpoint files: reading, converting, and proving that the conversion equals the original.
 
-    source  layouts  key_mapping  dtypes   what a checkpoint, an axis order and a name are
-    writer  formats/                       files to tensors, and back
-    open  identify  state_dict             recognition by content; tensors to an architecture
-    streaming  convert                     block by block from one file to the other
-    parity/                                both proofs, and the oracles they ask
+source  layouts  key_mapping  dtypes   checkpoints, axis orders, tensor names, dtypes
+writer  formats/                       from files to tensors, and back
+open  identify  state_dict             recognition by content; from tensors to an architecture
+streaming  convert                     block by block from one file to the other
+parity/                                both proofs, and their oracles
 """

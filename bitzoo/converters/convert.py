@@ -1,8 +1,8 @@
 """Conversion: open -> identify -> move blocks -> prove -> give the file its name.
 
-One mechanism for every pair of formats: a block is read in the source's order of axes, viewed in
-the network's, copied into the output's, and written where it belongs. Nothing exists under the
-output's name until every proof asked for has passed. What is known of the model travels along.
+One mechanism serves every pair of formats: a block is read in the source's axis order, viewed in
+the network's, copied into the output's, and written to its place. Nothing exists under the
+output's name until every requested proof has passed. The model's record is written along.
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ LOGITS_DEVIATION = "logits_relative_l2"
 _WEIGHTS_DEVIATION = "weights_relative_l2"
 _UNKNOWN_SHA256 = "0" * 64
 _ENDINGS = (".gz", ".tgz", ".tar", ".index")
-"""What comes off a source's name besides its suffix."""
+"""Endings that are removed from a source's name, besides its suffix."""
 _FINITE_STEP = 1 << 18
-"""Numbers looked through at a time, for both of two looks to find them in the cache."""
+"""Numbers checked at a time, so that the second of two passes finds them in the processor cache."""
 
 
 @dataclass(frozen=True)
@@ -52,11 +52,11 @@ class Conversion:
         source: The file that was read.
         output: The file or folder.
         inventory: The network found in it; its tensors are closed.
-        info: What is known of the model.
+        info: What is known about the model.
         sha256: SHA-256 of the source.
-        notes: What a user should know, in sentences.
-        weights: The proof of weights, if it was asked for.
-        exact: Whether the output holds the very numbers of the source.
+        notes: What a user should know, as sentences.
+        weights: The proof of weights, if requested.
+        exact: Whether the output has exactly the numbers of the source.
     """
 
     source: Path
@@ -76,11 +76,11 @@ class Conversion:
 
 Prove = Callable[[Source, Conversion], None]
 """Called with the open source and the conversion, whose `output` is still a temporary file, before
-the file gets its name. It raises to refuse it."""
+the file gets its name. It raises to reject the output."""
 
 
 def default_output(source: Path, to: str = "safetensors") -> Path:
-    """Return the path beside `source` that a conversion writes unless told otherwise."""
+    """Return the path next to `source` that a conversion writes by default."""
     place = source
     while place.suffix.lower() in _ENDINGS:
         place = place.with_suffix("")
@@ -99,27 +99,27 @@ def convert(
     force: bool = False,
     progress: Progress | None = None,
 ) -> Conversion:
-    """Convert a checkpoint to another format, values untouched unless asked otherwise.
+    """Convert a checkpoint to another format; values do not change unless `target` says so.
 
     Args:
         source: A checkpoint that `open_source` reads, or an open one.
-        output: Where to write; default beside the source.
+        output: Where to write; default next to the source.
         target: What to write; default bitzoo's own safetensors.
-        identity: Which release the source is, where the caller knows it from the bytes; None
-            leaves it to what the file says of itself.
+        identity: Which release the source is, if the caller knows it from the bytes; None leaves
+            it to what the file says about itself.
         compare: Whether to read every block back, map it to the source's axis order, and compare
-            the bits; `Conversion.weights` then says what was found.
+            the bits; `Conversion.weights` has the result.
         prove: See `Prove`.
         force: Whether an existing output may be replaced.
-        progress: Called as bytes are read and written.
+        progress: Called with the progress in bytes read and written.
 
     Returns:
         What was converted; `output` is the final path.
 
     Raises:
-        CheckpointError: If the source is damaged, unsafe, or holds NaN or infinity.
-        TensorMismatchError: If its tensors make no BiT network.
-        UsageError: If the output exists and `force` is False, or there is no room for it.
+        CheckpointError: If the source is damaged or unsafe, or contains NaN or infinity.
+        TensorMismatchError: If its tensors do not form a BiT network.
+        UsageError: If the output exists and `force` is False, or there is no disk space for it.
     """
     target = target or Target()
     with opened(source) as original:
@@ -141,7 +141,7 @@ def convert(
 
 
 def record_logits_distance(conversion: Conversion, target: Target, moved: float) -> Path:
-    """Put how far the logits moved by rounding into a written output, where its record stands.
+    """Write into the record of an output how far rounding moved its logits.
 
     Returns:
         The file that has the weights.
@@ -164,30 +164,30 @@ def _what_is_known(
     dtypes = {tensor.number_format for tensor in inventory.tensors.values()} - {"float32"}
     if dtypes:
         notes.append(f"Tensors stored as {', '.join(sorted(dtypes))} are converted to float32.")
-    info, told = read_info(source, inventory, identity)
-    notes += told
+    info, more_notes = read_info(source, inventory, identity)
+    notes += more_notes
     if target.format.weights and info.preprocessing is None:
         notes.append(
-            "How images are prepared is not known; preprocessor_config.json has what BiT was "
-            "pre-trained with, and the record in config.json says that nothing is known."
+            "How images are prepared is not known: preprocessor_config.json has the preprocessing "
+            "of BiT's pre-training, and the record in config.json says that nothing is known."
         )
     room = target.format.record_bytes
     if room == 0 and (info.own_names or info.run or "license" in info.sources):
         notes.append(
             f"A file of format {target.to} has no place for class names, licence, preprocessing "
-            "and the like: what is known of the model stays behind, but for parity.json."
+            "and the like: what is known about the model is left out, except in parity.json."
         )
     elif room and info.own_names and len(info.to_json()) > room:
         info = replace(info, own_names=None)
         notes.append(
-            f"The class names are too long for a file of format {target.to} and stay behind."
+            f"The class names are too long for a file of format {target.to} and are left out."
         )
     return info, tuple(notes)
 
 
 @dataclass(frozen=True)
 class _Job:
-    """One conversion, planned: everything that writing the output needs."""
+    """One planned conversion: everything needed to write the output."""
 
     source: Source
     inventory: Inventory
@@ -198,10 +198,10 @@ class _Job:
     progress: Progress | None
 
     def run(self) -> tuple[str, ModelInfo, WeightsProof | None]:
-        """Write every tensor, and meanwhile hash the source and compare the bits.
+        """Write every tensor, and hash the source and compare the bits at the same time.
 
         Returns:
-            The source's SHA-256, the record as written, and the proof of weights if asked for.
+            The source's SHA-256, the record as written, and the proof of weights if requested.
         """
         source, inventory, target = self.source, self.inventory, self.target
         shapes = inventory.architecture.shapes(inventory.num_classes)
@@ -248,7 +248,7 @@ class _Job:
             )
 
     def _record(self, sha256: str, moved: float | None = None) -> ModelInfo:
-        """The record as it stands in the output; as long with one SHA-256 as with another."""
+        """Return the record for the output; its length does not depend on the SHA-256."""
         target = self.target
         made = self.info.provenance or Provenance(self.source.path.name, sha256)
         if not target.is_exact:
@@ -262,7 +262,7 @@ class _Job:
         return replace(self.info, provenance=made)
 
     def _metadata(self, info: ModelInfo) -> dict[str, str]:
-        """What the output's header holds; values that are not known yet have their final length."""
+        """Return the output's header; values that are not known yet have their final length."""
         target, name = self.target, info.identity.name
         metadata = {
             "format": "pt",
@@ -275,7 +275,7 @@ class _Job:
         if target.eps_exact:
             metadata[KERNEL_SCALE] = str(EPS_EXACT_SCALE)
             metadata["kernel_scale_reason"] = (
-                f"with kernels x{EPS_EXACT_SCALE} the eps 1e-8 of {target.format.readers} computes "
+                f"with kernels x{EPS_EXACT_SCALE} the eps 1e-8 of {target.format.readers} gives "
                 "the released function (eps 1e-10); for inference only, fine-tuning would be "
                 "100 x slower"
             )
@@ -289,17 +289,17 @@ class _Job:
 class Mover:
     """Converts blocks, from any thread: read, transpose, check, round, write, compare.
 
-    A large block is read at once where the file scatters it; then it goes piece by piece, so that
-    each piece stays in the processor's cache from step to step.
+    A large block is read as a whole if the file scatters it. It is then processed in pieces, so
+    that each piece stays in the processor's cache from step to step.
 
     Attributes:
         source: The original, open.
         target: What to write.
         names: The output's name of each tensor.
         writer: The output, open.
-        pool: Lends the memory, and is told of the progress.
-        rounding: Where to add up how far rounding moves the numbers, if they are rounded.
-        comparison: What compares each piece once it is written, if anything does.
+        pool: Provides scratch memory, and receives the progress.
+        rounding: Accumulates how far rounding moves the numbers, if they are rounded.
+        comparison: Compares each piece after it is written, if requested.
     """
 
     source: Source
@@ -311,10 +311,10 @@ class Mover:
     comparison: BitComparison | None = None
 
     def move(self, block: Block) -> None:
-        """Move a block.
+        """Convert a block.
 
         Raises:
-            CheckpointError: If it cannot be read, or holds NaN or infinity.
+            CheckpointError: If it cannot be read, or contains NaN or infinity.
         """
         layout = layout_of(block.slot.role, self.source.names)
         axis = out_axis(layout, len(block.tensor.shape))
@@ -329,7 +329,7 @@ class Mover:
             self.pool.advance(values.nbytes)
 
     def _pieces(self, block: Block) -> Iterable[Block]:
-        """Cut a block, unless the output scatters it: each piece would touch every row again."""
+        """Cut a block, unless the output scatters it: then each piece would touch every row."""
         return [block] if scatters(self.target.format.names) else block.pieces()
 
     def _write(self, piece: Block, values: Array) -> None:
@@ -344,10 +344,10 @@ class Mover:
 
 
 def _transposed(piece: Block, stored: Array, pool: WorkerPool, target: Target) -> Array:
-    """Return a piece's numbers in the output's order of axes, float32, scaled if asked for."""
+    """Return a piece's numbers in the output's axis order, float32, scaled with `eps_exact`."""
     layout = layout_of(piece.slot.role, target.format.names)
     values = pool.scratch("values").array(stored_shape(stored.shape, layout), np.float32)
-    with np.errstate(over="ignore", invalid="ignore"):  # what comes of it is refused
+    with np.errstate(over="ignore", invalid="ignore"):  # infinity and NaN are rejected afterwards
         copy_blocked(stored, as_oihw(values, layout))
         if target.eps_exact and piece.slot.role.is_standardized:
             values *= np.float32(EPS_EXACT_SCALE)
@@ -363,7 +363,7 @@ def _check_finite(
         extremes = np.maximum.reduce(part), np.minimum.reduce(part)  # either is NaN if any is
         if not np.isfinite(extremes).all():
             raise CheckpointError(
-                f"{source.path}: tensor {piece.tensor.name!r} holds NaN or infinite numbers (or "
-                f"numbers too large for {number_format}); expected finite ones. The file is "
+                f"{source.path}: expected finite numbers, but tensor {piece.tensor.name!r} holds "
+                f"NaN or infinite numbers (or numbers too large for {number_format}). The file is "
                 "damaged, or its training diverged."
             )

@@ -1,4 +1,4 @@
-"""Number formats narrower than float32: rounding to them and widening again.
+"""Dtypes narrower than float32: round to them and widen again.
 
 bfloat16 is the upper half of a float32; NumPy has no dtype for it.
 """
@@ -13,11 +13,11 @@ import numpy as np
 from bitzoo.converters.source import Array, RawTensor, Scratch, StoredTensor
 
 NUMBER_FORMATS = ("float32", "float16", "bfloat16")
-"""What a checkpoint may be written in."""
+"""Dtypes that a checkpoint may be written in."""
 
 
 def round_to(values: Array, number_format: str) -> Array:
-    """Round float32 numbers to the nearest (ties to even); bfloat16 comes as uint16.
+    """Round float32 numbers to nearest (ties to even); bfloat16 is returned as uint16.
 
     Numbers too large for float16 become infinite.
     """
@@ -35,7 +35,7 @@ def round_to(values: Array, number_format: str) -> Array:
 
 
 def widen(stored: Array, number_format: str) -> Array:
-    """Return rounded numbers as float32, exactly; the inverse of `round_to` where there is one."""
+    """Return rounded numbers as float32, exactly; inverts `round_to` for representable numbers."""
     if number_format == "bfloat16":
         bits = stored.astype(np.uint32)
         bits <<= 16
@@ -44,14 +44,14 @@ def widen(stored: Array, number_format: str) -> Array:
 
 
 class RoundingError:
-    """How far rounding moved the numbers, over all tensors; filled by any thread."""
+    """Accumulates how far rounding moved the numbers of all tensors; thread-safe."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._moved = self._whole = 0.0
 
     def add(self, values: Array, rounded: Array) -> None:
-        """Count float32 numbers and what they were rounded to."""
+        """Add float32 numbers and their rounded values."""
         moved = (rounded - values).reshape(-1)
         whole = values.reshape(-1)
         sums = float(np.dot(moved, moved)), float(np.dot(whole, whole))
@@ -66,12 +66,12 @@ class RoundingError:
 
 
 class BrainFloatTensor(StoredTensor):
-    """A bfloat16 tensor, read as the float32 numbers it stands for, which is exact."""
+    """A bfloat16 tensor, read as float32 numbers of exactly the same values."""
 
     dtype = np.dtype(np.float32)
 
     def __init__(self, halves: RawTensor) -> None:
-        """Read `halves`, a tensor of uint16 that are the upper halves of float32 numbers."""
+        """Wrap `halves`, a tensor of uint16 that are the upper halves of float32 numbers."""
         self.name, self.shape, self._halves = halves.name, halves.shape, halves
 
     @property
@@ -86,7 +86,7 @@ class BrainFloatTensor(StoredTensor):
 
     @property
     def number_format(self) -> str:
-        """It is bfloat16 that lies in the file."""
+        """The stored dtype, which is bfloat16."""
         return "bfloat16"
 
     def read_slab(self, axis: int, start: int, stop: int, scratch: Scratch | None = None) -> Array:

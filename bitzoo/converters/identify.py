@@ -1,6 +1,6 @@
-"""From a file's tensors to a BiT architecture, or to a diff that says why there is none.
+"""Infer the BiT architecture of a checkpoint from its tensors, or explain the mismatch in a diff.
 
-The tensors decide, never the file's name: public files are mislabelled (issue 47 of
+Only the tensors decide, never the file's name: public files are mislabelled (issue 47 of
 google-research/big_transfer: ``BiT-S-R50x3.h5`` holds a width-1 root).
 """
 
@@ -11,24 +11,24 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import accumulate
 
-from bitzoo.models.architecture import BRANCHES, NUM_BLOCKS, STEM_CHANNELS, Architecture, Role, Slot
-from bitzoo.converters.layouts import LOGICAL, stored_shape
 from bitzoo.converters.key_mapping import LAYOUTS, layout_of, name_of, slot_of
+from bitzoo.converters.layouts import LOGICAL, stored_shape
 from bitzoo.converters.source import Source, StoredTensor
 from bitzoo.errors import ArchitectureError, CheckpointError, TensorMismatchError
+from bitzoo.models.architecture import BRANCHES, NUM_BLOCKS, STEM_CHANNELS, Architecture, Role, Slot
 
 _MAX_DIFF_LINES = 200
 _MAX_IN_CHANS = 1024
-"""Bound on the images' channels: a stem is read in one piece for each position and channel."""
+"""Bound on the images' channels: a stem is read in one piece per position and channel."""
 _RGB = 3
 _TENSORS_PER_UNIT = 3 * len(BRANCHES)
 _NETWORK_OVER_STEM = 4 * 2 ** (NUM_BLOCKS - 1)
-"""Channels of the last block over those of the stem: 2048 to 64."""
+"""Ratio of the last block's channels to the stem's: 2048 to 64."""
 
 
 @dataclass(frozen=True)
 class Inventory:
-    """What a checkpoint holds, in the network's own terms.
+    """The contents of a checkpoint in terms of the network.
 
     Attributes:
         architecture: Depths, width and input channels, inferred from the tensors.
@@ -42,7 +42,7 @@ class Inventory:
 
     @property
     def title(self) -> str:
-        """Architecture and classes, as people say it."""
+        """Architecture and classes in words."""
         head = f"{self.num_classes:,} classes" if self.num_classes else "no head"
         inputs = self.architecture.in_chans
         return f"{self.architecture.name} with {head}" + (
@@ -56,10 +56,10 @@ class Inventory:
 
 
 def identify(source: Source) -> Inventory:
-    """Recognise the architecture of an open checkpoint from its tensors' names and shapes.
+    """Infer the architecture of an open checkpoint from its tensors' names and shapes.
 
     Raises:
-        CheckpointError: If no tensor has a name that a BiT network knows.
+        CheckpointError: If no tensor has the name of a BiT tensor.
         TensorMismatchError: If tensors are missing, extra or misshapen; all are listed.
     """
     found: dict[Slot, StoredTensor] = {}
@@ -76,7 +76,7 @@ def identify(source: Source) -> Inventory:
         listed = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
         raise CheckpointError(
             f"{source.path}: no tensor has a BiT name; expected names like {example}, found "
-            f"{len(names)} others ({listed or 'none at all'}). It holds something else."
+            f"{len(names)} others ({listed or 'none'}). The file is not a BiT checkpoint."
         )
     num_classes = _num_classes(found, source.names)
     architecture = min(
@@ -90,7 +90,7 @@ def identify(source: Source) -> Inventory:
 
 
 def _candidates(source: Source, found: Mapping[Slot, StoredTensor]) -> list[Architecture]:
-    """Return an architecture for each hint at the width that the file gives."""
+    """Return one candidate architecture per hint at the width in the file."""
     layout = LAYOUTS[source.names]
     units = {block: Counter[int]() for block in range(1, NUM_BLOCKS + 1)}
     for slot in found:
@@ -109,7 +109,7 @@ def _candidates(source: Source, found: Mapping[Slot, StoredTensor]) -> list[Arch
     first = found.get(Slot(Role.NORM_SCALE, 1, 1, "a"))
     if first is not None and len(first.shape) == 1:
         hints.append(first.shape[0])
-    problem = "no stem kernel and no normalization to tell the width from"
+    problem = "expected a stem kernel or a normalization to infer the width from, found neither"
     architectures = []
     for channels in dict.fromkeys(hints):
         try:
@@ -117,15 +117,15 @@ def _candidates(source: Source, found: Mapping[Slot, StoredTensor]) -> list[Arch
         except ArchitectureError as error:
             problem = str(error)
     if not architectures:
-        raise CheckpointError(f"{source.path}: its tensors are of no BiT network: {problem}")
+        raise CheckpointError(f"{source.path}: its tensors do not form a BiT network: {problem}")
     return architectures
 
 
 def _depth(units: Counter[int]) -> int:
-    """Return the depth that leaves the fewest tensors of a block missing or over.
+    """Return the depth with the fewest missing and extra tensors of a block.
 
     Args:
-        units: How many tensors the file has of each unit.
+        units: Number of tensors in the file per unit.
     """
     steps = (2 * units[unit] - _TENSORS_PER_UNIT for unit in range(1, max((1, *units)) + 1))
     gains = list(accumulate(steps))
@@ -179,7 +179,7 @@ def _diff(
     if len(lines) > _MAX_DIFF_LINES:
         shown.append(f"  ... and {len(lines) - _MAX_DIFF_LINES} more")
     return (
-        f"{source.path}: its tensors are nearest to {architecture.name} with {num_classes} "
+        f"{source.path}: its tensors are closest to {architecture.name} with {num_classes} "
         "classes, but do not fit it. Expected (-) and found (+):\n" + "\n".join(shown) + "\n"
-        "The file is damaged, incomplete, or of another network."
+        "The file is damaged, incomplete, or belongs to another network."
     )

@@ -1,14 +1,14 @@
-"""The name table: what each format calls each tensor, read in both directions.
+"""The key mapping: each tensor's name in each naming scheme, looked up in both directions.
 
-One row a tensor role, one column a naming scheme; everything else is derived from it. Fields of a
-name: block ``{b}`` (1-4), unit ``{u}`` (from 1), branch ``{x}`` (a, b, c), and the same counted
-differently: ``{i}`` = b - 1, ``{j}`` = u - 1, ``{n}`` = 1, 2, 3 for a, b, c. Where a scheme's word
-for a branch is not regular, the row says it by branch.
+`TABLE` has one row per tensor role and one column per naming scheme; everything else is derived
+from it. Fields of a name: block ``{b}`` (1-4), unit ``{u}`` (from 1), branch ``{x}`` (a, b, c), and
+the same counted differently: ``{i}`` = b - 1, ``{j}`` = u - 1, ``{n}`` = 1, 2, 3 for a, b, c. If a
+scheme's names are irregular, the row has one template per branch.
 
 =============  ====================================================================================
 npz            Google's npz files and TensorFlow 1 modules and checkpoints
-keras          Keras h5 files and TensorFlow 2 variables, as the readers clean their names
-tf2            paths in a TensorFlow 2 object graph, for files whose variables' names are ambiguous
+keras          Keras h5 files and TensorFlow 2 variables, after the readers clean their names
+tf2            paths in a TensorFlow 2 object graph, for files with ambiguous variable names
 timm           timm, and bitzoo's own files
 transformers   transformers, BitForImageClassification
 bit_pytorch    the PyTorch code of the release
@@ -34,7 +34,7 @@ _LAYER = "bit.encoder.stages.{i}.layers.{j}"
 _BODY = "body.block{b}.unit{u:02d}"
 
 Template = str | Mapping[str, str]
-"""A name with fields, or one for each branch."""
+"""A name with fields, or one such name per branch."""
 
 TABLE: dict[Role, dict[str, Template]] = {
     Role.STEM_KERNEL: {
@@ -123,13 +123,13 @@ LAYOUTS: dict[str, str] = {
     "transformers": "OIHW",
     "bit_pytorch": "OIHW",
 }
-"""How each scheme orders the axes of a kernel (see `bitzoo.converters.layouts`)."""
+"""Axis order of a kernel in each scheme (see `bitzoo.converters.layouts`)."""
 
 HEAD_LAYOUTS: dict[str, str] = {"keras": "IO", "tf2": "IO", "transformers": "OI"}
-"""The same for the head's kernel, where it is not a 1x1 convolution but a dense layer."""
+"""The same for the head's kernel, if it is a dense layer instead of a 1x1 convolution."""
 
 TORCH_SCHEMES = ("timm", "transformers", "bit_pytorch")
-"""Schemes that a safetensors or PyTorch file may follow."""
+"""Schemes that a safetensors or PyTorch file may use."""
 
 _FIELDS = {
     "{b}": r"(?P<b>[1-4])",
@@ -142,18 +142,18 @@ _FIELDS = {
 
 
 def layout_of(role: Role, names: str) -> str:
-    """Return how the scheme `names` orders the axes of the kernel with that role."""
+    """Return the axis order of kernels with that role in the scheme `names`."""
     head = HEAD_LAYOUTS.get(names) if role is Role.HEAD_KERNEL else None
     return head or LAYOUTS[names]
 
 
 def scatters(names: str) -> bool:
-    """Return whether kernels of the scheme `names` have each output spread over all their rows."""
+    """Return whether kernels in the scheme `names` spread each output channel over all rows."""
     return not LAYOUTS[names].startswith("O")
 
 
 def name_of(slot: Slot, names: str) -> str:
-    """Return what the scheme `names` calls the tensor at `slot`."""
+    """Return the name of the tensor at `slot` in the scheme `names`."""
     template = TABLE[slot.role][names]
     if not isinstance(template, str):
         template = template[slot.branch]
@@ -168,7 +168,7 @@ def name_of(slot: Slot, names: str) -> str:
 
 
 def slot_of(name: str, names: str) -> Slot | None:
-    """Return the slot that the scheme `names` calls `name`, or None if it calls none so."""
+    """Return the slot with that name in the scheme `names`, or None if there is none."""
     for role, branch, pattern in _patterns(names):
         match = pattern.fullmatch(name)
         if match:
@@ -178,7 +178,7 @@ def slot_of(name: str, names: str) -> Slot | None:
 
 
 def scheme_of(found: Iterable[str], schemes: Iterable[str]) -> str:
-    """Return which of `schemes` knows most of the names; of equals the first."""
+    """Return the scheme that knows most of the names; in a tie, the first."""
     found = list(found)
     return max(schemes, key=lambda names: sum(slot_of(name, names) is not None for name in found))
 
@@ -192,7 +192,7 @@ def _slot(role: Role, branch: str, fields: dict[str, str]) -> Slot:
 
 @cache
 def _patterns(names: str) -> list[tuple[Role, str, re.Pattern[str]]]:
-    """Role, branch if the row says it, and pattern."""
+    """Return role, branch (if the row has one template per branch) and pattern."""
     patterns = []
     for role, row in TABLE.items():
         template = row[names]

@@ -1,4 +1,4 @@
-"""Axis orders: the one place where a tensor is transposed.
+"""Axis orders of kernels; the only module that transposes tensors.
 
 A layout is a word over the axes out (O), in (I), height (H) and width (W), slowest first: ``HWIO``
 in TensorFlow's files, ``OIHW`` in PyTorch's, ``IO`` for a dense kernel. Vectors have no layout.
@@ -19,21 +19,21 @@ _BLOCK_OUT = 256
 _BLOCK_REST = 512
 _PADDING = 16
 """Elements: blocks of 256 outputs by 512 inputs fit the second-level cache, and the padding keeps
-their rows out of one another's cache sets (1.4 GB/s where NumPy's own strided copy makes 0.3)."""
+their rows out of each other's cache sets (1.4 GB/s, against 0.3 for NumPy's own strided copy)."""
 
 
 def stored_shape(shape: tuple[int, ...], layout: str) -> tuple[int, ...]:
-    """Return what an OIHW `shape` becomes in `layout`; vector shapes stay.
+    """Convert an OIHW `shape` to `layout`; vector shapes are unchanged.
 
     Raises:
-        LayoutError: If `layout` has no room for an axis longer than 1.
+        LayoutError: If `layout` lacks an axis that is longer than 1.
     """
     if len(shape) != len(LOGICAL):
         return shape
     sizes = dict(zip(LOGICAL, shape, strict=True))
     lost = {axis: size for axis, size in sizes.items() if axis not in layout and size != 1}
     if lost:
-        raise LayoutError(f"layout {layout} has no axis for {lost} of an OIHW shape {shape}.")
+        raise LayoutError(f"Layout {layout} has no axis for {lost} of the OIHW shape {shape}.")
     return tuple(sizes[axis] for axis in layout)
 
 
@@ -43,7 +43,7 @@ def out_axis(layout: str, rank: int) -> int:
 
 
 def as_oihw(array: Array, layout: str) -> Array:
-    """View a stored kernel in OIHW order; vectors stay. No number moves.
+    """Return a view of a stored kernel in OIHW order; vectors are unchanged. Nothing is copied.
 
     Raises:
         LayoutError: If the number of dimensions is not that of `layout`.
@@ -52,7 +52,7 @@ def as_oihw(array: Array, layout: str) -> Array:
         return array
     if array.ndim != len(layout):
         raise LayoutError(
-            f"a kernel in layout {layout} has {len(layout)} dimensions, found {array.shape}."
+            f"A kernel in layout {layout} has {len(layout)} dimensions, found {array.shape}."
         )
     axes = layout + "".join(axis for axis in LOGICAL if axis not in layout)
     full: Array = array.reshape(array.shape + (1,) * (len(axes) - array.ndim))
@@ -60,7 +60,7 @@ def as_oihw(array: Array, layout: str) -> Array:
 
 
 def as_layout(oihw: Array, layout: str) -> Array:
-    """View an OIHW kernel in `layout`; vectors stay. The inverse of `as_oihw`."""
+    """Return a view of an OIHW kernel in `layout`; vectors are unchanged. Inverts `as_oihw`."""
     if oihw.ndim == 1:
         return oihw
     axes = layout + "".join(axis for axis in LOGICAL if axis not in layout)
@@ -70,11 +70,11 @@ def as_layout(oihw: Array, layout: str) -> Array:
 
 
 def copy_blocked(source: Array, target: Array) -> None:
-    """Copy between two views of the same OIHW shape, block by block where their orders differ.
+    """Copy between two views of the same OIHW shape, block by block if their orders differ.
 
     Args:
-        source: Where to read; in memory order OIHW or with the output axis fastest.
-        target: Where to write; same shape, converted to its dtype.
+        source: Array to read; in memory order OIHW or with the output axis fastest.
+        target: Array of the same shape to write; values are converted to its dtype.
     """
     if source.ndim == 1 or _out_is_fastest(source) == _out_is_fastest(target):
         np.copyto(target, source, casting="same_kind")
@@ -97,8 +97,8 @@ def _out_is_fastest(oihw: Array) -> bool:
 def _scratch(source: Array, shape: tuple[int, ...]) -> Array:
     """Return an uninitialised OIHW view with padded rows, each a piece of a row of `source`.
 
-    Filling it moves whole rows; the cache then serves the transposed read. Rows of outputs stand in
-    the order IHW of the target, so that they and a row of it are the two sides of one matrix.
+    Filling it copies whole rows; the transposed read then comes from the cache. Rows of outputs are
+    in the target's order IHW, so that copying to the target is one matrix transpose.
     """
     outs, ins, height, width = shape
     if _out_is_fastest(source):

@@ -1,9 +1,9 @@
-"""What an open checkpoint says of the model in it, as a `ModelInfo`.
+"""What an open checkpoint says about its model, as a `ModelInfo`.
 
-bitzoo's own record stands in a file's metadata or in the `config.json` beside it. What the format's
-own keys say (timm's, transformers') counts where they differ from the record: other tools read and
-change those. What a file says of its identity is a claim, because anyone can write it; only who has
-compared bytes (a download, a manifest) may state a firmer one.
+bitzoo's own record is in a file's metadata or in the `config.json` next to it. Where the format's
+own keys (timm's, transformers') differ from the record, they take precedence, because other tools
+read and change them. What a file says about its identity is a claim, because anyone can write it;
+only callers that have compared bytes (a download, a manifest) may state a stronger one.
 """
 
 from __future__ import annotations
@@ -35,21 +35,21 @@ from bitzoo.converters.source import Source
 from bitzoo.errors import CheckpointError
 
 COMPANIONS = (CONFIG_NAME, *PROCESSOR_NAMES)
-"""Files beside the weights that say what the model is."""
+"""Files next to the weights that describe the model."""
 
 
 def read_info(
     source: Source, inventory: Inventory, identity: Identity | None = None
 ) -> tuple[ModelInfo, tuple[str, ...]]:
-    """Return all that is known of the model in a checkpoint, and what a user should know of that.
+    """Return everything that is known about the model in a checkpoint, and notes for the user.
 
     Args:
         source: An open checkpoint.
         inventory: What `identify` found in it.
-        identity: What the caller knows of its identity from the bytes; None for nothing.
+        identity: Which release it is, if the caller knows it from the bytes, else None.
 
     Raises:
-        CheckpointError: If a file beside the weights is no JSON object.
+        CheckpointError: If a file next to the weights is not a JSON object.
     """
     config = _companion(source.folder, CONFIG_NAME)
     record, notes = _record(source, inventory, config)
@@ -66,15 +66,15 @@ def read_info(
         settings = settings.get(PROCESSOR_KEY, settings)
         if isinstance(settings, dict) and settings:
             info = read_processor(settings, name, info, recorded=record is not None)
-    known, told = _identity(source, inventory, info, identity)
+    known, more_notes = _identity(source, inventory, info, identity)
     info = replace(info, identity=known, path=str(source.path)).completed_by_catalogue()
-    return info, (*notes, *told)
+    return info, (*notes, *more_notes)
 
 
 def recognised(source: Source, inventory: Inventory) -> tuple[Identity, tuple[str, ...]]:
-    """Return which release a file says it is, by its metadata or its name, and notes about it.
+    """Return which release a file claims to be, by its metadata or its name, and notes about it.
 
-    Nothing is said of a file whose network or class count is not that of the release.
+    The identity is unknown if architecture or class count are not those of the release.
     """
     said = source.metadata.get("model")
     name, basis = (said, "stated") if said else (source.path.stem, "file name")
@@ -88,7 +88,7 @@ def recognised(source: Source, inventory: Inventory) -> tuple[Identity, tuple[st
 
 
 def differs_from(spec: ModelSpec, inventory: Inventory) -> str:
-    """Say that a file which is named like a release holds another network."""
+    """Return a note that a file is named after a release but contains another network."""
     return (
         f"Named like {spec.name} ({spec.arch_name}, {spec.num_classes:,} classes), but its tensors "
         f"are {inventory.title}. The tensors decide."
@@ -105,7 +105,7 @@ def _identity(
         if spec is not None and spec.fits(inventory.architecture, inventory.num_classes):
             return info.identity.as_claim(source.path.name), ()
         return Identity(), ()
-    if info.base or info.run:  # a model of someone's own, whatever its file is called
+    if info.base or info.run:  # someone's own model, regardless of its file name
         return info.identity, ()
     return recognised(source, inventory)
 
@@ -119,13 +119,13 @@ def _record(
         own = ModelInfo.from_dict(json.loads(text)) if text else None
         own = own_record(config) or own
     except (CheckpointError, ValueError, RecursionError) as error:
-        return None, (f"What {source.path.name} records of itself cannot be read: {error}",)
+        return None, (f"bitzoo's record in {source.path.name} cannot be read: {error}",)
     if own is None:
         return None, ()
     if own.architecture != inventory.architecture.name:
         return None, (
-            f"{source.path.name} records a network {own.architecture}, but its tensors are "
-            f"{inventory.title}. The tensors decide, and the record is left out.",
+            f"bitzoo's record in {source.path.name} is about {own.architecture}, but the tensors "
+            f"are {inventory.title}. The record is ignored.",
         )
     if own.num_classes != inventory.num_classes:
         changed = own.with_head(inventory.num_classes) if inventory.num_classes else None
@@ -134,7 +134,7 @@ def _record(
 
 
 def _companion(folder: Path | None, name: str) -> dict[str, Any]:
-    """The JSON object in a file beside the weights; an empty one if there is no such file."""
+    """Return the JSON object in a file next to the weights; empty if there is no such file."""
     if folder is None or not (folder / name).is_file():
         return {}
     return read_json(folder / name)

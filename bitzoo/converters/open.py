@@ -1,4 +1,4 @@
-"""Opening a checkpoint: the format is recognised by content, never by the file's name."""
+"""Open a checkpoint of any format, recognized by content, never by the file's name."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 
-from bitzoo.converters.formats.tar import ArchiveSource, is_tar
 from bitzoo.converters.formats.hf_folder import (
     WEIGHT_NAMES,
     FolderSource,
@@ -17,20 +16,21 @@ from bitzoo.converters.formats.hf_folder import (
 from bitzoo.converters.formats.keras import KerasSource
 from bitzoo.converters.formats.npz import NpzSource
 from bitzoo.converters.formats.safetensors import SafetensorsSource
-from bitzoo.converters.formats.timm_config import CONFIG_NAME
-from bitzoo.converters.source import RawFile, Source
+from bitzoo.converters.formats.tar import ArchiveSource, is_tar
 from bitzoo.converters.formats.tensorflow import TensorFlowSource, find_prefix
+from bitzoo.converters.formats.timm_config import CONFIG_NAME
 from bitzoo.converters.formats.torch import TorchSource
+from bitzoo.converters.source import RawFile, Source
 from bitzoo.errors import CheckpointError
 
 KNOWN = ".npz, safetensors, Keras .h5, PyTorch, TensorFlow checkpoint, or a folder of these"
 _HDF5 = b"\x89HDF\r\n\x1a\n"
 _OTHERS: list[tuple[bytes, str]] = [
     (b"\x93NUMPY", "a single NumPy array (.npy)"),
-    (b"<", "a web page or XML text: the download went wrong"),
+    (b"<", "a web page or XML text: the download failed"),
 ]
 _HDF5_STARTS = (0, 512, 1024, 2048)
-"""Where the HDF5 library looks for a superblock, doubling; a user block may come before it."""
+"""Positions where the HDF5 library looks for a superblock; a user block may precede it."""
 
 
 def open_source(path: Path, *, unpack: bool = True) -> Source:
@@ -39,18 +39,18 @@ def open_source(path: Path, *, unpack: bool = True) -> Source:
     Args:
         path: A file; a folder of transformers, timm or bitzoo; a SavedModel or TF-Hub module, or
             such a module in a tar archive; the prefix of a TensorFlow checkpoint.
-        unpack: Whether it may be an archive.
+        unpack: Whether to accept an archive.
 
     Raises:
-        CheckpointError: If there is no such file, or it is of no known format.
-        MissingExtraError: If it is TensorFlow's, and TensorFlow is not installed.
+        CheckpointError: If there is no such file, or its format is unknown.
+        MissingExtraError: If it is a TensorFlow checkpoint and TensorFlow is not installed.
     """
     if path.is_dir() and (weights := find_weights(path)):
         return FolderSource(path, weights)
     if prefix := find_prefix(path):
         return TensorFlowSource(path, prefix)
     if not path.is_file():
-        what = "a folder" if path.is_dir() else "no file" if path.exists() else "nothing"
+        what = "a folder" if path.is_dir() else "a special file" if path.exists() else "nothing"
         raise CheckpointError(
             f"{path}: expected a checkpoint file, found {what} there. Check the path."
         )
@@ -61,14 +61,15 @@ def open_source(path: Path, *, unpack: bool = True) -> Source:
         found = next((what for magic, what in _OTHERS if head.startswith(magic)), None)
         raise CheckpointError(
             f"{path}: expected a BiT checkpoint ({KNOWN}), found "
-            f"{found or ('an empty file' if not head else 'bytes of no known format')}."
+            f"{found or ('an empty file' if not head else 'an unknown format')}. "
+            "Check the path, or fetch the file again."
         )
     return opener(path)
 
 
 @contextmanager
 def opened(source: Path | Source) -> Iterator[Source]:
-    """Lend an open checkpoint; one that is given as a path is closed in the end."""
+    """Yield an open checkpoint; one given as a path is closed afterwards."""
     if isinstance(source, Source):
         yield source
         return
@@ -77,7 +78,7 @@ def opened(source: Path | Source) -> Iterator[Source]:
 
 
 def is_checkpoint_folder(path: Path) -> bool:
-    """Whether a folder has a checkpoint's files, as `open_source` takes them.
+    """Whether a folder has the files of a checkpoint that `open_source` can open.
 
     Raises:
         CheckpointError: If it holds several TensorFlow checkpoints.
@@ -112,7 +113,7 @@ def _open_archive(path: Path) -> Source:
 
 
 def _first_member(head: bytes) -> str:
-    """Return the name of a zip file's first member; PyTorch's is its pickle."""
+    """Return the name of a zip file's first member; in PyTorch's files it is the pickle."""
     if len(head) < 30:
         return ""
     (size,) = struct.unpack_from("<H", head, 26)

@@ -1,8 +1,8 @@
-"""What a checkpoint is to the converters: named tensors that stay in their file until asked for.
+"""The interface to an open checkpoint: named tensors that stay in their file until they are read.
 
-Readers turn a file into a `Source`; nothing here knows a format. A tensor is read in slabs along
-one axis, so that memory is bounded by a block and not by a tensor (the largest released one has
-683 MiB).
+The readers in `formats` turn a file into a `Source`; this module is independent of formats. A
+tensor is read in slabs along one axis, so that memory is bounded by a block and not by a tensor
+(the largest released one has 683 MiB).
 """
 
 from __future__ import annotations
@@ -28,23 +28,23 @@ Array = NDArray[Any]
 KERNEL_SCALE = "kernel_scale"
 """Key in a file's metadata."""
 EPS_EXACT_SCALE = 10
-"""Squared, the ratio of timm's and transformers' eps, 1e-8, to the release's, 1e-10: kernels so
-scaled make their networks compute the released function."""
+"""Its square is the ratio of timm's and transformers' eps, 1e-8, to the release's, 1e-10: with
+kernels scaled by it, their networks compute the released function."""
 
 _HASH_BYTES = 1 << 20
 _ROW_PADDING = 64
-"""Bytes between the rows of a strided slab. Rows that lie a power of two apart fall into the same
-few cache sets, and a transpose of them runs at a third of the speed (measured)."""
+"""Bytes between the rows of a strided slab. Rows whose distance is a power of two fall into the
+same few cache sets, and transposing them runs at a third of the speed (measured)."""
 
 
 class Scratch:
-    """Memory that a thread uses again and again; fresh pages cost more than the copy into them."""
+    """Memory that a thread reuses; fresh pages cost more than the copy into them."""
 
     def __init__(self) -> None:
         self._bytes = np.empty(0, np.uint8)
 
     def take(self, size: int) -> NDArray[np.uint8]:
-        """Return `size` bytes; what they held before is lost."""
+        """Return `size` bytes; their previous contents are lost."""
         if self._bytes.size < size:
             self._bytes = np.empty(size, np.uint8)
         return self._bytes[:size]
@@ -59,8 +59,8 @@ class Scratch:
 class RawFile:
     """A file read by position, from any thread.
 
-    Pages are copied, not mapped: a mapped file that gets shorter or whose disk fails kills the
-    process, where a read reports an error. Only a file that is the process's own may be mapped.
+    Pages are copied, not mapped: if a mapped file is truncated or its disk fails, the process is
+    killed, while a read reports an error. Only a file private to this process may be mapped.
     """
 
     def __init__(self, path: Path, *, own: bool = False) -> None:
@@ -88,15 +88,15 @@ class RawFile:
     def read_rows(
         self, buffer: memoryview, offset: int, rows: int, chunk: int, stride: int, pitch: int
     ) -> None:
-        """Fill `buffer` with `rows` chunks that lie `stride` bytes apart in the file.
+        """Fill `buffer` with `rows` chunks that are `stride` bytes apart in the file.
 
         Args:
-            buffer: Bytes to fill; the chunks go `pitch` bytes apart.
+            buffer: Bytes to fill, with the chunks `pitch` bytes apart.
             offset: Position of the first chunk.
-            rows: How many chunks.
-            chunk: Bytes of each.
+            rows: Number of chunks.
+            chunk: Bytes per chunk.
             stride: Bytes from one chunk to the next in the file.
-            pitch: The same in the buffer.
+            pitch: Bytes from one chunk to the next in the buffer.
         """
         descriptor, preadv = self._file.fileno(), os.preadv
         with self._failures_reported():
@@ -106,19 +106,19 @@ class RawFile:
                     self.read_into(piece, offset + row * stride)
 
     def map(self, offset: int, size: int) -> NDArray[np.uint8]:
-        """Return the bytes at `offset` of an own file, mapped for as long as the array lives."""
+        """Map the bytes at `offset` of an `own` file, for as long as the array lives."""
         start = offset - offset % mmap.ALLOCATIONGRANULARITY
         length, read_only = offset - start + size, mmap.ACCESS_READ
         try:
             pages = mmap.mmap(self._file.fileno(), length, access=read_only, offset=start)
-        except OSError:  # some network disks map nothing
+        except OSError:  # some network disks cannot map files
             buffer = np.empty(size, np.uint8)
             self.read_into(buffer.data, offset)
             return buffer
         return np.frombuffer(pages, np.uint8, size, offset - start)
 
     def read(self, offset: int, size: int) -> bytes:
-        """Return the `size` bytes at `offset` (fewer only if the file ends)."""
+        """Return the `size` bytes at `offset`, or fewer at the end of the file."""
         with self._failures_reported():
             return os.pread(self._file.fileno(), size, offset)
 
@@ -133,7 +133,7 @@ class RawFile:
             ) from error
 
     def close(self) -> None:
-        """Release the file; tensors of it can be read no more."""
+        """Close the file; its tensors can no longer be read."""
         self._file.close()
 
 
@@ -141,9 +141,9 @@ class StoredTensor(ABC):
     """A tensor in a file.
 
     Attributes:
-        name: Its name in the file, as the reader cleaned it.
+        name: Its name in the file, after cleaning by the reader.
         shape: Its dimensions as stored.
-        dtype: Its number format as it is read.
+        dtype: Its dtype as it is read.
     """
 
     name: str
@@ -157,14 +157,14 @@ class StoredTensor(ABC):
 
     @property
     def number_format(self) -> str:
-        """How its numbers are stored: ``float32``, or ``bfloat16``, which NumPy lacks."""
+        """Its stored dtype: ``float32``, ..., or ``bfloat16``, which NumPy lacks."""
         return str(self.dtype)
 
     @abstractmethod
     def read_slab(self, axis: int, start: int, stop: int, scratch: Scratch | None = None) -> Array:
-        """Return ``tensor[..., start:stop, ...]`` along `axis`, clipped as a slice is.
+        """Return ``tensor[..., start:stop, ...]`` along `axis`, clipped like a slice.
 
-        The rows of the result may lie apart in memory. With `scratch` the result lives in it.
+        The rows of the result may be apart in memory. With `scratch` the result is stored in it.
         """
 
     def read(self) -> Array:
@@ -174,7 +174,7 @@ class StoredTensor(ABC):
 
 @dataclass(frozen=True)
 class RawTensor(StoredTensor):
-    """A tensor whose numbers lie uncompressed and in order in a file.
+    """A tensor whose numbers are stored uncompressed and in order in a file.
 
     Attributes:
         file: The file that holds it.
@@ -200,7 +200,7 @@ class RawTensor(StoredTensor):
         before, after = self.shape[:axis], self.shape[axis + 1 :]
         inner = math.prod(after) * self.dtype.itemsize
         chunk, stride, rows = (stop - start) * inner, self.shape[axis] * inner, math.prod(before)
-        if chunk == stride:  # a slab of the whole axis lies in one piece
+        if chunk == stride:  # a slab of the whole axis is contiguous
             chunk, stride, rows = chunk * rows, 0, 1
         pitch = chunk + (_ROW_PADDING if rows > 1 else 0)
         offset = self.offset + start * inner
@@ -215,16 +215,16 @@ class RawTensor(StoredTensor):
 
 
 class Source(ABC):
-    """An open checkpoint: its tensors by name, and what the file says of itself.
+    """An open checkpoint: its tensors by name, and its metadata.
 
     Attributes:
         path: Where it was read from.
-        names: The column of the name table that its tensor names follow.
+        names: Naming scheme of its tensors, a column of the key mapping.
         tensors: Tensors by name.
-        metadata: Text the file carries about itself.
-        notes: What a user should know about how the file was read.
-        graph: A SavedModel's file of graphs, and the prefix of its checkpoint.
-        folder: Where files beside the weights say what the model is; None if none do.
+        metadata: Key-value texts stored in the file.
+        notes: Remarks for the user on how the file was read.
+        graph: The graph file of a SavedModel, and the prefix of its checkpoint.
+        folder: Folder with files that describe the model; None if there are none.
     """
 
     path: Path
@@ -237,31 +237,32 @@ class Source(ABC):
 
     @property
     def kernel_scale(self) -> float:
-        """What standardized kernels were multiplied with; 1 but for files made with `eps_exact`.
+        """Factor of the standardized kernels; 1 except for files made with `eps_exact`.
 
         Raises:
-            CheckpointError: If the file states it in no readable form.
+            CheckpointError: If the stated factor is not readable.
         """
         text = self.metadata.get(KERNEL_SCALE, "1")
         if text not in ("1", str(EPS_EXACT_SCALE)):
             raise CheckpointError(
                 f"{self.path}: its metadata says {KERNEL_SCALE} {brief(text)!r}, expected "
-                f"{EPS_EXACT_SCALE}. The file was made by something else, or is damaged."
+                f"{EPS_EXACT_SCALE}. The file is damaged, or bitzoo did not write it."
             )
         return float(text)
 
     def require_unscaled(self) -> None:
-        """Refuse a file whose kernels are not those of the release.
+        """Refuse a file whose kernels are scaled.
 
         Raises:
-            CheckpointError: Names who can use the file, and what to do instead.
+            CheckpointError: If the kernels are scaled; says which libraries can use the file.
         """
         if self.kernel_scale != 1:
             raise CheckpointError(
                 f"{self.path}: expected kernels as released, found them multiplied by "
-                f"{EPS_EXACT_SCALE} (made with --eps-exact, to infer with timm or transformers). "
-                "Fine-tuned, they would learn a hundred times slower, and rounding keeps them from "
-                "being divided back exactly. Use the file that this one was made from."
+                f"{EPS_EXACT_SCALE} (made with `eps_exact=True`, for inference with timm or "
+                "transformers). Fine-tuned, they would learn a hundred times slower, and because "
+                "of rounding they cannot be divided back exactly. Use the file that this one was "
+                "made from."
             )
 
     @property
@@ -271,10 +272,10 @@ class Source(ABC):
 
     @abstractmethod
     def sha256(self, advance: Callable[[int], None] | None = None) -> str:
-        """Read the whole file once, check what it says of its own integrity, return its SHA-256.
+        """Read the whole file once, check its own checksums, and return its SHA-256.
 
         Args:
-            advance: Called with the number of bytes each step has read.
+            advance: Called with the number of bytes that each step has read.
 
         Raises:
             CheckpointError: If a checksum inside the file does not match.
@@ -282,7 +283,7 @@ class Source(ABC):
 
     @abstractmethod
     def close(self) -> None:
-        """Release the file."""
+        """Close the file."""
 
     def __enter__(self) -> Source:
         return self
@@ -306,6 +307,6 @@ def read_pieces(file: RawFile, start: int, stop: int) -> Iterator[memoryview]:
 
 
 def brief(found: object) -> str:
-    """Return a text out of a file, or about it, short enough for a message."""
+    """Return text from or about a file, shortened for a message."""
     text = str(found)
     return text if len(text) <= 200 else text[:200] + "..."

@@ -1,4 +1,4 @@
-"""From an open checkpoint to a network's state dict: memory-mapped where it can be."""
+"""Read a network's state dict from an open checkpoint, memory-mapped if possible."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from bitzoo.converters.streaming import Block, worker_pool, plan_blocks
-from bitzoo.converters.identify import Inventory
-from bitzoo.converters.layouts import as_oihw, copy_blocked, out_axis
-from bitzoo.converters.key_mapping import layout_of, name_of
 from bitzoo.converters.formats.safetensors import SafetensorsSource
+from bitzoo.converters.identify import Inventory
+from bitzoo.converters.key_mapping import layout_of, name_of
+from bitzoo.converters.layouts import as_oihw, copy_blocked, out_axis
 from bitzoo.converters.source import Array, Source
+from bitzoo.converters.streaming import Block, plan_blocks, worker_pool
 from bitzoo.files import Progress
 
 if TYPE_CHECKING:
@@ -32,12 +32,12 @@ def read_state_dict(
 
     Args:
         source: An open checkpoint.
-        inventory: What `identify` found in it.
+        inventory: The result of `identify` for it.
         progress: Called as bytes are read.
-        scaled: Whether kernels multiplied by `eps_exact` may come as they are.
+        scaled: Whether to accept scaled kernels (`eps_exact`) and return them as they are.
 
     Raises:
-        CheckpointError: If kernels are multiplied, or a checksum inside the file does not match.
+        CheckpointError: If kernels are scaled, or a checksum inside the file does not match.
     """
     import torch
     from safetensors.torch import load_file
@@ -64,7 +64,7 @@ def read_arrays(
 ) -> dict[str, Array]:
     """Return the checkpoint's tensors as new arrays under timm's names, float32, OIHW.
 
-    Args and errors: as of `read_state_dict`.
+    Arguments and errors are those of `read_state_dict`.
     """
     if not scaled:
         source.require_unscaled()

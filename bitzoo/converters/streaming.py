@@ -1,4 +1,4 @@
-"""Running work over a checkpoint block by block, on every core, with bounded memory."""
+"""Process a checkpoint block by block, on all cores, with bounded memory."""
 
 from __future__ import annotations
 
@@ -10,32 +10,32 @@ from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
-from bitzoo.models.architecture import Slot
 from bitzoo.converters.source import Array, Scratch, Source, StoredTensor
 from bitzoo.files import Progress
+from bitzoo.models.architecture import Slot
 
 WORKERS = min(4, os.cpu_count() or 1)
 BLOCK_BYTES = (168 << 20) // WORKERS
-"""Bytes that a thread may hold of blocks: few enough to bound the memory of all together, enough to
-make few the system calls that gather a block from a tensor of many rows."""
+"""Bytes of blocks that a thread may hold: small enough to bound the total memory, large enough to
+need few system calls for gathering a block from a tensor of many rows."""
 PIECE_BYTES = (12 << 20) // WORKERS
-"""Bytes of one piece of a block: what is done with it one after the other finds it in the cache,
-and a row of its outputs is still several cache lines long."""
+"""Bytes of one piece of a block: small enough to stay in the cache from one operation to the next,
+large enough that a row of its outputs spans several cache lines."""
 _FLOAT32_BYTES = 4
 _LINE = 16
-"""Numbers of a cache line; pieces cut at its multiples share none."""
+"""Numbers per cache line; pieces cut at multiples of it share no line."""
 
 
 @dataclass(frozen=True)
 class Block:
-    """Some outputs of one tensor.
+    """A range of output channels of one tensor.
 
     Attributes:
-        slot: What the tensor is to the network.
-        tensor: Where it is stored.
+        slot: The tensor's slot in the network.
+        tensor: The stored tensor.
         start: The first output.
-        stop: The one after the last.
-        output_bytes: Bytes of each in memory: as stored, or as float32 if that is more.
+        stop: The output after the last.
+        output_bytes: Bytes per output in memory: as stored, or as float32 if that is more.
     """
 
     slot: Slot
@@ -50,27 +50,27 @@ class Block:
         return (self.stop - self.start) * self.output_bytes
 
     def pieces(self) -> Iterator[Block]:
-        """Cut the block along the outputs into pieces of about `PIECE_BYTES`."""
+        """Split the block along the outputs into pieces of about `PIECE_BYTES`."""
         step = max(_LINE, PIECE_BYTES // self.output_bytes // _LINE * _LINE)
         for start in range(self.start, self.stop, step):
             yield replace(self, start=start, stop=min(start + step, self.stop))
 
 
 class Slabs:
-    """The numbers of a block, piece by piece.
+    """Reads the numbers of a block, piece by piece.
 
-    Outputs that lie together in the file are read with each piece; scattered ones, which take a
-    system call for each row, at once for the block.
+    Outputs that are contiguous in the file are read per piece; scattered ones, which need one
+    system call per row, are read once for the whole block.
     """
 
     def __init__(self, block: Block, tensor: StoredTensor, axis: int, scratch: Scratch) -> None:
-        """Read nothing yet, unless they are scattered.
+        """Read nothing yet, unless the outputs are scattered.
 
         Args:
-            block: Which outputs.
-            tensor: Whose numbers; that of the block, or its counterpart in another file.
-            axis: The one of `tensor` that counts outputs.
-            scratch: Where to put them.
+            block: Which outputs to read.
+            tensor: The tensor to read: the block's own, or its counterpart in another file.
+            axis: The output axis of `tensor`.
+            scratch: Memory to read into.
         """
         self._block, self._tensor, self._axis, self._scratch = block, tensor, axis, scratch
         self._whole: Array | None = None
@@ -78,7 +78,7 @@ class Slabs:
             self._whole = tensor.read_slab(axis, block.start, block.stop, scratch)
 
     def of(self, piece: Block) -> Array:
-        """Return the numbers of a piece of the block, in the file's order of axes."""
+        """Return the numbers of a piece of the block, in the file's axis order."""
         if self._whole is None:
             return self._tensor.read_slab(self._axis, piece.start, piece.stop, self._scratch)
         first = self._block.start
@@ -90,14 +90,14 @@ class Slabs:
 def plan_blocks(
     tensors: Mapping[Slot, StoredTensor], shapes: Mapping[Slot, tuple[int, ...]], held: int = 1
 ) -> list[Block]:
-    """Cut tensors into blocks (of one output at least), largest first.
+    """Split tensors into blocks of at least one output, sorted largest first.
 
-    The small ones then fill up what time the threads have left at the end.
+    The small blocks then keep all threads busy at the end.
 
     Args:
-        tensors: What to cut.
+        tensors: The tensors to split.
         shapes: Logical shape of each (outputs first).
-        held: How many blocks a thread holds at once, in all no more than `BLOCK_BYTES`.
+        held: How many blocks a thread holds at once; together at most `BLOCK_BYTES`.
     """
     blocks, most = [], BLOCK_BYTES // held
     for slot, tensor in tensors.items():
@@ -112,7 +112,7 @@ def plan_blocks(
 
 
 class WorkerPool:
-    """Threads that share one task's progress, and beside them one that hashes."""
+    """Worker threads that share one task's progress, and one more thread that hashes."""
 
     def __init__(
         self, pool: ThreadPoolExecutor, hasher: ThreadPoolExecutor, advance: Callable[[int], None]
@@ -122,28 +122,28 @@ class WorkerPool:
         self.advance = advance
 
     def scratch(self, name: str) -> Scratch:
-        """Return this thread's own memory of that name."""
+        """Return this thread's own scratch memory with that name."""
         mine: dict[str, Scratch] = self._memory.__dict__
         return mine.setdefault(name, Scratch())
 
     def hash(self, source: Source) -> Future[str]:
-        """Start to compute a file's SHA-256, and to check what it says of its own integrity."""
+        """Start computing a file's SHA-256 and checking its own checksums."""
         return self._hasher.submit(source.sha256, self.advance)
 
     def each(self, work: Callable[[Block], None], blocks: Iterable[Block]) -> None:
-        """Run `work` on every block, or raise the first error."""
+        """Run `work` on every block; raises the first error."""
         for future in [self._pool.submit(work, block) for block in blocks]:
             future.result()
 
 
 @contextmanager
 def worker_pool(task: str, total: int, progress: Progress | None) -> Iterator[WorkerPool]:
-    """Run threads for one task; after an error or Ctrl-C they end at their next report of progress.
+    """Run threads for one task; after an error or Ctrl-C they end at their next progress report.
 
     Args:
         task: Name shown with the progress.
-        total: Bytes the task will report.
-        progress: Receives the sums.
+        total: Bytes that the task will report in total.
+        progress: Called with the sums.
     """
     lock, done, ended = threading.Lock(), 0, threading.Event()
 
@@ -161,5 +161,5 @@ def worker_pool(task: str, total: int, progress: Progress | None) -> Iterator[Wo
         yield WorkerPool(*pools, advance)
     finally:
         ended.set()
-        for pool in pools:  # after a success nothing is left to cancel
+        for pool in pools:  # after success, nothing is left to cancel
             pool.shutdown(wait=True, cancel_futures=True)

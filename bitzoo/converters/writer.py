@@ -1,4 +1,4 @@
-"""Writing tensors to known places of a file, slab by slab, in any order and from any thread."""
+"""Write tensors to known positions of a file, slab by slab, in any order and from any thread."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from bitzoo.converters.source import Array
 
 @dataclass(frozen=True)
 class Place:
-    """Where a tensor lies in a file.
+    """Position and shape of a tensor in a file.
 
     Attributes:
         offset: Position of its first byte.
         shape: Its dimensions as stored.
-        axis: Which of them counts outputs.
+        axis: The output axis.
     """
 
     offset: int
@@ -28,7 +28,7 @@ class Place:
 
 
 class Writer(ABC):
-    """A checkpoint being written; call `finish` when every slab is there."""
+    """A checkpoint being written; call `finish` when every slab is written."""
 
     @abstractmethod
     def write(self, name: str, start: int, block: Array) -> None:
@@ -36,21 +36,21 @@ class Writer(ABC):
 
         Args:
             name: Name of the tensor.
-            start: First output: index along the axis that counts them.
-            block: C-contiguous, in the stored order of axes and the file's number format.
+            start: First output: index along the output axis.
+            block: C-contiguous, in the stored axis order and the file's dtype.
         """
 
     @abstractmethod
     def finish(self, metadata: Mapping[str, str]) -> None:
-        """Complete the file, with what is known of it by now, and close it."""
+        """Complete the file with the final metadata, and close it."""
 
     @abstractmethod
     def close(self) -> None:
-        """Close the file, whole or not."""
+        """Close the file, complete or not."""
 
 
 class SlabWriter(Writer):
-    """A file whose tensors lie at known places, raw and in order."""
+    """A file whose tensors are stored raw, in order and at known positions."""
 
     def __init__(
         self, path: Path, places: Mapping[str, Place], itemsize: int, size: int | None = None
@@ -58,9 +58,9 @@ class SlabWriter(Writer):
         """Open the file.
 
         Args:
-            path: File to write; replaced and reserved if `size` is given, else as it stands.
-            places: Where each tensor lies.
-            itemsize: Bytes of a number.
+            path: File to write; replaced and reserved if `size` is given, else it must exist.
+            places: Position of each tensor.
+            itemsize: Bytes per number.
             size: Bytes of the whole file.
         """
         self._places, self._itemsize = places, itemsize
@@ -85,17 +85,17 @@ class SlabWriter(Writer):
         count = block.shape[place.axis]
         offset, stride = place.offset + start * inner, place.shape[place.axis] * inner
         data, chunk = block.reshape(-1).data.cast("B"), count * inner
-        if chunk == stride:  # the whole axis: one piece
+        if chunk == stride:  # the whole axis: contiguous
             chunk, rows = chunk * rows, 1
         for row in range(rows):
             self._put(data[row * chunk : (row + 1) * chunk], offset + row * stride)
 
     def close(self) -> None:
-        """Close the file, whole or not."""
+        """Close the file, complete or not."""
         self._file.close()
 
     def _put(self, data: bytes | memoryview, position: int) -> None:
         view = memoryview(data)
-        while len(view):  # a write may stop short, as on a disk that fills up
+        while len(view):  # a write may be partial, as on a disk that fills up
             count = os.pwrite(self._file.fileno(), view, position)
             view, position = view[count:], position + count

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
@@ -23,14 +23,11 @@ import numpy.typing as npt
 from bitzoo.data import pixel_cache
 from bitzoo.data.decode_workers import Decoder, Pixels8, count_cores, image_of
 from bitzoo.errors import UsageError
-from bitzoo.files import file_lock, sha256_of
+from bitzoo.files import Progress, file_lock, sha256_of
 from bitzoo.models.preprocessing import read_rgb
 
 if TYPE_CHECKING:
     from bitzoo.data.dataset import Example, Split
-
-Progress = Callable[[str, int, int], None]
-"""Called as ``progress(task, done, total)`` from the thread that opened the pixels."""
 
 _FEW = 64
 """Up to this many images are decoded by threads, which finish before processes have started."""

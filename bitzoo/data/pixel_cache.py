@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import hashlib
 import logging
 import os
@@ -34,7 +33,7 @@ import numpy as np
 import PIL
 
 from bitzoo.data.decode_workers import Decoder, Pixels8
-from bitzoo.files import sync
+from bitzoo.files import hold_shared, is_held, remove_unfinished, replaced
 
 if TYPE_CHECKING:
     from bitzoo.data.dataset import Example
@@ -48,7 +47,7 @@ DECODER = f"pillow-{PIL.__version__}-1"
 """Changes whenever the same file may decode to other pixels; the last number is bitzoo's."""
 
 _HASH_BYTES = 32
-_SUFFIX, _PART = ".shard", ".part"
+_SUFFIX = ".shard"
 _log = logging.getLogger(__name__)
 
 
@@ -117,22 +116,19 @@ def write_shard(
     hashes = [digest for digest, _ in contents]
     folder = folder_of(cache, decoder.size)
     folder.mkdir(parents=True, exist_ok=True)
-    target = folder / _name(hashes)
-    part = target.with_suffix(_PART)
-    try:
-        with part.open("wb", buffering=0) as file:
-            _write_at(file.fileno(), b"".join(hashes), 0)
-            start, step = len(hashes) * _HASH_BYTES, row_bytes(decoder.size)
+    # durable: otherwise a power cut could leave zeros under a valid name
+    with (
+        replaced(folder / _name(hashes), durable=True) as part,
+        part.open("wb", buffering=0) as file,
+    ):
+        _write_at(file.fileno(), b"".join(hashes), 0)
+        start, step = len(hashes) * _HASH_BYTES, row_bytes(decoder.size)
 
-            def store(number: int, pixels: Pixels8) -> None:
-                # not through a memory map: on a full disk that would be a bus error
-                _write_at(file.fileno(), pixels.data.cast("B"), start + number * step)
+        def store(number: int, pixels: Pixels8) -> None:
+            # not through a memory map: on a full disk that would be a bus error
+            _write_at(file.fileno(), pixels.data.cast("B"), start + number * step)
 
-            decoder.decode_each([example for _, example in contents], store, advance)
-        sync(part)  # otherwise a power cut could leave zeros under a valid name
-        os.replace(part, target)
-    finally:
-        part.unlink(missing_ok=True)
+        decoder.decode_each([example for _, example in contents], store, advance)
 
 
 def make_room(cache: Path, needed: int, budget: int, keep: Collection[Path]) -> bool:
@@ -151,8 +147,8 @@ def make_room(cache: Path, needed: int, budget: int, keep: Collection[Path]) -> 
     Returns:
         Whether the bytes fit into the budget and on the disk.
     """
-    for part in cache.glob(f"*/*{_PART}"):
-        part.unlink(missing_ok=True)
+    for folder in cache.glob("*/"):
+        remove_unfinished(folder)
     sizes, order = {}, []
     for path in cache.glob(f"*/*{_SUFFIX}"):
         status = path.stat()
@@ -160,7 +156,7 @@ def make_room(cache: Path, needed: int, budget: int, keep: Collection[Path]) -> 
         order.append((status.st_mtime_ns, path))
     free = shutil.disk_usage(cache).free - RESERVE_BYTES
     excess = needed + max(sum(sizes.values()) - budget, -free)
-    idle = [path for _, path in sorted(order) if path not in keep and not _is_in_use(path)]
+    idle = [path for _, path in sorted(order) if path not in keep and not is_held(path)]
     if excess > sum(sizes[path] for path in idle):
         return False
     while excess > 0:
@@ -175,9 +171,7 @@ def _open_shard(path: Path, size: int) -> Shard | None:
     count_text = path.stem.rpartition("-")[2]
     try:
         with path.open("rb") as file:
-            with contextlib.suppress(OSError):  # a file system without locks, or being removed
-                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            # The map keeps a duplicate of the file's descriptor, and with it the lock.
+            hold_shared(file)  # the map keeps a duplicate of the descriptor, and with it the lock
             data = np.memmap(file, np.uint8, "r")
         count = int(count_text)
     except (OSError, ValueError):
@@ -194,15 +188,6 @@ def _open_shard(path: Path, size: int) -> Shard | None:
 
 def _name(hashes: Sequence[bytes]) -> str:
     return f"{hashlib.sha256(b''.join(hashes)).hexdigest()[:32]}-{len(hashes)}{_SUFFIX}"
-
-
-def _is_in_use(path: Path) -> bool:
-    try:
-        with path.open("rb") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return True
-    return False
 
 
 def _write_at(descriptor: int, data: bytes | memoryview, offset: int) -> None:

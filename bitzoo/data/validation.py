@@ -8,7 +8,6 @@ splits and is the key of the pixel cache.
 from __future__ import annotations
 
 import hashlib
-import os
 import stat
 import struct
 import warnings
@@ -23,6 +22,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from bitzoo.data.dataset import Example, ImageSet, Split, fingerprint
+from bitzoo.data.decode_workers import count_cores
 from bitzoo.data.problems import Problem, Problems, Reason, join_some, printable
 from bitzoo.errors import UsageError
 from bitzoo.files import Progress, sha256_of
@@ -113,7 +113,7 @@ def _check_all(
     """Return split -> its examples, with their `sha256` set, and their checks."""
     total, done = sum(map(len, imageset.splits)), 0
     checked: dict[str, list[tuple[Example, ImageCheck]]] = {}
-    with warnings.catch_warnings(), ThreadPoolExecutor(workers or _count_cores()) as pool:
+    with warnings.catch_warnings(), ThreadPoolExecutor(workers or count_cores()) as pool:
         warnings.simplefilter("ignore")  # Pillow warns of broken EXIF data and of large images
         for split in imageset.splits:
             pairs = checked[split.name] = []
@@ -125,12 +125,6 @@ def _check_all(
                     if progress is not None:
                         progress(TASK, done, total)
     return checked
-
-
-def _count_cores() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 _Kept: TypeAlias = "dict[str, list[tuple[Example, ImageCheck]]]"

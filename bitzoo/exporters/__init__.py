@@ -1,5 +1,6 @@
-"""Other ecosystems' files of a network: ONNX, OpenVINO, torch.export, TensorFlow SavedModel.
+"""Files for other runtimes: ONNX, OpenVINO, torch.export, TensorFlow SavedModel.
 
-`graph` is what all torch-born formats are traced from; a module per format writes and runs it;
-`export` writes under a temporary name, judges the written file on probe images, and names it.
+`graph` has the module that all formats except SavedModel are traced from; one module per format
+writes and runs files. `export` writes under a temporary name, compares the written file with the
+reference on probe images, and then renames it.
 """

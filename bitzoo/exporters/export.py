@@ -1,4 +1,4 @@
-"""One export: write it aside, run what was written, judge it, and only then name it."""
+"""`export`: write to a temporary place, run the file, compare its outputs, then rename it."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ from bitzoo.zoo.info import EXPORT_REPORT_SUFFIX
 
 @dataclass(frozen=True, repr=False)
 class ExportReport(Displayed):
-    """What was written and how far it is from the original; JSON by `to_dict`.
+    """What was written and how far it deviates from the original; `to_dict` gives JSON.
 
     Attributes:
         path: The file or folder.
         to: Its format, a key of `FORMATS`.
-        dtype: What kernels are stored in.
-        runtime: What ran it, in words.
-        facts: Its metadata.
-        deviations: One for each set of probe images.
+        dtype: Dtype that kernels are stored in.
+        runtime: The runtime that ran it, as a phrase.
+        metadata: Its metadata.
+        deviations: One per set of probe images.
     """
 
     path: Path
@@ -75,11 +75,11 @@ class ExportReport(Displayed):
 
     @property
     def report(self) -> Path:
-        """File beside it with these figures."""
+        """The file next to it with these figures."""
         return _report_of(self.path)
 
     def display_rows(self) -> list[tuple[str, object]]:
-        """Return names and values for people."""
+        """Return readable names and values."""
         found = ", ".join(
             f"{deviation.relative_l2:.1e} at {deviation.size} px" for deviation in self.deviations
         )
@@ -95,10 +95,10 @@ class ExportReport(Displayed):
         ]
 
     def require(self) -> None:
-        """Raise what failed.
+        """Raise if a deviation exceeds the tolerance.
 
         Raises:
-            ParityError: Says which images, how far, and what was allowed.
+            ParityError: With the images, the deviation and the tolerance.
         """
         for found in self.deviations:
             if not found.within(self.tolerance):
@@ -119,26 +119,26 @@ def export(
     dtype: str = "float32",
     force: bool = False,
 ) -> ExportReport:
-    """Export a network for another runtime, and prove that the file computes the same.
+    """Export a network for another runtime, and prove that the file computes the same function.
 
-    The file runs on probe images in its own runtime before it gets its name; a report lies beside
-    it under its name and `EXPORT_REPORT_SUFFIX`. `bitzoo export` does the same.
+    The file is run on probe images in its own runtime before it gets its name. A report is written
+    next to it, under its name with `EXPORT_REPORT_SUFFIX`. `bitzoo export` does the same.
 
     Args:
         model: A catalogue name, a checkpoint file, a run folder, or a model of
             `bitzoo.create_model`, unfolded.
         to: Format: ``onnx``, ``openvino``, ``torch-export`` or ``savedmodel``.
         out: The file to write (the folder, for ``savedmodel``), with the format's suffix.
-        dtype: What kernels are stored in: ``float32``, ``float16`` or ``bfloat16``.
-        force: Whether an existing output is replaced.
+        dtype: Dtype that kernels are stored in: ``float32``, ``float16`` or ``bfloat16``.
+        force: Whether to replace an existing output.
 
     Returns:
         What was written, and how far its outputs are from the float64 reference.
 
     Raises:
-        UsageError: If options contradict each other or the path is taken.
+        UsageError: If options contradict each other, or the output exists.
         MissingExtraError: If the format's libraries are not installed.
-        ParityError: If the deviation is beyond the tolerance; nothing is left then.
+        ParityError: If the deviation exceeds the tolerance; then no output is left.
         BitzooError: As `bitzoo.create_model` raises.
     """
     path = Path(out).expanduser()
@@ -158,11 +158,11 @@ def export(
 
 
 def _check_output(to: str, path: Path, dtype: str, *, force: bool) -> ExportFormat:
-    """Refuse what could only fail in the end, before weights are fetched and read."""
+    """Raise what would fail in the end anyway, before weights are fetched and read."""
     if to not in FORMATS or dtype not in DTYPES:
         raise UsageError(
-            f"An export is one of {', '.join(FORMATS)} with kernels in {', '.join(DTYPES)}, found "
-            f"{to!r} and {dtype!r}."
+            f"`to` must be one of {', '.join(FORMATS)} and `dtype` one of {', '.join(DTYPES)}, "
+            f"found {to!r} and {dtype!r}."
         )
     form = FORMATS[to]
     if not path.name.endswith(form.suffix):
@@ -172,22 +172,22 @@ def _check_output(to: str, path: Path, dtype: str, *, force: bool) -> ExportForm
     taken = [place for place in _places(form, path) if os.path.lexists(place)]
     if taken and not force:
         raise UsageError(
-            f"{taken[0]} already exists. Choose another `out`, or replace it: `force=True`."
+            f"{taken[0]} already exists. Choose another `out`, or replace it with `force=True`."
         )
     return form
 
 
 def _check_network(model: BiT) -> None:
-    """Refuse a network that no reference could judge."""
+    """Raise if the reference cannot compute the network."""
     if model.folded:
         raise FoldedModelError(
-            "Expected the network as released, found a folded one: the proof standardizes its "
-            "kernels itself. Export the model that was folded."
+            "Expected an unfolded network, found a folded one. The export folds it itself, and the "
+            "proof needs the original kernels. Export the model before `fold`."
         )
     if model.output_stride != 32:
         raise UsageError(
-            f"Expected output_stride 32, found {model.output_stride}: no reference knows dilated "
-            "blocks. Create the model without `output_stride`."
+            f"Expected output_stride 32, found {model.output_stride}: the reference does not "
+            "support dilated blocks. Create the model without `output_stride`."
         )
 
 
@@ -200,9 +200,9 @@ def _judge(
 
 @contextmanager
 def _aside(path: Path, form: ExportFormat) -> Iterator[Path]:
-    """Lend a path of the same name in a folder beside `path`; what lies there then is moved up.
+    """Provide a path of the same name in a temporary folder; its files are then moved to `path`.
 
-    The name itself comes last, so that whoever sees it sees all of it.
+    `path` itself is moved last, so that it appears only when everything is complete.
     """
     folder = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     folder.mkdir()

@@ -1,4 +1,4 @@
-"""The formats that `bitzoo export` writes, as data; nothing heavy is imported until one is used."""
+"""The formats that `export` writes, as data; heavy libraries are imported when a format is used."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Run = Callable[[npt.NDArray[np.float32]], npt.NDArray[np.float32]]
 
 
 class Write(Protocol):
-    """How a format's writer is called; `export_onnx` describes the arguments."""
+    """Signature of a format's writer; `export_onnx` describes the arguments."""
 
     def __call__(
         self, model: BiT, path: Path, *, dtype: str = ..., metadata: Mapping[str, str] | None = ...
@@ -34,11 +34,11 @@ class ExportFormat:
     """One row of `FORMATS`.
 
     Attributes:
-        module: Where its functions are, below `bitzoo.exporters`.
+        module: Module with its functions, below `bitzoo.exporters`.
         write: Name of the function that writes a model to a path.
         load: Name of the function that opens a written file with its runtime.
-        suffix: What the path must end in; empty for a folder.
-        beside: Names of files that may appear beside it; ``{stem}`` is its name without suffix.
+        suffix: Required ending of the path; empty for a folder.
+        beside: Names of files that may be next to it; ``{stem}`` is its name without suffix.
     """
 
     module: str
@@ -53,12 +53,12 @@ class ExportFormat:
         return function
 
     def loader(self) -> Callable[[Path], tuple[Run, str]]:
-        """Import and return the function that opens: path -> (`Run`, the runtime in words)."""
+        """Import and return the function that opens: path -> (`Run`, the runtime as a phrase)."""
         function: Callable[[Path], tuple[Run, str]] = getattr(self._imported(), self.load)
         return function
 
     def places(self, path: Path) -> list[Path]:
-        """All that an export to `path` may leave; `path` itself comes last."""
+        """Return all paths that an export to `path` may write; `path` itself comes last."""
         stem = path.name.removesuffix(self.suffix)
         return [*(path.with_name(name.format(stem=stem)) for name in self.beside), path]
 
@@ -74,7 +74,7 @@ FORMATS = {
     "torch-export": ExportFormat("torch_export", "export_torch", "load_torch", ".pt2"),
     "savedmodel": ExportFormat("savedmodel", "export_savedmodel", "load_savedmodel", ""),
 }
-"""What ``--to`` may say -> how it is written, opened and called."""
+"""Value of the option `to` -> the format."""
 
 
 def import_extra(module: str, extra: str) -> Any:

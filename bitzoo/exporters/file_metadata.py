@@ -1,4 +1,4 @@
-"""What an exported file says of itself: what it reads, what its outputs mean, whose it is."""
+"""The metadata of an exported file: its inputs, what its outputs mean, and its licence."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ def metadata_of(model: BiT, dtype: str = "float32") -> dict[str, str]:
     """Return key -> text; what is not known has no key.
 
     `preprocessing` is the JSON of an `EvalTransform`, `class_names` a JSON list in the order of
-    the outputs, `activation` what turns logits into scores, `model_info` bitzoo's whole record.
+    the outputs, `activation` the function from logits to scores, `model_info` bitzoo's own record.
 
     Args:
         model: A model from `create_model`.
-        dtype: What its kernels are stored in.
+        dtype: Dtype that its kernels are stored in.
     """
     known = info(model)
     names = known.class_names

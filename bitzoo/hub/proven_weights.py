@@ -1,4 +1,4 @@
-"""The weights of a repository and the proof about exactly their bytes."""
+"""The weights of a repository, and the proof about exactly their bytes."""
 
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ from bitzoo.zoo.resolve import (
 
 @dataclass(frozen=True)
 class Proven:
-    """Weights that are in place, and what is known of them.
+    """Weights that are in place, and what is known about them.
 
     Attributes:
-        source: ``name``, ``bytes``, ``sha256``, ``url`` of what they were made of, maybe a `note`.
+        source: ``name``, ``bytes``, ``sha256``, ``url`` of their source, optionally a ``note``.
         report: Their proof, as in `parity.json`; empty if nothing was proven.
-        info: What is known of the model.
-        complete: False if they could be compared with a copy of the source only.
+        info: What is known about the model.
+        complete: False if they could only be compared with a copy of the source.
     """
 
     source: Mapping[str, Any]
@@ -55,7 +55,7 @@ class Proven:
 def prove_released(spec: ModelSpec, folder: Path, progress: Progress | None) -> Proven:
     """Fetch Google's file, convert it into `folder` and prove it.
 
-    Offline, the copy in the cache that was converted earlier serves if Google's file is gone.
+    Offline, if Google's file is not cached, the converted file in the cache is used.
 
     Raises:
         UsageError: If offline and neither is on this disk.
@@ -73,25 +73,25 @@ def prove_released(spec: ModelSpec, folder: Path, progress: Progress | None) -> 
         kept = kept_weights(spec)
         if kept is None:
             raise UsageError(
-                f"{spec.name} is not on this disk, and without network it cannot be fetched. Fetch "
-                f"it with `bitzoo convert --src {spec.name} --keep-source`, or let the network be "
-                "used: leave out `dry_run` and unset BITZOO_OFFLINE."
+                f"{spec.name} is not on this disk, and the network must not be used. Fetch it "
+                f"first with `bitzoo convert --src {spec.name} --keep-source`, or allow the "
+                "network: leave out `dry_run` and unset BITZOO_OFFLINE."
             ) from error
     note = (
         "the copy that bitzoo converted earlier, with its weights proven then; publishing with "
-        "network compares with Google's file again"
+        "the network compares it with Google's file again"
     )
     copied = _copy(kept.path, folder, progress, note)
     return replace(copied, info=_with_identity(copied.info, kept.identity), complete=False)
 
 
 def prove_file(path: Path, folder: Path, progress: Progress | None) -> Proven:
-    """Bring a checkpoint file into `folder`, proven.
+    """Convert or copy a checkpoint file into `folder`, with its proof.
 
-    A converted file beside its `parity.json` is taken byte for byte, and must be what was proven.
+    A converted file next to its `parity.json` is copied byte for byte, and must be what was proven.
 
     Raises:
-        ParityError: If the file beside its proof is not the one that was proven.
+        ParityError: If the file next to its proof is not the one that was proven.
         BitzooError: As converting raises.
     """
     reports = load_reports(path.with_name(REPORT_NAME))
@@ -100,15 +100,15 @@ def prove_file(path: Path, folder: Path, progress: Progress | None) -> Proven:
         return _convert(path, folder, progress, None, {})
     if isinstance(entry, dict) and not entry.get("output", {}).get("sha256"):
         raise UsageError(
-            f"{path}: the proof beside it does not say for which bytes, because it was made "
-            "without logits. Convert the source again with `bitzoo convert --check logits --force`."
+            f"{path}: the proof next to it does not state for which bytes it is, because it was "
+            "made without logits. Convert the source again with `bitzoo convert --check logits "
+            "--force`."
         )
     require_proof(reports, path.name, FileRecord.of(path), path)
     stored = entry["output"].get("numbers", "float32")
     if stored != "float32":
         raise UsageError(
-            f"{path}: expected the released numbers, float32; this file holds them as {stored}. "
-            "Publish the float32 conversion."
+            f"{path}: expected float32 numbers, found {stored}. Publish the float32 conversion."
         )
     proven = _copied(path, folder, reports)
     weights = FileRecord.of(folder / WEIGHTS_NAME)
@@ -117,7 +117,7 @@ def prove_file(path: Path, folder: Path, progress: Progress | None) -> Proven:
 
 
 def prove_run(path: Path, folder: Path, progress: Progress | None) -> Proven:
-    """Copy a run's weights into `folder`, and prove that the network computes what they say."""
+    """Copy a run's weights into `folder`, and prove that the network computes their function."""
     reports = load_reports(path / REPORT_NAME)
     if WEIGHTS_NAME in reports:
         require_proof(reports, WEIGHTS_NAME, FileRecord.of(path / WEIGHTS_NAME), path)
@@ -126,7 +126,7 @@ def prove_run(path: Path, folder: Path, progress: Progress | None) -> Proven:
 
 
 def describe_file(path: Path) -> Proven:
-    """Say what a checkpoint file is, proving nothing."""
+    """Return what a checkpoint file is, without a proof."""
     with open_source(path) as source:
         info, _ = read_info(source, identify(source))
         file = {"name": path.name, "bytes": source.size, "sha256": source.sha256(), "url": None}
@@ -136,7 +136,7 @@ def describe_file(path: Path) -> Proven:
 
 
 def _proven_identity(entry: object, sha256: str) -> Identity | None:
-    """Return the identity that a proof states of exactly these bytes; None if it states none."""
+    """Return the identity that a proof states for exactly these bytes; None if it states none."""
     if not isinstance(entry, dict) or entry.get("output", {}).get("sha256") != sha256:
         return None
     said = entry.get("identity")
@@ -152,7 +152,7 @@ def _with_identity(info: ModelInfo, identity: Identity | None) -> ModelInfo:
 
 
 def _shown(url: str, spec: ModelSpec) -> dict[str, Any]:
-    """Return where a release was fetched, without credentials, and where Google has it."""
+    """Return where a release was fetched from, without credentials, and Google's own address."""
     official = spec.url("npz")
     if base_url() == BASE_URL:
         return {"url": official}
@@ -168,8 +168,8 @@ def _require_release(spec: ModelSpec, path: Path) -> None:
     if not spec.fits(inventory.architecture, inventory.num_classes):
         raise CheckpointError(
             f"{path}: fetched as {spec.name}, expected {spec.arch_name} with "
-            f"{spec.num_classes:,} classes, found {inventory.title}. It is not published under a "
-            "name that is not its own."
+            f"{spec.num_classes:,} classes, found {inventory.title}. A model is not published "
+            "under another model's name."
         )
 
 
@@ -206,7 +206,7 @@ def _proven(report: Mapping[str, Any], info: ModelInfo, origin: Mapping[str, Any
 
 
 def _copied(path: Path, folder: Path, reports: Mapping[str, Any]) -> Proven:
-    """Take a file and the proof beside it as they are."""
+    """Copy a file and the proof next to it unchanged."""
     shutil.copyfile(path, folder / WEIGHTS_NAME)
     report = reports[path.name]
     report = {**report, "output": {**report["output"], "name": WEIGHTS_NAME}}
@@ -216,7 +216,7 @@ def _copied(path: Path, folder: Path, reports: Mapping[str, Any]) -> Proven:
 
 
 def _copy(path: Path, folder: Path, progress: Progress | None, note: str) -> Proven:
-    """Take a file as it is, and compare its network with the reference."""
+    """Copy a file unchanged, and compare its network with the reference."""
     with open_source(path) as source:
         if source.names != "timm" or source.metadata.get("format") != "pt":
             return _convert(path, folder, progress, None, {"note": note})

@@ -1,7 +1,6 @@
-"""Publishing what a user names: one model, or all that a pattern matches, one after another.
+"""`publish` and `card`: one model, or all that match a pattern, one after another.
 
-What is finished is neither made nor sent again, so that the same call completes what was
-interrupted.
+Finished parts are neither made nor sent again, so the same call completes an interrupted one.
 """
 
 from __future__ import annotations
@@ -36,10 +35,10 @@ _WILDCARDS = "*?["
 
 @dataclass(frozen=True, repr=False)
 class BatchPlan(Displayed):
-    """Which models would go where.
+    """Which models would be published, and where.
 
     Attributes:
-        targets: Models and the full names of their repositories.
+        targets: Models, with the full names of their repositories.
     """
 
     targets: tuple[tuple[PublishTarget, str], ...]
@@ -51,14 +50,14 @@ class BatchPlan(Displayed):
 
 @dataclass(frozen=True, repr=False)
 class PublishResult(Displayed):
-    """What became of one model of several.
+    """The outcome for one model of several.
 
     Attributes:
-        target: What was to be published.
+        target: The model.
         repo: Full name of the repository.
-        plan: Of a dry run, what would be done.
+        plan: For a dry run, what would be done.
         publication: What was done; None if it failed or was not tried.
-        error: What went wrong; None if nothing did, or if it was not tried.
+        error: The error; None if there was none, or if it was not tried.
     """
 
     target: PublishTarget
@@ -84,7 +83,7 @@ class PublishResult(Displayed):
         }
 
     def display_rows(self) -> list[tuple[str, object]]:
-        """Return names and values for people."""
+        """Return readable names and values."""
         rows: list[tuple[str, object]] = [
             ("model", self.target.title),
             ("repository", self.repo),
@@ -96,7 +95,7 @@ class PublishResult(Displayed):
 
 
 class PublishResults(Displayed, list[PublishResult]):
-    """A result per model, in the order of the catalogue."""
+    """One result per model, in the order of the catalogue."""
 
     def display_rows(self) -> list[tuple[str, object]]:
         """Return a row per model."""
@@ -110,7 +109,7 @@ class PublishResults(Displayed, list[PublishResult]):
         """Raise if a model is not published.
 
         Raises:
-            HubError: Says how many.
+            HubError: With the number of such models.
         """
         missing = [result for result in self if result.outcome in ("failed", "not tried")]
         if not missing:
@@ -146,31 +145,31 @@ def publish(
     Args:
         model: A catalogue name or a pattern of names (``BiT-M-*``), a checkpoint file, a run
             folder, or a folder that a dry run prepared.
-        repo: Full name of the repository, ``organisation/name``, of one model.
-        org: Organisation or user instead; each model keeps its name there.
+        repo: Full name of the repository, ``organisation/name``, for one model.
+        org: Organisation or user, instead of `repo`; each model keeps its name there.
         private: Whether a new repository is private; False leaves it to the organisation.
         create_pr: Whether to propose the files in a pull request instead of committing them.
         tag: Name for the commit, such as ``v1``.
-        dry_run: Whether to prepare folder and plan only, without any network.
-        confirm: Called with the plan, of a pattern once with all models and repositories; False
-            stops. None asks nobody.
-        folder: Where the files of one model are put together; default a folder in the cache.
+        dry_run: Whether only to prepare folder and plan, without the network.
+        confirm: Called with the plan, or for a pattern once with all models and repositories; False
+            stops. None publishes without asking.
+        folder: Where to stage the files of one model; default a folder in the cache.
         license: SPDX identifier of a file's or run's licence, which only its owner knows.
-        vouch: Whether you vouch that the weights are the release that their name or address stands
-            for, where bitzoo cannot establish it; the card says so.
-        progress: Called as bytes move.
-        on_result: Of a pattern, called after each model.
+        vouch: Whether you vouch that the weights are the release that their name or address refers
+            to, where bitzoo cannot establish it; the card says so.
+        progress: Called with the progress in bytes.
+        on_result: For a pattern, called after each model.
 
     Returns:
-        What was done; of a dry run, the `Plan`, which `plan.json` in the folder has, too. Of a
-        pattern, a result per model: one that fails does not stop the others, and
+        What was done. For a dry run, the `Plan`, which is also in `plan.json` in the folder. For a
+        pattern, one result per model: one that fails does not stop the others, and
         `PublishResults.require` raises if any failed.
 
     Raises:
         UsageError: If options contradict each other, or `confirm` returned False.
         ParityError: If a proof fails, or a file changed after it was proven.
-        HubUnreachableError: If the connection is lost; the same call goes on from there.
-        HubError: If the Hub refuses.
+        HubUnreachableError: If the connection is lost; the same call continues from there.
+        HubError: If the Hub denies the request.
     """
     options = Options(private, create_pr, tag)
     name = os.fspath(model)
@@ -210,8 +209,8 @@ def card(
         Markdown with the Hub's metadata in front.
 
     Raises:
-        UsageError: If `license` is given for a release, which has its own, or nothing says for
-            which release `vouch` is.
+        UsageError: If `license` is given for a release, which has its own, or if `vouch` is given
+            for a model that does not refer to a release.
         BitzooError: As reading the model raises.
     """
     target = find_target(os.fspath(model))
@@ -224,11 +223,11 @@ def _is_pattern(model: str) -> bool:
 
 
 def _find_targets(model: str, repo: str | None, org: str | None) -> list[tuple[PublishTarget, str]]:
-    """Return what `model` names, each with its repository."""
+    """Return the models that `model` refers to, each with its repository."""
     if (repo is None) == (org is None):
         raise UsageError(
-            'Say where to: `repo="organisation/name"` for one model, or `org="organisation"`, '
-            "where each model keeps its name."
+            'Give the destination: `repo="organisation/name"` for one model, or '
+            '`org="organisation"`, where each model keeps its name.'
         )
     if _is_pattern(model):
         names = list_models(model, released=True)
@@ -245,7 +244,7 @@ def _find_targets(model: str, repo: str | None, org: str | None) -> list[tuple[P
 
 @dataclass(frozen=True)
 class _Staging:
-    """How the files of a repository are put together."""
+    """How the files of a repository are staged."""
 
     folder: Path | None
     license: str | None
@@ -266,18 +265,15 @@ class _Staging:
 
 @contextmanager
 def _offline() -> Iterator[None]:
-    """Let nothing touch the network meanwhile."""
-    names = ("BITZOO_OFFLINE", "HF_HUB_OFFLINE")
-    before = {name: os.environ.get(name) for name in names}
-    os.environ.update(dict.fromkeys(names, "1"))
+    """Keep bitzoo from fetching anything within the context; preparing asks no Hub anyway."""
+    before = os.environ.get("BITZOO_OFFLINE")
+    os.environ["BITZOO_OFFLINE"] = "1"
     try:
         yield
     finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
+        del os.environ["BITZOO_OFFLINE"]
+        if before is not None:
+            os.environ["BITZOO_OFFLINE"] = before
 
 
 def _plan_all(
@@ -286,7 +282,7 @@ def _plan_all(
     staging: _Staging,
     on_result: Callable[[PublishResult], None] | None,
 ) -> PublishResults:
-    """Prepare folders and plans, asking no Hub."""
+    """Prepare folders and plans, without asking the Hub."""
     results = PublishResults()
     for target, repo in targets:
         prepared = staging.prepare(target, repo)
@@ -312,7 +308,7 @@ def _publish_one(
     staging: _Staging,
     confirm: Callable[[Plan], bool] | None,
 ) -> Publication:
-    """Publish one model; the Hub is asked before gigabytes move."""
+    """Publish one model; check access to the Hub before gigabytes are processed."""
     state = check_access(api, repo, write=not options.create_pr)
     plan = make_plan(staging.prepare(target, repo, weights=False), state, options)
     if WEIGHTS_NAME in plan.sent and not plan.prepared.has_weights:

@@ -1,4 +1,4 @@
-"""What the Hub has now, and what it lets us do."""
+"""What the Hub has now, and what the token allows."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _HIDDEN = (".gitattributes",)
 
 @dataclass(frozen=True)
 class RemoteFile:
-    """A file on the Hub: size in bytes, and its SHA-256 or git's SHA-1, whichever it states."""
+    """A file on the Hub: size in bytes, SHA-256 if the Hub states it, and git's SHA-1."""
 
     bytes: int
     sha256: str | None
@@ -30,9 +30,9 @@ class RemoteState:
     """A repository as it is now.
 
     Attributes:
-        commit: What it points at; None before its first commit.
-        private: Whether only some may see it.
-        files: Those of `records.ALLOWED` that it has.
+        commit: The latest commit; None before the first one.
+        private: Whether it is private.
+        files: Those of `repo_manifest.ALLOWED` that it has.
         others: Names of its other files.
     """
 
@@ -43,11 +43,12 @@ class RemoteState:
 
 
 def read_state(api: HfApi, repo: str) -> RemoteState | None:
-    """Return a repository's state, or None if the Hub has none of that name for us.
+    """Return a repository's state, or None if there is none of that name that the token can see.
 
     Raises:
         HubUnreachableError: If the Hub cannot be reached.
-        HubError: If it does not accept the token, or the repository is gated for us.
+        HubError: If it does not accept the token, or the token has no access to the gated
+            repository.
     """
     from huggingface_hub.errors import HfHubHTTPError
 
@@ -66,7 +67,7 @@ def read_state(api: HfApi, repo: str) -> RemoteState | None:
 
 
 def read_files(api: HfApi, repo: str, revision: str | None) -> dict[str, RemoteFile]:
-    """Return those of `records.ALLOWED` that a revision has."""
+    """Return those of `repo_manifest.ALLOWED` that a revision has."""
     from huggingface_hub.hf_api import RepoFile
 
     with hub_errors(repo):
@@ -81,17 +82,18 @@ def read_files(api: HfApi, repo: str, revision: str | None) -> dict[str, RemoteF
 
 
 def check_access(api: HfApi, repo: str, *, write: bool = True) -> RemoteState | None:
-    """Return a repository's state, having asked the Hub who we are and whether we may write.
+    """Check the token and its write access, and return a repository's state.
 
-    A repository that is not there yet is judged when it is made, before anything is sent.
+    For a repository that does not exist yet, access is checked when it is created, before anything
+    is sent.
 
     Args:
         api: The client.
         repo: Full name of the repository.
-        write: False for a pull request, which needs no right to write.
+        write: False for a pull request, which needs no write access.
 
     Raises:
-        HubError: If there is no token, it is not accepted, or it may not write there.
+        HubError: If there is no token, it is not accepted, or it has no write access.
         HubUnreachableError: If the Hub cannot be reached.
     """
     if not has_token():
@@ -107,7 +109,7 @@ def check_access(api: HfApi, repo: str, *, write: bool = True) -> RemoteState | 
 
 
 def _ask(question: Callable[[], object], repo: str, refusals: tuple[int, ...]) -> None:
-    """Ask; where the Hub has no answer to give, the upload itself will be the judge."""
+    """Ask the Hub; if it does not support the question, the upload itself will tell."""
     try:
         with hub_errors(repo):
             question()

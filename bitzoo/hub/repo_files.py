@@ -39,21 +39,22 @@ _PUBLISHER = "the publisher"
 
 @dataclass(frozen=True)
 class Stated:
-    """What the publisher says of a model.
+    """What the publisher states about a model.
 
     Attributes:
-        license: SPDX identifier in lower case; None for nothing.
-        vouch: Whether the weights are the release that their name or address stands for.
+        license: SPDX identifier in lower case; None if not stated.
+        vouch: Whether the publisher vouches that the weights are the release that their name or
+            address refers to.
     """
 
     license: str | None = None
     vouch: bool = False
 
     def applied_to(self, info: ModelInfo) -> ModelInfo:
-        """The record with what the publisher says.
+        """Return the record with what the publisher states.
 
         Raises:
-            UsageError: If they vouch for a model of which nothing says which release it is.
+            UsageError: If they vouch for a model that does not refer to a release.
         """
         if self.vouch:
             info = _vouched(info)
@@ -66,12 +67,12 @@ def _vouched(info: ModelInfo) -> ModelInfo:
     known = info.identity
     if known.name is None:
         raise UsageError(
-            "`vouch` is for a file that is named as a release; nothing says which one this is. "
-            "Give it the name of the release, or publish it as what it is."
+            "`vouch` needs a file that is named after a release, but nothing says which release "
+            "this is. Rename the file to the name of the release, or leave `vouch` out."
         )
     if known.established:
         return info
-    evidence = f"{_PUBLISHER}; by itself only {known.basis}: {known.evidence}"
+    evidence = f"{_PUBLISHER}; otherwise only {known.basis}: {known.evidence}"
     return replace(
         info, identity=Identity(known.name, "vouched", evidence)
     ).completed_by_catalogue()
@@ -84,17 +85,17 @@ def write_repo_files(
     repo: str,
     stated: Stated,
 ) -> None:
-    """Write everything beside weights and proof.
+    """Write everything except weights and proof.
 
     Args:
-        folder: Where the weights and their proof are.
-        target: What the user named.
-        proven: What was found out about the weights.
+        folder: The folder with the weights and their proof.
+        target: What is published.
+        proven: What is known about the weights.
         repo: Full name of the repository.
-        stated: What the publisher says.
+        stated: What the publisher states.
 
     Raises:
-        UsageError: If the run's card cannot be used, or nothing can be vouched for.
+        UsageError: If the run's card cannot be used, or there is no release to vouch for.
     """
     if isinstance(target, RunFolder):
         info = _run_info(target.path, stated)
@@ -121,7 +122,7 @@ def card_of(
     license: str | None = None,  # noqa: A002
     vouch: bool = False,
 ) -> str:
-    """Return the model card of what a user named, before anything is proven.
+    """Return the model card of a target, before anything is proven.
 
     Args:
         target: What the card is about.
@@ -146,7 +147,7 @@ def card_of(
 
 
 def _run_info(path: Path, stated: Stated) -> ModelInfo:
-    """What is known of a run: its record, its config, its card, its publisher, the last firmest."""
+    """Return what is known about a run; in rising precedence: record, config, card, publisher."""
     config = read_json(path / CONFIG_NAME)
     record = own_record(config)
     blank = ModelInfo(_architecture(config), int(config.get("num_classes") or 0))
@@ -180,13 +181,13 @@ def _plain_draft(path: Path, info: ModelInfo) -> str:
     known = f", fine-tuned from {info.base.name}" if info.base and info.base.name else ""
     return (
         f"---\n{card_metadata(info)}\n---\n\n# {title}\n\n## What it is\n\nA Big Transfer (BiT) "
-        f"network, {info.architecture or 'of unstated architecture'}{known}. Its author left no "
-        "description.\n"
+        f"network, {info.architecture or 'of unknown architecture'}{known}. Its author has not "
+        "described it.\n"
     )
 
 
 def _architecture(config: Mapping[str, Any]) -> str:
-    """Return our name of what timm calls ``resnetv2_50x1_bit``; other names are ours."""
+    """Return our name for timm's ``resnetv2_50x1_bit``; other names are ours already."""
     name = str(config.get("architecture", ""))
     if name.startswith("resnetv2_") and name.endswith("_bit"):
         return "R" + name.removeprefix("resnetv2_").removesuffix("_bit")
@@ -200,12 +201,12 @@ def _license_in(card: str) -> str | None:
     try:
         stated = ModelCard(card, ignore_metadata_errors=True).data.get("license")
     except (ValueError, TypeError, AttributeError, YAMLError):
-        return None  # validate_card says what is wrong
+        return None  # validate_card reports what is wrong
     return stated if isinstance(stated, str) else None
 
 
 def _run_config(path: Path, info: ModelInfo) -> dict[str, Any]:
-    """The run's own config, which its author may have changed, with what is known by now."""
+    """Return the run's own config, which its author may have edited, with the current record."""
     config = read_json(path / CONFIG_NAME)
     arguments = config.get("model_args")
     if isinstance(arguments, dict):  # transformers would pass the class count a second time

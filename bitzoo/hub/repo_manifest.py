@@ -1,4 +1,4 @@
-"""A repository's files as data: which there may be, their sizes and SHA-256, and their proof."""
+"""A repository's files as data: allowed names, sizes, SHA-256, and the proof."""
 
 from __future__ import annotations
 
@@ -19,9 +19,10 @@ from bitzoo.zoo.resolve import WEIGHTS_NAME
 CARD_NAME = "README.md"
 LICENSE_NAME = "LICENSE"
 ALLOWED = (WEIGHTS_NAME, CONFIG_NAME, CARD_NAME, REPORT_NAME, MANIFEST_NAME, LICENSE_NAME)
-"""All that a repository holds; nothing else is ever uploaded."""
+"""All files of a repository; nothing else is ever uploaded."""
 NOTE_NAME = "publication.json"
-"""The local note beside the files: what they were made of, and where they went. Never uploaded."""
+"""Local note next to the files: what they were made from, where they were published. Not uploaded.
+"""
 
 
 @dataclass(frozen=True)
@@ -33,12 +34,12 @@ class FileRecord:
 
     @classmethod
     def of(cls, path: Path) -> FileRecord:
-        """Measure a file."""
+        """Return size and SHA-256 of a file."""
         return cls(path.stat().st_size, sha256_of(path))
 
 
 def git_sha1(path: Path) -> str:
-    """Return git's name of a file's content, which the Hub states for small files."""
+    """Return git's hash of a file's content, which the Hub states for small files."""
     content = path.read_bytes()
     return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
 
@@ -47,7 +48,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """Return the JSON object in a file; an empty one if there is no file.
 
     Raises:
-        CheckpointError: If the file holds anything else.
+        CheckpointError: If the file contains anything else.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -67,7 +68,7 @@ def manifest_files(folder: Path) -> dict[str, FileRecord]:
     """Return the files that the manifest in a folder lists.
 
     Raises:
-        CheckpointError: If there is no manifest, or it lists files otherwise than bitzoo does.
+        CheckpointError: If there is no manifest, or it is not in bitzoo's form.
     """
     path = folder / MANIFEST_NAME
     try:
@@ -95,8 +96,8 @@ def check_files(folder: Path, *, weights: bool = True) -> dict[str, FileRecord]:
     """Compare a prepared folder with its manifest and its proof, and return all its files.
 
     Args:
-        folder: With the files and their manifest.
-        weights: False allows the weights to be gone; the manifest then speaks for them.
+        folder: The folder with the files and their manifest.
+        weights: False allows the weights to be missing; then only the manifest describes them.
 
     Raises:
         ParityError: If the weights are not the bytes that were proven.
@@ -108,19 +109,25 @@ def check_files(folder: Path, *, weights: bool = True) -> dict[str, FileRecord]:
         if not path.is_file():
             if name == WEIGHTS_NAME and not weights:
                 continue
-            raise CheckpointError(f"{path}: the manifest lists it, but there is no such file.")
+            raise CheckpointError(
+                f"{path}: the manifest lists this file, but there is no such file. Remove {folder} "
+                "and prepare it again."
+            )
         found = FileRecord.of(path)
         if found != stated:
             kind = ParityError if name == WEIGHTS_NAME else CheckpointError
             raise kind(
                 f"{path}: changed after it was proven. Expected SHA-256 {stated.sha256} "
-                f"({stated.bytes:,} bytes), found {found.sha256} ({found.bytes:,} bytes). It is "
-                f"not published; remove {folder} and prepare it again."
+                f"({stated.bytes:,} bytes), found {found.sha256} ({found.bytes:,} bytes). The file "
+                f"is not published. Remove {folder} and prepare it again."
             )
     require_proof(load_reports(folder / REPORT_NAME), WEIGHTS_NAME, files[WEIGHTS_NAME], folder)
     for name in (CARD_NAME, MANIFEST_NAME):
         if not (folder / name).is_file():
-            raise CheckpointError(f"{folder / name}: every repository has one, but it is missing.")
+            raise CheckpointError(
+                f"{folder / name}: every repository needs this file, but it is missing. Remove "
+                f"{folder} and prepare it again."
+            )
         files[name] = FileRecord.of(folder / name)
     return {name: files[name] for name in ALLOWED if name in files}
 

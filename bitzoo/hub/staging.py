@@ -1,4 +1,4 @@
-"""A repository as a folder on this disk: made once, checked whenever it is used again."""
+"""A repository as a folder on this disk: made once, and checked whenever it is used again."""
 
 from __future__ import annotations
 
@@ -46,9 +46,9 @@ class Prepared:
         repo: Full name of the repository.
         title: What is published.
         folder: Where the files are.
-        files: The files by name, in the order of `records.ALLOWED`.
+        files: The files by name, in the order of `repo_manifest.ALLOWED`.
         kept: Whether the folder is the user's own, and stays complete after publishing.
-        info: What is known of the model; None if the folder does not say it in bitzoo's form.
+        info: What is known about the model; None if the folder has no bitzoo record.
     """
 
     repo: str
@@ -60,12 +60,12 @@ class Prepared:
 
     @property
     def has_weights(self) -> bool:
-        """Whether the weights lie in the folder; after publishing they need not."""
+        """Whether the folder has the weights; after publishing it may not."""
         return (self.folder / WEIGHTS_NAME).is_file()
 
 
 def default_folder(repo: str) -> Path:
-    """Return where a repository's files are put together unless told otherwise."""
+    """Return the default folder in which a repository's files are staged."""
     return cache_dir() / "publish" / repo.replace("/", "--")
 
 
@@ -79,22 +79,22 @@ def prepare(
     weights: bool = True,
     progress: Progress | None = None,
 ) -> Prepared:
-    """Make the files of a repository, or check those that were made of the same source before.
+    """Make the files of a repository, or check those made from the same source before.
 
     Args:
         target: What to publish.
         repo: Full name of the repository.
-        folder: Where to; default a folder of this repository in the cache.
+        folder: Where to write them; default a folder for this repository in the cache.
         license: SPDX identifier of the licence; None leaves it to what is stated.
         vouch: Whether the publisher vouches that the weights are the release that their name or
-            their address stands for; the card says so.
-        weights: Whether the weights must lie there; False lets a finished repository be compared
-            with the Hub by its manifest alone.
-        progress: Called as bytes move.
+            their address refers to; the card says so.
+        weights: Whether the weights must be there; with False, a finished repository can be
+            compared with the Hub by its manifest only.
+        progress: Called with the progress in bytes.
 
     Raises:
         ParityError: If a proof fails, or a file changed after it was proven.
-        UsageError: If the folder holds something else, or options do not fit the target.
+        UsageError: If the folder contains something else, or options do not fit the target.
         BitzooError: As fetching and converting raise.
     """
     check_repo(repo)
@@ -106,12 +106,12 @@ def prepare(
     if isinstance(target, PreparedFolder):
         if folder or license or vouch:
             raise UsageError(
-                f"{target.path} is prepared already: leave out `folder`, `license` and `vouch`."
+                f"{target.path} is already prepared. Leave out `folder`, `license` and `vouch`."
             )
         made_for = read_json(target.path / NOTE_NAME).get("repo", repo)
         if made_for != repo:
             raise UsageError(
-                f"{target.path} is prepared for {made_for}, and its card and manifest name it. "
+                f"{target.path} is prepared for {made_for}, which its card and manifest name. "
                 f"Publish it there, or prepare {repo} from the model itself."
             )
         return _checked(repo, target, target.path, kept=True)
@@ -119,7 +119,7 @@ def prepare(
     place = folder or default_folder(repo)
     with file_lock(default_folder(repo)):
         origin = _origin(target, repo, stated)
-        if (place / MANIFEST_NAME).is_file():  # what changed since is told, not made anew
+        if (place / MANIFEST_NAME).is_file():  # raises if a file has changed since
             found = _checked(repo, target, place, kept=folder is not None, weights=False)
             enough = found.has_weights or not weights
             if enough and _is_made_of(read_json(place / NOTE_NAME), origin):
@@ -154,9 +154,9 @@ def _make(
 ) -> None:
     _require_ours(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    for left in folder.glob(".bitzoo-*.tmp"):  # of a process that was killed: we have the lock
+    for left in folder.glob(".bitzoo-*.tmp"):  # from a killed process, because we hold the lock
         left.unlink(missing_ok=True)
-    (folder / MANIFEST_NAME).unlink(missing_ok=True)  # first: until it is back nothing is ready
+    (folder / MANIFEST_NAME).unlink(missing_ok=True)  # first: a folder without it is not ready
     if isinstance(target, Released):
         proven = prove_released(target.spec, folder, progress)
     elif isinstance(target, CheckpointFile):
@@ -169,7 +169,7 @@ def _make(
 
 
 def _require_ours(folder: Path) -> None:
-    """Refuse a folder of the user's that was not made here, whose files would be replaced."""
+    """Raise if the folder has files that would be replaced and that bitzoo did not write."""
     if not folder.exists():
         return
     if not folder.is_dir():
@@ -178,20 +178,20 @@ def _require_ours(folder: Path) -> None:
     taken = sorted(name for name in ALLOWED if (folder / name).exists())
     if taken and not ours:
         raise UsageError(
-            f"{folder} holds {', '.join(taken)}, which bitzoo did not put there for publishing. "
+            f"{folder} contains {', '.join(taken)}, which bitzoo did not write for publishing. "
             "Choose an empty folder for `folder`."
         )
 
 
 def _is_made_of(note: Mapping[str, Any], origin: Mapping[str, Any]) -> bool:
-    # What was made offline, of a copy in the cache, is made anew where Google's file can be had.
+    # Files made offline, from a copy in the cache, are made again when Google's file is available.
     return note.get("made_of") == dict(origin) and bool(note.get("complete") or is_offline())
 
 
 def _origin(
     target: Released | CheckpointFile | RunFolder, repo: str, stated: Stated
 ) -> dict[str, Any]:
-    """Return all that decides the files, as data that can be compared."""
+    """Return everything that determines the files, as comparable data."""
     origin: dict[str, Any] = {"bitzoo": __version__, "repo": repo, **asdict(stated)}
     if isinstance(target, Released):
         where = hashlib.sha256(released_url(target.spec).encode()).hexdigest()[:16]

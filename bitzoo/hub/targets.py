@@ -1,4 +1,4 @@
-"""What may be published: a released name, a checkpoint file, a run folder, a prepared folder."""
+"""What can be published: a released name, a checkpoint file, a run folder, a prepared folder."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Released:
 
 @dataclass(frozen=True)
 class CheckpointFile:
-    """A checkpoint of any format that is read, folders among them."""
+    """A checkpoint, a file or a folder, of any format that bitzoo reads."""
 
     path: Path
 
@@ -41,7 +41,7 @@ class CheckpointFile:
 
 @dataclass(frozen=True)
 class RunFolder:
-    """A model folder in timm's form, as fine-tuning leaves it."""
+    """A model folder in timm's form, as fine-tuning writes it."""
 
     path: Path
 
@@ -64,27 +64,27 @@ class PreparedFolder:
 
 
 PublishTarget: TypeAlias = Released | CheckpointFile | RunFolder | PreparedFolder
-"""What a user named."""
+"""What the user named."""
 
 
 def find_target(model: str) -> PublishTarget:
-    """Recognise what a user named.
+    """Recognise what the user named.
 
     Raises:
         UnknownModelError: If it is neither a path nor a name.
         WeightsUnavailableError: If Google never released it.
         UsageError: If it is an address.
-        CheckpointError: If it is no checkpoint that bitzoo reads.
+        CheckpointError: If it is not a checkpoint that bitzoo reads.
     """
     if is_address(model) or model.startswith("hub:"):
         raise UsageError(
-            f"{model}: expected a name of the catalogue, a file or a folder. Fetch it first: "
-            "`bitzoo convert --src ADDRESS`."
+            f"{model}: expected a catalogue name, a file or a folder, found an address. Fetch it "
+            "first with `bitzoo convert --src ADDRESS`."
         )
     path = Path(model).expanduser()
     if not is_location(model):
         spec = get_spec(model)
-        spec.url("npz")  # says why, for a checkpoint that was never released
+        spec.url("npz")  # raises, with the reason, for a checkpoint that was never released
         return Released(spec)
     if path.is_dir() and (path / MANIFEST_NAME).is_file():
         return PreparedFolder(path)
@@ -92,5 +92,5 @@ def find_target(model: str) -> PublishTarget:
     is_folder = (path / WEIGHTS_NAME).is_file() and config.is_file()
     if is_folder and is_timm_config(read_json(config)):
         return RunFolder(path)
-    open_source(path).close()  # says what is wrong with it before the Hub is asked
+    open_source(path).close()  # reports its problems before the Hub is asked
     return CheckpointFile(path)

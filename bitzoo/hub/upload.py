@@ -41,8 +41,8 @@ class Options:
     def __post_init__(self) -> None:
         if self.create_pr and self.tag:
             raise UsageError(
-                "`tag` names a commit of the repository, and a pull request is not one yet. Leave "
-                "out one of `tag` and `create_pr`; tag when it is merged."
+                "`tag` names a commit of the repository, which a pull request is not yet. Leave "
+                "out one of `tag` and `create_pr`; tag the commit after the merge."
             )
 
 
@@ -52,8 +52,8 @@ class Plan(Displayed):
 
     Attributes:
         prepared: The files.
-        state: The repository as it is; None if there is none, or if the Hub was not asked.
-        changes: What each file is to the repository.
+        state: The repository now; None if there is none, or if the Hub was not asked.
+        changes: For each file, how it differs from the repository's.
         options: How to publish.
     """
 
@@ -64,7 +64,7 @@ class Plan(Displayed):
 
     @property
     def sent(self) -> tuple[str, ...]:
-        """Names of the files that the repository lacks, or holds with other contents."""
+        """Names of the files that the repository lacks, or has with other contents."""
         return tuple(name for name, what in self.changes.items() if what != "same")
 
     def to_dict(self) -> dict[str, Any]:
@@ -79,7 +79,7 @@ class Plan(Displayed):
         }
 
     def display_rows(self) -> list[tuple[str, object]]:
-        """Return the repository, the folder, and what each file is to the repository."""
+        """Return the repository, the folder, and how each file differs from the repository's."""
         return [
             ("repository", self.prepared.repo),
             ("folder", self.prepared.folder),
@@ -94,10 +94,10 @@ class Publication(Displayed):
     Attributes:
         repo: Full name of the repository.
         outcome: ``published``, ``proposed`` in a pull request, or ``unchanged``.
-        commit: The commit that holds the files.
+        commit: The commit with the files.
         sent: Bytes that the commit added or replaced.
         pull_request: Its address, if there is one.
-        tag: Name of the commit, if one was asked for.
+        tag: Name of the commit, if requested.
         files: The files.
     """
 
@@ -122,7 +122,7 @@ class Publication(Displayed):
         }
 
     def display_rows(self) -> list[tuple[str, object]]:
-        """Return names and values for people."""
+        """Return readable names and values."""
         rows: list[tuple[str, object]] = [
             ("repository", self.repo),
             ("outcome", self.outcome),
@@ -138,7 +138,7 @@ class Publication(Displayed):
 def make_plan(
     prepared: Prepared, state: RemoteState | None, options: Options, *, asked: bool = True
 ) -> Plan:
-    """Compare the files with what the repository has.
+    """Compare the files with those in the repository.
 
     Args:
         prepared: The files.
@@ -147,13 +147,13 @@ def make_plan(
         asked: Whether the Hub was asked at all.
 
     Raises:
-        HubError: If the repository is not what the options need.
+        HubError: If the repository does not fit the options.
     """
     repo = prepared.repo
     if asked and options.create_pr and state is None:
         raise HubError(
-            f"{repo}: a pull request needs a repository, and there is none. Publish without "
-            "`create_pr` first, or check the name."
+            f"{repo}: a pull request needs an existing repository, and there is none. Publish "
+            "without `create_pr` first, or check the name."
         )
     if options.private and state is not None and not state.private:
         raise HubError(
@@ -171,12 +171,12 @@ def make_plan(
 
 
 def carry_out(api: HfApi, plan: Plan) -> Publication:
-    """Do what the plan says; a plan without changes makes no commit.
+    """Carry out the plan; a plan without changes makes no commit.
 
     Raises:
         ParityError: If a file is no longer the one that was proven.
-        HubUnreachableError: If the connection is lost; the same call goes on from there.
-        HubError: If the Hub refuses, or what it has afterwards is something else.
+        HubUnreachableError: If the connection is lost; the same call continues from there.
+        HubError: If the Hub denies the request, or its files differ from what was sent.
     """
     prepared, options = plan.prepared, plan.options
     repo = prepared.repo
@@ -213,14 +213,14 @@ def _is_same(prepared: Prepared, name: str, facts: FileRecord, there: RemoteFile
 
 
 def _create(api: HfApi, repo: str, options: Options) -> RemoteState:
-    """Create the repository, and make sure that it is as private as was asked."""
+    """Create the repository, and make sure that it is private if requested."""
     try:
         with hub_errors(repo):
             api.create_repo(repo, private=True if options.private else None)
     except HubError as error:
         if status_of(error) != 409:
             raise
-        # Someone created it just now, or it exists and is hidden from us.
+        # Someone else has just created it, or it exists and is hidden from us.
     state = read_state(api, repo)
     if state is None:
         raise HubError(
@@ -229,8 +229,8 @@ def _create(api: HfApi, repo: str, options: Options) -> RemoteState:
         )
     if options.private and not state.private:
         raise HubError(
-            f"{repo} was asked to be private and is public. Nothing was uploaded; make it private "
-            "in its settings, then publish again."
+            f"{repo} should be private but is public. Nothing was uploaded. Make it private in its "
+            "settings, then publish again."
         )
     return state
 
@@ -253,7 +253,7 @@ def _commit(api: HfApi, plan: Plan, state: RemoteState) -> Publication:
             now = None if options.create_pr else _if_reachable(api, prepared.repo)
             if now is None or make_plan(prepared, now, Options()).sent:
                 raise
-            # The commit was made, only its answer was lost.
+            # The commit was made; only the response was lost.
             return Publication(prepared.repo, "published", str(now.commit), sent)
     if options.create_pr:
         return Publication(prepared.repo, "proposed", made.oid, sent, made.pr_url)
@@ -270,8 +270,8 @@ def _if_reachable(api: HfApi, repo: str) -> RemoteState | None:
 def _addition(api: HfApi, prepared: Prepared, name: str, stack: ExitStack) -> CommitOperationAdd:
     """Open a file for the upload, and make sure that it is the one that was proven.
 
-    An open file is sent by plain LFS, which every Hub understands; a path may be sent by Xet,
-    which only the Hub itself is known to have.
+    An open file is sent by plain LFS, which every server supports; a path may be sent by Xet, which
+    only huggingface.co is known to support.
     """
     from huggingface_hub import CommitOperationAdd
 
@@ -292,7 +292,7 @@ def _addition(api: HfApi, prepared: Prepared, name: str, stack: ExitStack) -> Co
 
 
 def _verify(api: HfApi, plan: Plan, done: Publication) -> None:
-    """Compare what the Hub has now with what was sent."""
+    """Compare the Hub's files with what was sent."""
     prepared = plan.prepared
     revision = _pr_revision(done.pull_request) or done.commit
     there = read_files(api, prepared.repo, revision)
@@ -304,8 +304,8 @@ def _verify(api: HfApi, plan: Plan, done: Publication) -> None:
     if wrong:
         raise HubError(
             f"{prepared.repo}: after commit {done.commit} the Hub's contents of "
-            f"{', '.join(wrong)} differ from what was sent. Do not use it; publish again, and if "
-            "that does not help, ask the Hub's support."
+            f"{', '.join(wrong)} differ from what was sent. Do not use the repository. Publish "
+            "again; if that does not help, contact the Hub's support."
         )
 
 
@@ -315,7 +315,7 @@ def _pr_revision(address: str | None) -> str | None:
 
 
 def _proposed_already(api: HfApi, plan: Plan) -> Publication | None:
-    """Return the pull request that an earlier call opened with these very files."""
+    """Return the pull request that an earlier call opened with exactly these files."""
     note = read_json(plan.prepared.folder / NOTE_NAME).get("published", {})
     address = note.get("pull_request") if isinstance(note, dict) else None
     revision = _pr_revision(address)
@@ -341,8 +341,8 @@ def _tag(api: HfApi, repo: str, commit: str, tag: str) -> None:
         return
     if tag in tags:
         raise HubError(
-            f"{repo}: the tag {tag} already stands at commit {tags[tag]}, not at {commit}, which "
-            "holds these files. Choose another `tag`."
+            f"{repo}: the tag {tag} already names commit {tags[tag]}, but these files are in "
+            f"{commit}. Choose another `tag`."
         )
     with hub_errors(repo):
         api.create_tag(repo, tag=tag, revision=commit)

@@ -1,5 +1,5 @@
-"""Model cards: what a published checkpoint is, with cited facts and with what was proven.
+"""Model cards: what a published checkpoint is, with cited facts and its proof.
 
-`facts` holds what others wrote about data and models, with sources; `render` fills the template of
-released and converted checkpoints; `runs` completes the draft that a fine-tuning run leaves.
+`facts` has what others wrote about data and models, with sources; `render` fills the template for
+released and converted checkpoints; `run_card` completes the draft that a fine-tuning run writes.
 """

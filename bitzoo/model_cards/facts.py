@@ -1,6 +1,6 @@
-"""Cited facts for cards, as data: training sets, their known faults, licence, citations.
+"""Cited facts for cards, as data: training sets, their known problems, licence, citations.
 
-Nothing here was measured by this project. A sentence stands with the source that says it.
+Nothing here was measured by this project. Each sentence has its source next to it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _PERSON_CLASSES = "https://arxiv.org/abs/1912.07726"
 
 @dataclass(frozen=True)
 class Fact:
-    """A sentence and who says so."""
+    """A sentence and its source."""
 
     text: str
     source: str
@@ -28,9 +28,9 @@ class TrainingSet:
     """What a network was trained on.
 
     Attributes:
-        title: What people call it.
+        title: Its usual name.
         hub_id: Its id on the Hub, for the card's metadata.
-        facts: What it is, and what is known to be wrong with it.
+        facts: What it is, and its known problems.
     """
 
     title: str
@@ -44,8 +44,8 @@ _ILSVRC = TrainingSet(
     (
         Fact("1.28 million photographs, each with one of 1,000 classes.", PAPER),
         Fact(
-            "A photograph has one label even where it shows several things, and scores on the "
-            "validation set are affected by this; reassessed labels exist.",
+            "Each photograph has one label even if it shows several things, which affects scores "
+            "on the validation set; reassessed labels exist.",
             _RELABELLED,
         ),
         Fact("At least 6 % of the validation labels are estimated to be wrong.", _LABEL_ERRORS),
@@ -61,21 +61,21 @@ _IMAGENET_21K = TrainingSet(
             PAPER,
         ),
         Fact(
-            "The hierarchy has classes within classes (a terrier, a dog, an animal), so an answer "
-            "may be right and still not be the label.",
+            "The hierarchy has classes within classes (a terrier, a dog, an animal), so a "
+            "prediction can be right and still differ from the label.",
             PAPER,
         ),
         Fact(
-            "More than half of ImageNet's classes of persons were found offensive or sensitive by "
-            "the data set's own authors, who withdrew them. The network was trained before that "
-            "and has outputs for them: do not classify people with it.",
+            "The data set's own authors found more than half of ImageNet's person classes "
+            "offensive or sensitive, and withdrew them. The network was trained before that and "
+            "has outputs for them: do not classify people with it.",
             _PERSON_CLASSES,
         ),
     ),
 )
 
 TRAINING_SETS = {"ilsvrc-2012": _ILSVRC, "imagenet-21k": _IMAGENET_21K}
-"""By the catalogue's name of the data set."""
+"""The catalogue's name of a data set -> facts about it."""
 
 FAMILY_NOTES: dict[str, tuple[Fact, ...]] = {
     "BiT-M-ILSVRC2012": (Fact("Fine-tuned on ILSVRC-2012 with BiT-HyperRule.", BIG_TRANSFER),),
@@ -90,21 +90,21 @@ FAMILY_NOTES: dict[str, tuple[Fact, ...]] = {
     ),
     "BiT-M-VTAB": (Fact("Fine-tuned on one task of the Visual Task Adaptation Benchmark.", VTAB),),
 }
-"""What happened to a family after its pre-training."""
+"""How a family was trained after its pre-training."""
 
 LIMITS = (
-    "It answers with one of its classes for any image, also for one that shows none of them.",
+    "It predicts one of its classes for every image, including images that show none of them.",
     "Its classes and photographs come from the web; ImageNet's are mostly from North America and "
-    "Europe (https://arxiv.org/abs/1711.08536). Nobody has measured here how well it does on "
-    "others, nor whom it disadvantages.",
+    "Europe (https://arxiv.org/abs/1711.08536). This project has not measured how well it works on "
+    "other images, nor whom it disadvantages.",
     "It is a research model. It was not made or tested for decisions about people, for medicine, "
-    "or for anything where a wrong answer does harm.",
+    "or for any use where a wrong prediction does harm.",
 )
 
 NUMERICS = (
-    "Google's code standardizes kernels with eps = 1e-10, timm and transformers with 1e-8. On "
-    "kernels of the usual scale that changes logits by about a millionth, on very small kernels "
-    "(standard deviation 0.001) by a percent; bitzoo uses Google's value."
+    "Google's code standardizes kernels with eps = 1e-10, timm and transformers with 1e-8. For "
+    "kernels of the usual scale that changes logits by about a millionth, for very small kernels "
+    "(standard deviation 0.001) by one percent; bitzoo uses Google's value."
 )
 
 _BIT_PAPER = """\
@@ -137,7 +137,7 @@ APACHE = "apache-2.0"
 
 
 def license_text(license_id: str | None) -> str | None:
-    """Return the text of a licence, or None if bitzoo does not carry it."""
+    """Return the text of a licence, or None if bitzoo does not have it."""
     if license_id != APACHE:
         return None
     return Path(__file__).with_name("apache-2.0.txt").read_text(encoding="utf-8")

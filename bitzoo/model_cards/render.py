@@ -27,9 +27,9 @@ class CardSubject:
 
     Attributes:
         repo: Full name of the repository.
-        info: What is known of the model.
-        source: What the weights were made of: ``name``, ``bytes``, ``sha256``, ``url``.
-        proof: The report of parity; None before there is one.
+        info: What is known about the model.
+        source: What the weights were made from: ``name``, ``bytes``, ``sha256``, ``url``.
+        proof: The parity report; None if there is none yet.
     """
 
     repo: str
@@ -39,15 +39,15 @@ class CardSubject:
 
     @property
     def release(self) -> ModelSpec | None:
-        """The release that the weights are, where that is established."""
+        """The release that the weights are, if that is established."""
         return self.info.spec if self.info.identity.established else None
 
 
 def render_card(subject: CardSubject) -> str:
-    """Return the card as Markdown with its metadata on top.
+    """Return the card as Markdown, with its metadata at the top.
 
-    Published scores, training data and the rest of what the catalogue knows stand in it only where
-    it is established that the weights are that release.
+    It has the catalogue's facts, such as published scores and training data, only if it is
+    established that the weights are that release.
     """
     info, spec = subject.info, subject.release
     architecture = Architecture.parse(info.architecture, info.in_chans)
@@ -80,7 +80,7 @@ def render_vtab_card(specs: Sequence[ModelSpec]) -> str:
     """Return one card for all checkpoints of one architecture that were fine-tuned on VTAB-1k.
 
     Args:
-        specs: Those of the family ``BiT-M-VTAB`` with the architecture.
+        specs: The entries of the family ``BiT-M-VTAB`` with that architecture.
     """
     info = ModelInfo.of_release(specs[0])
     tasks: dict[str, dict[str, Any]] = {}
@@ -105,11 +105,11 @@ def render_vtab_card(specs: Sequence[ModelSpec]) -> str:
 
 
 def card_metadata(info: ModelInfo, title: str = "") -> str:
-    """Return the YAML on top of a card, from what is known and nothing else.
+    """Return the YAML at the top of a card, with only what is known.
 
     Args:
-        info: What is known of the model.
-        title: What its results are listed under, where it is a release with published ones.
+        info: What is known about the model.
+        title: Name under which its results are listed, if it is a release with published ones.
     """
     from huggingface_hub import ModelCardData
 
@@ -131,7 +131,7 @@ def card_metadata(info: ModelInfo, title: str = "") -> str:
 
 
 def _training_keys(spec: ModelSpec | None) -> list[str]:
-    """Return the described data sets of pre-training and task, each once."""
+    """Return the data sets of pre-training and task that have facts, without duplicates."""
     wanted = [spec.dataset, spec.task] if spec else []
     return [key for key in dict.fromkeys(wanted) if key in facts.TRAINING_SETS]
 
@@ -143,7 +143,7 @@ def _scores(spec: ModelSpec | None) -> list[tuple[str, list[Metric]]]:
 
 
 def _eval_results(spec: ModelSpec | None) -> list[EvalResult]:
-    """Return the scores of these very weights; those of fine-tuned copies are no results of it."""
+    """Return the scores of exactly these weights, without those of fine-tuned copies."""
     from huggingface_hub import EvalResult
 
     results = []

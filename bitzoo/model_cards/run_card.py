@@ -1,7 +1,8 @@
-"""The card of a fine-tuned run: the draft that the run left, completed for a repository.
+"""The card of a fine-tuned run: the draft that the run wrote, completed for a repository.
 
-The draft (and whatever its author added) keeps its sections. Its comment and its way of loading
-from a folder go; curves, the proof, loading from the repository, licence and citation come.
+The sections of the draft, and those that its author added, are kept. The comment and the section on
+loading from a folder are removed; curves, the proof, loading from the repository, licence and
+citation are added.
 """
 
 from __future__ import annotations
@@ -45,9 +46,9 @@ def complete_draft(
     Args:
         draft: The run's README.md.
         repo: Full name of the repository.
-        info: What is known of the model.
+        info: What is known about the model.
         history: The run's metrics.
-        proof: The report of parity; None before there is one.
+        proof: The parity report; None if there is none yet.
 
     Raises:
         UsageError: If the draft has no metadata.
@@ -55,11 +56,11 @@ def complete_draft(
     match = _FRONT.match(draft)
     if not match:
         raise UsageError(
-            "The run's README.md has no metadata: expected a block of YAML between two lines of "
-            "--- at its very beginning. Write it, or remove the file so that bitzoo writes one."
+            "The run's README.md has no metadata: expected a YAML block between two lines of --- "
+            "at the very beginning. Add it, or remove the file so that bitzoo writes a card."
         )
     body = _WRITTEN.sub("", _COMMENT.sub("", draft[match.end() :])).strip()
-    # A heading inside a fenced block, such as a comment in Python, begins no section.
+    # "## " inside a fenced block, such as a comment in Python, does not begin a section.
     parts = re.split(r"^## (?=[A-Z])", body, flags=re.MULTILINE)
     kept = [part for part in parts[1:] if part.partition("\n")[0].strip() not in _REPLACED]
     made = environment().get_template("run.md.j2")
@@ -82,7 +83,7 @@ def complete_draft(
 
 
 def _with_license(front_matter: str, license_id: str | None) -> str:
-    """Put a licence into metadata that state none or another; all else stays as its author wrote.
+    """Set the licence in the metadata if it differs; everything else stays as its author wrote it.
 
     Raises:
         UsageError: If the metadata cannot be read.
@@ -106,14 +107,14 @@ def _entries(data: Any) -> dict[str, Any]:
 
 
 def _curves(history: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
-    train, judged = _series(history, "train"), _series(history, "eval")
+    train, held_out = _series(history, "train"), _series(history, "eval")
     losses = [row["loss"] for row in train.values() if "loss" in row]
     if not losses:
         return None
-    steps = sorted({*_chosen(sorted(train)), *_chosen(sorted(judged))})
+    steps = sorted({*_chosen(sorted(train)), *_chosen(sorted(held_out))})
     rows = []
     for step in steps:
-        here, there = train.get(step, {}), judged.get(step, {})
+        here, there = train.get(step, {}), held_out.get(step, {})
         share = there.get("top1")
         rows.append(
             (
@@ -131,7 +132,7 @@ def _curves(history: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
 
 
 def _series(history: Sequence[Mapping[str, Any]], event: str) -> dict[int, dict[str, float]]:
-    """Return the finite numbers of each step; of several records for one step the last counts."""
+    """Return the finite numbers of each step, from the last of several records for a step."""
     return {
         int(record["step"]): {
             key: float(value)
@@ -144,7 +145,7 @@ def _series(history: Sequence[Mapping[str, Any]], event: str) -> dict[int, dict[
 
 
 def _chosen(steps: Sequence[int], count: int = _POINTS) -> list[int]:
-    """Return at most `count` of them, evenly apart, the first and the last among them."""
+    """Return at most `count` of the steps, evenly spaced, including the first and the last."""
     if len(steps) <= count:
         return list(steps)
     return [steps[round(index * (len(steps) - 1) / (count - 1))] for index in range(count)]

@@ -1,4 +1,4 @@
-"""What all cards share: Markdown that shows text as it is, tables of proofs, snippets."""
+"""What all cards share: Markdown escaping, tables of proofs, snippets."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ _NOT_TEXT = re.compile(f"[{_CONTROLS}]")
 
 
 def escape(text: object) -> str:
-    """Text that Markdown shows as it is, also in a table: one line, all marks escaped."""
+    """Escape text so that Markdown shows it unchanged, also in a table; returns one line."""
     return re.sub(r"([\\`*_{}\[\]<>|#&~$])", r"\\\1", " ".join(str(text).split()))
 
 
 def code(text: object) -> str:
-    """Text as a span of code, also in a table: one line, without what would end it."""
+    """Return text as a code span of one line, also for tables, without what would end the span."""
     plain = " ".join(str(text).split()).replace("`", "'").replace("|", "\\|")
     return f"`{plain}`"
 
 
 @functools.cache
 def environment() -> Environment:
-    """Return Jinja2 with this folder's templates; an unknown name is an error."""
+    """Return the Jinja2 environment of this folder's templates; an unknown variable is an error."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     made = Environment(
@@ -42,19 +42,19 @@ def environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
-        autoescape=False,  # Markdown; what could be read as marks goes through `md`
+        autoescape=False,  # Markdown; text that may contain markup goes through `md`
     )
     made.filters |= {"md": escape, "code": code, "count": lambda number: f"{number:,}"}
     return made
 
 
 def clean(text: str) -> str:
-    """Replace what no text file may hold, such as control characters in a file's name."""
+    """Replace characters that do not belong in text, such as control characters in a file name."""
     return _NOT_TEXT.sub("\ufffd", text)
 
 
 def proof_rows(report: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
-    """Return a report's comparisons: what, against what, found, allowed."""
+    """Return a report's comparisons: proof, compared with, found, allowed."""
     weights = report["weights"]
     differing = len(weights["differing"])
     rows = [
@@ -79,16 +79,16 @@ def proof_rows(report: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
 
 
 def timm_loads(info: ModelInfo) -> bool:
-    """Whether timm knows the network by a name, with images of three channels."""
+    """Whether timm has the architecture by name, for images of three channels."""
     return info.architecture in ARCHITECTURES and info.in_chans == 3
 
 
 def snippets(repo: str, info: ModelInfo) -> dict[str, str]:
-    """Return Python for bitzoo and, where timm knows the architecture, timm and transformers.
+    """Return Python snippets for bitzoo and, if timm has the architecture, timm and transformers.
 
     Args:
         repo: Full name of the repository.
-        info: What is known of the model.
+        info: What is known about the model.
     """
     names = info.own_names is not None or info.label_set is not None
     function = {"sigmoid": ".sigmoid()", "softmax": ".softmax(-1)", None: ""}[info.activation]
@@ -139,14 +139,14 @@ def snippets(repo: str, info: ModelInfo) -> dict[str, str]:
 
 
 def spark(values: Sequence[float]) -> str:
-    """Draw numbers as bars of eight heights, the lowest and highest as they are."""
+    """Draw numbers as bars of eight heights, scaled from the lowest to the highest."""
     low, high = min(values), max(values)
     span = (high - low) or 1.0
     return "".join("▁▂▃▄▅▆▇█"[round(7 * (value - low) / span)] for value in values)
 
 
 def validate_card(text: str) -> None:
-    """Check a card's metadata with huggingface_hub's own reader.
+    """Check a card's metadata with huggingface_hub's own parser.
 
     Raises:
         UsageError: If there is no metadata, or it is not what the Hub expects.
@@ -157,8 +157,8 @@ def validate_card(text: str) -> None:
 
     if not REGEX_YAML_BLOCK.match(text):
         raise UsageError(
-            "The card has no metadata: expected a block of YAML between two lines of --- at its "
-            "very beginning. Write it, or remove README.md so that bitzoo writes a card."
+            "The card has no metadata: expected a YAML block between two lines of --- at the very "
+            "beginning. Add it, or remove README.md so that bitzoo writes a card."
         )
     try:
         ModelCard(text)

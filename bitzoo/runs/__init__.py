@@ -1,1 +1,1 @@
-"""A run and what it leaves: fine-tuning from end to end, in a folder that can be resumed."""
+"""Runs: fine-tuning from end to end, in a run folder that can be resumed, with its artifacts."""

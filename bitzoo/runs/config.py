@@ -1,4 +1,4 @@
-"""The options of a fine-tuning run, and the callbacks that follow it."""
+"""The options and callbacks of a fine-tuning run."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ Resolution = int | tuple[int | None, int] | None
 
 @dataclass(frozen=True)
 class FinetuneConfig(TrainingConfig):
-    """The options of a run beyond model, data and folder; None follows the rule.
+    """The options of a run besides model, data and folder; None follows the rule.
 
-    The attributes that it shares with every training are those of `TrainingConfig`.
+    The attributes common to all training are those of `TrainingConfig`.
 
     Attributes:
-        edition: ``paper`` or ``released``: whose HyperRule.
+        edition: HyperRule of the ``paper`` or of the ``released`` code.
         pretrained: False starts from random weights.
         steps: Length of training; the schedule keeps its shape.
         batch_size: Images per step.
@@ -30,11 +30,11 @@ class FinetuneConfig(TrainingConfig):
         mixup: Alpha of MixUp; 0 for none.
         resolution: See `Resolution`.
         flip: Whether crops are mirrored at random.
-        val_fraction: Fraction to hold out for validation, of data without a split.
-        examples_per_class: Few-shot: train on this many images of each class.
-        skip_bad: Whether images that cannot be used are skipped.
+        val_fraction: Fraction to hold out for validation if the data has no split.
+        examples_per_class: Few-shot: train on this many images per class.
+        skip_bad: Whether to skip images that cannot be used.
         cache_gb: Most disk space for decoded images, in GB; 0 decodes at each step.
-        workers: Processes that decode; None is one per core.
+        workers: Processes that decode; None for one per core.
     """
 
     edition: Edition = "paper"
@@ -53,7 +53,7 @@ class FinetuneConfig(TrainingConfig):
 
     @property
     def resize_and_crop(self) -> tuple[int | None, int | None]:
-        """`resolution` as resize and crop, None where the rule decides."""
+        """`resolution` as (resize, crop); None follows the rule."""
         if isinstance(self.resolution, int):
             return None, self.resolution
         return self.resolution or (None, None)
@@ -61,10 +61,10 @@ class FinetuneConfig(TrainingConfig):
 
 @dataclass(frozen=True)
 class Callbacks:
-    """What is called as a run goes; every callback may be left out.
+    """Callbacks during a run; all are optional.
 
     Attributes:
-        say: A sentence for people.
+        say: Called with a sentence for the user.
         progress: Called with a task, how much is done, and how much there is.
         on_start: Called with the recipe before the first step.
         on_step: Called with the metrics of each step.

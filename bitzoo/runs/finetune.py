@@ -1,7 +1,7 @@
-"""A fine-tuning run from end to end: data, recipe, network, training, and what it leaves.
+"""`finetune`: a run from end to end.
 
 read and check the data -> build the network -> plan the recipe -> decode once -> train ->
-evaluate -> leave a model folder, a report and a card
+evaluate -> write a model folder, a report and a card
 """
 
 from __future__ import annotations
@@ -42,12 +42,12 @@ class FinetuneResult(Displayed):
     Attributes:
         folder: The run folder.
         recipe: The recipe it followed.
-        steps: Updates made.
-        stopped: Whether it was stopped before its end; resume it then.
+        steps: Number of updates.
+        stopped: Whether it was stopped before its end and can be resumed.
         evaluation: On the held-out images; None if there are none or the run was stopped.
         images_per_s: Training speed.
-        repeats: All of several repeated runs; the result itself is then the one with the median
-            top-1 accuracy.
+        repeats: The results of all repeated runs, if there are several; the result itself is then
+            the one with the median top-1 accuracy.
     """
 
     folder: Path
@@ -71,7 +71,7 @@ class FinetuneResult(Displayed):
         }
 
     def display_rows(self) -> list[tuple[str, object]]:
-        """Return names and values for people."""
+        """Return readable names and values."""
         found, summary = self.evaluation, self.summary()
         rows: list[tuple[str, object]] = [
             ("folder", self.folder),
@@ -86,7 +86,7 @@ class FinetuneResult(Displayed):
         return rows
 
     def summary(self) -> dict[str, Any]:
-        """Return median and standard deviation of the repeats' top-1 accuracy, and each figure."""
+        """Return the repeats' top-1 accuracies, with their median and standard deviation."""
         scores = [run.evaluation.top1 for run in self.repeats if run.evaluation]
         return {
             "runs": [str(run.folder) for run in self.repeats],
@@ -140,7 +140,7 @@ def finetune(
         data: A folder of class folders, a manifest, arrays or a Hugging Face data set; see
             `bitzoo.data.dataset.read_dataset`.
         out: The run folder.
-        edition: ``paper`` or ``released``: whose HyperRule.
+        edition: HyperRule of the ``paper`` or of the ``released`` code.
         pretrained: False starts from random weights.
         steps: Length of training, in updates; the schedule keeps its shape. None, here and below,
             follows the rule.
@@ -149,35 +149,35 @@ def finetune(
         mixup: Alpha of MixUp; 0 for none.
         resolution: The crop in pixels, or (resize, crop).
         flip: Whether crops are mirrored at random.
-        seed: Of everything random, in [0, 2**64).
-        repeats: Number of runs below `out`, each with the next seed.
-        val_fraction: Validation fraction; None is 0.1 if the data has no split.
+        seed: Seed of everything random, in [0, 2**64).
+        repeats: Number of runs in folders below `out`, each with the next seed.
+        val_fraction: Validation fraction; None for 0.1 if the data has no split.
         examples_per_class: Few-shot: train on this many images per class.
-        skip_bad: Whether images that cannot be used are skipped.
+        skip_bad: Whether to skip images that cannot be used.
         cache_gb: Most disk space for decoded images, in GB; 0 decodes at each step.
-        workers: Processes that decode; None is one per core.
-        dtype: Of activations: ``float32``, ``bfloat16`` or ``float16``.
-        freeze: Whether only the head is trained, on cached features (linear probe).
-        micro_batch: Most images that a process computes at once; None chooses.
-        channels_last: Memory format; None takes it on the CPU alone.
+        workers: Processes that decode; None for one per core.
+        dtype: Dtype of activations: ``float32``, ``bfloat16`` or ``float16``.
+        freeze: Whether to train only the head, on cached features (linear probe).
+        micro_batch: Most images that a process computes at once; None for as many as fit.
+        channels_last: Memory format; None for channels last on a CPU only.
         compile: Whether to run through `torch.compile`.
         recompute_norms: Half the activation memory, a few percent slower.
         checkpoint_blocks: A quarter of the activation memory, for one more forward pass.
         checkpoint_every: Steps between checkpoints; 0 writes one only at the end.
-        keep_checkpoints: How many checkpoints are kept.
+        keep_checkpoints: Number of checkpoints to keep.
         eval_every: Steps between evaluations; 0 evaluates only at the end.
-        resume: Go on with the run in `out` from its newest whole checkpoint, if there is one.
+        resume: Continue the run in `out` from its newest complete checkpoint, if there is one.
         overwrite: Delete the run in `out` and start again.
         progress: Called with a task, how much of it is done, and how much there is.
-        callbacks: What else is called as the run goes; its own `progress`, if any, comes first.
+        callbacks: Other callbacks during the run; its `progress`, if any, takes precedence.
 
     Returns:
         The folder, the recipe, and the evaluation on held-out images; with `repeats`, those of the
         run with the median top-1 accuracy, and all runs.
 
     Raises:
-        DatasetError: If the data cannot be trained on; lists all that is wrong at once.
-        UsageError: If options contradict each other, or `out` holds another run.
+        DatasetError: If the data cannot be used for training; lists all problems at once.
+        UsageError: If options contradict each other, or `out` contains another run.
         BitzooError: As `bitzoo.create_model` and `bitzoo.training.trainer.train` raise.
     """
     if repeats < 1:
@@ -208,17 +208,17 @@ def finetune(
         cache_gb=cache_gb,
         workers=workers,
     )
-    told = callbacks or Callbacks()
-    if progress and not told.progress:
-        told = _reporting_to(progress, told)
+    callbacks = callbacks or Callbacks()
+    if progress and not callbacks.progress:
+        callbacks = _reporting_to(progress, callbacks)
     folder = Path(out)
     if repeats == 1:
-        return _run(model, data, folder, config, resume, overwrite, told)
-    return _repeat(model, data, folder, config, repeats, resume, overwrite, told)
+        return _run(model, data, folder, config, resume, overwrite, callbacks)
+    return _repeat(model, data, folder, config, repeats, resume, overwrite, callbacks)
 
 
 def _reporting_to(progress: Progress, callbacks: Callbacks) -> Callbacks:
-    """Return callbacks that count steps, too, as progress in a task."""
+    """Return callbacks that also report the steps as progress."""
     total = 0
 
     def on_start(recipe: Recipe) -> None:
@@ -243,16 +243,16 @@ def _repeat(
     overwrite: bool,
     callbacks: Callbacks,
 ) -> FinetuneResult:
-    """Run with one seed after another, until one is stopped."""
+    """Run with one seed after another, unless a run is stopped."""
     runs: list[FinetuneResult] = []
     for seed in range(config.seed, config.seed + repeats):
         own = replace(config, seed=seed)
         runs.append(_run(model, data, out / f"seed-{seed}", own, resume, overwrite, callbacks))
         if runs[-1].stopped:
             break
-    judged = [run for run in runs if run.evaluation]
-    judged.sort(key=lambda run: run.evaluation.top1 if run.evaluation else 0.0)
-    middle = judged[(len(judged) - 1) // 2] if judged else runs[-1]
+    evaluated = [run for run in runs if run.evaluation]
+    evaluated.sort(key=lambda run: run.evaluation.top1 if run.evaluation else 0.0)
+    middle = evaluated[(len(evaluated) - 1) // 2] if evaluated else runs[-1]
     stopped = any(run.stopped for run in runs)
     result = replace(middle, stopped=stopped, repeats=tuple(runs))
     if join_processes().is_main_process:
@@ -293,7 +293,7 @@ def _run(
 
 
 def _create(model: str | os.PathLike[str], config: FinetuneConfig, num_classes: int) -> BiT:
-    """The network with a new head; random weights are the seed's, whatever was drawn before."""
+    """Create the network with a new head; random weights depend only on the seed."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         network = create_model(model, config.pretrained, num_classes=num_classes)
@@ -307,7 +307,7 @@ def _create(model: str | os.PathLike[str], config: FinetuneConfig, num_classes: 
 def _prepare(
     data: DataSource, config: FinetuneConfig, callbacks: Callbacks
 ) -> tuple[ImageSet, DataSummary]:
-    """Read and inspect in the main process; the others are told."""
+    """Read and inspect the data in the main process, and broadcast the result to the others."""
     from accelerate.utils import broadcast_object_list
 
     processes = join_processes()
@@ -315,7 +315,7 @@ def _prepare(
     if processes.is_main_process:
         try:
             outcome[0] = _read(data, config, callbacks)
-        except Exception as error:  # the others must not wait for what never comes
+        except Exception as error:  # broadcast too, or the others would wait for ever
             outcome[1] = error
     if processes.num_processes > 1:
         broadcast_object_list(outcome)
@@ -358,7 +358,7 @@ def _plan(
 def _identity(
     model: str, config: FinetuneConfig, images: ImageSet, recipe: Recipe, architecture: Architecture
 ) -> dict[str, Any]:
-    """All that decides the result beyond rounding."""
+    """Return everything that determines the result, up to rounding."""
     return {
         "numpy": _numpy_release(),
         "model": model,
@@ -374,5 +374,5 @@ def _identity(
 
 
 def _numpy_release() -> str:
-    """NumPy promises a generator's stream within a feature release (NEP 19); batches come of it."""
+    """Return NumPy's feature release, within which random streams stay the same (NEP 19)."""
     return ".".join(np.__version__.split(".")[:2])

@@ -1,7 +1,7 @@
-"""What a run keeps on disk while it goes: its options, and a line per step.
+"""The files of a run in progress: its options, and one line of metrics per step.
 
-`run.json` says what decides the result, so that a resume with another data set, recipe or seed is
-refused. `metrics.jsonl` has one object a line.
+`run.json` has everything that determines the result, so that resuming with another data set, recipe
+or seed is refused. `metrics.jsonl` has one object per line.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ CHECKPOINTS_NAME = "checkpoints"
 
 
 class RunDir:
-    """The records of one run directory."""
+    """The records in one run folder."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -29,19 +29,19 @@ class RunDir:
 
     @property
     def checkpoints(self) -> Path:
-        """Where the checkpoints are."""
+        """Folder of the checkpoints."""
         return self.folder / CHECKPOINTS_NAME
 
     def open(self, identity: Mapping[str, Any], *, resume: bool, overwrite: bool) -> None:
-        """Start a run here, or go on with the one that is here.
+        """Start a run in this folder, or continue the one that is in it.
 
         Args:
-            identity: All that decides the result, JSON-able.
-            resume: Whether a run that is here goes on.
-            overwrite: Whether a run that is here is deleted.
+            identity: Everything that determines the result, as JSON-ready data.
+            resume: Whether to continue an existing run.
+            overwrite: Whether to delete an existing run.
 
         Raises:
-            UsageError: If there is a run and neither is asked for, or it was another run.
+            UsageError: If there is a run and neither is requested, or if it is another run.
         """
         if resume and overwrite:
             raise UsageError("`resume` and `overwrite` contradict each other. Choose one.")
@@ -63,30 +63,30 @@ class RunDir:
             file.write(json.dumps(record) + "\n")
 
     def rewind(self, step: int) -> None:
-        """Drop what was recorded after `step` updates: those steps come again."""
+        """Drop what was recorded after `step` updates; those steps are trained again."""
         kept = [record for record in self.history() if record.get("step", 0) <= step]
         text = "".join(json.dumps(record) + "\n" for record in kept)
         write_text(self._metrics, text)
 
     def history(self) -> list[dict[str, Any]]:
-        """Return the metrics so far; a line that a killed process left half-written is dropped."""
+        """Return the metrics so far, without a line that a killed process left incomplete."""
         return read_json_lines(self._metrics)
 
     def _enter(
         self, record: Path, identity: Mapping[str, Any], resume: bool, overwrite: bool
     ) -> None:
-        """Check that the run that is here may be continued, or remove it."""
+        """Check that the existing run may be continued, or remove it."""
         if not record.is_file():
             raise UsageError(
-                f"{self.folder} has files but no run in it. Choose another `out`, so that nothing "
-                "of yours is lost."
+                f"{self.folder} has files but no run in it. Choose another `out`, so that none of "
+                "your files is lost."
             )
         if overwrite:
             shutil.rmtree(self.folder)
         elif not resume:
             raise UsageError(
-                f"{self.folder} has a run already. Go on with it (`resume=True`), or delete it and "
-                "start again (`overwrite=True`)."
+                f"{self.folder} already has a run. Continue it with `resume=True`, or delete it "
+                "and start again with `overwrite=True`."
             )
         else:
             _require_equal(json.loads(record.read_text(encoding="utf-8")), identity, self.folder)
@@ -101,7 +101,7 @@ def _require_equal(before: Mapping[str, Any], now: Mapping[str, Any], folder: Pa
     ]
     if lines:
         raise UsageError(
-            f"{folder} was started with other options (-) than these (+), so it cannot go on:\n"
+            f"{folder} was started with other options (-) than these (+), so it cannot continue:\n"
             + "\n".join(lines)
-            + "\nGive the same ones, or start again in another `out`."
+            + "\nUse the same options, or start again in another `out`."
         )

@@ -34,10 +34,10 @@ class Task:
     """What a run works on.
 
     Attributes:
-        network: Trained in place.
-        recipe: What is done.
+        network: The network, trained in place.
+        recipe: The recipe.
         images: The data.
-        summary: Their properties.
+        summary: Its properties.
         config: The run's options.
     """
 
@@ -49,9 +49,9 @@ class Task:
 
 
 class Session:
-    """A run in its folder; a context manager, which opens the images and decodes them once.
+    """A run in its folder; a context manager that opens the images and decodes them once.
 
-    Every process has one; only the main process evaluates, records, reports and writes.
+    Every process has a session; only the main process evaluates, records, reports and writes.
     """
 
     def __init__(self, task: Task, run_dir: RunDir, callbacks: Callbacks) -> None:
@@ -77,15 +77,15 @@ class Session:
         self._resources.close()
 
     def train(self) -> tuple[int, bool, float]:
-        """Train to the end, or until asked to stop.
+        """Train to the end, or until a stop is requested.
 
         Returns:
-            Updates made, whether it was stopped before the end, and images per second.
+            Number of updates, whether it was stopped before the end, and images per second.
         """
         return self._train_head() if self._freeze else self._train()
 
     def evaluate(self, step: int) -> Evaluation | None:
-        """Evaluate and record; None without held-out images and in other processes."""
+        """Evaluate and record; None without held-out images, and except in the main process."""
         images = self._task.images.val
         if self._held_out is None or images is None or not self._processes.is_main_process:
             return None
@@ -103,7 +103,7 @@ class Session:
         return found
 
     def write_artifacts(self, found: Evaluation | None, identity: Mapping[str, Any]) -> None:
-        """Write what a finished run leaves.
+        """Write the artifacts of a finished run.
 
         Args:
             found: The final evaluation.
@@ -165,7 +165,7 @@ class Session:
         return bool(self._processes.is_main_process)
 
     def _go_back_to(self, step: int) -> None:
-        """Forget what was recorded after `step` updates."""
+        """Drop what was recorded after `step` updates."""
         if self._is_main:
             self._run_dir.rewind(step)
             folder = self._run_dir.folder

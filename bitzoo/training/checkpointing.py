@@ -9,11 +9,9 @@ there is recognized as damaged.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import logging
-import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -26,10 +24,9 @@ from torch import Tensor
 
 from bitzoo.converters.formats.safetensors import SafetensorsWriter
 from bitzoo.errors import BitzooError, CheckpointError, UsageError
-from bitzoo.files import sync
+from bitzoo.files import remove_unfinished, replaced
 
 _NAME = re.compile(r"step-(\d{8,18})\.safetensors")
-_UNFINISHED = ".unfinished"
 _NO_HASH = "0" * 64
 _log = logging.getLogger(__name__)
 
@@ -81,17 +78,12 @@ def save_checkpoint(
     if keep < 1:
         raise UsageError(f"`keep` must be at least 1 checkpoint, found {keep!r}. 2 is usual.")
     path = folder / f"step-{step:08d}.safetensors"
-    unfinished = path.with_name(path.name + _UNFINISHED)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for leftover in folder.glob(f"*{_UNFINISHED}"):  # from a process that was killed
-            leftover.unlink()
-        _write(unfinished, step, state, meta)
-        os.replace(unfinished, path)
-        sync(folder)
+        remove_unfinished(folder)
+        with replaced(path, durable=True) as unfinished:
+            _write(unfinished, step, state, meta)
     except OSError as error:
-        with contextlib.suppress(OSError):  # the disk may be gone; the next save tries again
-            unfinished.unlink(missing_ok=True)
         raise SaveError(_save_failure(folder, path, error)) from error
     _rotate(folder, step, keep)
     return path
@@ -165,7 +157,6 @@ def _write(path: Path, step: int, state: Mapping[str, Tensor], meta: Mapping[str
         writer.finish({"sha256": digest.hexdigest()})
     finally:
         writer.close()
-    sync(path)
 
 
 def _rotate(folder: Path, step: int, keep: int) -> None:

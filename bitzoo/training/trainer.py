@@ -95,8 +95,6 @@ def train(
     start: Checkpoint | None = None,
     on_step: Callable[[dict[str, float]], None] = lambda metrics: None,
     on_eval: Callable[[int], None] = lambda step: None,
-    should_stop: Callable[[], bool] = lambda: False,
-    describe: Callable[[], dict[str, Any]] = dict,
 ) -> TrainResult:
     """Train a network by a recipe, in place.
 
@@ -117,8 +115,6 @@ def train(
             before the update), `lr` and `images_per_s`; in every process, with the same loss.
         on_eval: Called with the number of updates made, after every `eval_every` updates but not
             after the last; in every process. May leave the model in evaluation mode.
-        should_stop: Called after each step; True in any process stops all of them.
-        describe: Returns JSON-serializable metadata for checkpoints, stored under ``run``.
 
     Raises:
         UsageError: If the loop does not know something that the recipe names, or the data do not
@@ -145,10 +141,10 @@ def train(
                 if step < steps and _is_due(step, options.eval_every):
                     on_eval(step)
                     model.train()
-                stopped = trainer.any_process(asked() or should_stop()) and step < steps
+                stopped = trainer.any_process(asked()) and step < steps
                 due = stopped or step == steps or _is_due(step, options.checkpoint_every)
                 if due and folder and trainer.processes.is_main_process:
-                    meta = {"loop": trainer.facts(), "run": describe()}
+                    meta = {"loop": trainer.facts()}
                     saved = save_checkpoint(
                         folder, step, trainer.state(), meta, keep=options.keep_checkpoints
                     )

@@ -1,1 +1,1 @@
-"""Names, files and addresses to models: where weights come from, and what is known of them."""
+"""From names, files and addresses to models: where weights come from, what is known about them."""

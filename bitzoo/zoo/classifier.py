@@ -1,4 +1,4 @@
-"""What stands for a classifier wherever one is asked for: a name, a path, or the network itself."""
+"""What functions accept as a classifier: a name, a path, or the network itself."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ Classifier = str | os.PathLike[str] | BiT
 
 
 def load_classifier(model: Classifier) -> BiT:
-    """Return the network that `model` stands for, with its weights.
+    """Return the network that `model` refers to, with its weights.
 
     Raises:
-        UsageError: If it is a network that only gives features.
+        UsageError: If it is a network without a classifier.
         BitzooError: As `create_model` raises.
     """
     network = (

@@ -1,6 +1,6 @@
-"""Converting what a user names: fetch if needed -> convert -> prove -> write the report.
+"""`convert` and `verify`: fetch if needed -> convert -> prove -> write the report.
 
-`bitzoo.converters` moves the bytes of one file to another; here are addresses, catalogue names,
+`bitzoo.converters` converts one file to another; this module adds addresses, catalogue names,
 default outputs and reports.
 """
 
@@ -52,8 +52,9 @@ _MODULE_FILES = (
     ("saved_model.pb",),
     ("tfhub_module.pb",),
 )
-"""What a released module consists of, under the first name that is served; source: the README of
-google-research/big_transfer, which has the shard under the first, and TensorFlow writes the other.
+"""The files of a released TF-Hub module, each with its possible names, of which the first that the
+server has is fetched. Source: the README of google-research/big_transfer has the first name of the
+shard; TensorFlow writes the second.
 """
 
 
@@ -62,17 +63,17 @@ class ConversionResult(Displayed):
     """A converted checkpoint.
 
     Attributes:
-        source: The file that was read; of an address or a name, its copy in the cache.
+        source: The file that was read; for an address or a name, its copy in the cache.
         source_sha256: SHA-256 of that file.
         output: The file or folder that was written.
-        network: Architecture, classes and parameters in words.
+        network: Architecture, classes and parameters as a phrase.
         architecture: Name of the architecture, such as ``R50x1``.
-        num_classes: Outputs of its head; 0 without one.
-        num_params: Parameters with the head.
-        info: What is known of the model.
-        notes: What a user should know, in sentences.
-        parity: The proof; None if none was asked for.
-        report: File with the proof; None if none was asked for.
+        num_classes: Outputs of its head; 0 without a head.
+        num_params: Number of parameters, including the head.
+        info: What is known about the model.
+        notes: What a user should know, as sentences.
+        parity: The proof; None if none was requested.
+        report: The file with the proof; None if none was requested.
     """
 
     source: Path
@@ -103,8 +104,8 @@ class ConversionResult(Displayed):
         }
 
     def display_rows(self) -> list[tuple[str, object]]:
-        """Return names and values for people."""
-        proof = "none was asked for"
+        """Return readable names and values."""
+        proof = "not requested"
         if self.parity:
             logits = ", weights and logits" if self.parity.logits else ", weights"
             proof = f"{'passed' if self.parity.passed else 'FAILED'}{logits}: {self.report}"
@@ -136,38 +137,38 @@ def convert(
     """Convert a checkpoint and prove that nothing changed; `bitzoo convert` does the same.
 
     Args:
-        src: A checkpoint of any format that bitzoo reads, its address, or a catalogue name.
-        dst: File or folder to write to; default beside the source, of what is fetched in the
-            working directory.
+        src: A checkpoint in any format that bitzoo reads, its address, or a catalogue name.
+        dst: File or folder to write to; default next to the source, or in the working directory if
+            the source is fetched.
         to: Format to write: ``safetensors``, ``npz``, ``h5``, ``timm``, ``transformers`` (a
             folder) or ``bit_pytorch``.
         source_format: Which released file of a catalogue name: ``npz`` (the default), ``h5`` or
             ``tfhub``.
-        dtype: ``float16`` or ``bfloat16`` to round the numbers; the file says so, and by how much
-            they moved.
+        dtype: ``float16`` or ``bfloat16`` rounds the numbers; the file's metadata states the dtype
+            and how far they moved.
         eps_exact: Whether to multiply the kernels by 10, so that timm or transformers compute
             Google's function; for inference only.
         check: What to prove: ``none``, ``weights``, or ``logits`` for both proofs.
-        report: Where to write the proof; default `parity.json` beside the output.
-        force: Whether an existing output is replaced.
-        keep_source: Whether a downloaded source stays in the cache.
-        progress: Called as bytes move.
+        report: Where to write the proof; default `parity.json` next to the output.
+        force: Whether to replace an existing output.
+        keep_source: Whether to keep a downloaded source in the cache.
+        progress: Called with the progress in bytes.
 
     Returns:
         What was read, written and proven.
 
     Raises:
-        UsageError: If options contradict each other, or a place cannot be written.
-        CheckpointError: If the source is damaged, unsafe, or holds no BiT network.
+        UsageError: If options contradict each other, or a path cannot be written.
+        CheckpointError: If the source is damaged or unsafe, or contains no BiT network.
         DownloadError: If the source cannot be fetched.
-        ParityError: If a proof fails; nothing is left under the output's name then, and the
-            error's `report` has the figures.
+        ParityError: If a proof fails; then no output is left, and the error's `report` has the
+            figures.
     """
     target = Target(to, dtype, eps_exact)
     wanted = _find_check(check)
     if report and wanted is Check.NONE:
         raise UsageError(
-            f'{report}: `check="none"` proves nothing to report. Leave one of them out.'
+            f'{report}: with `check="none"` there is no proof to report. Leave one of them out.'
         )
     url, name = _find_address(src, source_format)
     local = None if url else Path(src).expanduser()
@@ -186,7 +187,7 @@ def convert(
             save_report(proof, proof_path)
 
     with ExitStack() as stack:
-        if local:  # opened first: what is wrong with it is said before anything else is done
+        if local:  # opened first, so that its problems are reported before anything else is done
             source: Path | Source = stack.enter_context(open_source(local))
             identity = None
         _check_places(local, output, proof_path, force=force, contents=target.format.contents)
@@ -222,26 +223,27 @@ def verify(
     report: str | os.PathLike[str] | None = None,
     progress: Progress | None = None,
 ) -> ParityReport:
-    """Compare two checkpoint files, of any formats that bitzoo reads; `bitzoo verify` does too.
+    """Verify that two checkpoint files hold the same model; `bitzoo verify` does the same.
 
     Args:
-        src: The original.
-        dst: What was made of it.
+        src: The original, in any format that bitzoo reads.
+        dst: What was made from it, in any format that bitzoo reads.
         check: ``weights``, or ``logits`` for both proofs.
-        report: Where to write the proof, passed or failed; default nowhere.
-        progress: Called as bytes are read.
+        report: Where to write the proof, passed or failed; None for nowhere.
+        progress: Called with the progress in bytes.
 
     Returns:
-        The figures; `ParityReport.passed` judges them, `ParityReport.require` raises if any fails.
+        The figures; `ParityReport.passed` says whether all are within tolerance, and
+        `ParityReport.require` raises if not.
 
     Raises:
         UsageError: If there would be nothing to prove, or the report cannot be written.
         CheckpointError: If a file cannot be read.
-        ParityError: If the files hold different architectures.
+        ParityError: If the files have different architectures.
     """
     wanted = _find_check(check)
     if wanted is Check.NONE:
-        raise UsageError('`check="none"` would prove nothing; use weights or logits.')
+        raise UsageError('`check="none"` would prove nothing. Use weights or logits.')
     source, output = Path(src).expanduser(), Path(dst).expanduser()
     place = Path(report).expanduser() if report else None
     _require_different(source=source, output=output, report=place)
@@ -260,7 +262,7 @@ def _find_check(name: str) -> Check:
 
 
 def _find_address(src: str | os.PathLike[str], source_format: str | None) -> tuple[str, str | None]:
-    """Return where to fetch `src` from, empty for a file, and its catalogue name if known."""
+    """Return the address of `src`, empty for a file, and its catalogue name if known."""
     if source_format and (is_address(src) or _is_local(src)):
         raise UsageError(
             f'`source_format="{source_format}"` chooses between the released files of a catalogue '
@@ -276,20 +278,20 @@ def _find_address(src: str | os.PathLike[str], source_format: str | None) -> tup
     spec = get_spec(src)
     if source_format in (None, "npz"):
         return released_url(spec), spec.name
-    spec.url(source_format)  # says what there is, if it was not released so
+    spec.url(source_format)  # raises, listing the released formats, if this is not one
     return base_url() + spec.files[source_format], spec.name
 
 
 def _is_local(src: str | os.PathLike[str]) -> bool:
     if is_address(src):
         return False
-    looks = os.fspath(src).lower().endswith(_SUFFIXES)  # even if nothing is there: said later
+    looks = os.fspath(src).lower().endswith(_SUFFIXES)  # even if it does not exist: reported later
     return looks or is_location(src) or Path(f"{os.fspath(src)}.index").is_file()
 
 
 @contextmanager
 def _fetched(url: str, *, keep: bool) -> Iterator[Path]:
-    """Lend the cached copy of a checkpoint, as `fetched`, or of a module's folder."""
+    """Provide the cached copy of a checkpoint, like `fetched`, or of a TF-Hub module's folder."""
     if not url.endswith("/"):
         with fetched(url, keep=keep) as path:
             yield path
@@ -304,7 +306,7 @@ def _fetched(url: str, *, keep: bool) -> Iterator[Path]:
 
 
 def _download_first(url: str, names: Sequence[str], folder: Path) -> None:
-    """Fetch the first of some files that the server has."""
+    """Fetch the first of `names` that the server has."""
     for name in names:
         try:
             download(url + name, folder / name)
@@ -317,7 +319,7 @@ def _download_first(url: str, names: Sequence[str], folder: Path) -> None:
 def _check_places(
     source: Path | None, output: Path, report: Path, *, force: bool, contents: Sequence[str]
 ) -> None:
-    """Refuse what could only fail in the end, before gigabytes are fetched and converted."""
+    """Raise what would fail in the end anyway, before gigabytes are fetched and converted."""
     _require_different(source=source, output=output, report=report)
     for path in (output, report):
         if not path.parent.is_dir():
@@ -326,9 +328,9 @@ def _check_places(
         check_replaceable(output, force=force, contents=contents)
     elif output.exists() and not force:
         raise UsageError(
-            f"{output} already exists. Choose another `dst`, or replace it: `force=True`."
+            f"{output} already exists. Choose another `dst`, or replace it with `force=True`."
         )
-    load_reports(report)  # raises if something else lies there
+    load_reports(report)  # raises if the file is something else
 
 
 def _require_different(**files: Path | None) -> None:
@@ -336,8 +338,8 @@ def _require_different(**files: Path | None) -> None:
     if len(set(places)) < len(places):
         listed = ", ".join(f"{role} {path}" for role, path in files.items() if path)
         raise UsageError(
-            f"Expected different files, found {listed}. One would replace the other, or be "
-            "compared with itself: choose another name."
+            f"Expected different files, found {listed}. One would replace the other, or would be "
+            "compared with itself. Choose another name."
         )
 
 

@@ -1,4 +1,4 @@
-"""Models by name or file: the network with its weights, and what is known of it."""
+"""`create_model`: the network with its weights, by name or file, and what is known about it."""
 
 from __future__ import annotations
 
@@ -40,35 +40,35 @@ def create_model(
     output_stride: int = 32,
     progress: bool | None = None,
 ) -> BiT | FeatureExtractor:
-    """Create a BiT network, with Google's weights, one's own, or random ones.
+    """Create a BiT network with Google's weights, your own, or random ones.
 
-    No tensor is initialised that weights overwrite: the network is built without storage and takes
-    the file's memory-mapped tensors, so that a converted file of 4.4 GB is there at once and
-    read as it is used. Writing to them never changes the file.
+    Tensors that the weights overwrite are not initialised: the network is built without storage and
+    takes the file's memory-mapped tensors, so that a converted file of 4.4 GB loads at once and is
+    read as it is used. Writing to the tensors never changes the file.
 
     Args:
-        model: A catalogue name (``BiT-M-R101x1``; case, ``-`` and ``_`` do not matter), or what
-            `pretrained` may be: then the architecture and class count come from the file.
-        pretrained: True for the weights that belong to `model`; else the path of a checkpoint of
-            any format that bitzoo converts, the path of a folder with `model.safetensors` and
-            maybe `config.json`, an http(s) address, or ``hub:organisation/name@revision``. False
-            for random weights and a zero head.
+        model: A catalogue name (``BiT-M-R101x1``; case, ``-`` and ``_`` do not matter), or a
+            checkpoint as for `pretrained`, which then determines architecture and class count.
+        pretrained: True for the weights that belong to `model`; otherwise the path of a checkpoint
+            in any format that bitzoo converts, the path of a folder with `model.safetensors` and
+            optionally `config.json`, an http(s) address, or ``hub:organisation/name@revision``.
+            False for random weights and a zero head.
         num_classes: None (or the file's own count) keeps the file's head; another count gives a
             new head that starts at zero; 0 gives pooled features.
-        in_chans: Channels of the images. None keeps the weights' own, which are 3 for all names;
-            another count adapts the stem's kernel.
+        in_chans: Channels of the images. None keeps those of the weights, 3 for all catalogue
+            names; another count adapts the stem's kernel.
         features_only: Whether to return a `FeatureExtractor`, whose output is a list of maps.
-        out_indices: Which maps: 0 the stem's convolution, 1 to 4 the blocks.
-        output_stride: 32, or 16 or 8 for dilated later blocks with the same weights.
-        progress: Whether to show a bar while fetching; None shows it on a terminal.
+        out_indices: Which maps: 0 for the stem's convolution, 1 to 4 for the blocks.
+        output_stride: 32, or 16 or 8 to dilate the later blocks, with the same weights.
+        progress: Whether to show a progress bar while fetching; None shows it on a terminal.
 
     Returns:
         The network in training mode if its weights are random, else in evaluation mode.
 
     Raises:
-        UnknownModelError: If there is no such name; the message lists the nearest.
+        UnknownModelError: If there is no such name; the message lists the nearest names.
         WeightsUnavailableError: If Google never released the weights (BiT-L).
-        CheckpointError: If the file is damaged or of another architecture than the name says.
+        CheckpointError: If the file is damaged, or its architecture is not that of the name.
         DownloadError: If the weights cannot be fetched.
     """
     spec, place = _resolve(model, pretrained, progress)
@@ -98,17 +98,17 @@ def create_model(
 
 
 def _asked_as(spec: ModelSpec, info: ModelInfo) -> ModelInfo:
-    """Add what the name that a file was asked by says, where the file says nothing of itself."""
+    """Add what the requested name implies, if the file says nothing about itself."""
     if info.identity.name or info.base or info.run:
         return info
-    asked = Identity(spec.name, "stated", "the name that it was asked for by")
+    asked = Identity(spec.name, "stated", "the name that was requested")
     if info.num_classes == spec.num_classes:
         return replace(info, identity=asked).completed_by_catalogue()
     return replace(info, base=asked, preprocessing=info.preprocessing or spec.preprocessing)
 
 
 def _random(info: ModelInfo) -> ModelInfo:
-    """What is known of a network of the same form with random weights."""
+    """Return what is known about a network of the same form with random weights."""
     return replace(
         info,
         identity=Identity(None, "unknown", "random weights"),
@@ -121,7 +121,7 @@ def _random(info: ModelInfo) -> ModelInfo:
 
 
 def _info_of(network: Backbone, info: ModelInfo) -> ModelInfo:
-    """Fit what is known of the weights to the network that was made of them."""
+    """Adapt what is known about the weights to the network that was made from them."""
     info = replace(info, in_chans=network.architecture.in_chans)
     classes = network.num_classes if isinstance(network, BiT) else 0
     if classes == info.num_classes:
@@ -137,7 +137,7 @@ def _resolve(
         if not isinstance(pretrained, bool):
             raise UsageError(
                 f"Two checkpoints were given, {model} and {pretrained}. Give a catalogue name and "
-                "a file, or one file with pretrained=True."
+                "a file, or one file with `pretrained=True`."
             )
         return None, locate(model, progress=progress)
     spec = get_spec(str(model))
@@ -149,18 +149,18 @@ def _resolve(
 
 
 def _require_architecture(spec: ModelSpec, source: Source, inventory: Inventory) -> None:
-    """Check a file against the name that it was asked by; its head may be another."""
+    """Check a file against the requested name; its head may be another."""
     found = replace(inventory.architecture, in_chans=spec.architecture.in_chans)
     if not spec.fits(found, spec.num_classes):
         raise CheckpointError(
-            f"{source.path}: expected {spec.arch_name}, as {spec.name} is; found "
-            f"{inventory.title}. To load it as what it is, give the file instead of the name."
+            f"{source.path}: expected {spec.arch_name}, the architecture of {spec.name}, found "
+            f"{inventory.title}. To load the file as what it is, give the file instead of the name."
         )
 
 
 @dataclass(frozen=True)
 class _Wanted:
-    """What the caller asked for; None is what the weights or the catalogue have."""
+    """What the caller requested; None stands for what the weights or the catalogue have."""
 
     num_classes: int | None
     in_chans: int | None
@@ -168,7 +168,7 @@ class _Wanted:
     output_stride: int
 
     def build(self, architecture: Architecture, num_classes: int) -> BiT | FeatureExtractor:
-        """Build the network, of an architecture and class count that serve where None was asked."""
+        """Build the network; `architecture` and `num_classes` fill in what was not requested."""
         channels = architecture.in_chans if self.in_chans is None else self.in_chans
         architecture = replace(architecture, in_chans=channels)
         if self.out_indices is not None:

@@ -1,4 +1,4 @@
-"""What is known of a model, by name, place or the model itself: how to feed it and read it."""
+"""What is known about a model: its record, its preprocessing, and its class names."""
 
 from __future__ import annotations
 
@@ -24,23 +24,23 @@ if TYPE_CHECKING:
     from bitzoo.models.bit import Backbone
 
 EXPORT_REPORT_SUFFIX = ".export.json"
-"""Behind an exported file's name: what it is, and how far it is from the original."""
+"""Appended to an exported file's name: the report on what it is and how far it deviates."""
 _log = logging.getLogger(__name__)
 
 
 def info(model: Backbone | str | os.PathLike[str]) -> ModelInfo:
-    """Return all that is known of a model, and who says so.
+    """Return everything that is known about a model, and who says so.
 
     Args:
         model: A model from `create_model`; a catalogue name; a checkpoint file of any format, a
             run folder, an exported file, an address, or ``hub:organisation/name``.
 
     Returns:
-        The record; what is not known is None in it, which for a network that was built without
-        `create_model` is all but its form.
+        The record. What is not known is None; for a network that was built without `create_model`
+        that is everything but its architecture and class count.
 
     Raises:
-        UnknownModelError: If it is no catalogue name and nothing lies there.
+        UnknownModelError: If it is not a catalogue name and there is no such file.
         CheckpointError: If the file cannot be read.
     """
     if not isinstance(model, (str, os.PathLike)):
@@ -65,24 +65,24 @@ def create_transform(model: Backbone | str | os.PathLike[str]) -> EvalTransform:
 
     Returns:
         A callable from an image (path, PIL image, uint8 array) to a float32 tensor (3, s, s). A
-        model that says nothing of its preprocessing gets `DEFAULT_PREPROCESSING`, with a warning
-        in the log.
+        model that does not state its preprocessing gets `DEFAULT_PREPROCESSING`, with a warning in
+        the log.
 
     Raises:
         UnknownModelError: If there is no such name.
-        CheckpointError: If what lies beside the weights states it in no usable form.
+        CheckpointError: If the preprocessing that is stated with the weights cannot be used.
     """
     return transform_of(info(model))
 
 
 def transform_of(known: ModelInfo) -> EvalTransform:
-    """Return the evaluation preprocessing that a record states; errors as of `create_transform`."""
+    """Return the evaluation preprocessing that a record states; raises like `create_transform`."""
     if reason := known.refused.get("preprocessing"):
         raise CheckpointError(reason)
     way = known.preprocessing
     if way is None:
         way = DEFAULT_PREPROCESSING
-        _log.warning("The model does not say how to prepare images; using %s.", way.in_words())
+        _log.warning("The model does not state how to prepare images; using %s.", way.in_words())
     return EvalTransform(way.crop, way.resize, way.interpolation, way.square)
 
 
@@ -99,7 +99,7 @@ def labels(model: Backbone | str | os.PathLike[str]) -> list[str] | None:
 
 
 def describe(model: str) -> dict[str, Any]:
-    """Return a catalogue entry, or what a file holds, as JSON-ready data.
+    """Return a catalogue entry, or the contents of a file, as JSON-ready data.
 
     Raises:
         UnknownModelError: If it is neither.
@@ -138,7 +138,7 @@ def describe(model: str) -> dict[str, Any]:
 
 
 def _of_export(path: Path) -> ModelInfo | None:
-    """Return the record in the report beside an exported file; None if there is none."""
+    """Return the record in the report next to an exported file; None if there is no report."""
     report = path.with_name(path.name + EXPORT_REPORT_SUFFIX)
     if not report.is_file():
         return None

@@ -19,12 +19,12 @@ from bitzoo.zoo.resolve import WEIGHTS_NAME
 
 
 def write_model_folder(folder: Path, model: BiT, info: ModelInfo) -> dict[str, Any]:
-    """Write both files, each in one piece; weights first.
+    """Write both files, each atomically; weights first.
 
     Args:
-        folder: Made if missing.
+        folder: Created if missing.
         model: The network, unfolded.
-        info: What is known of it.
+        info: What is known about it.
 
     Returns:
         The content of `config.json`.

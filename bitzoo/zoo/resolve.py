@@ -1,8 +1,8 @@
 """Where weights come from: names, paths, folders and addresses -> a checkpoint file on this disk.
 
-A catalogue name is served by the first source that has it: the local cache of converted files; the
-Hugging Face organisation in ``BITZOO_HUB_ORG``, when one is set; Google's bucket (or
-``BITZOO_MIRROR``), whose file is fetched, checked, converted with its weights proven, and kept.
+The weights of a catalogue name come from the first source that has them: the local cache of
+converted files; the Hugging Face organisation in ``BITZOO_HUB_ORG``, if set; Google's bucket (or
+``BITZOO_MIRROR``), whose file is fetched, checked, converted with its weights proven, and cached.
 """
 
 from __future__ import annotations
@@ -41,8 +41,9 @@ class Located:
     """A checkpoint on this disk.
 
     Attributes:
-        path: The file, or the folder of one that is spread over several.
-        identity: Which release it is, where its bytes say so; None leaves it to the file itself.
+        path: The file, or the folder of a checkpoint of several files.
+        identity: Which release it is, if the origin of its bytes says so; None leaves it to the
+            file itself.
     """
 
     path: Path
@@ -67,15 +68,15 @@ def locate(place: str | os.PathLike[str], *, progress: bool | None = None) -> Lo
     """Return the checkpoint at a path, in a folder, or behind an address (fetched and cached).
 
     Args:
-        place: A file; a folder with `model.safetensors` and maybe `config.json`, or any other that
-            `open_source` reads; an http(s) URL; ``hub:organisation/name@revision`` for a
-            repository of the Hugging Face Hub.
-        progress: Whether to show a bar; None shows it on a terminal.
+        place: A file; a folder with `model.safetensors` and optionally `config.json`, or any other
+            folder that `open_source` reads; an http(s) URL; ``hub:organisation/name@revision`` for
+            a repository of the Hugging Face Hub.
+        progress: Whether to show a progress bar; None shows it on a terminal.
 
     Raises:
-        CheckpointError: If there is nothing of the kind, or not what its manifest says.
+        CheckpointError: If there is no checkpoint, or it is not what its manifest says.
         DownloadError: If the address cannot be fetched.
-        HubError: If the Hub does not have it, does not give it, or cannot be reached.
+        HubError: If the Hub does not have it, denies access, or cannot be reached.
     """
     if is_hub_address(place):
         address = HubAddress.parse(str(place))
@@ -90,24 +91,24 @@ def locate(place: str | os.PathLike[str], *, progress: bool | None = None) -> Lo
     weights = path / WEIGHTS_NAME
     if not (weights.is_file() or is_checkpoint_folder(path)):
         raise CheckpointError(
-            f"{path}: expected a folder with {WEIGHTS_NAME}, as conversions and runs leave it, or "
-            "a folder of transformers or TensorFlow; it is none of these. Give the checkpoint "
+            f"{path}: expected a folder with {WEIGHTS_NAME}, as conversions and runs write it, or "
+            "a folder of transformers or TensorFlow; found none of these. Give the checkpoint "
             "file itself."
         )
     return Located(weights if weights.is_file() else path)
 
 
 def identity_of_download(path: Path, spec: ModelSpec | None = None) -> Identity | None:
-    """Return which release a fetched file is, by where it came from; None if nothing says so.
+    """Return which release a fetched file is, according to its origin; None if not known.
 
     Args:
-        path: What `download` made.
-        spec: The release that was asked for; None for an address of the user's, of which only
-            those of Google's bucket are known.
+        path: The file that `download` wrote.
+        spec: The release that was requested; None for an address that the user gave, which is
+            recognised only if it is in Google's bucket.
     """
     how = how_fetched(path)
     if how is None:
-        return Identity(spec.name, "mirror", "nothing says from where") if spec else None
+        return Identity(spec.name, "mirror", "from an unknown address") if spec else None
     at_google = how.url.startswith(BASE_URL)
     if spec is None and at_google:
         spec = find_spec(PurePosixPath(urlsplit(how.url).path).stem)
@@ -122,11 +123,12 @@ def identity_of_download(path: Path, spec: ModelSpec | None = None) -> Identity 
 
 
 def manifest_identity(folder: Path, where: str) -> Identity | None:
-    """Return which release a folder's manifest says its weights are, once their bytes match it.
+    """Return which release a folder's weights are according to its manifest; None if not stated.
 
     Args:
-        folder: With the manifest; that its weights are the bytes listed is the caller's business.
-        where: What to call it in the evidence.
+        folder: The folder with the manifest. The caller has checked that its weights are the bytes
+            that the manifest lists.
+        where: Name of the folder in the evidence.
     """
     path = folder / MANIFEST_NAME
     if not path.is_file():
@@ -141,26 +143,26 @@ def manifest_identity(folder: Path, where: str) -> Identity | None:
 
 
 def fetch(url: str, *, progress: bool | None = None) -> Path:
-    """Return the cached copy of the checkpoint at `url`, fetching it if there is none."""
+    """Return the cached copy of the checkpoint at `url`; fetch it if there is none."""
     path = _cached(url)
     if not path.is_file():
         with fetched(url, progress=progress), open_source(path) as source:
             identify(source)
-            source.sha256()  # reads it all: an npz has checksums of its own
+            source.sha256()  # reads all of it, which verifies the checksums inside an npz
     return path
 
 
 @contextmanager
 def fetched(url: str, *, keep: bool = True, progress: bool | None = None) -> Iterator[Path]:
-    """Lend the cached copy of the checkpoint at `url` to one process at a time.
+    """Provide the cached copy of the checkpoint at `url` to one process at a time.
 
-    If the body finds it damaged it is removed, so that the next try fetches it again; other
-    errors leave it, so that the next try need not.
+    If the body finds it damaged, it is removed, so that the next try fetches it again; after other
+    errors it is kept for the next try.
 
     Args:
         url: An http(s) address.
-        keep: Whether the file stays when the body is through.
-        progress: Whether to show a bar; None shows it on a terminal.
+        keep: Whether to keep the file after the body.
+        progress: Whether to show a progress bar; None shows it on a terminal.
 
     Raises:
         DownloadError: If it cannot be fetched.
@@ -178,7 +180,7 @@ def fetched(url: str, *, keep: bool = True, progress: bool | None = None) -> Ite
 
 
 def name_in(url: str) -> str:
-    """What the file behind an address is called."""
+    """Return the file name in an address."""
     return PurePosixPath(urlsplit(url).path).name or "checkpoint"
 
 
@@ -188,12 +190,12 @@ def _cached(url: str) -> Path:
 
 
 def released_url(spec: ModelSpec) -> str:
-    """Address of a released `.npz` in Google's bucket or the mirror.
+    """Return the address of a released `.npz` in Google's bucket or the mirror.
 
     Raises:
         WeightsUnavailableError: If Google never released it.
     """
-    spec.url("npz")  # says why, for a checkpoint that was never released
+    spec.url("npz")  # raises, with the reason, for a checkpoint that was never released
     return base_url() + spec.files["npz"]
 
 
@@ -202,12 +204,12 @@ def find_weights(spec: ModelSpec, *, progress: bool | None = None) -> Located:
 
     Args:
         spec: The catalogue entry.
-        progress: Whether to show a bar while fetching; None shows it on a terminal.
+        progress: Whether to show a progress bar while fetching; None shows it on a terminal.
 
     Raises:
         WeightsUnavailableError: If the weights were never released.
         DownloadError: If no source can be reached.
-        CheckpointError: If the fetched file is damaged or of another architecture.
+        CheckpointError: If the fetched file is damaged or has another architecture.
         ParityError: If the converted weights differ from the original.
     """
     if kept := kept_weights(spec):
@@ -232,10 +234,10 @@ def _place_of(spec: ModelSpec) -> Path:
 
 
 def kept_weights(spec: ModelSpec) -> Located | None:
-    """Return the converted file that the cache has of a release; None if it has none.
+    """Return the converted file of a release in the cache; None if there is none.
 
-    The cache is bitzoo's own: what the file's record says of its identity was known when it was
-    made, and counts.
+    The cache is bitzoo's own, so the identity in the file's record is trusted: bitzoo wrote it when
+    it made the file.
     """
     target = _place_of(spec)
     if not target.is_file():
@@ -252,9 +254,8 @@ def _check_is(spec: ModelSpec, path: Path) -> None:
     if not spec.fits(inventory.architecture, inventory.num_classes):
         raise CheckpointError(
             f"{path}: fetched as {spec.name}, expected {spec.arch_name} with "
-            f"{spec.num_classes:,} classes, found {inventory.title}. What was published under "
-            "this name is another model; to load it as what it is, give its address instead of "
-            "the name."
+            f"{spec.num_classes:,} classes, found {inventory.title}. Another model was published "
+            "under this name; to load it as what it is, give its address instead of the name."
         )
 
 
@@ -269,7 +270,7 @@ def _from_hub(spec: ModelSpec) -> Located | None:
         folder = fetch_snapshot(address, WEIGHTS_NAME)
     except (HubError, UsageError) as error:
         _log.warning(
-            "%s is not to be had from the Hub (%s); taking Google's file instead.",
+            "%s cannot be loaded from the Hub (%s); using Google's file instead.",
             repository,
             error,
         )

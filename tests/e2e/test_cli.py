@@ -171,8 +171,8 @@ class TestLookingAround:
 
     def test_info_says_what_nobody_checked(self):
         printed, _ = execute("bitzoo", "info", DTD)
-        assert "unverified   The number of classes is the task's; nobody counted" in printed
-        assert "class names  none: Released without class names; the order is that" in printed
+        assert "unverified   The number of classes is the task's; nobody has counted" in printed
+        assert "class names  none: Released without class names; their order is that" in printed
 
     def test_info_json(self):
         printed, _ = execute("bitzoo", "info", "BiT-M-R50x1", "--json")
@@ -244,7 +244,7 @@ class TestConvert:
 
     def test_no_check_makes_no_claim(self, npz, arrays, tmp_path):
         printed, _ = execute("bitzoo-convert", "--src", npz, "--check", "none")
-        assert "proof    none was asked for (--check none)\n" in printed
+        assert "proof    not requested (--check none)\n" in printed
         assert files_in(tmp_path) == ["own.npz", "own.safetensors"]
         assert_holds(tmp_path / "own.safetensors", arrays)
 
@@ -268,7 +268,7 @@ class TestConvert:
         command = ["bitzoo-convert", "--src", npz, "--check", "weights"]
         _, warned = execute(*command, code=2)
         assert warned == (
-            f"error: {output} already exists. Choose another --dst, or replace it: --force.\n"
+            f"error: {output} already exists. Choose another --dst, or replace it with --force.\n"
         )
         assert output.read_text() == "mine"
         execute(*command, "--force")
@@ -410,7 +410,10 @@ class TestErrors:
             (["--report", "own.npz"], "Expected different files"),
             (["--dst", "parity.json"], "Expected different files"),
             (["--report", "notes.txt"], "notes.txt: expected reports of earlier proofs"),
-            (["--check", "none", "--report", "p.json"], "--check none proves nothing to report"),
+            (
+                ["--check", "none", "--report", "p.json"],
+                "with --check none there is no proof to report",
+            ),
         ],
     )
     def test_bad_places(self, npz, content, tmp_path, options, says):

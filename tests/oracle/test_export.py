@@ -230,9 +230,9 @@ def test_what_lies_there_afterwards(exported, to):
     record = json.loads((path.parent / f"{path.name}.export.json").read_text())
     assert record == report.to_dict()
     assert (record["passed"], record["format"], record["dtype"]) == (True, to, "float32")
-    house = probe.__file__.rpartition("/bitzoo/")[0].encode()
+    source_folder = probe.__file__.rpartition("/bitzoo/")[0].encode()
     for name in LEFT[to]:
-        assert house not in (path.parent / name).read_bytes()
+        assert source_folder not in (path.parent / name).read_bytes()
 
 
 @pytest.mark.parametrize("to", NAMES)
@@ -372,7 +372,7 @@ def test_a_taken_name(tmp_path, model, plant, good_trace, name):
     [
         ("onnx", "a.pt2", "float32", r"format onnx must end in \.onnx"),
         ("onnx", "none/a.onnx", "float32", "there is no folder"),
-        ("tflite", "a.tflite", "float32", "An export is one of onnx, openvino"),
+        ("tflite", "a.tflite", "float32", "`to` must be one of onnx, openvino"),
         ("onnx", "a.onnx", "int8", "found 'onnx' and 'int8'"),
     ],
 )
@@ -383,7 +383,7 @@ def test_options_that_cannot_be(tmp_path, model, to, name, dtype, says):
 
 
 def test_networks_that_nobody_could_judge(tmp_path, model):
-    with pytest.raises(FoldedModelError, match="Export the model that was folded"):
+    with pytest.raises(FoldedModelError, match="Export the model before `fold`"):
         export(fold(model), "onnx", tmp_path / "a.onnx")
     with pytest.raises(UsageError, match="head is all zeros"):
         export(BiT(model.architecture, 10), "onnx", tmp_path / "a.onnx")
@@ -475,7 +475,7 @@ def test_the_command_knows_every_format():
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("to", NAMES)
 def test_r50x1(tmp_path, monkeypatch, to, dtype):
-    """On the images that a user's export is judged on."""
+    """On the images that a user's export is checked on."""
     monkeypatch.setattr(probe, "PROBES", ((224, 1), (97, 2)))
     arrays = make_checkpoint((3, 4, 6, 3), 1.0, num_classes=1000)
     network = create_model(write_npz(tmp_path / "a.npz", arrays), True)

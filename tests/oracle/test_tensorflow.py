@@ -1,4 +1,4 @@
-"""The second oracle: TensorFlow's forward pass, judged itself, and what parity says with it."""
+"""The second oracle: TensorFlow's forward pass, its own checks, and parity reports that use it."""
 
 import sys
 

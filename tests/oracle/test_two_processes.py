@@ -112,7 +112,7 @@ def test_losses_and_weights(batch_size, options, mixup):
 
 
 def test_the_same_pictures_each_seen_by_one_of_them():
-    recipe = make_recipe(mixup=0, steps=5)  # one epoch: 5 steps of 8 are all 40 pictures
+    recipe = make_recipe(mixup=0, steps=5)  # one epoch: 5 steps of 8 are all 40 images
     first, second = two(recipe)
     assert len(first["asked"]) == len(second["asked"]) == 20
     assert sorted(first["asked"] + second["asked"]) == list(range(40))

@@ -1,4 +1,4 @@
-"""Every format in and out, bit for bit; what is written is judged by the libraries that read it."""
+"""Every format in and out, bit for bit; outputs are checked with the libraries that read them."""
 
 import json
 import struct
@@ -50,8 +50,8 @@ def bits(tensors):
 
 
 UNKNOWN_IMAGES = (
-    "How images are prepared is not known; preprocessor_config.json has what BiT was pre-trained "
-    "with, and the record in config.json says that nothing is known."
+    "How images are prepared is not known: preprocessor_config.json has the preprocessing of BiT's "
+    "pre-training, and the record in config.json says that nothing is known."
 )
 
 
@@ -260,8 +260,8 @@ def test_pytorch_checkpoints(tmp_path, family):
         assert data_section(conversion.output) == expected, name
         if name == "bit.pth.tar":
             assert conversion.notes == (
-                "Names lost their wrapper's 'module.'.",
-                "Left out what belongs to training: 'step', 'optim'.",
+                "Removed the wrapper's prefix 'module.' from the names.",
+                "Skipped training state: 'step', 'optim'.",
             )
 
 
@@ -461,7 +461,7 @@ def test_rounded_numbers_say_so(tmp_path, to, number_format):
 @pytest.mark.parametrize("to", ["npz", "h5", "bit_pytorch"])
 def test_no_rounding_where_it_could_not_be_said(tmp_path, to):
     source = write_npz(tmp_path / "a.npz", ARRAYS)
-    with pytest.raises(UsageError, match=r"files are float32 and have no place to say otherwise"):
+    with pytest.raises(UsageError, match=r"not possible for .* files, which are always float32"):
         convert(source, target=Target(to, dtype="bfloat16"))
 
 
@@ -485,7 +485,7 @@ def test_a_folder_is_replaced_only_if_it_is_ours(tmp_path):
         convert(source, target=Target("transformers"))
     convert(source, target=Target("transformers"), force=True)
     (output / "notes.txt").write_text("mine")
-    with pytest.raises(UsageError, match=r"found one that holds notes\.txt"):
+    with pytest.raises(UsageError, match=r"found one with notes\.txt"):
         convert(source, target=Target("transformers"), force=True)
     (tmp_path / "empty").mkdir()
     convert(source, tmp_path / "empty", target=Target("transformers"))

@@ -177,7 +177,7 @@ class TestTransformersOwnKeys:
         [
             ({"image_mean": [0.485, 0.456, 0.406]}, "normalizes images with image_mean"),
             ({"image_std": [0.229, 0.224, 0.225]}, "normalizes images with image_std"),
-            ({"do_normalize": False}, "leaves out do_normalize"),
+            ({"do_normalize": False}, "disables do_normalize"),
             ({"rescale_factor": 1.0}, "rescales pixels by 1.0"),
             ({"size": {"height": 96, "width": 80}}, "cannot be read"),
             ({"resample": 1}, "cannot be read"),

@@ -1,4 +1,4 @@
-"""Google's `.npz` to safetensors and back, bit for bit, judged by timm's own loader.
+"""Google's `.npz` to safetensors and back, bit for bit, checked with timm's own loader.
 
 What the output should hold is never taken from bitzoo's tables: timm reads the same `.npz` by its
 own code into its own network, and the two state dicts must be equal in every bit.
@@ -152,7 +152,7 @@ def test_a_head_of_one_class_is_not_taken_for_a_vector(tmp_path):
     assert load_file(output)["head.fc.weight"].shape == (1, 1024, 1, 1)
 
 
-# --- the name table -------------------------------------------------------------------------------
+# --- the key mapping ------------------------------------------------------------------------------
 
 
 def released_names(depths):
@@ -477,7 +477,7 @@ def test_a_disk_without_room_is_refused_at_once(tmp_path, monkeypatch):
     size = 4 * sum(array.size for array in SMALL.values())
     usage = shutil.disk_usage(tmp_path)._replace(free=size - 1)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
-    said = rf"a\.safetensors: needs {size:,} bytes, but its disk has {size - 1:,} free\. Make room"
+    said = rf"a\.safetensors: needs {size:,} bytes, but its disk has only {size - 1:,} free\."
     with pytest.raises(UsageError, match=said):
         convert(source)
     assert names_in(tmp_path) == ["a.npz"]
@@ -646,7 +646,7 @@ def test_a_source_that_changes_under_the_reader(tmp_path):
     try:
         conversion = convert(source, compare=True, progress=change)
     except CheckpointError as error:
-        assert "is damaged: the file says CRC-32" in str(error)  # noqa: PT017 - either may happen
+        assert "is damaged: expected CRC-32" in str(error)  # noqa: PT017 - either may happen
         assert names_in(tmp_path) == ["a.npz"]
     else:
         assert conversion.sha256 == digest

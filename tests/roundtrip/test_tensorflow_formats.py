@@ -25,8 +25,8 @@ ARRAYS = make_checkpoint((2, 1, 1, 1), seed=3)
 pytestmark = pytest.mark.full_size  # not by their size: TensorFlow takes half a minute
 
 WRITER = Path(__file__).parents[1] / "tensorflow_files.py"
-AMBIGUOUS = "The variables' names are ambiguous, so their object paths were read."
-MOMENTUM = r"Left out \d+ tensors that belong to training: .*"
+AMBIGUOUS = "The variables' names are ambiguous, so their object paths were used."
+MOMENTUM = r"Skipped \d+ tensors of training state: .*"
 
 
 def data_section(path):
@@ -197,9 +197,7 @@ def refused(module, said):
 
 def test_an_index_without_its_shard(module):
     (module / "variables" / "variables.data-00000-of-00001").unlink()
-    refused(
-        module, r"variables\.index calls for a shard variables\.data-00000-of-00001 .*not there"
-    )
+    refused(module, r"variables\.index needs the shard variables\.data-00000-of-00001 .*is missing")
 
 
 def test_a_shard_with_another_byte(module):
@@ -221,7 +219,7 @@ def test_a_truncated_shard_and_index(module):
 
 def test_without_tensorflow(module, monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorflow", None)
-    with pytest.raises(MissingExtraError, match=r"m: a TensorFlow checkpoint\. .*'bitzoo\[tf\]'"):
+    with pytest.raises(MissingExtraError, match=r"m is a TensorFlow checkpoint\. .*'bitzoo\[tf\]'"):
         convert(module)
     assert MissingExtraError.exit_code == 2
 

@@ -383,8 +383,8 @@ def test_a_failed_proof_comes_with_its_figures(folder, monkeypatch, capsys):
     ("options", "says"),
     [
         ({"check": "most"}, "`check` must be one of none, weights, logits, found 'most'"),
-        ({"to": "onnx"}, "'onnx' is no"),
-        ({"dtype": "int8"}, "'int8' is no"),
+        ({"to": "onnx"}, "`to` must be one of .*, found 'onnx'"),
+        ({"dtype": "int8"}, "`dtype` must be one of .*, found 'int8'"),
         ({"dst": "none/x"}, "there is no folder none"),
     ],
 )

@@ -67,8 +67,8 @@ def test_every_released_card_has_its_numbers_and_no_others(name):
     ]
     for metric, (*_, how) in zip(spec.metrics, shown, strict=True):
         assert metric.source in how
-    assert ("None of these was measured again" in text) == bool(spec.metrics)
-    assert ("No score of this checkpoint was published" in text) == (not spec.metrics)
+    assert ("None of these scores was measured again" in text) == bool(spec.metrics)
+    assert ("No published score of this checkpoint" in text) == (not spec.metrics)
     for sentence in spec.unverified:
         assert escape(sentence) in text
 
@@ -114,7 +114,7 @@ def test_a_name_alone_brings_no_published_number(basis):
 def test_a_publisher_may_vouch_and_the_card_says_so():
     text = card_of("BiT-M-R50x1-ILSVRC2012", "vouched")
     assert ModelCard(text).data.eval_results[0].metric_value == 80.386
-    assert "vouched for by the publisher" in text
+    assert "The publisher vouches that these are Google's numbers" in text
     assert "These are the numbers that Google released" not in text
 
 
@@ -126,8 +126,11 @@ def test_data_and_its_faults_are_cited():
     assert "Fine-tuned on ILSVRC-2012 with BiT-HyperRule" in text
     assert "The shorter edge resized to 448 px (bilinear), central 448 x 448 px, RGB" in text
     text = card_of("BiT-M-R50x1-run0-dtd")
-    assert "- Both edges resized to 384 px whatever the aspect (bilinear), RGB, scaled" in text
-    assert "The task, vtab/dtd, has data of its own" in text
+    assert (
+        "- Both edges resized to 384 px regardless of the aspect ratio (bilinear), RGB, scaled"
+        in text
+    )
+    assert "The task, vtab/dtd, has its own data" in text
     assert "beyer2022knowledge" in card_of("BiT-R50x1_224")
 
 
@@ -143,7 +146,7 @@ def test_source_and_proof_are_shown():
         "BiT-M-R50x1", source=SOURCE | {"url": None}
     )
     assert "These are the numbers that Google released" in text
-    assert "| identity | BiT-M-R50x1, fetched from Google, checksum compared (the test) |" in text
+    assert "| identity | BiT-M-R50x1, fetched from Google, checksum verified (the test) |" in text
     assert "Nothing is proven yet" in card_of("BiT-M-R50x1", proof=None)
 
 
@@ -154,9 +157,9 @@ def test_of_an_unknown_file_nothing_is_claimed():
     assert "license" not in data
     assert "datasets" not in data
     assert data["library_name"] == "bitzoo"
-    assert "what is not stated below is not known" in text
-    assert "timm and transformers do not know this architecture" in text
-    assert "Whether its outputs want a sigmoid or a softmax is not known." in text
+    assert "What is not stated below is not known" in text
+    assert "timm and transformers have no name for this architecture" in text
+    assert "It is not known whether its outputs need a sigmoid or a softmax." in text
     assert "Ask whoever published this before you use it." in text
     assert "Google released the weights" not in text
 

@@ -14,7 +14,6 @@ import torch
 from safetensors.torch import load_file
 
 from bitzoo.errors import BitzooError, CheckpointError, UsageError
-from bitzoo.training import checkpointing
 from bitzoo.training.checkpointing import (
     SaveError,
     latest_checkpoint,
@@ -149,7 +148,7 @@ class TestRotation:
                 events.append((name, "folder" if kind and kind & 0o40000 else "file", old.exists()))
                 return original(*args)
 
-            monkeypatch.setattr(checkpointing.os, name, call)
+            monkeypatch.setattr(os, name, call)
 
         for name in ("fsync", "replace"):
             record(name, getattr(os, name))
@@ -221,7 +220,7 @@ class TestDamage:
         assert seen > 0.9 * len(whole)
 
     def test_an_unfinished_file_is_ignored_and_removed_with_the_next_save(self, folder):
-        unfinished = folder / "step-00000003.safetensors.unfinished"
+        unfinished = folder / ".bitzoo-00c0ffee.tmp"
         shutil.copy(folder / "step-00000002.safetensors", unfinished)
         assert latest_checkpoint(folder).step == 2
         save_checkpoint(folder, 4, make_state(), {})

@@ -70,8 +70,11 @@ def test_spellings(spelling, label_set):
 @pytest.mark.parametrize(
     ("label_set", "reason"),
     [
-        (None, r"This model has no class names: .* imagenet1k and imagenet21k_goog\. Tell"),
-        ("jft", r"no class names for 'jft'; they are known for imagenet1k and imagenet21k_goog"),
+        (None, r"This model has no class names: .* imagenet1k and imagenet21k_goog\. Refer"),
+        (
+            "jft",
+            r"no class names for 'jft'; they are known only for imagenet1k and imagenet21k_goog",
+        ),
     ],
 )
 def test_missing_names_come_with_a_reason(label_set, reason):

@@ -396,8 +396,8 @@ class TestNamesWithOnesOwnFile:
     def test_the_file_is_of_another_network(self, folder):
         with pytest.raises(
             CheckpointError,
-            match=r"own\.npz: expected R50x1, as BiT-M-R50x1 is; found R\(1,1,1,1\)x0\.5 with 10 "
-            "classes.*give the file instead of the name",
+            match=r"own\.npz: expected R50x1, the architecture of BiT-M-R50x1, "
+            r"found R\(1,1,1,1\)x0\.5 with 10 classes.*give the file instead of the name",
         ):
             bitzoo.create_model("BiT-M-R50x1", pretrained=folder / "own.npz")
 
@@ -421,7 +421,7 @@ class TestNamesWithOnesOwnFile:
 
     def test_a_folder_without_a_model(self, tmp_path):
         with pytest.raises(
-            CheckpointError, match=r"folder with model\.safetensors.*it is none of these"
+            CheckpointError, match=r"folder with model\.safetensors.*found none of these"
         ):
             bitzoo.create_model(tmp_path, pretrained=True)
 
@@ -508,7 +508,7 @@ class TestTransform:
         transform = bitzoo.create_transform(model)
         assert (transform.crop, transform.resize, transform.square) == (224, 256, False)
         assert "Named like BiT-M-R50x1-ILSVRC2012" in messages(caplog)[0]
-        assert "does not say how to prepare images" in messages(caplog)[1]
+        assert "does not state how to prepare images" in messages(caplog)[1]
 
     @pytest.mark.parametrize(
         "config",
@@ -575,7 +575,10 @@ class TestLabels:
     @pytest.mark.parametrize(
         ("name", "reason"),
         [
-            (DTD, "Released without class names; the order is that of dtd in tensorflow_datasets."),
+            (
+                DTD,
+                "Released without class names; their order is that of dtd in tensorflow_datasets.",
+            ),
             ("BiT-L-R50x1", "The class names of JFT-300M are not public."),
         ],
     )
@@ -600,7 +603,7 @@ class TestLabels:
 
     @pytest.mark.parametrize(
         ("options", "reason"),
-        [({"num_classes": 3}, "this model has another one"), ({"num_classes": 0}, "no head")],
+        [({"num_classes": 3}, "this model has another head"), ({"num_classes": 0}, "no head")],
     )
     def test_of_another_head(self, folder, caplog, options, reason):
         model = bitzoo.create_model(folder / "model", pretrained=True, **options)

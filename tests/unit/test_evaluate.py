@@ -239,7 +239,7 @@ class TestMerge:
 
 
 @pytest.fixture(scope="module")
-def judged():
+def evaluated():
     """A network, images, labels half of which are right, and logits from plain torch."""
     model, pixels = make_bit(), make_images(12)
     logits = forward(model, pixels).numpy()
@@ -250,8 +250,8 @@ def judged():
 
 class TestNetwork:
     @pytest.mark.parametrize("batch_size", [1, 5, 100])
-    def test_equals_the_unfolded_network_for_any_batch_size(self, judged, batch_size):
-        model, pixels, labels, logits = judged
+    def test_equals_the_unfolded_network_for_any_batch_size(self, evaluated, batch_size):
+        model, pixels, labels, logits = evaluated
         found = evaluate_pixels(
             model, pixels, labels, "abcdefg", batch_size=batch_size, keep_logits=True
         )
@@ -262,8 +262,8 @@ class TestNetwork:
         expected = nn.functional.cross_entropy(exact, torch.from_numpy(labels)).item()
         assert found.loss == pytest.approx(expected, rel=1e-5)
 
-    def test_bfloat16_is_near_and_has_a_float32_head(self, judged):
-        model, pixels, labels, logits = judged
+    def test_bfloat16_is_near_and_has_a_float32_head(self, evaluated):
+        model, pixels, labels, logits = evaluated
         options = {"dtype": torch.bfloat16, "keep_logits": True}
         found = evaluate_pixels(model, pixels, labels, "abcdefg", **options)
         error = np.linalg.norm(found.logits - logits) / np.linalg.norm(logits)
@@ -271,8 +271,8 @@ class TestNetwork:
         rounded = torch.from_numpy(found.logits).bfloat16().float().numpy()
         assert (rounded != found.logits).mean() > 0.9
 
-    def test_leaves_the_model_as_it_was(self, judged):
-        _, pixels, labels, _ = judged
+    def test_leaves_the_model_as_it_was(self, evaluated):
+        _, pixels, labels, _ = evaluated
         model = make_bit().train()
         before = {name: (p.data_ptr(), p.clone()) for name, p in model.named_parameters()}
         evaluate_pixels(model, pixels, labels, "abcdefg", dtype=torch.bfloat16)
@@ -285,8 +285,8 @@ class TestNetwork:
             assert parameter.requires_grad
             assert torch.equal(parameter, value)
 
-    def test_leaves_a_folded_model_as_it_was(self, judged):
-        model, pixels, labels, logits = judged
+    def test_leaves_a_folded_model_as_it_was(self, evaluated):
+        model, pixels, labels, logits = evaluated
         folded = fold(model)
         found = evaluate_pixels(folded, pixels, labels, "abcdefg", dtype=torch.bfloat16)
         assert found.count == 12

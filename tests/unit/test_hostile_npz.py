@@ -198,13 +198,16 @@ FOREIGN = {
     "gzip": (gzip.compress(b"BiT" * 100), "expected a tar archive of a module"),
     "hdf5": (b"\x89HDF\r\n\x1a\n" + bytes(600), "expected a Keras HDF5 file, but it cannot be"),
     "npy": (as_npy(np.zeros(3, "f4")), "found a single NumPy array (.npy)"),
-    "bzip2": (bz2.compress(b"BiT" * 100), "found bytes of no known format"),
-    "noise": (random.Random(0).randbytes(5000), "found bytes of no known format"),
+    "bzip2": (bz2.compress(b"BiT" * 100), "found an unknown format"),
+    "noise": (random.Random(0).randbytes(5000), "found an unknown format"),
     "two letters": (b"PK", "its directory cannot be read"),
     "local header only": (LOCAL + bytes(5000), "its directory cannot be read"),
-    "end record only": (END + bytes(18), "found 0 others (none at all)"),
-    "json": (b'{"a": [{"b": 1}]}', "found bytes of no known format"),
-    "json that looks like safetensors": (b'{"abcde"{:1}', "no safetensors file, or it is damaged"),
+    "end record only": (END + bytes(18), "found 0 others (none)"),
+    "json": (b'{"a": [{"b": 1}]}', "found an unknown format"),
+    "json that looks like safetensors": (
+        b'{"abcde"{:1}',
+        "not a safetensors file, or it is damaged",
+    ),
 }
 
 
@@ -221,13 +224,13 @@ def test_no_file_a_folder_and_a_pipe(tmp_path, refused):
     (tmp_path / "folder.npz").mkdir()
     refused(tmp_path / "folder.npz", "found a folder there")
     os.mkfifo(tmp_path / "pipe.npz")
-    refused(tmp_path / "pipe.npz", "found no file there")
+    refused(tmp_path / "pipe.npz", "found a special file there")
 
 
 def test_a_zip_of_something_else(tmp_path, refused):
     path = tmp_path / "letter.npz"
     write_members(path, [("word/document.xml", "<w/>"), ("x.npy", as_npy(np.zeros(2)))])
-    refused(path, "found a member called 'word/document.xml'; expected only arrays (.npy)")
+    refused(path, "expected only arrays (.npy), found a member named 'word/document.xml'")
 
 
 def test_arrays_of_another_model(tmp_path, refused):
@@ -360,10 +363,10 @@ def test_a_header_of_python_2_is_legal(tmp_path, expected):
 
 def test_a_name_twice(tmp_path, refused):
     path = write_with(tmp_path / "a.npz", (f"{BIAS}.npy", as_npy(ARRAYS[BIAS])))
-    refused(path, f"two tensors are called {BIAS!r}; expected each name once")
+    refused(path, f"expected each name once, found two tensors named {BIAS!r}")
     numbered = STEM.replace("conv2d", "conv2d_7") + ".npy"
     path = write_with(tmp_path / "b.npz", (numbered, as_npy(ARRAYS[STEM])))
-    refused(path, f"two tensors are called {STEM!r}")
+    refused(path, f"found two tensors named {STEM!r}")
 
 
 ODD_NAMES = {
@@ -373,7 +376,7 @@ ODD_NAMES = {
     "right to left": ("\u202egpj.npy", r"'\u202egpj.npy'"),
     "no suffix": ("readme", "'readme'"),
     "folder": ("resnet/", "'resnet/'"),
-    "60 kB": ("x" * 60_000 + ".npy", "a tensor's name has 60,004 letters"),
+    "60 kB": ("x" * 60_000 + ".npy", "a tensor's name has 60,004 characters"),
 }
 
 
@@ -401,9 +404,9 @@ def test_absurd_unit_numbers(tmp_path, refused, unit):
     name = f"resnet/block1/{unit}/a/group_norm/gamma"
     path = write_with(tmp_path / "a.npz", (f"{name}.npy", as_npy(np.zeros(32, "f4"))))
     if not name.isascii():
-        refused(path, "found a member called")
+        refused(path, "found a member named")
         return
-    said = refused(path, "nearest to R(1,1,1,1)x0.5 with 10 classes")
+    said = refused(path, "closest to R(1,1,1,1)x0.5 with 10 classes")
     assert said.splitlines()[1:-1] == [f"  + {name} (32,)"]
 
 
@@ -465,7 +468,7 @@ def test_a_gap_in_the_units_is_shown_as_missing_tensors(tmp_path, refused):
     arrays = make_checkpoint(depths=(3, 1, 1, 1))
     gone = {name: array for name, array in arrays.items() if "block1/unit02" in name}
     path = write_npz(tmp_path / "a.npz", {k: v for k, v in arrays.items() if k not in gone})
-    said = refused(path, "nearest to R(3,1,1,1)x0.5")
+    said = refused(path, "closest to R(3,1,1,1)x0.5")
     assert diff_of(said) == [f"- {name} {gone[name].shape}" for name in sorted(gone)]
 
 
@@ -622,7 +625,7 @@ def test_a_file_cut_while_it_is_read(tmp_path):
 def test_bytes_before_and_after_the_zip(tmp_path, refused, expected):
     good = write_npz(tmp_path / "good.npz", ARRAYS).read_bytes()
     (tmp_path / "before.npz").write_bytes(b"#!/bin/sh\n" + good)
-    refused(tmp_path / "before.npz", "bytes of no known format")
+    refused(tmp_path / "before.npz", "found an unknown format")
     for name, data in {"comment": b"", "after": good + bytes(1000)}.items():
         path = tmp_path / f"{name}.npz"
         path.write_bytes(data or good[:-2] + struct.pack("<H", 5000) + b"c" * 5000)
@@ -679,7 +682,7 @@ def test_a_directory_that_is_elsewhere(tmp_path, refused, offset):
 @pytest.mark.parametrize("where", [1, 8_000_000, 0xFFFF_FF00])
 def test_a_member_that_is_elsewhere(tmp_path, refused, where):
     path = patch(write_with(tmp_path / "a.npz"), in_entry(HEAD, 42, "<L", where))
-    refused(path, f"tensor '{HEAD}.npy' is not where the zip directory says")
+    refused(path, f"tensor '{HEAD}.npy' is not at the position in the zip directory")
 
 
 @pytest.mark.parametrize("size", [0, 8, 1_000, 0xFFFF_FFF0])
@@ -700,7 +703,7 @@ def test_members_that_share_bytes(tmp_path, refused):
     path = write_with(tmp_path / "b.npz", *twins)
     start = path.read_bytes().index(b"a/gamma.npy") - 30
     patch(path, in_entry("b/gamma", 42, "<L", start))
-    refused(path, "tensors 'a/gamma.npy' and 'b/gamma.npy' share bytes of the file")
+    refused(path, "found 'a/gamma.npy' and 'b/gamma.npy' overlapping")
 
 
 def test_a_hundred_thousand_members(tmp_path, refused):
@@ -728,7 +731,7 @@ def test_compression_that_numpy_never_writes(tmp_path, refused, method):
 @pytest.mark.parametrize(
     ("field", "form", "value", "said"),
     [
-        (8, "<H", 1, "is encrypted; expected plain data"),
+        (8, "<H", 1, "is encrypted, expected plain data"),
         (10, "<H", 99, "is compressed by method 99"),
         (6, "<H", 0xFF, "its directory cannot be read"),
     ],
@@ -786,7 +789,7 @@ def test_the_bound_on_unpacked_bytes(tmp_path, scratch, refused, monkeypatch):
     monkeypatch.setattr(npz, "MAX_UNPACKED_BYTES", total - 1)
     refused(
         tmp_path / "a.npz",
-        f"would unpack to {total:,} bytes, expected at most {total - 1:,}",
+        f"its compressed tensors have {total:,} bytes uncompressed, expected at most {total - 1:,}",
         "Save it again with numpy.savez",
     )
 
@@ -803,7 +806,7 @@ def lying_member(path, real, claimed):
 
 def test_a_member_that_unpacks_to_less_than_it_claims(tmp_path, scratch, refused):
     path = lying_member(tmp_path / "a.npz", real=4, claimed=10)
-    refused(path, f"tensor '{BIAS}.npy' cannot be unpacked", "bytes came out, expected")
+    refused(path, f"tensor '{BIAS}.npy' cannot be unpacked", " bytes, found ")
 
 
 def test_a_member_that_unpacks_to_more_than_it_claims(tmp_path, scratch, expected):
@@ -832,7 +835,7 @@ def test_no_room_to_unpack(tmp_path, scratch, refused, monkeypatch):
     refused(
         tmp_path / "a.npz",
         f"its compressed tensors cannot be unpacked to {scratch} (No space left on device)",
-        "Point TMPDIR to a folder with room",
+        "Set TMPDIR to a folder with enough space",
     )
 
 
@@ -882,7 +885,7 @@ def truncated(path):
     ("make", "said"),
     [
         (bomb, "+ bomb (104857600,)"),
-        (lying_bomb, "would unpack to 21,474,836,480 bytes, expected at most"),
+        (lying_bomb, "tensors have 21,474,836,480 bytes uncompressed, expected at most"),
         (pickle_bomb, "holds pickled Python objects"),
         (truncated, "its directory cannot be read"),
     ],

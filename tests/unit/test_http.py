@@ -474,7 +474,7 @@ class TestBeforeTheNetwork:
 
     def test_folder_that_cannot_be_created(self, url, tmp_path):
         (tmp_path / "file").touch()
-        with pytest.raises(StorageError, match=r"could not be written: .*BITZOO_CACHE"):
+        with pytest.raises(StorageError, match=r"cannot be written: .*BITZOO_CACHE"):
             download(url, tmp_path / "file" / "a.npz")
 
     def test_disk_that_fails_while_writing(self, url, target, monkeypatch):
@@ -482,7 +482,7 @@ class TestBeforeTheNetwork:
             raise OSError(28, "No space left on device")
 
         monkeypatch.setattr(os, "fsync", fail)
-        with pytest.raises(StorageError, match=r"could not be written: .*No space left"):
+        with pytest.raises(StorageError, match=r"cannot be written: .*No space left"):
             download(url, target)
         assert not target.exists()
 
@@ -532,7 +532,7 @@ class TestLock:
         logs = [tmp_path / "0.log", tmp_path / "1.log"]
         with logs[0].open("wb") as first, logs[1].open("wb") as second:
             children = [start(url, target, stderr=log) for log in (first, second)]
-        waiting = f"Waiting for another process that is busy with {target}"
+        waiting = f"Waiting for another process that is using {target}"
         wait_until(lambda: any(waiting in log.read_text() for log in logs))
         wait_until(lambda: bool(server.requests))
         server.released.set()

@@ -424,10 +424,10 @@ class TestProcesses:
         # The worker processes have the same stderr: this returns when they have ended, too.
         assert process.communicate(timeout=30)[1] == ""
         assert len(shard_files(cache)) == 1
-        assert len(list(cache.glob("*/*.part"))) == 1
+        assert len(list(cache.glob("*/.bitzoo-*.tmp"))) == 1
         handle = opened(split)
         assert handle.decoded == 7
-        assert list(cache.glob("*/*.part")) == []
+        assert list(cache.glob("*/.bitzoo-*.tmp")) == []
         np.testing.assert_array_equal(all_of(handle), expected_of(split))
 
     def test_a_worker_that_dies_is_reported_and_replaced(self, split, tmp_path):

@@ -102,7 +102,7 @@ def test_thread_pools_end_whenever_the_signal_comes():
     """Hundreds of signals while pools start, work and end: none is lost, nothing hangs."""
     result = run("""
 import itertools, random, sys
-from bitzoo.converters.streaming import crew
+from bitzoo.converters.streaming import worker_pool
 class Source:
     def sha256(self, advance):
         for _ in range(5):
@@ -129,9 +129,9 @@ left, end = 0, time.monotonic() + 4
 while time.monotonic() < end:
     try:
         armed = True
-        with crew("task", 10, None) as team:
-            digest = team.hash(Source())
-            team.each(lambda block: time.sleep(0.0003), range(6))
+        with worker_pool("task", 10, None) as pool:
+            digest = pool.hash(Source())
+            pool.each(lambda block: time.sleep(0.0003), range(6))
             digest.result()
         armed = False
         while signal.getitimer(signal.ITIMER_REAL)[0]:

@@ -42,14 +42,14 @@ CASES = {
     "a taken output": (
         lambda: bitzoo.convert("own.npz"),
         ["convert", "--src", "own.npz"],
-        "own.safetensors already exists. Choose another `dst`, or replace it: `force=True`.",
-        "own.safetensors already exists. Choose another --dst, or replace it: --force.",
+        "own.safetensors already exists. Choose another `dst`, or replace it with `force=True`.",
+        "own.safetensors already exists. Choose another --dst, or replace it with --force.",
     ),
     "a report of nothing": (
         lambda: bitzoo.convert("own.npz", check="none", report="p.json"),
         ["convert", "--src", "own.npz", "--check", "none", "--report", "p.json"],
-        'p.json: `check="none"` proves nothing to report. Leave one of them out.',
-        "p.json: --check none proves nothing to report. Leave one of them out.",
+        'p.json: with `check="none"` there is no proof to report. Leave one of them out.',
+        "p.json: with --check none there is no proof to report. Leave one of them out.",
     ),
     "a format for a file": (
         lambda: bitzoo.convert("own.npz", source_format="h5"),
@@ -62,8 +62,8 @@ CASES = {
     "nothing to verify": (
         lambda: bitzoo.verify("own.npz", "own.safetensors", check="none"),
         ["verify", "own.npz", "own.safetensors", "--check", "none"],
-        '`check="none"` would prove nothing; use weights or logits.',
-        "--check none would prove nothing; use weights or logits.",
+        '`check="none"` would prove nothing. Use weights or logits.',
+        "--check none would prove nothing. Use weights or logits.",
     ),
     "a suffix": (
         lambda: bitzoo.export("own.npz", "onnx", "own.pt2"),
@@ -74,8 +74,8 @@ CASES = {
     "a taken export": (
         lambda: bitzoo.export("own.npz", "savedmodel", "own.safetensors"),
         ["export", "own.npz", "--to", "savedmodel", "--out", "own.safetensors"],
-        "own.safetensors already exists. Choose another `out`, or replace it: `force=True`.",
-        "own.safetensors already exists. Choose another --out, or replace it: --force.",
+        "own.safetensors already exists. Choose another `out`, or replace it with `force=True`.",
+        "own.safetensors already exists. Choose another --out, or replace it with --force.",
     ),
     "no guesses": (
         lambda: bitzoo.predict("own.npz", ["photo.png"], top=0),
@@ -92,10 +92,10 @@ CASES = {
     "no repository": (
         lambda: bitzoo.publish("own.npz"),
         ["publish", "own.npz"],
-        'Say where to: `repo="organisation/name"` for one model, or `org="organisation"`, where '
-        "each model keeps its name.",
-        "Say where to: --repo organisation/name for one model, or --org organisation, where each "
-        "model keeps its name.",
+        'Give the destination: `repo="organisation/name"` for one model, or `org="organisation"`, '
+        "where each model keeps its name.",
+        "Give the destination: --repo organisation/name for one model, or --org organisation, "
+        "where each model keeps its name.",
     ),
     "one repository for many": (
         lambda: bitzoo.publish("BiT-M-*", repo="lab/x", license="mit"),
@@ -106,10 +106,10 @@ CASES = {
     "a tagged proposal": (
         lambda: bitzoo.publish("own.npz", repo="lab/x", tag="v1", create_pr=True),
         ["publish", "own.npz", "--repo", "lab/x", "--tag", "v1", "--create-pr"],
-        "`tag` names a commit of the repository, and a pull request is not one yet. Leave out "
-        "one of `tag` and `create_pr`; tag when it is merged.",
-        "--tag names a commit of the repository, and a pull request is not one yet. Leave out "
-        "one of --tag and --create-pr; tag when it is merged.",
+        "`tag` names a commit of the repository, which a pull request is not yet. Leave out "
+        "one of `tag` and `create_pr`; tag the commit after the merge.",
+        "--tag names a commit of the repository, which a pull request is not yet. Leave out "
+        "one of --tag and --create-pr; tag the commit after the merge.",
     ),
     "no runs": (
         lambda: bitzoo.finetune("own.npz", "photos", "run", repeats=0),
@@ -121,7 +121,7 @@ CASES = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_each_is_told_in_its_own_words(folder, run, case, recwarn):
+def test_each_names_options_in_its_own_form(folder, run, case, recwarn):
     function, words, in_python, on_the_command_line = CASES[case]
     (folder / "photo.png").touch()
     with pytest.raises(UsageError) as refused:
@@ -142,10 +142,10 @@ def test_each_is_told_in_its_own_words(folder, run, case, recwarn):
         ),
         (
             {"resume": False, "overwrite": False},
-            "has a run already. Go on with it (`resume=True`), or delete it and start again "
-            "(`overwrite=True`).",
-            "has a run already. Go on with it (--resume), or delete it and start again "
-            "(--overwrite).",
+            "already has a run. Continue it with `resume=True`, or delete it and start again "
+            "with `overwrite=True`.",
+            "already has a run. Continue it with --resume, or delete it and start again "
+            "with --overwrite.",
         ),
     ],
 )
@@ -154,12 +154,12 @@ def test_a_run_that_is_there(tmp_path, options, in_python, on_the_command_line):
     with pytest.raises(UsageError) as refused:
         RunDir(tmp_path / "run").open({"seed": 0}, **options)
     assert str(refused.value).endswith(in_python)
-    told = app.commands["finetune"].with_flags(str(refused.value))
-    assert told.endswith(on_the_command_line)
+    shown = app.commands["finetune"].with_flags(str(refused.value))
+    assert shown.endswith(on_the_command_line)
 
 
 @pytest.mark.parametrize(
-    ("message", "told"),
+    ("message", "shown"),
     [
         ("`val_fraction`", "--val-fraction"),
         ("`skip_bad=True`", "--skip-bad"),
@@ -175,8 +175,8 @@ def test_a_run_that_is_there(tmp_path, options, in_python, on_the_command_line):
         ("steps", "steps"),
     ],
 )
-def test_only_options_of_the_command_are_rewritten(message, told):
-    assert app.commands["finetune"].with_flags(f"Say {message}.") == f"Say {told}."
+def test_only_options_of_the_command_are_rewritten(message, shown):
+    assert app.commands["finetune"].with_flags(f"Say {message}.") == f"Say {shown}."
 
 
 def command(error):
@@ -197,7 +197,7 @@ def command(error):
 
 
 @pytest.mark.parametrize(
-    ("error", "code", "told"),
+    ("error", "code", "shown"),
     [
         (UsageError("Use `force=True`."), 2, "Use --force."),
         (ParityError("It differs."), 1, "It differs."),
@@ -215,8 +215,8 @@ def command(error):
         ),
     ],
 )
-def test_an_error_is_one_paragraph_and_an_exit_code(run, error, code, told):
-    assert run(command(error), "fail") == (code, "", f"error: {told}\n")
+def test_an_error_is_one_paragraph_and_an_exit_code(run, error, code, shown):
+    assert run(command(error), "fail") == (code, "", f"error: {shown}\n")
 
 
 @pytest.mark.parametrize("words", [["fail", "--debug"], ["--debug", "fail"]])

@@ -83,7 +83,7 @@ def test_bit_l_is_an_architecture_without_weights():
 
 
 def test_a_format_that_was_not_released_is_named():
-    with pytest.raises(WeightsUnavailableError, match=r"not released as 'h5'; there is npz, tfhub"):
+    with pytest.raises(WeightsUnavailableError, match=r"not released as 'h5', only as npz, tfhub"):
         get_spec("BiT-M-R50x1-run0-dtd").url("h5")
 
 

@@ -15,6 +15,7 @@ from huggingface_hub import ModelCard, metadata_load
 from PIL import Image
 from scipy.stats import binomtest
 
+from bitzoo.catalogue.model_info import Identity, ModelInfo
 from bitzoo.inference.metrics import Evaluation
 from bitzoo.runs.report.html import Mistake, RunRecord, find_mistakes, write_card, write_report
 from bitzoo.runs.report.run_summary import wilson_interval
@@ -40,7 +41,7 @@ def evaluation_of(classes, outcomes):
 
 
 BIRDS = ("robin", "wren", "magpie", "finch", "tit", "owl", "kite")
-# robin 3 of 4, wren 1 of 3 (taken for magpie twice), magpie 1 of 1, finch 2 of 2, no others.
+# robin 3 of 4, wren 1 of 3 (predicted as magpie twice), magpie 1 of 1, finch 2 of 2, no others.
 OUTCOMES = [(0, 0)] * 3 + [(0, 1), (1, 1), (1, 2), (1, 2), (2, 2), (3, 3), (3, 3)]
 
 
@@ -69,6 +70,7 @@ def make_run(**changes):
         versions={"torch": "9.9.9"},
         folder="runs/photos",
         base="BiT-M-R50x1",
+        info=ModelInfo("R50x1", 7, base=Identity("BiT-M-R50x1", "google"), license="apache-2.0"),
     )
     return replace(run, **changes)
 
@@ -247,10 +249,10 @@ class TestConfusionMatrix:
         svg = ET.fromstring(confusion_matrix(("a", "b", "c"), matrix))
         cells = [(g.find("title").text, g.find("rect"), g.find("text")) for g in svg.iter("g")]
         assert [title for title, _, _ in cells] == [
-            "9 of 10 images of a taken for a",
-            "1 of 10 images of a taken for b",
-            "12,345 of 12,349 images of c taken for b",
-            "4 of 12,349 images of c taken for c",
+            "9 of 10 images of a classified as a",
+            "1 of 10 images of a classified as b",
+            "12,345 of 12,349 images of c classified as b",
+            "4 of 12,349 images of c classified as c",
         ]
         assert [text.text for _, _, text in cells] == ["9", "1", "12k", "4"]
         assert [r.get("class") for _, r, _ in cells] == ["right", "wrong", "wrong", "right"]
@@ -322,7 +324,7 @@ class TestReport:
 
     def test_classes_worst_first(self, tmp_path):
         rows = report(tmp_path, make_run()).rows
-        start = rows.index(["class", "correct", "accuracy", "", "most often taken for"])
+        start = rows.index(["class", "correct", "accuracy", "", "most often confused with"])
         assert rows[start + 1 : start + 8] == [
             ["wren", "1 of 3", "33.33 %", "", "magpie (2)"],
             ["robin", "3 of 4", "75.00 %", "", "wren (1)"],
@@ -332,7 +334,7 @@ class TestReport:
             ["owl", "0 of 0", "none held out", "", ""],
             ["kite", "0 of 0", "none held out", "", ""],
         ]
-        start = rows.index(["class", "taken for", "images"])
+        start = rows.index(["class", "classified as", "images"])
         assert rows[start + 1 : start + 3] == [
             ["wren", "magpie", "2 of 3"],
             ["robin", "wren", "1 of 4"],
@@ -436,11 +438,11 @@ class TestReport:
         assert (red.format, red.size, grey.size) == ("JPEG", (64, 128), (32, 16))
         np.testing.assert_allclose(red.getpixel((30, 60)), (200, 0, 0), atol=3)
         np.testing.assert_allclose(grey.getpixel((9, 9)), (77, 77, 77), atol=2)
-        assert "robin taken for owl , 98.8 % red" in page.text
+        assert "robin classified as owl , 98.8 % red" in page.text
 
     def test_a_perfect_run(self, tmp_path):
         page = report(tmp_path, make_run(evaluation=evaluation_of(BIRDS, [(0, 0), (6, 6)])))
-        assert "None: every held-out image was recognised." in page.text
+        assert "None: every held-out image was classified correctly." in page.text
         assert "Worst mistakes" not in page.text
 
     def test_nothing_held_out_and_nothing_recorded(self, tmp_path):
@@ -468,7 +470,7 @@ class TestReport:
         assert "Confusion matrix" not in page.text
         assert "970 more classes" in page.text
         assert "100 classes with higher accuracy are left out" in page.text
-        start = page.rows.index(["class", "taken for", "images"])
+        start = page.rows.index(["class", "classified as", "images"])
         assert page.rows[start + 1] == ["n00001", "n00000", "1 of 1"]
         assert len(page.source) < 900_000  # noise is the worst case for JPEG
 
@@ -511,8 +513,10 @@ class TestCard:
 
     def test_says_where_the_weights_come_from(self, tmp_path):
         _, text = card(tmp_path, make_run(base="bit_m_r50x1"))
-        assert "weights at its root are BiT-M-R50x1, pre-trained by Google on imagenet-21k" in text
+        assert "Training started from BiT-M-R50x1, pre-trained by Google on imagenet-21k" in text
         assert "It inherits what BiT-M-R50x1 learned" in text
+        _, text = card(tmp_path, make_run(info=None))
+        assert "it is not established that they are Google's release." in text
         _, text = card(tmp_path, make_run(base=None, model="random weights"))
         assert "Google" not in text
         assert "from random weights on photos" in text

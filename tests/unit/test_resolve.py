@@ -294,8 +294,8 @@ class TestHub:
         )
         assert missing == kept == str(cache / "models" / DTD / "model.safetensors")
         assert_holds(missing, arrays)
-        assert f"elsewhere/{DTD} is not to be had from the Hub" in warned
-        assert "taking Google's file instead" in warned
+        assert f"elsewhere/{DTD} cannot be loaded from the Hub" in warned
+        assert "using Google's file instead" in warned
         assert gets(mirror) == [SERVED]
         assert not any("/resolve/" in path for path in published.paths("GET"))
 
@@ -309,7 +309,7 @@ class TestHub:
             )
         assert found[0].startswith(f"NotServedError: {empty.url}{SERVED} could not be downloaded")
         assert "BITZOO_OFFLINE forbids" in found[1]
-        assert warned.count("is not to be had from the Hub") == 2
+        assert warned.count("cannot be loaded from the Hub") == 2
 
     def test_another_model_under_the_name(self, published, mirror, tmp_path):
         other = self.saved(make_checkpoint(num_classes=3), tmp_path)

@@ -109,11 +109,11 @@ class TestReading:
 
 
 HOSTILE = {
-    "no file at all": (b"", "found one said to have 0 in a file of 0"),
-    "seven bytes": (b"\x40" + bytes(6), "found one said to have 0 in a file of 7"),
-    "length of zero": (struct.pack("<Q", 0) + b"{}", "said to have 0"),
-    "length beyond the file": (struct.pack("<Q", 9) + b"{}", "said to have 9 in a file of 10"),
-    "length of 16 EiB": (b"\xff" * 8 + b"{}", "said to have 18,446,744,073,709,551,615"),
+    "no file at all": (b"", "found a stated length of 0 in a file of 0"),
+    "seven bytes": (b"\x40" + bytes(6), "found a stated length of 0 in a file of 7"),
+    "length of zero": (struct.pack("<Q", 0) + b"{}", "found a stated length of 0 in"),
+    "length beyond the file": (struct.pack("<Q", 9) + b"{}", "stated length of 9 in a file of 10"),
+    "length of 16 EiB": (b"\xff" * 8 + b"{}", "stated length of 18,446,744,073,709,551,615"),
     "length of 2**63": (struct.pack("<Q", 1 << 63) + b"{}", "9,223,372,036,854,775,808"),
 }
 
@@ -129,7 +129,7 @@ def test_a_header_beyond_the_bound_is_not_read(tmp_path):
     path = write(tmp_path / "a", "{}", length=MAX_HEADER_BYTES + 1)
     os.truncate(path, 1 << 33)  # a hole: the file really is that large
     tracemalloc.start()
-    refused(path, f"at most {MAX_HEADER_BYTES:,} bytes, found one said to have")
+    refused(path, f"at most {MAX_HEADER_BYTES:,} bytes, found a stated length of")
     assert tracemalloc.get_traced_memory()[1] < 1 << 20
     tracemalloc.stop()
 
@@ -170,7 +170,7 @@ def test_metadata_that_is_no_text(tmp_path, metadata):
     path = write(tmp_path / "a", {"__metadata__": metadata} | GOOD)
     with pytest.raises(safetensors.SafetensorError):
         load_file(path)
-    refused(path, "its safetensors metadata is not a map of text to text")
+    refused(path, "expected safetensors metadata that maps text to text")
 
 
 ENTRIES = {
@@ -257,11 +257,11 @@ def test_offsets_that_do_not_cover_the_data_once(tmp_path, kind):
         ("a\nb", r"'a\\nb'"),
         ("\u202e", r"'\\u202e'"),
         ("\udcff", r"'\\udcff'"),
-        ("n" * 300, r"\(300 letters\)"),
+        ("n" * 300, r"\(300 characters\)"),
     ],
 )
 def test_names_that_a_terminal_must_not_see(tmp_path, name, shown):
-    refused(write(tmp_path / "a", {name: F4}), f"a tensor is called .*{shown}")
+    refused(write(tmp_path / "a", {name: F4}), f"a tensor is named .*{shown}")
 
 
 # --- writing --------------------------------------------------------------------------------------

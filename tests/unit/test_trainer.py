@@ -57,6 +57,16 @@ def run(recipe=None, options=None, model=None, data=None, **keywords):
     return model, log, result
 
 
+def stop_at(step):
+    """An `on_step` that ends the run after an update as a scheduler does, with SIGTERM."""
+
+    def end(metrics):
+        if metrics["step"] == step:
+            signal.raise_signal(signal.SIGTERM)
+
+    return end
+
+
 def assert_close(model, expected, tolerance=1e-5):
     for name, tensor in expected.items():
         torch.testing.assert_close(model.state_dict()[name], tensor, rtol=tolerance, atol=tolerance)
@@ -314,18 +324,14 @@ class TestEstimate:
 class TestResume:
     @pytest.mark.parametrize("stop", [1, 2, 3, 5])
     def test_at_any_step_bit_for_bit(self, tmp_path, uninterrupted, stop):
-        steps = []
         _, _, result = run(
             options=TrainingConfig(micro_batch=4),
             folder=tmp_path,
-            on_step=lambda metrics: steps.append(metrics["step"]),
-            should_stop=lambda: len(steps) == stop,
-            describe=lambda: {"metrics_bytes": 100 * len(steps)},
+            on_step=stop_at(stop),
         )
         assert (result.step, result.stopped) == (stop, True)
         start = latest_checkpoint(tmp_path)
         assert start.path == result.checkpoint
-        assert start.meta["run"] == {"metrics_bytes": 100 * stop}
         model, log, result = run(model=make_model(seed=9), folder=tmp_path, start=start)
         assert sha256(model) == uninterrupted
         assert (len(log), result.step, result.stopped) == (6 - stop, 6, False)
@@ -333,17 +339,15 @@ class TestResume:
 
     def test_in_a_fresh_process(self, tmp_path, uninterrupted):
         options = TrainingConfig(micro_batch=4)
-        run(options=options, folder=tmp_path, should_stop=lambda: True)
+        run(options=options, folder=tmp_path, on_step=stop_at(1))
         found = InProcess(resume_and_finish, str(tmp_path), make_recipe(), options).result()
         assert found == uninterrupted
 
     def test_past_a_damaged_checkpoint(self, tmp_path, uninterrupted, caplog):
-        seen = []
         run(
             options=TrainingConfig(micro_batch=4, checkpoint_every=1),
             folder=tmp_path,
-            on_step=seen.append,
-            should_stop=lambda: len(seen) == 4,
+            on_step=stop_at(4),
         )
         newest = tmp_path / "step-00000004.safetensors"
         content = bytearray(newest.read_bytes())
@@ -367,25 +371,23 @@ class TestResume:
     def test_scaled_float16(self, tmp_path):
         options = TrainingConfig(dtype="float16")
         whole = sha256(run(options=options)[0])
-        seen = []
         run(
             options=options,
             folder=tmp_path,
-            on_step=seen.append,
-            should_stop=lambda: len(seen) == 3,
+            on_step=stop_at(3),
         )
         start = latest_checkpoint(tmp_path)
         assert start.meta["loop"]["scaler"]["_growth_tracker"] == 3
         assert sha256(run(options=options, start=start)[0]) == whole
 
     def test_of_another_network_is_refused(self, tmp_path):
-        run(folder=tmp_path, should_stop=lambda: True)
+        run(folder=tmp_path, on_step=stop_at(1))
         start = latest_checkpoint(tmp_path)
         with pytest.raises(TensorMismatchError, match=r"\+ model.head.fc.bias \(10,\).*- model.he"):
             run(model=make_model(num_classes=12), start=start)
 
     def test_with_other_threads_warns(self, tmp_path, caplog):
-        run(folder=tmp_path, should_stop=lambda: True)
+        run(folder=tmp_path, on_step=stop_at(1))
         torch.set_num_threads(2)
         run(make_recipe(steps=2), start=latest_checkpoint(tmp_path))
         assert "The run had threads 1, now it has 2" in caplog.text

@@ -1,4 +1,4 @@
-"""What a checkpoint can be written as: one row a format, all through the one name table."""
+"""Formats that checkpoints can be written in: one row per format, all using one key mapping."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from bitzoo.models.architecture import Slot
-from bitzoo.converters.formats.keras import MAX_ATTRIBUTE, KerasWriter
-from bitzoo.converters.layouts import out_axis, stored_shape
-from bitzoo.converters.key_mapping import layout_of, name_of
-from bitzoo.converters.formats.npz import NpzWriter
 from bitzoo.converters.dtypes import NUMBER_FORMATS
+from bitzoo.converters.formats.keras import MAX_ATTRIBUTE, KerasWriter
+from bitzoo.converters.formats.npz import NpzWriter
 from bitzoo.converters.formats.safetensors import SafetensorsWriter
-from bitzoo.converters.writer import Place, Writer
 from bitzoo.converters.formats.torch import TorchWriter
+from bitzoo.converters.key_mapping import layout_of, name_of
+from bitzoo.converters.layouts import out_axis, stored_shape
+from bitzoo.converters.writer import Place, Writer
 from bitzoo.errors import UsageError
+from bitzoo.models.architecture import Slot
 
 Places = Mapping[str, Place]
 Metadata = Mapping[str, str]
@@ -23,19 +23,19 @@ Metadata = Mapping[str, str]
 
 @dataclass(frozen=True)
 class CheckpointFormat:
-    """One way to write a checkpoint.
+    """One format to write.
 
     Attributes:
-        name: What `--to` calls it.
-        names: Its column of the name table.
-        ending: What its files' names end in; of a folder, its name.
+        name: Its name, as in the option `to`.
+        names: The naming scheme of its tensors, in the key mapping.
+        ending: Ending of the names of its files or folders.
         create: Opens a writer for a path, places, metadata and a number format.
-        weights: In a folder, the file that has the weights; else empty.
-        contents: In a folder, all files that it holds; else empty.
-        copies: Files as large as the output that are there at once while it is written.
-        readers: Whose eps `eps_exact` fits; empty where it would be wrong.
-        halves: Whether it may have other numbers than float32: whether it can say so.
-        record_bytes: How long a text about the model it can hold; 0 for none, None for any.
+        weights: For a folder, the file with the weights; else empty.
+        contents: For a folder, all files in it; else empty.
+        copies: Number of files of the output's size that exist at once while it is written.
+        readers: The library whose eps `eps_exact` compensates for; empty if it would be wrong.
+        halves: Whether it may have numbers other than float32, because it can state their dtype.
+        record_bytes: Longest record about the model that it can hold; 0 for none, None for any.
     """
 
     name: str
@@ -55,10 +55,10 @@ class CheckpointFormat:
         return self.create is _safetensors
 
     def places(self, shapes: Mapping[Slot, tuple[int, ...]]) -> dict[str, Place]:
-        """Return every tensor's name, stored shape and axis of outputs; offsets are the writer's.
+        """Return every tensor's name, stored shape and output axis; the writer sets the offsets.
 
         Args:
-            shapes: Slot to OIHW shape.
+            shapes: Slot -> OIHW shape.
         """
         places = {}
         for slot, shape in shapes.items():
@@ -89,7 +89,9 @@ _ROWS = (
     CheckpointFormat("safetensors", "timm", ".safetensors", _safetensors, halves=True),
     CheckpointFormat("npz", "npz", ".npz", _npz, record_bytes=0),
     CheckpointFormat("h5", "keras", ".h5", _h5, record_bytes=MAX_ATTRIBUTE),
-    CheckpointFormat("timm", "timm", ".timm.safetensors", _safetensors, readers="timm", halves=True),
+    CheckpointFormat(
+        "timm", "timm", ".timm.safetensors", _safetensors, readers="timm", halves=True
+    ),
     CheckpointFormat(
         "transformers",
         "transformers",
@@ -113,7 +115,7 @@ def find_format(name: str) -> CheckpointFormat:
         UsageError: If there is none; the message lists them.
     """
     if name not in FORMATS:
-        raise UsageError(f"{name!r} is no format to write; there are {', '.join(FORMATS)}.")
+        raise UsageError(f"`to` must be one of {', '.join(FORMATS)}, found {name!r}.")
     return FORMATS[name]
 
 
@@ -123,13 +125,14 @@ class Target:
 
     Attributes:
         to: A name in `FORMATS`; ``safetensors`` is bitzoo's own form, with timm's names.
-        dtype: ``float32``, or ``float16`` or ``bfloat16`` to round the numbers; the file says so.
-        eps_exact: For timm and transformers, whose eps differs from the release's: whether the
-            standardized kernels are multiplied by `EPS_EXACT_SCALE`, with which they compute the
+        dtype: ``float32``, or ``float16`` or ``bfloat16`` to round the numbers; the file's metadata
+            states it.
+        eps_exact: For timm and transformers, whose eps differs from the release's: whether to
+            multiply the standardized kernels by `EPS_EXACT_SCALE`, so that they compute the
             released function. For inference only.
 
     Raises:
-        UsageError: If there is no such format, or it cannot hold what is asked for.
+        UsageError: If there is no such format, or it does not support the options.
     """
 
     to: str = "safetensors"
@@ -140,18 +143,18 @@ class Target:
         row = find_format(self.to)
         if self.dtype not in NUMBER_FORMATS:
             known = ", ".join(NUMBER_FORMATS)
-            raise UsageError(f"{self.dtype!r} is no number format; there are {known}.")
+            raise UsageError(f"`dtype` must be one of {known}, found {self.dtype!r}.")
         if self.dtype != "float32" and not row.halves:
             able = ", ".join(other.name for other in _ROWS if other.halves)
             raise UsageError(
-                f"`dtype` {self.dtype}: {row.name} files are float32 and have no place to say "
-                f"otherwise; {able} have. Choose one of these, or leave `dtype` out."
+                f'`dtype="{self.dtype}"` is not possible for {row.name} files, which are always '
+                f"float32. Write {able} instead, or leave `dtype` out."
             )
         if self.eps_exact and not row.readers:
             able = " and ".join(other.name for other in _ROWS if other.readers)
             raise UsageError(
-                f"`eps_exact` makes up for the eps of {able}, but {row.name} files are read by "
-                "code that has Google's. Use it to write timm or transformers."
+                f"`eps_exact` compensates for the eps of {able}, but {row.name} files are read by "
+                "code with Google's eps. Use it only to write timm or transformers."
             )
 
     @property
@@ -161,7 +164,7 @@ class Target:
 
     @property
     def is_exact(self) -> bool:
-        """Whether the output holds the very numbers of the source."""
+        """Whether the output has exactly the numbers of the source."""
         return self.dtype == "float32" and not self.eps_exact
 
     def weights_in(self, path: Path) -> Path:

@@ -1,9 +1,9 @@
-"""What lies beside the weights in a folder that transformers loads: its config and processor.
+"""Config and image processor of transformers: the files next to the weights in its folders.
 
-Keys and values as transformers' BitConfig and BitImageProcessor read them
-(transformers/models/bit/). The width stands in the channel counts, with `width_factor` 1:
-transformers would multiply by it once more. `global_padding` None is the release's zero padding;
-"SAME" pads otherwise and was 11 to 16 % off.
+Keys and values are those that BitConfig and BitImageProcessor read (transformers/models/bit/). The
+width is in the channel counts, and `width_factor` is 1, because transformers would multiply by it
+again. `global_padding` None is the release's zero padding; "SAME" pads differently and was 11 to
+16 % off.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from bitzoo.converters.source import KERNEL_SCALE
 from bitzoo.models.architecture import GROUPS, NUM_BLOCKS, Architecture
 
 PROCESSOR_NAMES = ("preprocessor_config.json", "processor_config.json")
-"""Where the processor stands; transformers 5 writes the second, with it under a key."""
+"""Files with the processor; transformers 5 writes the second, under the key `PROCESSOR_KEY`."""
 PROCESSOR_KEY = "image_processor"
 _RESAMPLE = {"bilinear": 2, "bicubic": 3}
 """Pillow's numbers."""
@@ -29,7 +29,7 @@ _ACTIVATIONS = {
     "multi_label_classification": "sigmoid",
     "single_label_classification": "softmax",
 }
-"""What `problem_type` says of the outputs."""
+"""`problem_type` -> activation of the outputs."""
 _NO_NAME = re.compile(r"LABEL_\d+", re.ASCII)
 """What transformers calls classes without names."""
 
@@ -74,8 +74,8 @@ def render_hf_config(info: ModelInfo) -> dict[str, Any]:
 def render_processor(info: ModelInfo) -> dict[str, Any]:
     """Return `preprocessor_config.json`: RGB, resize, centre crop, [-1, 1].
 
-    transformers loads no pipeline without one, so that `DEFAULT_PREPROCESSING` stands there where
-    nothing is known; bitzoo's record in `config.json` then says so.
+    transformers loads no pipeline without one, so the file has `DEFAULT_PREPROCESSING` if nothing
+    is known; bitzoo's record in `config.json` then says so.
     """
     way = info.preprocessing or DEFAULT_PREPROCESSING
     return {
@@ -115,7 +115,7 @@ def read_hf_config(config: Mapping[str, Any], info: ModelInfo) -> ModelInfo:
 
 
 def _names(labels: object, count: int) -> tuple[str, ...] | None:
-    """`id2label` in the order of the outputs; None without one, or with transformers' own names."""
+    """Return `id2label` in the order of the outputs; None if it is missing or has no real names."""
     if not isinstance(labels, Mapping) or len(labels) != count or not count:
         return None
     found = [labels.get(str(number), labels.get(number)) for number in range(count)]
@@ -132,23 +132,23 @@ def read_processor(
 
     Args:
         processor: The processor's settings.
-        name: The file that they stand in, for messages.
+        name: The file that they are from, for messages.
         info: What is known.
-        recorded: Whether it includes a record of bitzoo's.
+        recorded: Whether that includes bitzoo's own record.
     """
     try:
         found = _preprocessing(processor, name)
     except (KeyError, TypeError, ValueError) as error:
         return refusing(
             info,
-            f"{name} beside the weights cannot be read ({error!r}). Expected BitImageProcessor's "
-            "form: size, crop_size, resample.",
+            f"{name} next to the weights cannot be read ({error!r}). Expected the keys of "
+            "BitImageProcessor: size, crop_size, resample.",
         )
     wrong = _wrong_range(processor)
     if wrong:
         return refusing(
             info,
-            f"{name} beside the weights {wrong}; expected pixels scaled by 1/255, then mean and "
+            f"{name} next to the weights {wrong}; expected pixels scaled by 1/255, then mean and "
             "std 0.5, because BiT reads pixels in [-1, 1]. Prepare the images yourself.",
         )
     return with_preprocessing(info, found, recorded=recorded)
@@ -169,7 +169,7 @@ def _preprocessing(processor: Mapping[str, Any], name: str) -> Preprocessing:
 
 
 def _side(size: Any) -> tuple[int, bool]:
-    """A size as transformers writes it, in pixels, and whether it is of both edges."""
+    """Return a size in transformers' form as pixels, and whether it applies to both edges."""
     if isinstance(size, int):
         return size, False
     if "shortest_edge" in size:
@@ -180,14 +180,14 @@ def _side(size: Any) -> tuple[int, bool]:
 
 
 def _wrong_range(processor: Mapping[str, Any]) -> str:
-    """Why the pixels that a processor makes are not in [-1, 1]; empty if they are."""
+    """Return why a processor's pixels are not in [-1, 1]; empty if they are."""
     for key in ("image_mean", "image_std"):
         values = processor.get(key)
         numbers = values if isinstance(values, list) else [values]
         if any(value != 0.5 for value in numbers):
             return f"normalizes images with {key} {values}"
     if not (processor.get("do_normalize", True) and processor.get("do_rescale", True)):
-        return "leaves out do_normalize or do_rescale"
+        return "disables do_normalize or do_rescale"
     factor = processor.get("rescale_factor", 1 / 255)
     if not isinstance(factor, (int, float)) or abs(factor - 1 / 255) > 1e-9:
         return f"rescales pixels by {factor}"

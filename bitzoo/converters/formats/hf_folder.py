@@ -1,4 +1,4 @@
-"""Model folders of transformers and timm: one weight file, or shards that an index joins."""
+"""Model folders of transformers and timm: one weight file, or shards with an index."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from bitzoo.converters.formats.safetensors import SafetensorsSource, as_scheme
-from bitzoo.converters.source import KERNEL_SCALE, Source, StoredTensor, brief
-from bitzoo.files import sha256_of
 from bitzoo.converters.formats.timm_config import CONFIG_NAME
 from bitzoo.converters.formats.torch import TorchSource
+from bitzoo.converters.source import KERNEL_SCALE, Source, StoredTensor, brief
 from bitzoo.errors import CheckpointError
+from bitzoo.files import sha256_of
 
 WEIGHT_NAMES = ("model.safetensors", "pytorch_model.bin")
 INDEX_NAMES = tuple(f"{name}.index.json" for name in WEIGHT_NAMES)
@@ -27,10 +27,10 @@ def find_weights(folder: Path) -> Path | None:
 
 
 class FolderSource(Source):
-    """A weight file or an index of shards, seen as what lies around it.
+    """A model folder: a weight file, or an index of shards, with the files next to it.
 
     Raises:
-        CheckpointError: If a shard is missing or damaged, or the index leads out of its folder.
+        CheckpointError: If a shard is missing or damaged, or the index points out of its folder.
     """
 
     def __init__(self, path: Path, weights: Path) -> None:
@@ -67,7 +67,7 @@ class FolderSource(Source):
         return sum(file.stat().st_size for file in self._files)
 
     def sha256(self, advance: Callable[[int], None] | None = None) -> str:
-        """Hash the weights; of several files, the index and the shards one after the other."""
+        """Hash the weights: the file, or the index and the shards one after the other."""
         return sha256_of(*self._files, advance=advance)
 
     def close(self) -> None:
@@ -81,15 +81,15 @@ class FolderSource(Source):
             for name, tensor in part.tensors.items():
                 if name in tensors:
                     raise CheckpointError(
-                        f"{part.path}: has tensor {name!r}, which another shard of {weights.name} "
-                        "has too; expected each once. The folder mixes two models."
+                        f"{part.path}: expected each tensor once, but another shard of "
+                        f"{weights.name} has {name!r} too. The folder mixes two models."
                     )
                 tensors[name] = tensor
         lost = sorted(set(index or ()) - {t.name for t in tensors.values()} - set(tensors))
         if lost:
             raise CheckpointError(
-                f"{weights}: promises {len(lost)} tensors that its shards lack ({lost[0]}, ...). "
-                "The folder is incomplete; fetch it again."
+                f"{weights}: lists {len(lost)} tensors that its shards lack ({lost[0]}, ...). "
+                "The folder is incomplete; download it again."
             )
         return tensors
 
@@ -97,8 +97,8 @@ class FolderSource(Source):
 def _open_part(weights: Path, file: Path) -> Source:
     if not file.is_file():
         raise CheckpointError(
-            f"{weights}: calls for a shard {file.name} beside it, which is not there. Fetch it "
-            "into the same folder."
+            f"{weights}: expected the shard {file.name} in the same folder, but there is no such "
+            "file. Download it."
         )
     return SafetensorsSource(file) if file.suffix == ".safetensors" else TorchSource(file)
 
@@ -109,13 +109,13 @@ def _read_index(path: Path) -> dict[str, str]:
     names = set(entries.values())
     if not names or len(names) > _MAX_SHARDS:
         raise CheckpointError(
-            f"{path}: expected an index of shards: a 'weight_map' of tensor names to files. It is "
-            "something else, or damaged."
+            f"{path}: expected an index of shards (a 'weight_map' of tensor names to files), found "
+            "something else. It may be damaged."
         )
     for name in names:
         if name in ("", "..") or Path(name).name != name or "\\" in name or not name.isprintable():
             raise CheckpointError(
-                f"{path}: leads to {brief(repr(name))}, expected names of files in its own folder. "
+                f"{path}: expected names of files in its own folder, found {brief(repr(name))}. "
                 "Do not load this file."
             )
     return entries
@@ -126,10 +126,10 @@ def _is_text_map(entries: dict[Any, Any]) -> bool:
 
 
 def marks(config: Path) -> dict[str, str]:
-    """Return what bitzoo wrote into a model's `config.json` of the numbers themselves.
+    """Return what bitzoo wrote about the numbers into a model's `config.json`.
 
-    transformers keeps it through training and saving again, where it drops a file's metadata.
-    Nothing if there is no such file, or one that says nothing readable.
+    transformers keeps these entries when a model is trained and saved again, but drops the weight
+    file's metadata. Empty if there is no such file, or none that can be read.
     """
     try:
         entry = read_json(config).get("bitzoo")
@@ -143,7 +143,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """Return the JSON object in a small file.
 
     Raises:
-        CheckpointError: If it is larger than any such file, or holds something else.
+        CheckpointError: If it is too large for such a file, or contains something else.
     """
     try:
         if path.stat().st_size > _MAX_JSON:

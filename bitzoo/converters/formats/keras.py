@@ -1,8 +1,9 @@
-"""Keras `.h5` weight files: read by position, written in the form of TensorFlow 2.2.
+"""Read and write Keras `.h5` weight files, in the form of TensorFlow 2.2.
 
-h5py reads and writes the structure; the numbers lie uncompressed and in order, and move as those of
-any raw file do. The root's attribute `layer_names` lists groups, each group's `weight_names` its
-data sets. What a data set is called depends on who wrote the file; all three forms were observed::
+h5py reads and writes the structure; the numbers are uncompressed and contiguous, so they are read
+and written by position. The root's attribute `layer_names` lists groups, each group's
+`weight_names` its data sets. Their names depend on who wrote the file; all three forms were
+observed::
 
     TF 2.2, after build()          block1/block1/unit01/a/group_norm/gamma:0
     TF 2.2, after a call on data   block1/resnet/block1/unit01/a/group_norm/gamma:0
@@ -21,32 +22,32 @@ from typing import Any
 
 import numpy as np
 
-from bitzoo.converters.writer import Place, SlabWriter
 from bitzoo.converters.source import Array, RawFile, RawTensor, Scratch, Source, StoredTensor, brief
-from bitzoo.files import sha256_of
+from bitzoo.converters.writer import Place, SlabWriter
 from bitzoo.errors import CheckpointError
+from bitzoo.files import sha256_of
 
 _PREFIX = "resnet/"
 _HEAD = "head/dense"
 _WEIGHTLESS = ("re_lu", "global_average_pooling2d")
 _VARIABLE = ":0"
 _KERAS_VERSION = "2.3.0-tf"
-"""What `tf.keras` of TensorFlow 2.2 calls itself."""
+"""The version that `tf.keras` of TensorFlow 2.2 reports."""
 _OWN = "bitzoo."
-"""What attributes that bitzoo adds begin with."""
+"""Prefix of the attributes that bitzoo adds."""
 _MAX_NAMES = 20_000
 MAX_ATTRIBUTE = 60_000
-"""Bytes of a text that an HDF5 attribute surely holds; the format ends at 64 kB."""
+"""Bytes of text that fit into an HDF5 attribute; the format's limit is 64 kB."""
 _MAX_NAME = 255
 _FLOATS = {np.dtype(code) for code in ("<f2", "<f4", "<f8", ">f2", ">f4", ">f8")}
 
 
 def clean_name(name: str, layer: str = "") -> str:
-    """Return the one name of a variable that Keras files call by several.
+    """Return a variable's name in the key mapping; Keras files have several forms of it.
 
     Args:
-        name: As the file has it.
-        layer: The layer it belongs to, if the file says so; some names lack it.
+        name: The name in the file.
+        layer: The variable's layer, if known; some names lack it.
     """
     name = name.removesuffix(_VARIABLE).removeprefix(_PREFIX)
     layer = layer.removeprefix(_PREFIX)
@@ -56,10 +57,10 @@ def clean_name(name: str, layer: str = "") -> str:
 
 
 class KerasSource(Source):
-    """An open Keras `.h5` checkpoint, of weights alone or inside a saved model.
+    """An open Keras `.h5` checkpoint: a weight file, or a saved model with its weights.
 
     Raises:
-        CheckpointError: If the file is damaged or not of Keras's making.
+        CheckpointError: If the file is damaged, or Keras did not write it.
     """
 
     names = "keras"
@@ -95,7 +96,7 @@ class KerasSource(Source):
         return sha256_of(self.path, advance=advance)
 
     def close(self) -> None:
-        """Release the file."""
+        """Close the file."""
         self._h5.close()
         self._raw.close()
 
@@ -113,7 +114,7 @@ class KerasSource(Source):
             found = ", ".join(sorted(map(str, root))[:5])
             raise CheckpointError(
                 f"{self.path}: expected Keras's attribute 'layer_names' in the HDF5 file, found "
-                f"none beside {brief(found) or 'nothing at all'}. It holds something else."
+                f"only {brief(found) or 'an empty file'}. This is not a Keras weight file."
             )
         tensors: dict[str, StoredTensor] = {}
         for layer in _texts(self.path, root.attrs, "layer_names"):
@@ -122,7 +123,7 @@ class KerasSource(Source):
                 name = clean_name(weight, layer)
                 if name in tensors:
                     raise CheckpointError(
-                        f"{self.path}: two weights are called {name!r}; expected each name once. "
+                        f"{self.path}: expected each name once, found two weights named {name!r}. "
                         "The file is damaged or was tampered with."
                     )
                 tensors[name] = self._tensor(name, group[weight])
@@ -135,16 +136,16 @@ class KerasSource(Source):
             found = getattr(dataset, "dtype", type(dataset).__name__)
             raise CheckpointError(
                 f"{self.path}: {name!r} is stored as {brief(found)}, expected float32 numbers "
-                "(float16 and float64 are converted). The file holds something else."
+                "(float16 and float64 are converted). This is not a BiT checkpoint."
             )
         elsewhere = dataset.file.filename != self._h5.filename
         if elsewhere or dataset.external or dataset.is_virtual:
             raise CheckpointError(
-                f"{self.path}: the numbers of {name!r} lie in other files, expected them in this "
+                f"{self.path}: the numbers of {name!r} are in other files, expected them in this "
                 "one. Save the weights again with Keras."
             )
         place = dataset.id.get_offset()
-        if place is None:  # in chunks, perhaps compressed, or never written
+        if place is None:  # chunked, perhaps compressed, or never written
             return _ChunkedTensor(self.path, name, dataset, self._lock)
         end = place + math.prod(dataset.shape) * dataset.dtype.itemsize
         if end > self.size:
@@ -156,7 +157,7 @@ class KerasSource(Source):
 
 
 class _ChunkedTensor(StoredTensor):
-    """A data set that only the HDF5 library can read; it serves one thread at a time."""
+    """A data set that only the HDF5 library can read, one thread at a time."""
 
     def __init__(self, path: Path, name: str, dataset: Any, lock: threading.Lock) -> None:
         self.name, self.shape, self.dtype = name, dataset.shape, dataset.dtype
@@ -173,26 +174,26 @@ class _ChunkedTensor(StoredTensor):
 
 
 class KerasWriter(SlabWriter):
-    """A `.h5` being written as TensorFlow 2.2 writes weights after `build()`, float32.
+    """Writes a `.h5` file as TensorFlow 2.2 writes weights after `build()`, float32.
 
-    h5py lays the file out and is done with it; then the numbers are written where they belong.
+    h5py creates the structure and closes the file; then the numbers are written by position.
     """
 
     def __init__(
         self, path: Path, places: Mapping[str, Place], metadata: Mapping[str, str]
     ) -> None:
-        """Lay the file out.
+        """Create the file with its structure.
 
         Args:
             path: File to write; truncated if it exists.
-            places: Every tensor's name, shape and axis of outputs; offsets do not matter.
-            metadata: Attributes that bitzoo adds to the root; Keras ignores them.
+            places: Name, shape and output axis of every tensor; offsets are ignored.
+            metadata: Attributes to add to the root; Keras ignores them.
         """
         self._path = path
         super().__init__(path, _lay_out(path, places, metadata), 4)
 
     def finish(self, metadata: Mapping[str, str]) -> None:
-        """Add attributes to the root, and close."""
+        """Add attributes to the root, and close the file."""
         import h5py
 
         self.close()
@@ -213,7 +214,7 @@ def _lay_out(
     create.set_layout(h5py.h5d.CONTIGUOUS)
     create.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
     create.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
-    laid = {}
+    placed = {}
     with h5py.File(path, "w", libver="earliest") as file:
         file.attrs["backend"] = b"tensorflow"
         file.attrs["keras_version"] = _KERAS_VERSION.encode()
@@ -229,13 +230,13 @@ def _lay_out(
                 parent, _, leaf = weight.rpartition("/")
                 where = group.require_group(parent).id
                 dataset = h5py.h5d.create(where, leaf.encode(), h5py.h5t.IEEE_F32LE, space, create)
-                laid[name] = Place(dataset.get_offset(), places[name].shape, places[name].axis)
+                placed[name] = Place(dataset.get_offset(), places[name].shape, places[name].axis)
             group.attrs["weight_names"] = _bytes(weights)
-    return laid
+    return placed
 
 
 def _keras_order(name: str) -> tuple[str, bool]:
-    """Keras loads by position: a unit's projection is built after its other layers."""
+    """Return a sort key: Keras loads by position, and builds a unit's projection last."""
     unit = name.split("/")[2] if "/unit" in name else ""
     return unit, "/proj/" in name
 
@@ -246,7 +247,7 @@ def _layer_of(name: str) -> str:
 
 
 def _with_weightless(layers: list[str]) -> list[str]:
-    """Put the layers without weights where the model has them: after the last normalization."""
+    """Insert the layers without weights at their position: after the last normalization."""
     after = layers.index("group_norm") + 1
     return [*layers[:after], *_WEIGHTLESS, *layers[after:]]
 
@@ -267,8 +268,9 @@ def _texts(path: Path, attributes: Any, key: str) -> Iterator[str]:
             count += 1
             if count > _MAX_NAMES or len(name) > _MAX_NAME or not name.isprintable():
                 raise CheckpointError(
-                    f"{path}: {key} holds {brief(repr(name))}, entry {count:,}; expected at most "
-                    f"{_MAX_NAMES:,} printable names of {_MAX_NAME} letters. The file is damaged."
+                    f"{path}: {key} has {brief(repr(name))} as entry {count:,}, expected at most "
+                    f"{_MAX_NAMES:,} printable names of up to {_MAX_NAME} characters. The file is "
+                    "damaged; fetch it again."
                 )
             yield name
 

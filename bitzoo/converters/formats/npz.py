@@ -1,8 +1,8 @@
-"""Google's `.npz` files: a zip of stored `.npy` members, read by position and never unpickled.
+"""Read and write Google's `.npz` files: zip archives of uncompressed `.npy` members.
 
-`np.load` would do for a file one trusts. This reader bounds every size before it allocates, reads
-slabs of a tensor straight from the file, and leaves the zip directory and compressed members
-(legal, never released) to the standard library.
+`np.load` would suffice for trusted files. This reader never unpickles, bounds every size before it
+allocates, and reads slabs of a tensor directly from the file. The standard library reads the zip
+directory and compressed members (valid, though never released).
 """
 
 from __future__ import annotations
@@ -26,8 +26,7 @@ import numpy as np
 from isal import isal_zlib
 from numpy.lib import format as npy
 
-from bitzoo.converters.formats.zip_members import DAMAGE, PackedTensor, Unpacked
-from bitzoo.converters.writer import Place, SlabWriter
+from bitzoo.converters.formats.zip_members import DAMAGE, CompressedTensor, Unpacked
 from bitzoo.converters.source import (
     Array,
     RawFile,
@@ -37,13 +36,14 @@ from bitzoo.converters.source import (
     brief,
     read_pieces,
 )
+from bitzoo.converters.writer import Place, SlabWriter
 from bitzoo.errors import CheckpointError
 
 MAX_DIRECTORY_BYTES = 1 << 20
-"""Bound on the zip directory; 459 released names need 50 kB. It bounds how many headers there are,
-and parsing 20,000 takes seconds."""
+"""Bound on the zip directory; 459 released names need 50 kB. It also bounds the number of headers,
+of which parsing 20,000 takes seconds."""
 MAX_UNPACKED_BYTES = 16 << 30
-"""Bound on what compressed members may unpack to; the largest released file has 4.43 GB."""
+"""Bound on the uncompressed size of compressed members; the largest released file has 4.43 GB."""
 _PIECE = 1 << 20
 _MAX_NAME = 255
 _MAX_RANK = 32
@@ -51,7 +51,7 @@ _MAX_SIZE = 1 << 62
 _HEADER_BYTES = 4_096
 _ENCRYPTED = 0x1
 _METHODS = {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}
-"""What NumPy writes. `zipfile` unpacks bzip2 without a bound: 2 kB of it took 6 GB of memory."""
+"""The methods that NumPy writes. `zipfile` unpacks bzip2 unbounded: 2 kB took 6 GB of memory."""
 _DTYPES = {np.dtype(code) for code in ("<f2", "<f4", "<f8", ">f2", ">f4", ">f8")}
 _RENUMBERED = re.compile(r"/standardized_conv2d_\d+(?=/)", re.ASCII)
 
@@ -59,8 +59,8 @@ _RENUMBERED = re.compile(r"/standardized_conv2d_\d+(?=/)", re.ASCII)
 class NpzSource(Source):
     """An open `.npz` checkpoint with tensors under Google's names.
 
-    ``standardized_conv2d_<n>``, which some files carry, is read as ``standardized_conv2d``
-    (as google-research/big_vision, models/bit_paper.py, does).
+    ``standardized_conv2d_<n>``, which some files have, is read as ``standardized_conv2d``
+    (as in google-research/big_vision, models/bit_paper.py).
 
     Raises:
         CheckpointError: If the file is damaged, unsafe or holds anything but float arrays.
@@ -91,7 +91,7 @@ class NpzSource(Source):
     def sha256(self, advance: Callable[[int], None] | None = None) -> str:
         """Hash the file and check the CRC-32 of every stored member in the same pass.
 
-        Members that are compressed are checked while they are unpacked.
+        Compressed members are checked during decompression.
         """
         digest, position = hashlib.sha256(), 0
         for start, stop, info in self._members:
@@ -99,15 +99,15 @@ class NpzSource(Source):
             crc = self._hash(digest, start, stop, advance)
             if info.compress_type == zipfile.ZIP_STORED and crc != info.CRC:
                 raise CheckpointError(
-                    f"{self.path}: tensor {info.filename!r} is damaged: the file says CRC-32 "
-                    f"{info.CRC:08x}, its bytes give {crc:08x}. Fetch the file again."
+                    f"{self.path}: tensor {info.filename!r} is damaged: expected CRC-32 "
+                    f"{info.CRC:08x}, found {crc:08x}. Fetch the file again."
                 )
             position = stop
         self._hash(digest, position, self.size, advance)
         return digest.hexdigest()
 
     def close(self) -> None:
-        """Release the file and whatever was unpacked from it."""
+        """Close the file and delete the uncompressed members."""
         self._unpacked.close()
         self._zip.close()
         self._bounded.close()
@@ -123,7 +123,7 @@ class NpzSource(Source):
         crc = 0
         for piece in read_pieces(self._file, start, stop):
             digest.update(piece)
-            crc = isal_zlib.crc32(piece, crc)  # as zlib's, several times faster
+            crc = isal_zlib.crc32(piece, crc)  # equals zlib's, several times faster
             if advance:
                 advance(len(piece))
         return crc
@@ -145,15 +145,15 @@ class NpzSource(Source):
             name = _tensor_name(self.path, info)
             if name in tensors:
                 raise CheckpointError(
-                    f"{self.path}: two tensors are called {name!r}; expected each name once. "
+                    f"{self.path}: expected each name once, found two tensors named {name!r}. "
                     "The file is damaged or was tampered with."
                 )
             tensors[name] = self._read_header(name, info)
         self._check_overlap()
-        unpacked = sum(t.nbytes for t in tensors.values() if isinstance(t, PackedTensor))
+        unpacked = sum(t.nbytes for t in tensors.values() if isinstance(t, CompressedTensor))
         if unpacked > MAX_UNPACKED_BYTES:
             raise CheckpointError(
-                f"{self.path}: its compressed tensors would unpack to {unpacked:,} bytes, "
+                f"{self.path}: its compressed tensors have {unpacked:,} bytes uncompressed, "
                 f"expected at most {MAX_UNPACKED_BYTES:,}. Save it again with numpy.savez."
             )
         return tensors
@@ -163,8 +163,9 @@ class NpzSource(Source):
         for (_, stop, first), (start, _, second) in pairwise(self._members):
             if start < stop:
                 raise CheckpointError(
-                    f"{self.path}: tensors {first.filename!r} and {second.filename!r} share "
-                    "bytes of the file; expected each to have its own. Do not load this file."
+                    f"{self.path}: expected separate bytes for each tensor, found "
+                    f"{first.filename!r} and {second.filename!r} overlapping. "
+                    "Do not load this file."
                 )
 
     def _read_header(self, name: str, info: zipfile.ZipInfo) -> StoredTensor:
@@ -186,26 +187,26 @@ class NpzSource(Source):
         _check_tensor(self.path, name, info, shape, dtype, start)
         if stored:
             return RawTensor(name, shape, dtype, self._file, offset + start, fortran)
-        return PackedTensor(name, shape, dtype, self._unpacked, info, start, fortran)
+        return CompressedTensor(name, shape, dtype, self._unpacked, info, start, fortran)
 
 
 class _BoundedFile(io.FileIO):
-    """The file as `zipfile` reads it, which would allocate whatever a directory claims to need."""
+    """Bounds the reads of `zipfile`, which allocates any directory size that a file claims."""
 
     def read(self, size: int | None = -1, /) -> bytes:
-        """Read as any file does, but never more than a directory may have."""
+        """Read from the file, but at most `MAX_DIRECTORY_BYTES` at once."""
         if size is not None and size > MAX_DIRECTORY_BYTES:
             raise CheckpointError(
                 f"{os.fspath(self.name)}: its zip directory claims {size:,} bytes, expected at "
-                f"most {MAX_DIRECTORY_BYTES:,}. This is no BiT checkpoint."
+                f"most {MAX_DIRECTORY_BYTES:,}. This is not a BiT checkpoint."
             )
         return super().read(-1 if size is None else size) or b""
 
 
 class NpzWriter(SlabWriter):
-    """An `.npz` being written as NumPy writes it: stored `.npy` members, float32, in given order.
+    """Writes an `.npz` as NumPy does: uncompressed `.npy` members, float32, in the given order.
 
-    Members lie where they will stay from the start; `finish` reads them once for their checksums.
+    Members are written at their final positions; `finish` reads them once for their checksums.
     """
 
     def __init__(self, path: Path, places: Mapping[str, Place]) -> None:
@@ -213,10 +214,10 @@ class NpzWriter(SlabWriter):
 
         Args:
             path: File to write; truncated if it exists.
-            places: Every tensor's name, shape and axis of outputs; offsets do not matter.
+            places: Name, shape and output axis of every tensor; offsets are ignored.
         """
         self._members: list[tuple[zipfile.ZipInfo, bytes]] = []
-        laid, position = {}, 0
+        placed, position = {}, 0
         for name, place in places.items():
             head = io.BytesIO()
             described = {"descr": "<f4", "fortran_order": False, "shape": place.shape}
@@ -226,13 +227,13 @@ class NpzWriter(SlabWriter):
             info.file_size = info.compress_size = len(head.getvalue()) + 4 * math.prod(place.shape)
             self._members.append((info, head.getvalue()))
             position += len(info.FileHeader(zip64=True)) + len(head.getvalue())
-            laid[name] = replace(place, offset=position)
+            placed[name] = replace(place, offset=position)
             position += 4 * math.prod(place.shape)
         self._end = position
-        super().__init__(path, laid, 4, position)
+        super().__init__(path, placed, 4, position)
 
     def finish(self, metadata: Mapping[str, str]) -> None:
-        """Write the members' headers and the zip directory, and close; there is no metadata."""
+        """Write the members' headers and the zip directory, and close; metadata is not stored."""
         with zipfile.ZipFile(self._file, "w") as archive:
             for info, head in self._members:
                 position = info.header_offset + len(info.FileHeader(zip64=True))
@@ -240,7 +241,7 @@ class NpzWriter(SlabWriter):
                 info.CRC = self._crc(position, position + info.file_size)
                 self._put(info.FileHeader(zip64=True), info.header_offset)
                 archive.filelist.append(info)
-            archive.start_dir = self._end  # where closing it writes the directory
+            archive.start_dir = self._end  # the position where close() writes the directory
         self.close()
 
     def _crc(self, start: int, stop: int) -> int:
@@ -253,7 +254,7 @@ class NpzWriter(SlabWriter):
 
 
 def write_npz(path: Path, tensors: Iterable[tuple[str, Array]]) -> None:
-    """Write names and float32 arrays as Google's files hold them: one stored `.npy` member each."""
+    """Write float32 arrays like Google's files: one uncompressed `.npy` member per name."""
     with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
         for name, array in tensors:
             with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
@@ -264,16 +265,18 @@ def _tensor_name(path: Path, info: zipfile.ZipInfo) -> str:
     name = info.filename
     if not (name.isascii() and name.isprintable() and name.endswith(".npy")):
         raise CheckpointError(
-            f"{path}: found a member called {name[:_MAX_NAME]!r}; expected only arrays (.npy). "
-            "This is a zip file, but no .npz checkpoint."
+            f"{path}: expected only arrays (.npy), found a member named {name[:_MAX_NAME]!r}. "
+            "This is a zip file, but not an .npz checkpoint."
         )
     if len(name) > _MAX_NAME:
         raise CheckpointError(
-            f"{path}: a tensor's name has {len(name):,} letters ({name[:40]!r}...), expected at "
-            f"most {_MAX_NAME}. This is no BiT checkpoint."
+            f"{path}: a tensor's name has {len(name):,} characters ({name[:40]!r}...), expected at "
+            f"most {_MAX_NAME}. This is not a BiT checkpoint."
         )
     if info.flag_bits & _ENCRYPTED:
-        raise CheckpointError(f"{path}: tensor {name!r} is encrypted; expected plain data.")
+        raise CheckpointError(
+            f"{path}: tensor {name!r} is encrypted, expected plain data. Decrypt the file first."
+        )
     if info.compress_type not in _METHODS:
         raise CheckpointError(
             f"{path}: tensor {name!r} is compressed by method {info.compress_type}, expected "
@@ -283,12 +286,12 @@ def _tensor_name(path: Path, info: zipfile.ZipInfo) -> str:
 
 
 def _data_offset(file: RawFile, info: zipfile.ZipInfo) -> int:
-    """Return where a member's bytes begin, which only the header before them says."""
+    """Return the position of a member's data, which depends on the length of its header."""
     position = info.header_offset
     header = file.read(position, 30) if 0 <= position < file.size else b""
     if len(header) < 30 or header[:4] != b"PK\x03\x04":
         raise CheckpointError(
-            f"{file.path}: tensor {info.filename!r} is not where the zip directory says. "
+            f"{file.path}: tensor {info.filename!r} is not at the position in the zip directory. "
             "The file is truncated or damaged; fetch it again."
         )
     name_size, extra_size = struct.unpack_from("<HH", header, 26)
@@ -297,7 +300,7 @@ def _data_offset(file: RawFile, info: zipfile.ZipInfo) -> int:
     if inflated or offset + info.compress_size > file.size:
         raise CheckpointError(
             f"{file.path}: tensor {info.filename!r} claims {info.file_size:,} bytes, more than "
-            "the file holds there. It is truncated or damaged; fetch it again."
+            "the file has there. It is truncated or damaged; fetch it again."
         )
     return offset
 
@@ -315,9 +318,9 @@ def _parse_header(head: bytes) -> tuple[tuple[int, ...], bool, np.dtype[Any], in
         raise ValueError(f"unknown .npy version {version}")
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of Python 2, which wrote some old files
+            warnings.simplefilter("ignore")  # about headers that Python 2 wrote
             shape, fortran, dtype = readers[version](stream)
-    except Exception as error:  # whatever Python's own parser finds wrong with the text
+    except Exception as error:  # Python's parser raises many kinds
         raise ValueError(f"malformed header: {error}") from error
     if len(shape) > _MAX_RANK or not all(0 <= size < _MAX_SIZE for size in shape):
         raise ValueError(f"an impossible shape of {len(shape)} dimensions")
@@ -340,7 +343,7 @@ def _check_tensor(
     if dtype not in _DTYPES:
         raise CheckpointError(
             f"{path}: tensor {name!r} has dtype {brief(dtype)}, expected float32 (float16 and "
-            "float64 are converted)."
+            "float64 are converted). This is not a BiT checkpoint."
         )
     expected = start + math.prod(shape) * dtype.itemsize
     if info.file_size != expected:

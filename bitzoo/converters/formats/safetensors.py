@@ -1,7 +1,7 @@
-"""safetensors files, read by position and written block by block.
+"""Read safetensors files by position, and write them slab by slab.
 
-The safetensors library writes from tensors that are all in memory; this writer takes slabs in any
-order, from several threads, and fills the header in when the source's checksum is known. Format:
+The safetensors library needs all tensors in memory to write them. This writer accepts slabs in any
+order, from several threads, and completes the header when the source's checksum is known. Format:
 github.com/huggingface/safetensors, README ("Format").
 """
 
@@ -16,13 +16,13 @@ from typing import Any
 
 import numpy as np
 
-from bitzoo.models.architecture import Role, Slot
-from bitzoo.converters.key_mapping import TORCH_SCHEMES, name_of, scheme_of
 from bitzoo.converters.dtypes import BrainFloatTensor
-from bitzoo.converters.writer import Place, SlabWriter
+from bitzoo.converters.key_mapping import TORCH_SCHEMES, name_of, scheme_of
 from bitzoo.converters.source import Array, RawFile, RawTensor, Source, StoredTensor, brief
-from bitzoo.files import sha256_of
+from bitzoo.converters.writer import Place, SlabWriter
 from bitzoo.errors import CheckpointError
+from bitzoo.files import sha256_of
+from bitzoo.models.architecture import Role, Slot
 
 MAX_HEADER_BYTES = 4 << 20
 """Bound on the JSON header; a released model's has 60 kB."""
@@ -41,7 +41,7 @@ _ALIGNMENT = 64
 
 
 class SafetensorsSource(Source):
-    """An open safetensors checkpoint with tensors under timm's names, or those of a peer.
+    """An open safetensors checkpoint, with names of any scheme in `TORCH_SCHEMES`.
 
     Raises:
         CheckpointError: If the header is malformed, or does not describe the bytes after it.
@@ -52,7 +52,8 @@ class SafetensorsSource(Source):
 
         Args:
             path: The file.
-            own: Whether nobody else knows it, as while it is being written; it is then mapped.
+            own: Whether the file is private to this process, such as while it is being written;
+                it is then memory-mapped.
         """
         self.path = path
         self._file = RawFile(path, own=own)
@@ -62,7 +63,7 @@ class SafetensorsSource(Source):
             self.tensors: Mapping[str, StoredTensor] = {
                 name: _tensor(self._file, name, entry, start) for name, entry in header.items()
             }
-            self._check_cover(start)
+            self._check_contiguous(start)
             self.names, self.tensors, self.notes = as_scheme(self.tensors)
         except BaseException:
             self._file.close()
@@ -78,10 +79,10 @@ class SafetensorsSource(Source):
         return sha256_of(self.path, advance=advance)
 
     def close(self) -> None:
-        """Release the file."""
+        """Close the file."""
         self._file.close()
 
-    def _check_cover(self, start: int) -> None:
+    def _check_contiguous(self, start: int) -> None:
         position = start
         for tensor in sorted(self.tensors.values(), key=lambda t: (_offset(t), t.nbytes)):
             if _offset(tensor) != position:
@@ -98,11 +99,11 @@ class SafetensorsSource(Source):
 
 
 class SafetensorsWriter(SlabWriter):
-    """A safetensors file being written in slabs along the output axis, which is the first.
+    """Writes a safetensors file in slabs along the output axis, which is the first.
 
-    Tensors are laid out sorted by name, as the safetensors library lays them out. The header is
-    there from the start, so a reader may read back what is written. Slabs may come in any order
-    and from any thread. Call `finish` when all are written.
+    Tensors are sorted by name, as in the safetensors library. The header is written first, so that
+    slabs can be read back at once. Slabs may come in any order and from any thread. Call `finish`
+    when all are written.
     """
 
     def __init__(
@@ -116,10 +117,10 @@ class SafetensorsWriter(SlabWriter):
 
         Args:
             path: File to write; truncated if it exists.
-            shapes: Every tensor's name and shape.
-            metadata: Text for the header. `finish` may replace values by others of equal length.
-                What UTF-8 cannot hold, such as odd bytes of a file's name, becomes ``?``.
-            number_format: One of `NUMBER_FORMATS`; what `write` is given is in it already.
+            shapes: Name and shape of every tensor.
+            metadata: Metadata for the header. `finish` may replace values by others of equal
+                length. Characters that UTF-8 cannot encode, as in odd file names, become ``?``.
+            number_format: Dtype of the blocks given to `write`, one of `NUMBER_FORMATS`.
         """
         self._code = _CODES[number_format]
         itemsize = _DTYPES[self._code].itemsize
@@ -141,11 +142,11 @@ class SafetensorsWriter(SlabWriter):
             raise
 
     def finish(self, metadata: Mapping[str, str]) -> None:
-        """Write the header, with these values in place of the reserved ones, and close."""
+        """Write the header with these values instead of the placeholders, and close the file."""
         self._metadata.update(metadata)
         header = self._header()
         if len(header) != self._header_bytes:
-            raise ValueError("metadata values changed their length after the file was laid out")
+            raise ValueError("metadata values changed their length after the header was written")
         self._put(header, 0)
         self.close()
 
@@ -162,7 +163,7 @@ class SafetensorsWriter(SlabWriter):
 
 
 def restate(path: Path, values: Mapping[str, str]) -> None:
-    """Replace values of a written file's metadata by others of equal length.
+    """Replace metadata values of a written file with others of equal length.
 
     Raises:
         ValueError: If the lengths differ.
@@ -177,7 +178,7 @@ def restate(path: Path, values: Mapping[str, str]) -> None:
         old = json.dumps({key: header["__metadata__"][key]}, separators=(",", ":"))[1:-1].encode()
         new = json.dumps({key: value}, separators=(",", ":"))[1:-1].encode()
         if len(old) != len(new) or text.count(old) != 1:
-            raise ValueError(f"metadata {key!r} cannot be replaced where it stands")
+            raise ValueError(f"metadata {key!r} cannot be replaced in place")
         text = text.replace(old, new)
     with path.open("r+b") as out:
         out.seek(8)
@@ -185,9 +186,9 @@ def restate(path: Path, values: Mapping[str, str]) -> None:
 
 
 def write_safetensors(path: Path, arrays: Mapping[str, Array], metadata: Mapping[str, str]) -> None:
-    """Write whole tensors, float32 and C-contiguous; equal ones always make equal files.
+    """Write whole tensors, float32 and C-contiguous, deterministically.
 
-    The safetensors library writes the metadata in another order each time.
+    The safetensors library writes the metadata in a different order each time.
     """
     shapes = {name: array.shape for name, array in arrays.items()}
     writer = SafetensorsWriter(path, shapes, metadata)
@@ -203,14 +204,15 @@ def as_scheme(
 ) -> tuple[str, Mapping[str, StoredTensor], tuple[str, ...]]:
     """Return the naming scheme of a PyTorch file's tensors, the tensors, and notes.
 
-    What wrappers put before names is removed: ``module.`` of a training checkpoint,
-    ``_orig_mod.`` of torch.compile. A bare BitModel lacks the ``bit.`` of its classifiers.
+    The prefixes of wrappers are removed: ``module.`` of a training checkpoint, ``_orig_mod.`` of
+    torch.compile. The names of a BitModel lack the ``bit.`` of BitForImageClassification; it is
+    added.
     """
     notes = []
     for wrapper in ("_orig_mod.", "module."):
         if tensors and all(name.startswith(wrapper) for name in tensors):
             tensors = {name.removeprefix(wrapper): tensor for name, tensor in tensors.items()}
-            notes.append(f"Names lost their wrapper's {wrapper!r}.")
+            notes.append(f"Removed the wrapper's prefix {wrapper!r} from the names.")
     bare = name_of(Slot(Role.STEM_KERNEL), "transformers").removeprefix("bit.")
     if bare in tensors:
         tensors = {f"bit.{name}": tensor for name, tensor in tensors.items()}
@@ -224,8 +226,8 @@ def _read_header(file: RawFile) -> tuple[dict[str, Any], int]:
     if not 2 <= size <= min(MAX_HEADER_BYTES, file.size - 8):
         raise CheckpointError(
             f"{file.path}: expected a safetensors header of at most {MAX_HEADER_BYTES:,} bytes, "
-            f"found one said to have {size:,} in a file of {file.size:,}. "
-            "This is no safetensors file, or it is damaged."
+            f"found a stated length of {size:,} in a file of {file.size:,}. "
+            "This is not a safetensors file, or it is damaged."
         )
     try:
         header = json.loads(file.read(8, size).decode(), object_pairs_hook=_unique)
@@ -235,12 +237,16 @@ def _read_header(file: RawFile) -> tuple[dict[str, Any], int]:
             "The file is damaged; convert the source again."
         ) from error
     if not isinstance(header, dict):
-        raise CheckpointError(f"{file.path}: expected a JSON object as safetensors header.")
+        raise CheckpointError(
+            f"{file.path}: expected a JSON object as safetensors header, found "
+            f"{type(header).__name__}. The file is damaged; convert the source again."
+        )
     for name in header:
         if not name.isprintable() or len(name) > _MAX_NAME:
             raise CheckpointError(
-                f"{file.path}: a tensor is called {name[:40]!r} ({len(name):,} letters), expected "
-                f"at most {_MAX_NAME} printable ones. The file is damaged or was tampered with."
+                f"{file.path}: a tensor is named {name[:40]!r} ({len(name):,} characters), "
+                f"expected at most {_MAX_NAME} printable characters. "
+                "The file is damaged or was tampered with."
             )
     return header, 8 + size
 
@@ -254,7 +260,10 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _metadata(path: Path, entry: Any) -> dict[str, str]:
     if not isinstance(entry, dict) or not all(isinstance(text, str) for text in entry.values()):
-        raise CheckpointError(f"{path}: its safetensors metadata is not a map of text to text.")
+        raise CheckpointError(
+            f"{path}: expected safetensors metadata that maps text to text, found something else. "
+            "The file is damaged; convert the source again."
+        )
     return entry
 
 
@@ -266,13 +275,14 @@ def _tensor(file: RawFile, name: str, entry: Any, start: int) -> StoredTensor:
             raise ValueError(f"{len(shape):,} dimensions")
         for number in (*shape, begin, end):
             if type(number) is not int or not 0 <= number < _MAX_SIZE:
-                raise ValueError("a size or offset that is no whole number of a possible size")
+                raise ValueError("a size or offset that is not a whole number in range")
         if math.prod(shape) * dtype.itemsize != end - begin:
             raise ValueError(f"shape {shape} does not fill bytes {begin:,} to {end:,}")
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(
             f"{file.path}: safetensors entry {name!r} cannot be read ({brief(repr(error))}); "
-            f"expected a dtype of {sorted(_DTYPES)}, a shape and two offsets."
+            f"expected a dtype of {sorted(_DTYPES)}, a shape and two offsets. "
+            "The file is damaged; convert the source again."
         ) from error
     tensor = RawTensor(name, shape, dtype, file, start + begin)
     return BrainFloatTensor(tensor) if entry["dtype"] == "BF16" else tensor

@@ -1,4 +1,4 @@
-"""Modules as the hubs serve them: a tar archive, unpacked where nothing in it can do harm."""
+"""Read modules that the hubs serve as tar archives, unpacked safely to a temporary folder."""
 
 from __future__ import annotations
 
@@ -10,25 +10,25 @@ from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
 
 from bitzoo.converters.source import Source, brief
-from bitzoo.files import sha256_of
 from bitzoo.errors import CheckpointError
+from bitzoo.files import sha256_of
 
 MAX_BYTES = 16 << 30
-"""Bound on what an archive may unpack to; the largest released network has 4.43 GB."""
+"""Bound on the unpacked size of an archive; the largest released network has 4.43 GB."""
 MAX_MEMBERS = 10_000
 _MAX_HEADER_BYTES = 1 << 20
 _DAMAGE = (tarfile.TarError, EOFError, OSError, zlib.error, ValueError)
 
 
 def is_tar(path: Path) -> bool:
-    """Whether a file is a tar archive without compression."""
+    """Whether a file is an uncompressed tar archive."""
     with path.open("rb") as file:
         file.seek(257)
         return file.read(5) == b"ustar"
 
 
 class _BoundedMember(tarfile.TarInfo):
-    """A member as `tarfile` reads it, which would hold a long name of any length in memory."""
+    """Bounds the header of a member; `tarfile` would read a long name of any length into memory."""
 
     @classmethod
     def frombuf(cls, buf: bytes | bytearray, encoding: str | None, errors: str) -> _BoundedMember:
@@ -41,11 +41,11 @@ class _BoundedMember(tarfile.TarInfo):
 class ArchiveSource(Source):
     """The checkpoint inside a tar archive, unpacked to a temporary folder while it is open.
 
-    Only plain files and folders are unpacked, under names that stay below the folder.
+    Only regular files and folders are unpacked, and only to paths inside the folder.
 
     Raises:
-        CheckpointError: If the archive is damaged, leads out of itself, holds links or devices,
-            unpacks to more than `MAX_BYTES`, or has no checkpoint in it.
+        CheckpointError: If the archive is damaged, has paths outside itself, links or devices,
+            unpacks to more than `MAX_BYTES`, or holds no checkpoint.
     """
 
     def __init__(self, path: Path, open_inner: Callable[[Path], Source]) -> None:
@@ -53,7 +53,7 @@ class ArchiveSource(Source):
 
         Args:
             path: The archive.
-            open_inner: Opens what was unpacked.
+            open_inner: Opens the unpacked checkpoint.
         """
         self.path = path
         self._folder = tempfile.TemporaryDirectory(prefix="bitzoo-")
@@ -74,12 +74,12 @@ class ArchiveSource(Source):
         return self.path.stat().st_size
 
     def sha256(self, advance: Callable[[int], None] | None = None) -> str:
-        """Hash the archive, and let the checkpoint in it check itself."""
+        """Hash the archive, and check the checksums of the checkpoint in it."""
         self._inner.sha256()
         return sha256_of(self.path, advance=advance)
 
     def close(self) -> None:
-        """Remove what was unpacked."""
+        """Close the checkpoint, and remove the unpacked files."""
         self._inner.close()
         self._folder.cleanup()
 
@@ -104,38 +104,38 @@ def _unpack(path: Path, root: Path) -> None:
         raise CheckpointError(
             f"{path}: expected a tar archive of a module, but it cannot be unpacked "
             f"({brief(error)}). It is truncated or damaged, or {tempfile.gettempdir()} is full; "
-            "fetch it again, or point TMPDIR to a folder with room."
+            "fetch it again, or set TMPDIR to a folder with enough space."
         ) from error
 
 
 def _checked(
     path: Path, archive: tarfile.TarFile
 ) -> Iterator[tuple[tarfile.TarInfo, PurePosixPath]]:
-    """Yield members and their safe places, before their data is read."""
+    """Yield the members and their checked relative paths, before their data is read."""
     size = 0
     for count, member in enumerate(archive, start=1):
         place = PurePosixPath(member.name)
         if place.is_absolute() or ".." in place.parts or "\\" in member.name:
             raise CheckpointError(
-                f"{path}: a member is called {brief(repr(member.name))}, which leads out of the "
-                "archive; expected names below its root. Do not load this file."
+                f"{path}: expected paths inside the archive, found a member named "
+                f"{brief(repr(member.name))}, which leads out of it. Do not load this file."
             )
         if not (member.isfile() or member.isdir()) or member.issparse():
             raise CheckpointError(
                 f"{path}: {brief(repr(member.name))} is a link, a device or a sparse file; "
-                "expected plain files and folders. Do not load this file."
+                "expected regular files and folders. Do not load this file."
             )
         size += member.size
         if size > MAX_BYTES or count > MAX_MEMBERS:
             raise CheckpointError(
                 f"{path}: unpacks to {size:,} bytes or more in {count:,} files, expected at most "
-                f"{MAX_BYTES:,} in {MAX_MEMBERS:,}. This is no BiT checkpoint."
+                f"{MAX_BYTES:,} in {MAX_MEMBERS:,}. This is not a BiT checkpoint."
             )
         yield member, place
 
 
 def _open_below(path: Path, root: Path, open_inner: Callable[[Path], Source]) -> Source:
-    """Open the checkpoint in the archive's root, or in the one folder that it has."""
+    """Open the checkpoint in the archive's root, or in its only folder."""
     folder = root
     entries = list(folder.iterdir())
     while len(entries) == 1:

@@ -1,13 +1,13 @@
-"""TensorFlow's checkpoints: TF1 and TF2, as a prefix, a SavedModel or a TF-Hub module.
+"""Read TensorFlow checkpoints, TF1 and TF2: a prefix, a SavedModel or a TF-Hub module.
 
-TensorFlow reads the tensors one by one, checking its own checksums; no graph is loaded for that and
-nothing in the file can run. Memory is bounded by the two tensors read last.
+TensorFlow reads the tensors one by one and checks its own checksums. No graph is loaded, so nothing
+in the file can run. Memory is bounded by the last two tensors read. Tensor names:
 
-=========================  =========================================================================
-TF1 checkpoint, Hub module  variables bear the names of the npz; optimizer slots are left out
-TF2 object graph            `full_name` of a variable, where these are unique and known, else the
-                            path of attributes that leads to it
-=========================  =========================================================================
+==========================  ========================================================================
+TF1 checkpoint, Hub module  the names of the npz; optimizer slots are skipped
+TF2 object graph            a variable's `full_name` if these are unique and known, else its path of
+                            attributes
+==========================  ========================================================================
 """
 
 from __future__ import annotations
@@ -26,33 +26,33 @@ import numpy as np
 
 from bitzoo.converters.formats.keras import clean_name
 from bitzoo.converters.key_mapping import slot_of
-from bitzoo.converters.parity.serving_graph import GRAPH_NAME
 from bitzoo.converters.parity.reference_tensorflow import load_tensorflow
+from bitzoo.converters.parity.serving_graph import GRAPH_NAME
 from bitzoo.converters.source import Array, Scratch, Source, StoredTensor, brief
-from bitzoo.files import sha256_of
 from bitzoo.errors import CheckpointError, MissingExtraError
+from bitzoo.files import sha256_of
 
 GRAPH_KEY = "_CHECKPOINTABLE_OBJECT_GRAPH"
 _SHARD = re.compile(r"\.data-(\d{5})-of-(\d{5})$", re.ASCII)
 _HUB_SHARD = re.compile(r"\.data@(\d+)$", re.ASCII)
 _INDEX_MAGIC = bytes.fromhex("57fb808b247547db")
-"""How a checkpoint's index ends; tensorflow/core/lib/io/format.h."""
+"""Last bytes of a checkpoint's index; tensorflow/core/lib/io/format.h."""
 _STEP = re.compile(
     r"_root|_blocks|_pre_head|_head|_unit_[abc]|_unit_a_conv|_proj|\d|layer_with_weights-\d{1,3}"
     r"|kernel|bias|gamma|beta",
     re.ASCII,
 )
-"""Attributes that lead to a variable; aliases that Keras adds, such as `layer-1`, are not asked."""
-_LEAVINGS = re.compile(
+"""Attributes that lead to a variable; aliases that Keras adds, such as `layer-1`, are ignored."""
+_TRAINING_STATE = re.compile(
     r"(^|/)_?(optim\w*|momentum\w*|adam\w*|rmsprop\w*|ema|exponentialmovingaverage|\.optimizer_slot"
     r"|keras_api|save_counter|global_step)(/|$)",
     re.IGNORECASE | re.ASCII,
 )
 _RENUMBERED = re.compile(r"(?<=/standardized_conv2d)_\d+(?=/)", re.ASCII)
 _MAX_STEPS = 200_000
-"""Bound on the walk through an object graph; the largest network takes 3,000."""
+"""Bound on the traversal of an object graph; the largest network takes 3,000."""
 _MAX_DEPTH = 8
-_KEPT = 2
+_CACHED_TENSORS = 2
 
 
 def find_prefix(path: Path) -> Path | None:
@@ -60,10 +60,10 @@ def find_prefix(path: Path) -> Path | None:
 
     Args:
         path: A prefix, its index or one of its shards; a folder with `saved_model.pb` or
-            `tfhub_module.pb` and `variables/`, or with one checkpoint in it.
+            `tfhub_module.pb` and `variables/`, or with exactly one checkpoint.
 
     Raises:
-        CheckpointError: If a folder holds several checkpoints and does not say which is current.
+        CheckpointError: If a folder holds several checkpoints and does not state the current one.
     """
     if path.is_dir():
         variables = path / "variables" / "variables"
@@ -100,8 +100,8 @@ def _only_prefix(folder: Path) -> Path | None:
         return chosen
     listed = ", ".join(prefix.name for prefix in prefixes[:5])
     raise CheckpointError(
-        f"{folder}: expected one checkpoint, found {len(prefixes)} ({listed}). Name the one you "
-        f"mean: {prefixes[-1]}."
+        f"{folder}: expected one checkpoint, found {len(prefixes)} ({listed}). Give the path of "
+        f"one, such as {prefixes[-1]}."
     )
 
 
@@ -117,31 +117,33 @@ class TensorFlowSource(Source):
         """Open a checkpoint.
 
         Args:
-            path: What the user named.
-            prefix: What `find_prefix` made of it.
+            path: Path that the user gave.
+            prefix: The result of `find_prefix` for it.
         """
         self.path, self.metadata = path, {}
         self._files = _find_files(path, prefix)
         self._folder: tempfile.TemporaryDirectory[str] | None = None
-        self._kept: dict[str, Array] = {}
+        self._cache: dict[str, Array] = {}
         self._lock = threading.Lock()
         tensorflow = _tensorflow(path)
         try:
             readable = self._readable(prefix)
             self._reader: Any = tensorflow.train.load_checkpoint(str(readable))
             found, graph = self._list()
-            self.names, named = _name(found, graph)
+            self.names, named = _named(found, graph)
         except CheckpointError:
             self.close()
             raise
-        except Exception as error:  # whatever TensorFlow finds wrong with a file
+        except Exception as error:  # TensorFlow raises many kinds for a damaged file
             self.close()
             raise _damaged(path, error) from error
         if (path / GRAPH_NAME).is_file():
             self.graph = (path / GRAPH_NAME, readable)
-        left = sorted(name for name in named if _is_leaving(name, named[name], self.names))
-        self.tensors = {name: tensor for name, tensor in named.items() if name not in left}
-        self.notes = _notes(left, self.names)
+        skipped = sorted(
+            name for name in named if _is_training_state(name, named[name], self.names)
+        )
+        self.tensors = {name: tensor for name, tensor in named.items() if name not in skipped}
+        self.notes = _notes(skipped, self.names)
 
     @property
     def size(self) -> int:
@@ -149,30 +151,30 @@ class TensorFlowSource(Source):
         return sum(file.stat().st_size for file in self._files)
 
     def sha256(self, advance: Callable[[int], None] | None = None) -> str:
-        """Hash the index and the shards, one after the other; TensorFlow checks its checksums."""
+        """Hash the index and the shards in order; TensorFlow checks its own checksums."""
         return sha256_of(*self._files, advance=advance)
 
     def close(self) -> None:
-        """Release the files."""
+        """Close the files."""
         self._reader = None
-        self._kept.clear()
+        self._cache.clear()
         if self._folder:
             self._folder.cleanup()
 
     def value(self, key: str) -> Array:
-        """Return a whole tensor; the last ones read stay in memory."""
+        """Return a whole tensor; the last `_CACHED_TENSORS` read stay in memory."""
         with self._lock:
-            if key not in self._kept:
-                while len(self._kept) >= _KEPT:
-                    del self._kept[next(iter(self._kept))]
+            if key not in self._cache:
+                while len(self._cache) >= _CACHED_TENSORS:
+                    del self._cache[next(iter(self._cache))]
                 try:
-                    self._kept[key] = self._reader.get_tensor(key)
-                except Exception as error:  # of TensorFlow, such as a checksum that is wrong
+                    self._cache[key] = self._reader.get_tensor(key)
+                except Exception as error:  # from TensorFlow, such as for a wrong checksum
                     raise _damaged(self.path, error) from error
-            return self._kept[key]
+            return self._cache[key]
 
     def _list(self) -> tuple[dict[str, StoredTensor], bytes]:
-        """Return the tensors by key, and the object graph of a TF2 checkpoint."""
+        """Return the tensors by key, and a TF2 checkpoint's object graph (else no bytes)."""
         shapes = self._reader.get_variable_to_shape_map()
         dtypes = self._reader.get_variable_to_dtype_map()
         graph: bytes = self._reader.get_tensor(GRAPH_KEY) if GRAPH_KEY in shapes else b""
@@ -183,7 +185,7 @@ class TensorFlowSource(Source):
         }, graph
 
     def _readable(self, prefix: Path) -> Path:
-        """Return a prefix with shard names that TensorFlow reads; the hubs serve another."""
+        """Return a prefix whose shard names TensorFlow can read; the hubs' names differ."""
         index, *shards = self._files
         if not _HUB_SHARD.search(shards[0].name):
             return prefix
@@ -202,13 +204,13 @@ class _CheckpointTensor(StoredTensor):
         self._key, self._source = key, source
 
     def read_slab(self, axis: int, start: int, stop: int, scratch: Scratch | None = None) -> Array:
-        """Return a view of the tensor, which TensorFlow reads in one piece."""
+        """Return a view of the tensor, which TensorFlow can only read as a whole."""
         slab: Array = self._source.value(self._key)[(slice(None),) * axis + (slice(start, stop),)]
         return slab
 
 
-def _name(found: Mapping[str, StoredTensor], graph: bytes) -> tuple[str, dict[str, StoredTensor]]:
-    """Return the scheme that knows most of the tensors, and these under its names."""
+def _named(found: Mapping[str, StoredTensor], graph: bytes) -> tuple[str, dict[str, StoredTensor]]:
+    """Return the naming scheme that fits most tensors, and the tensors under its names."""
     full, paths = _names_in(graph) if graph else ({}, {})
     cleaned = {key: _RENUMBERED.sub("", clean_name(full.get(key, key))) for key in found}
     counts = Counter(cleaned.values())
@@ -225,7 +227,7 @@ def _name(found: Mapping[str, StoredTensor], graph: bytes) -> tuple[str, dict[st
 
 
 def _names_in(graph: bytes) -> tuple[dict[str, str], dict[str, str]]:
-    """Return the full name and the path of each variable in an object graph, by checkpoint key."""
+    """Return the full names and the paths of an object graph's variables, by checkpoint key."""
     from tensorflow.core.protobuf.trackable_object_graph_pb2 import TrackableObjectGraph
 
     nodes = TrackableObjectGraph.FromString(graph).nodes
@@ -251,23 +253,23 @@ def _names_in(graph: bytes) -> tuple[dict[str, str], dict[str, str]]:
     raise ValueError(f"its object graph has more than {_MAX_STEPS:,} paths")
 
 
-def _is_leaving(name: str, tensor: StoredTensor, scheme: str) -> bool:
-    """Whether a tensor is what training keeps beside the network's own."""
+def _is_training_state(name: str, tensor: StoredTensor, scheme: str) -> bool:
+    """Whether a tensor is training state, such as an optimizer slot, and not of the network."""
     if slot_of(name, scheme):
         return False
     owner = clean_name(name.rpartition("/")[0])
     is_slot = slot_of(owner, scheme) is not None
-    says_so = _LEAVINGS.search(name) or _LEAVINGS.search(tensor.name)  # its name or its key
-    return is_slot or not tensor.shape or tensor.dtype.kind != "f" or bool(says_so)
+    known = _TRAINING_STATE.search(name) or _TRAINING_STATE.search(tensor.name)  # name or key
+    return is_slot or not tensor.shape or tensor.dtype.kind != "f" or bool(known)
 
 
-def _notes(left: Collection[str], scheme: str) -> tuple[str, ...]:
+def _notes(skipped: Collection[str], scheme: str) -> tuple[str, ...]:
     notes = []
     if scheme == "tf2":
-        notes.append("The variables' names are ambiguous, so their object paths were read.")
-    if left:
-        shown = ", ".join(map(brief, list(left)[:4])) + (", ..." if len(left) > 4 else "")
-        notes.append(f"Left out {len(left)} tensors that belong to training: {shown}.")
+        notes.append("The variables' names are ambiguous, so their object paths were used.")
+    if skipped:
+        shown = ", ".join(map(brief, list(skipped)[:4])) + (", ..." if len(skipped) > 4 else "")
+        notes.append(f"Skipped {len(skipped)} tensors of training state: {shown}.")
     return tuple(notes)
 
 
@@ -292,8 +294,8 @@ def _find_files(path: Path, prefix: Path) -> list[Path]:
         return [index, shards[0]]
     if missing:
         raise CheckpointError(
-            f"{path}: {index.name} calls for a shard {min(missing)} (or {prefix.name}.data@1) "
-            "beside it, which is not there. Fetch it into the same folder."
+            f"{path}: {index.name} needs the shard {min(missing)} (or {prefix.name}.data@1) in "
+            "its folder, which is missing. Fetch it into the same folder."
         )
     return [index, *(file for file in shards if file.name in expected)]
 
@@ -302,7 +304,7 @@ def _tensorflow(path: Path) -> Any:
     try:
         return load_tensorflow()
     except MissingExtraError as error:
-        raise MissingExtraError(f"{path}: a TensorFlow checkpoint. {error}") from error
+        raise MissingExtraError(f"{path} is a TensorFlow checkpoint. {error}") from error
 
 
 def _damaged(path: Path, error: Exception) -> CheckpointError:

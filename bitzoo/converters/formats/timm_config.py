@@ -1,11 +1,11 @@
-"""`config.json` in timm's form: what bitzoo, timm and transformers' timm wrapper read of a model.
+"""`config.json` in timm's form, which bitzoo, timm and transformers' timm wrapper read.
 
-`num_classes` stands at the root only: in `model_args` transformers would pass it twice. bitzoo's
-own record stands under the key ``bitzoo``; what timm's keys say counts where the two differ,
-because other tools read and change those.
+`num_classes` is only at the root: if it were in `model_args` too, transformers would pass it twice.
+bitzoo's own record is under the key ``bitzoo``; where timm's keys differ from it, they take
+precedence, because other tools read and change them.
 
-Keys: timm/models/_hub.py and timm/models/_pretrained.py. The resize rounds down, as
-timm/data/transforms_factory.py does.
+Keys: timm/models/_hub.py and timm/models/_pretrained.py. The resize rounds down, as in
+timm/data/transforms_factory.py.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from bitzoo.models.preprocessing import INTERPOLATIONS
 CONFIG_NAME = "config.json"
 RECORD_KEY = "model_info"
 """Under ``bitzoo`` in a `config.json`, and in a file's own metadata."""
-_STATED = f"{CONFIG_NAME} beside the weights"
+_STATED = f"{CONFIG_NAME} next to the weights"
 _ROUNDING = 1e-6
-"""Keeps a crop_pct that was written as 96 / 118 from giving 117.99999999999999 pixels."""
+"""Prevents a crop_pct that was written as 96 / 118 from giving 117.99999999999999 pixels."""
 _TIMM_NAME = re.compile(r"resnetv2_(\d+x\d+)_bit(?:\.(\w+))?", re.ASCII)
 
 
 def timm_name(architecture: Architecture) -> str:
-    """Return timm's name of a published architecture; of any other, which timm lacks, ours."""
+    """Return timm's name of a published architecture; ours for others, which timm lacks."""
     known = ARCHITECTURES.get(architecture.name) == architecture
     return f"resnetv2_{architecture.name[1:]}_bit" if known else architecture.name
 
@@ -41,7 +41,7 @@ def timm_name(architecture: Architecture) -> str:
 def render_timm_config(info: ModelInfo) -> dict[str, Any]:
     """Return the content of `config.json` for a model.
 
-    timm has no way to say that the preprocessing is not known; then it is told
+    timm cannot express that the preprocessing is not known; its keys then have
     `DEFAULT_PREPROCESSING`, and bitzoo's record says that nothing is known.
     """
     architecture = Architecture.parse(info.architecture, info.in_chans)
@@ -52,7 +52,7 @@ def render_timm_config(info: ModelInfo) -> dict[str, Any]:
         "input_size": [info.in_chans, side, side],
         "pool_size": [-(-side // 32)] * 2,
         "interpolation": way.interpolation,
-        # timm takes floor(side / crop_pct); the half keeps rounding from losing a pixel.
+        # timm computes floor(side / crop_pct); the half prevents rounding from losing a pixel.
         "crop_pct": 1.0 if side == way.resize else side / (way.resize + 0.5),
         "crop_mode": "squash" if way.square else "center",
         "mean": [0.5] * info.in_chans,
@@ -70,7 +70,7 @@ def render_timm_config(info: ModelInfo) -> dict[str, Any]:
         "pretrained_cfg": pretrained,
         "bitzoo": {"version": __version__, RECORD_KEY: info.to_dict()},
     }
-    # The classes of a published list are timm's own, which it and transformers find by the count.
+    # timm has the names of published lists; it and transformers find them by the class count.
     if info.own_names is not None:
         config["label_names"] = list(info.own_names)
     return config
@@ -92,9 +92,7 @@ def own_record(config: Mapping[str, Any]) -> ModelInfo | None:
     return None if record is None else ModelInfo.from_dict(record)
 
 
-def read_timm_config(
-    config: Mapping[str, Any], info: ModelInfo, *, recorded: bool
-) -> ModelInfo:
+def read_timm_config(config: Mapping[str, Any], info: ModelInfo, *, recorded: bool) -> ModelInfo:
     """Add what a `config.json` in timm's form says to what is known.
 
     Args:
@@ -117,7 +115,7 @@ def read_timm_config(
 
 
 def _read_names(config: Mapping[str, Any], info: ModelInfo) -> ModelInfo:
-    """Read `label_names`, with the words that `label_descriptions` may have for each."""
+    """Read `label_names`, replaced by `label_descriptions` where there are any."""
     names, words = config.get("label_names"), config.get("label_descriptions")
     if not isinstance(names, list):
         return info
@@ -142,7 +140,7 @@ def _read_preprocessing(
     except (AttributeError, IndexError, KeyError, TypeError, ValueError, ArithmeticError) as error:
         return refusing(
             info,
-            f"The pretrained_cfg in {_STATED} cannot be read ({error!r}). Expected timm's form: "
+            f"The pretrained_cfg in {_STATED} cannot be read ({error!r}). Expected timm's keys: "
             "input_size, crop_pct, interpolation.",
         )
     if statistics - {0.5}:
@@ -160,13 +158,13 @@ def _read_preprocessing(
 
 
 def with_preprocessing(info: ModelInfo, found: Preprocessing, *, recorded: bool) -> ModelInfo:
-    """Put in what a format's own keys say, unless it is what bitzoo's record says already.
+    """Add the preprocessing of a format's own keys, unless bitzoo's record already has it.
 
     Args:
         info: What is known.
         found: What the format's own keys say.
-        recorded: Whether there is a record of bitzoo's, whose "not known" such a format can only
-            express as `DEFAULT_PREPROCESSING`.
+        recorded: Whether there is a record of bitzoo, whose "not known" the format can only express
+            as `DEFAULT_PREPROCESSING`.
     """
     known = info.preprocessing
     if known is None and recorded and same_pixels(found, DEFAULT_PREPROCESSING):
@@ -177,21 +175,20 @@ def with_preprocessing(info: ModelInfo, found: Preprocessing, *, recorded: bool)
 
 
 def same_pixels(one: Preprocessing, other: Preprocessing) -> bool:
-    """Whether two ways to prepare images give the same pixels, whoever says so."""
+    """Whether two ways to prepare images give the same pixels, regardless of their source."""
     return replace(one, source="") == replace(other, source="")
 
 
 def refusing(info: ModelInfo, why: str) -> ModelInfo:
-    """Put in that what is said of the preprocessing cannot be used."""
+    """Record why the stated preprocessing cannot be used."""
     return replace(info, preprocessing=None, refused={**info.refused, "preprocessing": why})
 
 
 def _identity(config: Mapping[str, Any], pretrained: Mapping[str, Any]) -> Identity:
-    """What timm's names say: ``resnetv2_50x1_bit`` and the tag ``goog_in21k``."""
+    """Return the release that timm's names refer to: ``resnetv2_50x1_bit``, tag ``goog_in21k``."""
     name, tag = str(config.get("architecture", "")), pretrained.get("tag")
     match = _TIMM_NAME.fullmatch(name)
     if not match or not (tag or match[2]):
         return Identity()
     spec = find_spec(f"resnetv2_{match[1]}_bit.{tag or match[2]}")
     return Identity(spec.name, "stated", _STATED) if spec else Identity()
-

@@ -1,7 +1,7 @@
-"""PyTorch checkpoints (`.pth`, `.pt`, `.bin`, `.pth.tar`): tensors only, never code.
+"""Read and write PyTorch checkpoints (`.pth`, `.pt`, `.bin`, `.pth.tar`) without running code.
 
-Files are opened by `torch.load(weights_only=True)`, which builds nothing but tensors and plain
-containers, and memory-mapped where the file's form allows it.
+Files are opened with `torch.load(weights_only=True)`, which creates only tensors and plain
+containers. They are memory-mapped if their format allows it.
 """
 
 from __future__ import annotations
@@ -17,27 +17,27 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bitzoo.converters.formats.safetensors import SafetensorsWriter, as_scheme
-from bitzoo.converters.writer import Writer
 from bitzoo.converters.source import Array, Scratch, Source, StoredTensor, brief
-from bitzoo.files import sha256_of
+from bitzoo.converters.writer import Writer
 from bitzoo.errors import CheckpointError
+from bitzoo.files import sha256_of
 
 if TYPE_CHECKING:
     import torch
 
 _STATE_KEYS = ("model", "state_dict", "model_state_dict", "module")
-"""Where training checkpoints keep the network: bit_pytorch/train.py, timm/utils/checkpoint_saver.py
+"""Keys of the network in training checkpoints: bit_pytorch/train.py, timm/utils/checkpoint_saver.py
 and others."""
 _MAX_NAME = 255
 _GLOBAL = re.compile(r"GLOBAL ([\w.]+)", re.ASCII)
-"""How PyTorch says which function or class a pickle calls for that is no part of a tensor."""
+"""Finds, in PyTorch's message, the function or class that a refused pickle asks for."""
 
 
 class TorchSource(Source):
-    """An open PyTorch checkpoint: a state dict, or a training checkpoint that holds one.
+    """An open PyTorch checkpoint: a state dict, or a training checkpoint that contains one.
 
     Raises:
-        CheckpointError: If the file is damaged, holds anything but data, or no state dict.
+        CheckpointError: If the file is damaged, contains code, or has no state dict.
     """
 
     def __init__(self, path: Path) -> None:
@@ -45,11 +45,11 @@ class TorchSource(Source):
 
         self.path, self.metadata = path, {}
         content = _load(path)
-        state, left = _state_dict(path, content)
+        state, skipped = _state_dict(path, content)
         if not all(_is_name(name) for name in state):
             raise CheckpointError(
-                f"{path}: tensors have names that are no text of at most {_MAX_NAME} printable "
-                "letters. The file is damaged or was tampered with."
+                f"{path}: expected tensor names of at most {_MAX_NAME} printable characters, found "
+                "others. The file is damaged or was tampered with."
             )
         tensors: dict[str, StoredTensor] = {}
         for name, value in state.items():
@@ -57,8 +57,8 @@ class TorchSource(Source):
                 _check_plain(path, name, value)
                 tensors[name] = _TorchTensor(name, value.detach())
         self.names, self.tensors, self.notes = as_scheme(tensors)
-        if left:
-            self.notes += (f"Left out what belongs to training: {', '.join(left)}.",)
+        if skipped:
+            self.notes += (f"Skipped training state: {', '.join(skipped)}.",)
 
     @property
     def size(self) -> int:
@@ -66,11 +66,11 @@ class TorchSource(Source):
         return self.path.stat().st_size
 
     def sha256(self, advance: Callable[[int], None] | None = None) -> str:
-        """Hash the file; PyTorch checks its checksums where it has any."""
+        """Hash the file; PyTorch checks the file's own checksums, if any."""
         return sha256_of(self.path, advance=advance)
 
     def close(self) -> None:
-        """Let go of the tensors, and thereby of the file."""
+        """Release the tensors, which closes the file."""
         self.tensors = {}
 
 
@@ -86,11 +86,11 @@ class _TorchTensor(StoredTensor):
 
     @property
     def number_format(self) -> str:
-        """How its numbers are stored."""
+        """The stored dtype."""
         return self._format
 
     def read_slab(self, axis: int, start: int, stop: int, scratch: Scratch | None = None) -> Array:
-        """Return a view of the tensor's memory, which may be the file's."""
+        """Return a view of the tensor's memory, which may be mapped from the file."""
         import torch
 
         stop = min(stop, self.shape[axis])
@@ -101,53 +101,53 @@ class _TorchTensor(StoredTensor):
 
 
 class TorchWriter(Writer):
-    """A PyTorch state dict being written, float32.
+    """Writes a PyTorch state dict, float32.
 
-    Tensors are gathered in a file beside it, from whose memory map PyTorch then saves them.
+    Tensors are collected in a temporary file next to it; PyTorch saves them from its memory map.
     """
 
     def __init__(self, path: Path, shapes: Mapping[str, tuple[int, ...]]) -> None:
-        """Reserve room for the tensors.
+        """Reserve space for the tensors.
 
         Args:
-            path: File to write; its neighbour ``<path>.gathered`` vanishes in the end.
-            shapes: Every tensor's name and shape, in the order to save them.
+            path: File to write; the temporary ``<path>.gathered`` is removed at the end.
+            shapes: Name and shape of every tensor, in the order to save them.
         """
         self._path, self._order = path, list(shapes)
-        self._gathered = path.with_name(f"{path.name}.gathered")
-        self._writer = SafetensorsWriter(self._gathered, shapes, {})
+        self._temporary = path.with_name(f"{path.name}.gathered")
+        self._writer = SafetensorsWriter(self._temporary, shapes, {})
 
     def write(self, name: str, start: int, block: Array) -> None:
-        """Write some outputs of a tensor; called from any thread."""
+        """Write some outputs of a tensor; may be called from any thread."""
         self._writer.write(name, start, block)
 
     def finish(self, metadata: Mapping[str, str]) -> None:
-        """Save the state dict; there is no metadata."""
+        """Save the state dict; metadata is not stored."""
         import torch
         from safetensors.torch import load_file
 
         self._writer.finish({})
-        tensors = load_file(self._gathered)
+        tensors = load_file(self._temporary)
         torch.save(OrderedDict((name, tensors[name]) for name in self._order), self._path)
         self.close()
 
     def close(self) -> None:
-        """Remove what was gathered."""
+        """Remove the temporary file."""
         self._writer.close()
-        self._gathered.unlink(missing_ok=True)
+        self._temporary.unlink(missing_ok=True)
 
 
 def _load(path: Path) -> Any:
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of pickles and tensors that are refused here
+            warnings.simplefilter("ignore")  # about pickles and tensors that are refused here
             return _load_data(path)
-    except Exception as error:  # whatever PyTorch finds wrong with a damaged file
-        asked = _GLOBAL.search(str(error)) if isinstance(error, pickle.UnpicklingError) else None
-        if asked:
+    except Exception as error:  # PyTorch raises many kinds for a damaged file
+        match = _GLOBAL.search(str(error)) if isinstance(error, pickle.UnpicklingError) else None
+        if match:
             raise CheckpointError(
-                f"{path}: a pickle that holds more than tensors, which could run code: it calls "
-                f"for {brief(asked[1])}. Expected a state dict. Do not load this file."
+                f"{path}: expected a state dict, found a pickle that could run code: it asks for "
+                f"{brief(match[1])}. Do not load this file."
             ) from error
         words = "".join(c if c.isprintable() else " " for c in str(error)).split()
         reason = " ".join(words).rpartition("WeightsUnpickler error: ")[2]
@@ -169,7 +169,7 @@ def _load_data(path: Path) -> Any:
 
 
 def _state_dict(path: Path, content: Any) -> tuple[Mapping[Any, Any], list[str]]:
-    """Return the state dict in what a file holds, and what lies beside it."""
+    """Return the state dict in a file's content, and the keys next to it."""
     import torch
 
     if isinstance(content, Mapping):
@@ -177,12 +177,12 @@ def _state_dict(path: Path, content: Any) -> tuple[Mapping[Any, Any], list[str]]
             return content, []
         for key in _STATE_KEYS:
             if isinstance(content.get(key), Mapping):
-                left = [brief(repr(name)) for name in content if name != key]
-                return content[key], left[:10]
+                others = [brief(repr(name)) for name in content if name != key]
+                return content[key], others[:10]
     found = ", ".join(map(repr, list(content)[:5])) if isinstance(content, Mapping) else ""
     raise CheckpointError(
         f"{path}: expected a state dict, or one under {' or '.join(_STATE_KEYS)}, found "
-        f"{brief(found) or type(content).__name__}. It holds something else."
+        f"{brief(found) or type(content).__name__}. This is not a BiT checkpoint."
     )
 
 
@@ -193,7 +193,7 @@ def _check_plain(path: Path, name: str, value: torch.Tensor) -> None:
     if not plain or value.is_quantized or value.is_complex():
         raise CheckpointError(
             f"{path}: tensor {name!r} is {value.dtype}, {value.layout}, on {value.device}; "
-            "expected plain float numbers. The file holds something else."
+            "expected plain float numbers. Save dense float tensors on the CPU."
         )
 
 

@@ -1,4 +1,4 @@
-"""Compressed members of a zip file, unpacked to disk before anyone reads slabs of them."""
+"""Read tensors from compressed members of a zip file, by decompressing them to disk first."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ DAMAGE = (
     RuntimeError,
     ValueError,
 )
-"""What `zipfile` raises on damaged files, unknown versions (a RuntimeError) and bad positions."""
+"""Raised by `zipfile` for damaged files, unknown versions (a RuntimeError) and bad positions."""
 
 
 class Unpacked:
-    """One temporary file without a name, to which compressed members are unpacked, each once."""
+    """An unnamed temporary file to which compressed members are decompressed, each once."""
 
     def __init__(self, archive: zipfile.ZipFile) -> None:
         self._archive = archive
@@ -42,7 +42,7 @@ class Unpacked:
         self._reader: RawFile | None = None
 
     def locate(self, info: zipfile.ZipInfo) -> tuple[RawFile, int]:
-        """Return the file and the position in it of a member's first byte."""
+        """Return the file and the position of a member's first byte in it."""
         with self._lock:
             if self._reader is None or self._writer is None:
                 with tempfile.NamedTemporaryFile(prefix="bitzoo-") as named:
@@ -53,11 +53,11 @@ class Unpacked:
             return self._reader, self._positions[info.filename]
 
     def close(self) -> None:
-        """Free the file's space."""
+        """Delete the temporary file."""
         if self._reader is not None:
             self._reader.close()
         if self._writer is not None:
-            with suppress(OSError):  # of a full disk, which `locate` has reported
+            with suppress(OSError):  # such as a full disk, which `locate` has reported
                 self._writer.close()
 
     def _unpack(self, info: zipfile.ZipInfo, writer: IO[bytes]) -> int:
@@ -68,12 +68,12 @@ class Unpacked:
             writer.flush()
             size = writer.tell() - start
             if size != info.file_size:
-                raise ValueError(f"{size:,} bytes came out, expected {info.file_size:,}")
+                raise ValueError(f"expected {info.file_size:,} bytes, found {size:,}")
         except OSError as error:
             raise CheckpointError(
                 f"{self._archive.filename}: its compressed tensors cannot be unpacked to "
-                f"{tempfile.gettempdir()} ({error.strerror or error}). Point TMPDIR to a folder "
-                "with room for all of them."
+                f"{tempfile.gettempdir()} ({error.strerror or error}). Set TMPDIR to a folder "
+                "with enough space for all of them."
             ) from error
         except DAMAGE as error:
             raise CheckpointError(
@@ -84,8 +84,8 @@ class Unpacked:
 
 
 @dataclass(frozen=True)
-class PackedTensor(StoredTensor):
-    """A compressed member, unpacked when it is first read."""
+class CompressedTensor(StoredTensor):
+    """A compressed member, decompressed when it is first read."""
 
     name: str
     shape: tuple[int, ...]
@@ -96,7 +96,7 @@ class PackedTensor(StoredTensor):
     fortran: bool
 
     def read_slab(self, axis: int, start: int, stop: int, scratch: Scratch | None = None) -> Array:
-        """Read a slab of the unpacked member."""
+        """Read a slab of the decompressed member."""
         file, position = self.unpacked.locate(self.info)
         raw = RawTensor(
             self.name, self.shape, self.dtype, file, position + self.start, self.fortran

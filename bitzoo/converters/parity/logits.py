@@ -11,17 +11,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bitzoo.models.architecture import Role, Slot
-from bitzoo.converters.parity.deviation import Deviation
-from bitzoo.converters.parity import reference_numpy
-from bitzoo.converters.parity import reference_tensorflow
 from bitzoo.converters.identify import Inventory
-from bitzoo.converters.layouts import as_layout, as_oihw, out_axis
 from bitzoo.converters.key_mapping import layout_of, name_of, slot_of
+from bitzoo.converters.layouts import as_layout, as_oihw, out_axis
+from bitzoo.converters.parity import reference_numpy, reference_tensorflow
+from bitzoo.converters.parity.deviation import Deviation
 from bitzoo.converters.parity.serving_graph import NoWitness, ServingGraph
-from bitzoo.converters.state_dict import read_state_dict
 from bitzoo.converters.source import Array, Source
+from bitzoo.converters.state_dict import read_state_dict
 from bitzoo.files import Progress
+from bitzoo.models.architecture import Role, Slot
 
 if TYPE_CHECKING:
     import torch

@@ -1,7 +1,7 @@
 """The second oracle: BiT's forward pass in TensorFlow, straight from the released names.
 
-It judges the same things as `bitzoo.converters.parity.reference_numpy` and shares nothing with it but the facts:
-it spells the npz names itself, keeps TensorFlow's layouts (images NHWC, kernels HWIO), and leaves
+It judges what `bitzoo.converters.parity.reference_numpy` judges and shares no code with it: it
+spells the npz names itself, keeps TensorFlow's layouts (images NHWC, kernels HWIO), and leaves
 convolution, pooling and moments to the library that the released networks were trained with.
 
 Source of every formula: google-research/big_transfer, bit_tf2/models.py and

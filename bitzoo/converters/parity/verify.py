@@ -1,26 +1,27 @@
-"""Two proofs that a converted file is the original.
+"""Two proofs that a converted file equals the original.
 
 *Weights*: every output tensor, mapped back to the source's name and axis order, equals the source
 bit for bit. *Logits*: the network that loads the output computes what a float64 NumPy reference
-computes from the source's own names and layouts; the reference shares no code with the mapping, so
-an error in the name table cannot hide from it.
+computes from the source's own names and layouts; the reference shares no code with the key mapping,
+so it exposes errors in that mapping.
 """
 
 from __future__ import annotations
 
 import json
 import math
-import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from enum import Enum
 from pathlib import Path
 from typing import Any
 
 from bitzoo._version import __version__
-from bitzoo.models.architecture import Architecture
-from bitzoo.converters.streaming import worker_pool
+from bitzoo.catalogue.model_info import Identity
+from bitzoo.converters.convert import Conversion, convert, record_logits_distance
+from bitzoo.converters.formats.checkpoint_formats import Target
 from bitzoo.converters.identify import Inventory, identify
+from bitzoo.converters.open import open_source
 from bitzoo.converters.parity.logits import (
     LOGITS_REASON,
     SEED,
@@ -28,14 +29,12 @@ from bitzoo.converters.parity.logits import (
     numbers_of,
     prove_logits,
 )
-from bitzoo.converters.convert import Conversion, convert, record_logits_distance
-from bitzoo.converters.formats.checkpoint_formats import Target
-from bitzoo.catalogue.model_info import Identity
-from bitzoo.converters.open import open_source
-from bitzoo.converters.source import Source
-from bitzoo.files import Progress, folder_lock, sha256_of, write_json
 from bitzoo.converters.parity.weights import WeightsProof, prove_weights
+from bitzoo.converters.source import Source
+from bitzoo.converters.streaming import worker_pool
 from bitzoo.errors import ParityError, UsageError
+from bitzoo.files import Progress, folder_lock, sha256_of, write_json
+from bitzoo.models.architecture import Architecture
 
 REPORT_NAME = "parity.json"
 
@@ -50,16 +49,16 @@ class Check(str, Enum):
 
 @dataclass(frozen=True)
 class ParityReport:
-    """Everything that was proven about a pair of files; JSON by `to_dict`.
+    """Everything that was proven about a pair of files; `to_dict` gives JSON.
 
     Attributes:
         source: Name, bytes and SHA-256 of the original.
-        output: The same of what was made of it, and what its numbers are stored as.
-        architecture: Name of the network in both.
+        output: The same for the output, and how its numbers are stored.
+        architecture: Name of the architecture of both.
         num_classes: Outputs of its head.
         weights: The comparison of weights.
-        logits: The comparisons of logits; empty if they were not asked for.
-        identity: Which release the original is, and how that is known; None if nobody looked.
+        logits: The comparisons of logits; empty if they were not requested.
+        identity: Which release the original is, and how that is known; None if not determined.
     """
 
     source: Mapping[str, Any]
@@ -72,7 +71,7 @@ class ParityReport:
 
     @property
     def passed(self) -> bool:
-        """Whether everything that was compared is equal."""
+        """Whether everything that was compared is equal within its tolerance."""
         return self.weights.passed and all(proof.passed for proof in self.logits)
 
     def to_dict(self) -> dict[str, Any]:
@@ -99,10 +98,10 @@ class ParityReport:
         return "bit for bit" if stored == "float32" else f"rounded to {stored.split()[0]}{scale}"
 
     def require(self) -> None:
-        """Raise what failed.
+        """Raise if a proof failed.
 
         Raises:
-            ParityError: Names the tensors or figures that differ.
+            ParityError: With the tensors or figures that differ.
         """
         if not self.weights.passed:
             listed = ", ".join(self.weights.differing[:5])
@@ -135,22 +134,22 @@ def convert_and_prove(
     progress: Progress | None = None,
     on_report: Callable[[ParityReport], None] | None = None,
 ) -> tuple[Conversion, ParityReport | None]:
-    """Convert a checkpoint; the output gets its name only if it passes the proofs asked for.
+    """Convert a checkpoint; the output gets its name only if it passes the requested proofs.
 
     Args:
-        source: A checkpoint of any format that bitzoo reads, or an open one.
+        source: A checkpoint in any format that bitzoo reads, or an open one.
         output: The file or folder to write.
         target: What to write; default bitzoo's own safetensors.
         check: What to prove.
-        identity: Which release the source is, where the caller knows it from the bytes.
+        identity: Which release the source is, if the caller knows it from the bytes.
         force: Whether an existing output may be replaced.
-        hash_output: Whether the report has the output's SHA-256; None is yes if logits are
+        hash_output: Whether the report has the output's SHA-256; None for yes if logits are
             compared. The bits are proven without it, and it takes longer than proving them.
-        progress: Called as bytes move.
-        on_report: Called with the figures before they are judged.
+        progress: Called with the progress in bytes.
+        on_report: Called with the figures before they are checked.
 
     Raises:
-        ParityError: If a proof fails; nothing is left under the output's name.
+        ParityError: If a proof fails; then no output is left.
         BitzooError: As `convert` raises.
     """
     target = target or Target()
@@ -190,20 +189,20 @@ def convert_and_prove(
 def verify(
     source: Path, output: Path, *, check: Check = Check.LOGITS, progress: Progress | None = None
 ) -> ParityReport:
-    """Prove that two checkpoint files, of any formats that bitzoo reads, hold one model.
+    """Prove that two checkpoint files, in any formats that bitzoo reads, hold the same model.
 
     Args:
         source: The original.
-        output: What was made of it.
+        output: What was made from it.
         check: `Check.WEIGHTS`, or `Check.LOGITS` for both proofs.
-        progress: Called as bytes are read.
+        progress: Called with the progress in bytes.
 
     Returns:
-        The figures; `ParityReport.require` raises if any fails.
+        The figures; `ParityReport.require` raises if any proof failed.
 
     Raises:
         CheckpointError: If a file cannot be read.
-        ParityError: If the files hold different architectures.
+        ParityError: If the files have different architectures.
     """
     with open_source(source) as first, open_source(output) as second:
         return _judge(_Pair(first, identify(first), second, identify(second)), check, progress)
@@ -227,7 +226,7 @@ def _judge(
     *,
     hash_output: bool = True,
 ) -> ParityReport:
-    """Prove a pair of open files; `known` has what a conversion that just ended found already."""
+    """Prove a pair of open files; `known` has the results of the conversion that just ended."""
     source, output = pair.source, pair.output
     if _network(pair.inventory) != _network(pair.result):
         raise ParityError(
@@ -235,9 +234,7 @@ def _judge(
             f"{pair.result.title}."
         )
     wanted = {output: hash_output, source: known is None}
-    with worker_pool(
-        "hash", sum(file.size for file in wanted if wanted[file]), progress
-    ) as pool:
+    with worker_pool("hash", sum(file.size for file in wanted if wanted[file]), progress) as pool:
         sums = {file: pool.hash(file) for file in wanted if wanted[file]}
         files = (source, pair.inventory, output, pair.result)
         weights = (known.weights if known else None) or prove_weights(*files, progress)
@@ -263,7 +260,7 @@ def _network(inventory: Inventory) -> tuple[Architecture, int]:
 
 
 def _json_numbers(record: dict[str, Any]) -> dict[str, Any]:
-    """Replace what JSON has no number for, such as the distance of logits that are NaN."""
+    """Replace numbers that JSON cannot express, such as the distance of logits that are NaN."""
     return {
         key: None if isinstance(value, float) and not math.isfinite(value) else value
         for key, value in record.items()
@@ -275,23 +272,23 @@ def _describe(file: Source, sha256: str | None) -> dict[str, Any]:
 
 
 def save_report(report: ParityReport, path: Path) -> None:
-    """Write a report as JSON, in one piece.
+    """Write a report as JSON, atomically.
 
-    `parity.json` in a folder keeps one entry an output file, so that converting a second file
-    beside the first loses no proof.
+    `parity.json` in a folder has one entry per output file, so that converting a second file in
+    the same folder keeps the first proof.
 
     Raises:
-        UsageError: If the file cannot be written, or holds something else.
+        UsageError: If the file cannot be written, or contains something else.
     """
     name = str(report.output["name"])
     _rewrite(path, lambda entries: entries.update({name: report.to_dict()}))
 
 
 def drop_report(path: Path, name: str) -> None:
-    """Remove the proof of a file that was replaced by one that nobody proved.
+    """Remove the proof of a file that was replaced by an unproven one.
 
     Raises:
-        UsageError: If the report cannot be written, or holds something else.
+        UsageError: If the report cannot be written, or contains something else.
     """
     if name in load_reports(path):
         _rewrite(path, lambda entries: entries.pop(name, None))
@@ -308,10 +305,10 @@ def _rewrite(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
 
 
 def load_reports(path: Path) -> dict[str, Any]:
-    """Return the reports of a `parity.json`, by output file name; none if there is no such file.
+    """Return the reports in a `parity.json` by output file name; empty if there is no such file.
 
     Raises:
-        UsageError: If the file holds anything but reports, which a new report would replace.
+        UsageError: If the file contains anything but reports, which a new report would replace.
     """
     entries: Any = None
     try:
@@ -319,7 +316,7 @@ def load_reports(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         return {}
     except (ValueError, RecursionError):
-        pass  # judged below, like JSON of another form
+        pass  # rejected below, like JSON of another form
     if not isinstance(entries, dict) or not all(
         isinstance(entry, dict) and "weights_rule" in entry for entry in entries.values()
     ):

@@ -6,14 +6,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from bitzoo.models.architecture import Slot
-from bitzoo.converters.streaming import Block, WorkerPool, Slabs, worker_pool, plan_blocks
-from bitzoo.converters.identify import Inventory
-from bitzoo.converters.layouts import as_oihw, copy_blocked, out_axis
-from bitzoo.converters.key_mapping import layout_of, scatters
 from bitzoo.converters.dtypes import round_to, widen
+from bitzoo.converters.identify import Inventory
+from bitzoo.converters.key_mapping import layout_of, scatters
+from bitzoo.converters.layouts import as_oihw, copy_blocked, out_axis
 from bitzoo.converters.source import Array, Source
+from bitzoo.converters.streaming import Block, Slabs, WorkerPool, plan_blocks, worker_pool
 from bitzoo.files import Progress
+from bitzoo.models.architecture import Slot
 
 _PIECE = 1 << 18
 

@@ -1,1 +1,1 @@
-"""What a finished run leaves for people: model folder, evaluation, report and model card."""
+"""The artifacts of a finished run: model folder, evaluation, report and model card."""

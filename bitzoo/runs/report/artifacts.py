@@ -1,4 +1,4 @@
-"""What a finished run leaves: a model folder, its evaluation, a report and a card draft."""
+"""The artifacts of a finished run: a model folder, its evaluation, a report and a card draft."""
 
 from __future__ import annotations
 
@@ -32,15 +32,15 @@ _PACKAGES = ("bitzoo", "torch", "numpy", "pillow", "safetensors", "accelerate")
 
 @dataclass(frozen=True)
 class FinishedRun:
-    """What a run ended with.
+    """A finished run.
 
     Attributes:
         model: The trained network.
-        recipe: What was done.
+        recipe: The recipe.
         images: The data.
-        summary: What they are like.
-        evaluation: On the held-out images; None without any.
-        held_out: Their pixels.
+        summary: Its properties.
+        evaluation: On the held-out images; None without held-out images.
+        held_out: Pixels of the held-out images.
     """
 
     model: BiT
@@ -57,12 +57,12 @@ def write_artifacts(
     identity: Mapping[str, Any],
     history: Sequence[Mapping[str, Any]],
 ) -> None:
-    """Write everything a finished run leaves into its folder.
+    """Write the artifacts of a finished run into its folder.
 
     Args:
-        folder: The run directory.
-        finished: What the run ended with.
-        identity: What it was asked, as in `run.json`.
+        folder: The run folder.
+        finished: The run.
+        identity: Its options, as in `run.json`.
         history: Its metrics.
     """
     info = _info(finished, identity)
@@ -75,7 +75,7 @@ def write_artifacts(
 
 
 def _info(finished: FinishedRun, identity: Mapping[str, Any]) -> ModelInfo:
-    """What is known of the trained model: its base's record, and what the run made of it."""
+    """Return what is known about the trained model: its base's record, changed by the run."""
     recipe, images = finished.recipe, finished.images
     run = RunInfo(
         data=images.source,
@@ -89,7 +89,7 @@ def _info(finished: FinishedRun, identity: Mapping[str, Any]) -> ModelInfo:
     return replace(
         began,
         identity=Identity(None, "unknown", "fine-tuned by bitzoo"),
-        license=None,  # of the trained weights, which only their owner can state
+        license=None,  # only the owner of the trained weights can state it
         label_set=None,
         own_names=images.classes,
         activation="softmax",

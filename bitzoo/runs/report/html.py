@@ -1,4 +1,4 @@
-"""What a run says of itself to people: a report page that stands alone, and a model card draft."""
+"""A run's report, as a self-contained HTML page, and its model card draft."""
 
 from __future__ import annotations
 
@@ -32,7 +32,8 @@ if TYPE_CHECKING:
 __all__ = ["Mistake", "RunRecord", "find_mistakes", "write_card", "write_report"]
 
 MAX_MATRIX = 30
-"""Classes up to which a confusion matrix can be read; beyond, only the worst pairs are shown."""
+"""Most classes for which a confusion matrix is readable; with more, only the worst pairs are shown.
+"""
 
 _THUMBNAIL = 128
 _FIRST_CLASSES, _MAX_CLASSES = 30, 1000
@@ -94,7 +95,7 @@ def write_card(path: str | os.PathLike[str], run: RunRecord) -> Path:
 
 
 def _headline(run: RunRecord) -> list[tuple[str, str, str]]:
-    """The numbers at the top: value, what it is, what to know of it."""
+    """Return the figures at the top: value, name, note."""
     found = run.evaluation
     facts = []
     if found is not None and found.count:
@@ -115,7 +116,7 @@ def _headline(run: RunRecord) -> list[tuple[str, str, str]]:
 
 
 def _charts(run: RunRecord) -> list[tuple[str, str, str]]:
-    """The curves: title, drawing, caption. What was not recorded is left out."""
+    """Return the curves: title, drawing, caption. What was not recorded is left out."""
     losses, speeds = run.series("train", "loss"), run.series("train", "images_per_s")
     accuracies = [Curve("top-1", run.series("eval", "top1"), marks=True)]
     if len(run.classes) > _TOP:
@@ -144,17 +145,17 @@ def _charts(run: RunRecord) -> list[tuple[str, str, str]]:
         (
             "Loss",
             loss,
-            "Training images are cropped, flipped and maybe mixed; held-out ones are not.",
+            "Training images are cropped, flipped and possibly mixed; held-out images are not.",
         ),
         ("Accuracy", accuracy, "On all held-out images."),
-        ("Learning rate", rate, "As the recipe's schedule has it."),
-        ("Speed", speed, "While training."),
+        ("Learning rate", rate, "The schedule of the recipe."),
+        ("Speed", speed, "During training."),
     ]
     return [chart for chart in charts if chart[1]]
 
 
 def _results(found: Evaluation | None) -> dict[str, Any] | None:
-    """What the templates tell of an evaluation."""
+    """Return what the templates show of an evaluation."""
     if found is None or not found.count:
         return None
     pairs = found.confusions()
@@ -244,7 +245,7 @@ def _front_matter(run: RunRecord) -> str:
 
 
 def _hub_repository(spec: ModelSpec | None) -> str | None:
-    """Where the Hub has a catalogue entry's weights: timm's repository, its name among aliases."""
+    """Return the Hub repository of a catalogue entry: timm's, whose name is among the aliases."""
     names = [alias for alias in spec.aliases if "_bit.goog_" in alias] if spec else []
     return f"timm/{names[0]}" if names else None
 

@@ -1,4 +1,4 @@
-"""A run as the record that its report and its model card are written from."""
+"""`RunRecord`: everything that a run's report and model card are written from."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ _Z95 = 1.959963984540054
 
 @dataclass(frozen=True)
 class Mistake:
-    """An image that was taken for something else.
+    """A misclassified image.
 
     Attributes:
         image: Its content, uint8 pixels (height, width, 3) or the bytes of a PNG or JPEG file.
-        key: What the data set calls it.
+        key: Its name in the data set.
         true: Name of its class.
-        predicted: Name of the class it was taken for.
+        predicted: Name of the predicted class.
         score: Probability given to `predicted`, in [0, 1].
     """
 
@@ -41,27 +41,27 @@ class Mistake:
 
 @dataclass(frozen=True)
 class RunRecord:
-    """All that report and card tell of a run.
+    """Everything that report and card say about a run.
 
     Attributes:
-        title: What the run is called.
+        title: Name of the run.
         model: What training started from: a catalogue name, a path, or ``random weights``.
-        architecture: Name of the network, as `bitzoo.models.architecture.Architecture.name` has it.
+        architecture: Name of the architecture, as in `Architecture.name`.
         image_size: Edge of the images that the network sees in evaluation.
         classes: Class names.
-        dataset: What the data set is called.
+        dataset: Name of the data set.
         data: Facts about the data, as names and values.
         recipe: The whole recipe, as names and values.
-        options: What the user asked for.
+        options: The user's options.
         history: The objects of metrics.jsonl in their order. Those whose ``event`` is ``train``
-            have ``step``, ``loss``, ``lr`` and ``images_per_s``; those of ``eval`` have ``step``,
-            ``top1``, ``top5`` and ``loss``. Of several for one step the last counts.
-        evaluation: How well the final weights did; None if no images were held out.
-        mistakes: The worst ones, the worst first.
+            have ``step``, ``loss``, ``lr`` and ``images_per_s``; those with ``eval`` have ``step``,
+            ``top1``, ``top5`` and ``loss``. If a step has several, the last one counts.
+        evaluation: Evaluation of the final weights; None if no images were held out.
+        mistakes: The worst mistakes, worst first.
         versions: Libraries and machine, as names and values.
-        folder: The run directory, as one would type it.
-        base: Catalogue name of the weights at the root of it all, where one is known.
-        info: What is known of the trained model.
+        folder: The run folder, as one would type it.
+        base: Catalogue name of the weights that all training started from, if known.
+        info: What is known about the trained model.
     """
 
     title: str
@@ -82,7 +82,7 @@ class RunRecord:
     info: ModelInfo | None = None
 
     def series(self, event: str, key: str) -> list[Point]:
-        """(step, value) of one recorded number, by ascending step, finite values only."""
+        """Return (step, value) of one recorded number, by ascending step, finite values only."""
         values = {
             int(record["step"]): float(record[key])
             for record in self.history
@@ -98,13 +98,13 @@ class _PixelSource(Protocol):
 def find_mistakes(
     evaluation: Evaluation, pixels: _PixelSource, keys: Sequence[str], limit: int = 24
 ) -> list[Mistake]:
-    """Pick the wrong predictions with the highest loss, with their images.
+    """Return the wrong predictions with the highest loss, with their images.
 
     Args:
-        evaluation: Of the images.
-        pixels: What was evaluated.
-        keys: What the data set calls each image.
-        limit: How many at most.
+        evaluation: The evaluation.
+        pixels: The evaluated images.
+        keys: Name of each image in the data set.
+        limit: Most mistakes to return.
     """
     worst = evaluation.worst(limit)
     rows = evaluation.rows[worst]
@@ -122,7 +122,7 @@ def find_mistakes(
 
 
 def wilson_interval(correct: int, count: int) -> tuple[float, float]:
-    """The 95 % confidence interval of a share, in [0, 1], sound for small counts too.
+    """Return the 95 % confidence interval of a proportion, in [0, 1], also for small counts.
 
     Source: E. B. Wilson, "Probable Inference, the Law of Succession, and Statistical Inference",
     JASA 22 (1927), 209-212.

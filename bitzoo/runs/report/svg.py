@@ -24,11 +24,11 @@ Point: TypeAlias = tuple[float, float]
 _WIDTH, _HEIGHT = 480, 270
 _LEFT, _RIGHT, _TOP, _BOTTOM = 58, 24, 30, 40
 _MAX_POINTS = 600
-"""Drawn for a curve at most, two for each pixel column that it then crosses."""
+"""Most points drawn per curve: two per pixel column that it crosses."""
 _MAX_MARKS = 60
 _MAX_LABEL = 20
 _LETTER = 6.4
-"""Average width of a letter in the page's 11 px font; rather too wide than too narrow."""
+"""Average width of a letter in the page's 11 px font, estimated generously."""
 
 _SUPERSCRIPTS = str.maketrans(
     "-0123456789", "\u207b\u2070\u00b9\u00b2\u00b3" + "".join(map(chr, range(0x2074, 0x207A)))
@@ -53,7 +53,7 @@ class Curve:
 
 
 def smoothed(points: Sequence[Point], window: int | None = None) -> list[Point]:
-    """The values with their noise averaged out, neither early nor late.
+    """Return the values with their noise averaged out, without a delay.
 
     The mean of two exponential moving averages, one from each end, each unbiased from its first
     value on.
@@ -120,7 +120,7 @@ def line_chart(
 
 @dataclass(frozen=True)
 class _Axis:
-    """Maps values to coordinates, and knows where round values lie."""
+    """Maps values to coordinates, and has ticks at round values."""
 
     low: float
     high: float
@@ -140,7 +140,7 @@ class _Axis:
         whole: bool = False,
         limits: tuple[float, float] | None = None,
     ) -> _Axis:
-        """An axis that holds all values; not logarithmic if they lie within half a decade."""
+        """Return an axis for all values; not logarithmic if they lie within half a decade."""
         low, high = min(values), max(values)
         if log and high / low > 3:
             first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
@@ -158,7 +158,7 @@ class _Axis:
         return cls(min(ticks[0], low), max(ticks[-1], high), start, end, ticks)
 
     def at(self, value: float) -> float:
-        """The coordinate of a value."""
+        """Return the coordinate of a value."""
         low, high = self.low, self.high
         if self.log:
             low, high, value = math.log10(low), math.log10(high), math.log10(value)
@@ -166,7 +166,7 @@ class _Axis:
 
 
 def _round_ticks(low: float, high: float, count: int = 5) -> tuple[float, ...]:
-    """Multiples of 1, 2 or 5 times a power of ten, about `count`, from below `low` to above."""
+    """Return about `count` multiples of 1, 2 or 5 times a power of ten that enclose the range."""
     if high - low < 1e-9 * max(abs(low), abs(high)) or high == low:
         margin = abs(high) * 0.1 or 1.0
         low, high = low - margin, high + margin
@@ -209,7 +209,7 @@ def _draw_curve(
 
 
 def _thinned(points: Sequence[Point]) -> list[Point]:
-    """Lowest and highest point of as many buckets as can be drawn; the outline stays."""
+    """Return lowest and highest point of as many buckets as can be drawn, to keep the outline."""
     if len(points) <= _MAX_POINTS:
         return list(points)
     edges = np.linspace(0, len(points), _MAX_POINTS // 2 + 1).astype(int).tolist()
@@ -231,7 +231,7 @@ def _draw_legend(svg: ET.Element, curves: Sequence[Curve]) -> None:
 
 
 def confusion_matrix(classes: Sequence[str], matrix: npt.NDArray[np.int64]) -> str:
-    """Draw a confusion matrix as a heat map, with every count that is not zero in its cell.
+    """Draw a confusion matrix as a heat map, with all non-zero counts in their cells.
 
     A cell is the darker the larger its share of the row, on a square-root scale: a single mistake
     shows. Right predictions and mistakes have different colours.
@@ -247,12 +247,12 @@ def confusion_matrix(classes: Sequence[str], matrix: npt.NDArray[np.int64]) -> s
     cell = min(44, max(21, 560 // count))
     letters = max(_columns(_short(name)) for name in classes)
     left = 30 + _LETTER * letters
-    # Column names lean over by 50 degrees, so they rise by 0.77 of their length.
+    # Column names are rotated by 50 degrees, so their height is 0.77 of their length.
     top, lean = 28 + 0.77 * _LETTER * letters, 0.64 * _LETTER * letters
     side = cell * count
     width = left + side + lean
     svg = _svg(width, top + side + 8, "Confusion matrix")
-    svg.set("style", f"max-width:{width:.0f}px")  # else few classes would fill the page
+    svg.set("style", f"max-width:{width:.0f}px")  # otherwise few classes would fill the page
     _text(svg, "predicted class", left + side / 2, 12, "label mid")
     _text(svg, "true class", 12, top + side / 2, "label mid", turn=-90)
     for index, name in enumerate(classes):
@@ -263,7 +263,7 @@ def confusion_matrix(classes: Sequence[str], matrix: npt.NDArray[np.int64]) -> s
     for row, column in zip(*(index.tolist() for index in matrix.nonzero()), strict=True):
         found, total = int(matrix[row, column]), int(matrix[row].sum())
         group = ET.SubElement(svg, "g")
-        what = f"{found:,} of {total:,} images of {classes[row]} taken for {classes[column]}"
+        what = f"{found:,} of {total:,} images of {classes[row]} classified as {classes[column]}"
         ET.SubElement(group, "title").text = what
         x, y, shade = left + column * cell, top + row * cell, math.sqrt(found / total)
         kind = "right" if row == column else "wrong"
@@ -320,7 +320,7 @@ def _short(name: str) -> str:
 
 
 def _columns(name: str) -> int:
-    """Letters that a name is wide; one of Chinese, Japanese or Korean is as wide as two."""
+    """Return a name's width in letters; a Chinese, Japanese or Korean one is as wide as two."""
     return sum(2 if unicodedata.east_asian_width(letter) in "WF" else 1 for letter in name)
 
 
