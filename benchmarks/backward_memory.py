@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import timm
 import torch
@@ -107,7 +108,7 @@ class Contestant:
 
 
 PLAIN, TIMM = "plain modules", "timm"
-VARIANTS: dict[str, tuple[Callable[[nn.Module], object], int]] = {
+VARIANTS: dict[str, tuple[Callable[[Any], object], int]] = {
     PLAIN: (use_plain_modules, 1),
     TIMM: (lambda model: None, 1),
     "bitzoo": (lambda model: None, 1),
@@ -144,7 +145,7 @@ class StepConfig:
         """Create a contestant; all have the same weights."""
         set_up, parts = VARIANTS[name]
         generator = torch.Generator().manual_seed(0)
-        network: nn.Module = BiT(ARCHITECTURES[self.arch], CLASSES)
+        network: Any = BiT(ARCHITECTURES[self.arch], CLASSES)
         network.init_weights(generator)
         nn.init.normal_(network.head.fc.weight, std=0.01, generator=generator)
         if name == TIMM:

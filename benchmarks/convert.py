@@ -51,7 +51,7 @@ def compare(name: str, folder: Path, rounds: int, timm_everywhere: bool) -> str:
         for old in (ours, folder / "parity.json"):  # so that removing it is not timed
             old.unlink(missing_ok=True)
         convert = [Path(sys.executable).with_name("bitzoo-convert"), "--src", source]
-        return run([*convert, "--dst", ours, "--check", check])
+        return run([*map(str, convert), "--dst", ours, "--check", check])
 
     def timm() -> Sample:
         theirs.unlink(missing_ok=True)

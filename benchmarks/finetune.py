@@ -58,9 +58,9 @@ def tables(options: argparse.Namespace, device: str, folder: Path) -> Iterator[s
     """Measure the requested parts and yield their tables."""
     parts, size, batch = options.parts.split(","), options.size, options.batch
     if "memory" in parts:
-        config = backward_memory.StepConfig(options.arch, size, batch, device)
+        step = backward_memory.StepConfig(options.arch, size, batch, device)
         names = backward_memory.QUICK if options.quick else tuple(backward_memory.VARIANTS)
-        yield backward_memory.report(config, options.rounds, names)
+        yield backward_memory.report(step, options.rounds, names)
     photographs = folder / "photographs"
     if {"training", "data"} & set(parts) and not photographs.exists():
         write_photographs(photographs, options.images)

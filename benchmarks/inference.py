@@ -90,7 +90,9 @@ def compare(name: str, model: BiT, batch: int, options: argparse.Namespace) -> s
     rounds = options.rounds if batch == 1 else max(3, options.rounds // 3)
     seconds = interleaved(runs, images, rounds)
     medians = {who: statistics.median(times) for who, times in seconds.items()}
-    rows = [("", "median ms", "min", "max", "timm / this", "this / floor", "distance")]
+    rows: list[tuple[str, ...]] = [
+        ("", "median ms", "min", "max", "timm / this", "this / floor", "distance")
+    ]
     for who, times in seconds.items():
         figures = [f"{1e3 * value:.1f}" for value in (medians[who], min(times), max(times))]
         ratios = [
@@ -186,7 +188,7 @@ def transformers_run(model: BiT, device: torch.device) -> Run:
         depths=list(architecture.depths),
         hidden_sizes=[architecture.block_channels(block) for block in range(1, 5)],
         embedding_size=architecture.stem_channels,
-        num_labels=NUM_CLASSES,
+        num_labels=NUM_CLASSES,  # type: ignore[call-arg]
         global_padding=None,
     )
     network = BitForImageClassification(config).eval()

@@ -133,7 +133,9 @@ def rate_table(
     """
     rates = {name: [images / sample.seconds for sample in runs] for name, runs in samples.items()}
     base = statistics.median(rates[baseline])
-    rows = [("", "median images/s", "min", "max", "peak MB", f"rate / {baseline}")]
+    rows: list[tuple[str, ...]] = [
+        ("", "median images/s", "min", "max", "peak MB", f"rate / {baseline}")
+    ]
     for name, found in rates.items():
         peak = max(sample.peak_bytes for sample in samples[name]) / 1e6
         median = statistics.median(found)

@@ -50,7 +50,7 @@ def train_steps(
 ) -> Iterator[float]:
     """Train without end; yield the loss of each step."""
     network: nn.Module = timm.create_model(f"resnetv2_{arch[1:]}_bit", num_classes=num_classes)
-    network = network.to(device, memory_format=memory_format).train()
+    network = network.to(device, memory_format=memory_format).train()  # type: ignore[call-overload]
     optimizer = torch.optim.SGD(network.parameters(), lr=0.003, momentum=0.9)
     autocast: Callable[[], torch.autocast] = lambda: torch.autocast(  # noqa: E731
         device, dtype, enabled=dtype != torch.float32

@@ -19,11 +19,12 @@ def start(*words: object, folder: Path) -> InProcess:
     return InProcess(_run, list(map(str, words)), str(folder), environment=environment)
 
 
-def _run(report: object, words: list[str], folder: str) -> tuple[int, str, str]:
+def _run(report: object, words: list[str], folder: str) -> tuple[str | int | None, str, str]:
     from bitzoo.cli.main import main
 
     os.chdir(folder)
-    sys.argv[1:], code = words, 0
+    sys.argv[1:] = words
+    code: str | int | None = 0
     with (
         contextlib.redirect_stdout(io.StringIO()) as out,
         contextlib.redirect_stderr(io.StringIO()) as err,

@@ -22,7 +22,7 @@ KERAS_FORMS = {
 
 def keras_weights(arrays):
     """Layer -> its weights' paths in the order of Keras: a unit's projection comes last."""
-    layers = {layer: [] for layer in LAYERS}
+    layers: dict[str, list[str]] = {layer: [] for layer in LAYERS}
     for name in arrays:
         path = name.removeprefix("resnet/").replace("head/conv2d", "head/dense")
         layer = "head/dense" if path.startswith("head/") else path.split("/")[0]

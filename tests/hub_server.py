@@ -150,7 +150,7 @@ class HubServer:
             "HF_HUB_DISABLE_PROGRESS_BARS": "1",
         }
 
-    def add_repo(self, name: str, files: dict[str, bytes] | None = None, **traits: bool) -> Repo:
+    def add_repo(self, name: str, files: dict[str, bytes] | None = None, **traits: Any) -> Repo:
         repo = self.repos[name] = Repo(name, **traits)
         if self.bare:
             return repo

@@ -57,7 +57,10 @@ def digits(size=RESIZE):
 
     data = load_digits()
     gray = (data.images * 255 / 16).astype(np.uint8)
-    large = [Image.fromarray(image).resize((size, size), Image.BILINEAR) for image in gray]
+    large = [
+        np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling.BILINEAR))
+        for image in gray
+    ]
     return np.repeat(np.stack(large)[..., None], 3, axis=3), data.target
 
 
@@ -136,6 +139,9 @@ def _report(pipe, function, args, keywords, environment):
 def resume_and_finish(report, folder, recipe, options):
     """Resume from the newest checkpoint, or start; report each step, then the weights' hash."""
     model, start = make_model(), latest_checkpoint(Path(folder))
-    places = {"folder": Path(folder), "start": start}
-    train(model, recipe, *make_data(), options, on_step=lambda m: report(m["step"]), **places)
+    pixels, labels = make_data()
+    train(
+        model, recipe, pixels, labels, options,
+        folder=Path(folder), start=start, on_step=lambda m: report(m["step"]),
+    )  # fmt: skip
     return sha256(model)

@@ -6,6 +6,7 @@ import logging
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from typing import Literal, overload
 
 import torch
 
@@ -27,6 +28,48 @@ __all__ = ["create_model", "fold"]
 Place = str | os.PathLike[str]
 _STEM = Slot(Role.STEM_KERNEL)
 _log = logging.getLogger(__name__)
+
+
+@overload
+def create_model(
+    model: Place,
+    pretrained: bool | Place = ...,
+    *,
+    num_classes: int | None = ...,
+    in_chans: int | None = ...,
+    features_only: Literal[False] = ...,
+    out_indices: Iterable[int] = ...,
+    output_stride: int = ...,
+    progress: bool | None = ...,
+) -> BiT: ...
+
+
+@overload
+def create_model(
+    model: Place,
+    pretrained: bool | Place = ...,
+    *,
+    num_classes: int | None = ...,
+    in_chans: int | None = ...,
+    features_only: Literal[True],
+    out_indices: Iterable[int] = ...,
+    output_stride: int = ...,
+    progress: bool | None = ...,
+) -> FeatureExtractor: ...
+
+
+@overload
+def create_model(
+    model: Place,
+    pretrained: bool | Place = ...,
+    *,
+    num_classes: int | None = ...,
+    in_chans: int | None = ...,
+    features_only: bool,
+    out_indices: Iterable[int] = ...,
+    output_stride: int = ...,
+    progress: bool | None = ...,
+) -> BiT | FeatureExtractor: ...
 
 
 def create_model(

@@ -487,8 +487,8 @@ def on_terminal(command, *arguments, columns=100):
     """Run a command with stdout and stderr on a terminal; returns what it shows."""
     master, slave = pty.openpty()
     environment = {**os.environ, "TERM": "xterm", "COLUMNS": str(columns)}
-    arguments = [BIN / command, *map(str, arguments)]
-    process = subprocess.Popen(arguments, stdout=slave, stderr=slave, env=environment)
+    words = [BIN / command, *map(str, arguments)]
+    process = subprocess.Popen(words, stdout=slave, stderr=slave, env=environment)
     os.close(slave)
     shown = b""
     with contextlib.suppress(OSError):  # how Linux says that the other end is closed

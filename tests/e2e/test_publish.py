@@ -277,7 +277,7 @@ class TestBeforeAnythingIsSent:
         words = ["publish", "own.npz", "--repo", "lab/mit", "--yes", "--license"]
         workspace.run(*words, "mit")
         files = hub.repos["lab/mit"].files()
-        assert ModelCard(files["README.md"].decode()).data.license == "mit"
+        assert ModelCard(files["README.md"].decode()).data["license"] == "mit"
         assert json.loads(files["config.json"])["pretrained_cfg"]["license"] == "mit"
         assert "LICENSE" not in files
         refused = workspace.run("publish", DTD, "--repo", "lab/mit", "--license", "mit", code=2)
@@ -586,8 +586,8 @@ class TestARun:
         assert json.loads(files["config.json"]) == json.loads((photos / "config.json").read_text())
         card = files["README.md"].decode()
         data = ModelCard(card).data
-        assert data.base_model == "timm/resnetv2_50x1_bit.goog_in21k"
-        assert data.base_model_relation == "finetune"
+        assert data["base_model"] == "timm/resnetv2_50x1_bit.goog_in21k"
+        assert data["base_model_relation"] == "finetune"
         for expected in (
             "| top-1 accuracy | 75.00 % | 3 of 4 |",
             "| train images | 12 |",

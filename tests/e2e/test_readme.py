@@ -7,6 +7,7 @@ import re
 import shlex
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -61,7 +62,7 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def environment(workspace: Path) -> dict[str, str]:
+def environment(workspace: Path) -> Iterator[dict[str, str]]:
     with FileServer({f"{NAME}.npz": (workspace / f"{NAME}.npz").read_bytes()}) as server:
         yield {
             **os.environ,

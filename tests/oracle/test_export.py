@@ -9,6 +9,7 @@ import json
 import logging
 import sys
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import onnx
@@ -466,7 +467,7 @@ def test_the_command_fails_where_the_file_deviates(
 
 
 def test_the_command_knows_every_format():
-    choices = {option.name: option.type for option in command.params}
+    choices: dict[str, Any] = {option.name: option.type for option in command.params}
     assert tuple(choices["to"].choices) == tuple(FORMATS)
     assert tuple(choices["dtype"].choices) == graph.DTYPES
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from checkpoints import make_checkpoint, write_npz
-from networks import run
+from oracle.networks import run
 from torch._dynamo.utils import counters
 
 import bitzoo
@@ -181,7 +181,7 @@ def test_what_cannot_be_is_said(model, options, message):
 def test_features_only_models_are_refused(weights, tmp_path):
     path = write_npz(tmp_path / "a.npz", weights)
     with pytest.raises(UsageError, match="found FeatureExtractor"):
-        optimize(bitzoo.create_model(path, pretrained=True, features_only=True))
+        optimize(bitzoo.create_model(path, pretrained=True, features_only=True))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("shape", [(3, 40, 40), (1, 4, 40, 40)])

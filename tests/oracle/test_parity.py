@@ -100,7 +100,7 @@ def prove(source, output):
 
 def largest_distance(logits):
     """Precision -> relative L2."""
-    distance = {}
+    distance: dict[str, float] = {}
     for proof in logits:
         distance[proof.dtype] = max(distance.get(proof.dtype, 0), proof.relative_l2)
         assert proof.passed == (proof.relative_l2 <= proof.tolerance)
@@ -329,7 +329,7 @@ def test_many_differences_are_summed_up(pair):
 # --- errors in the network ------------------------------------------------------------------------
 
 
-def logits_only_fail(source, output, least):
+def logits_only_fail(source, output, *, least):
     report = verify(source, output)
     distance = largest_distance(report.logits)
     assert report.weights.passed

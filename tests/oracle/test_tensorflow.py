@@ -1,5 +1,6 @@
 """The second oracle: TensorFlow's forward pass, its own checks, and parity reports that use it."""
 
+import importlib
 import sys
 
 import numpy as np
@@ -105,7 +106,7 @@ def test_parity_fails_where_tensorflow_disagrees(tmp_path, monkeypatch):
 
 def test_a_missing_tensorflow(monkeypatch):
     monkeypatch.delitem(sys.modules, "tensorflow", raising=False)
-    monkeypatch.setattr(reference_tensorflow.importlib, "import_module", raising_import)
+    monkeypatch.setattr(importlib, "import_module", raising_import)
     with pytest.raises(MissingExtraError, match=r"pip install 'bitzoo\[tf\]'"):
         load_tensorflow()
 

@@ -5,6 +5,7 @@ import struct
 import zipfile
 from functools import partial
 from itertools import pairwise, permutations
+from typing import Any
 
 import h5py
 import numpy as np
@@ -299,15 +300,17 @@ def test_a_bare_transformers_encoder(tmp_path, family):
 def load_transformers(folder):
     from transformers import BitForImageClassification
 
-    network, info = BitForImageClassification.from_pretrained(folder, output_loading_info=True)
+    loaded: Any = BitForImageClassification.from_pretrained(folder, output_loading_info=True)
+    network, info = loaded
     assert {key: list(value) for key, value in info.items() if value} == {}
     return network.eval()
 
 
 def load_timm(path):
     conv = partial(StdConv2d, eps=1e-8)  # as timm makes its own BiT models
+    half: Any = 0.5  # timm's annotation says int
     network = ResNetV2(
-        list(TINY), num_classes=10, width_factor=0.5, stem_type="fixed", conv_layer=conv
+        list(TINY), num_classes=10, width_factor=half, stem_type="fixed", conv_layer=conv
     )
     state = {name: torch.from_numpy(array) for name, array in load_file(path).items()}
     network.load_state_dict(state, strict=True)

@@ -20,6 +20,7 @@ import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -41,7 +42,7 @@ from bitzoo.errors import CheckpointError, ParityError, UsageError
 from bitzoo.models.architecture import ARCHITECTURES
 
 R50, R101, R152 = (3, 4, 6, 3), (3, 4, 23, 3), (3, 8, 36, 3)
-SMALL = make_checkpoint()
+SMALL: dict[str, Any] = make_checkpoint()
 MULTIPLE = make_checkpoint(seed=1)
 STEM = "resnet/root_block/standardized_conv2d/kernel"
 
@@ -247,7 +248,8 @@ FORMS = {
     "another order": lambda path: np.savez(path, **shuffled(SMALL)),
     "reverse order": lambda path: np.savez(path, **dict(reversed(SMALL.items()))),
     "fortran order": lambda path: np.savez(
-        path, **{name: np.asfortranarray(array) for name, array in SMALL.items()}
+        path,
+        **{name: np.asfortranarray(array) for name, array in SMALL.items()},  # type: ignore[arg-type]
     ),
     "big-endian": lambda path: np.savez(
         path, **{name: array.astype(">f4") for name, array in SMALL.items()}
@@ -256,11 +258,12 @@ FORMS = {
         path, **{name: array.astype(np.float64) for name, array in SMALL.items()}
     ),
     "float64, big-endian, fortran": lambda path: np.savez(
-        path, **{name: np.asfortranarray(array.astype(">f8")) for name, array in SMALL.items()}
+        path,
+        **{name: np.asfortranarray(array.astype(">f8")) for name, array in SMALL.items()},  # type: ignore[arg-type]
     ),
     "every form at once": lambda path: np.savez_compressed(
         path,
-        **{
+        **{  # type: ignore[arg-type]
             name: np.asfortranarray(array.astype((">f8", "<f4", ">f4")[index % 3]))
             for index, (name, array) in enumerate(shuffled(renumbered(SMALL)).items())
         },
@@ -632,8 +635,8 @@ def test_a_source_that_changes_under_the_reader(tmp_path):
     """The checksum is of the bytes as they are read, so the output never gets its name."""
     source = write_npz(tmp_path / "a.npz", SMALL)
     with open_source(source) as opened:
-        position = opened.tensors[STEM].offset
-    changed = []
+        position = opened.tensors[STEM].offset  # type: ignore[attr-defined]
+    changed: list[int] = []
 
     def change(task, done, total):
         if not changed:

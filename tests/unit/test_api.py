@@ -22,12 +22,12 @@ from bitzoo.cli.main import app
 from bitzoo.converters.dtypes import NUMBER_FORMATS
 from bitzoo.converters.formats.checkpoint_formats import FORMATS
 from bitzoo.converters.parity import logits, reference_tensorflow
+from bitzoo.converters.parity.deviation import Deviation
 from bitzoo.converters.parity.verify import Check, ParityReport
 from bitzoo.display import MAX_LINES, Displayed
 from bitzoo.errors import CheckpointError, HubError, ParityError, UsageError
 from bitzoo.exporters import export_formats, graph
 from bitzoo.exporters.export import ExportReport
-from bitzoo.exporters.probe import Deviation
 from bitzoo.hub.publish import BatchPlan, PublishResult, PublishResults
 from bitzoo.hub.repo_manifest import FileRecord
 from bitzoo.hub.staging import Prepared
@@ -163,7 +163,7 @@ def test_every_command_is_a_function():
 )
 def test_choices_are_what_the_library_knows(command, option, known):
     (found,) = (param for param in app.commands[command].params if param.name == option)
-    assert set(found.type.choices) == set(known)
+    assert set(found.type.choices) == set(known)  # type: ignore[attr-defined]
 
 
 # --- results --------------------------------------------------------------------------------------

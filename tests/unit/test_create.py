@@ -137,7 +137,7 @@ class TestRandomWeights:
         assert model.architecture == Architecture((3, 4, 6, 3), 1)
         # 23,500,352 without a head: 25,549,352 with the 1,000 classes of BiT-S (timm's count)
         assert sum(p.numel() for p in model.parameters()) == 25_549_352 - 995 * 2049
-        kernel = model.stages[2].blocks[5].conv2.weight
+        kernel = model.get_parameter("stages.2.blocks.5.conv2.weight")
         assert kernel.std().item() == pytest.approx((2 / (256 * 9)) ** 0.5, rel=0.01)
         assert torch.equal(model(torch.rand(1, 3, 32, 32)), torch.zeros(1, 5))
         assert model.info.identity == Identity(None, "unknown", "random weights")
@@ -166,7 +166,7 @@ class TestRandomWeights:
         model = bitzoo.create_model(folder / "own.npz")
         assert model.training
         assert (model.architecture, model.num_classes) == (Architecture(TINY, 0.5), CLASSES)
-        assert not model.head.fc.weight.any()
+        assert not model.get_parameter("head.fc.weight").any()
         assert model.info.path is None
         stem = as_timm(arrays)["stem.conv.weight"]
         assert not np.array_equal(model.stem.conv.weight.detach().numpy(), stem)

@@ -471,7 +471,7 @@ class TestArrays:
         pixels, labels = digits()
         images = read_dataset((pixels[:50], labels[:50]), val_fraction=0.2)
         assert images.classes == tuple("0123456789")
-        assert len(images.train), len(images.val) == (40, 10)
+        assert (len(images.train), len(images.val)) == (40, 10)
         for example in images.train.examples + images.val.examples:
             index = int(example.key.removeprefix("row "))
             assert example.label == labels[index]
@@ -664,8 +664,8 @@ class TestHuggingFaceByName:
             return load
 
         module = types.ModuleType("datasets")
-        module.load_dataset = loader("load_dataset")
-        module.load_from_disk = loader("load_from_disk")
+        for name in ("load_dataset", "load_from_disk"):
+            setattr(module, name, loader(name))
         monkeypatch.setitem(sys.modules, "datasets", module)
         return asked
 

@@ -3,6 +3,7 @@
 import json
 import math
 import pickle
+from typing import Any
 
 import numpy as np
 import pytest
@@ -264,7 +265,7 @@ class TestNetwork:
 
     def test_bfloat16_is_near_and_has_a_float32_head(self, evaluated):
         model, pixels, labels, logits = evaluated
-        options = {"dtype": torch.bfloat16, "keep_logits": True}
+        options: dict[str, Any] = {"dtype": torch.bfloat16, "keep_logits": True}
         found = evaluate_pixels(model, pixels, labels, "abcdefg", **options)
         error = np.linalg.norm(found.logits - logits) / np.linalg.norm(logits)
         assert 1e-5 < error < 0.02  # bfloat16 has 8 bits: 0.4 % a rounding

@@ -24,7 +24,7 @@ def test_there_are_no_others():
 @pytest.mark.parametrize("name", [name for name in WANTED if name != INDEX])
 def test_the_hub_takes_it(name):
     validate_card(WANTED[name])
-    licensed = ModelCard(WANTED[name]).data.license
+    licensed = ModelCard(WANTED[name]).data["license"]
     assert licensed == (None if name.startswith("BiT-L") else "apache-2.0")
 
 

@@ -213,7 +213,7 @@ def sharded(tmp_path):
     folder.mkdir()
     tensors = {name: np.ascontiguousarray(array) for name, array in as_timm(ARRAYS).items()}
     names = sorted(tensors)
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     for number, part in enumerate((names[:20], names[20:])):
         save_file({name: tensors[name] for name in part}, folder / f"{number}.safetensors")
         weight_map |= dict.fromkeys(part, f"{number}.safetensors")

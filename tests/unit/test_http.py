@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from email.utils import formatdate
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from servers import Fault, FileServer
@@ -70,7 +71,7 @@ def sleeps(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     return pauses
 
 
-def start(url: str, target: Path, **streams: object) -> subprocess.Popen[bytes]:
+def start(url: str, target: Path, **streams: Any) -> subprocess.Popen[bytes]:
     return subprocess.Popen([sys.executable, "-c", CHILD, url, str(target)], **streams)
 
 

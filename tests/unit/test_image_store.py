@@ -4,10 +4,12 @@ import errno
 import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -79,7 +81,7 @@ def opened(cache):
         handle = open_pixels(split, size, budget_bytes=budget_bytes, workers=workers, **options)
         handles.append(handle)
         decoded = [call for call in calls if call[0] == "decoding"]
-        handle.decoded = len(decoded)
+        handle.decoded = len(decoded)  # type: ignore[attr-defined]  # for the tests alone
         assert [call[1:] for call in decoded] == [
             (i + 1, len(decoded)) for i in range(len(decoded))
         ]
@@ -160,7 +162,9 @@ class TestBytes:
 
     def test_images_in_memory(self, opened):
         images = [noise(30, 20 + i, i) for i in range(5)]
-        examples = [Example(0, load=lambda i=i: images[i], key=f"row {i}") for i in range(5)]
+        examples = [
+            Example(0, load=partial(images.__getitem__, i), key=f"row {i}") for i in range(5)
+        ]
         split = Split("train", tuple(examples))
         cached, decoding = opened(split), opened(split, budget_bytes=0)
         assert isinstance(cached, CachedPixels)
@@ -258,7 +262,7 @@ class TestBudget:
             (needed + reserve, CachedPixels),
         ):
             usage = SimpleNamespace(free=free)
-            monkeypatch.setattr(pixel_cache.shutil, "disk_usage", lambda path, usage=usage: usage)
+            monkeypatch.setattr(shutil, "disk_usage", lambda path, usage=usage: usage)
             handle = opened(split)
             assert type(handle) is kind
             np.testing.assert_array_equal(all_of(handle), expected_of(split))
@@ -267,7 +271,7 @@ class TestBudget:
         def full(descriptor, data, offset):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-        monkeypatch.setattr(pixel_cache.os, "pwrite", full)
+        monkeypatch.setattr(os, "pwrite", full)
         handle = opened(split)
         assert isinstance(handle, DecodingPixels)
         assert "No space left on device" in caplog.text

@@ -146,7 +146,7 @@ def test_there_are_no_circles():
 
 
 def test_there_are_no_circles_of_packages():
-    packages = {}
+    packages: dict[str, set[str]] = {}
     for module, imported in GRAPH.items():
         if module != TOP:
             ours = packages.setdefault(package_of(module), set())

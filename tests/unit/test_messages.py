@@ -2,6 +2,7 @@
 
 import errno
 import logging
+from typing import Any
 
 import click
 import numpy as np
@@ -154,7 +155,8 @@ def test_a_run_that_is_there(tmp_path, options, in_python, on_the_command_line):
     with pytest.raises(UsageError) as refused:
         RunDir(tmp_path / "run").open({"seed": 0}, **options)
     assert str(refused.value).endswith(in_python)
-    shown = app.commands["finetune"].with_flags(str(refused.value))
+    finetune: Any = app.commands["finetune"]
+    shown = finetune.with_flags(str(refused.value))
     assert shown.endswith(on_the_command_line)
 
 
@@ -176,7 +178,8 @@ def test_a_run_that_is_there(tmp_path, options, in_python, on_the_command_line):
     ],
 )
 def test_only_options_of_the_command_are_rewritten(message, shown):
-    assert app.commands["finetune"].with_flags(f"Say {message}.") == f"Say {shown}."
+    finetune: Any = app.commands["finetune"]
+    assert finetune.with_flags(f"Say {message}.") == f"Say {shown}."
 
 
 def command(error):

@@ -139,7 +139,7 @@ class TestStructure:
 
     def test_kernels_start_he_normal(self):
         torch.manual_seed(0)
-        kernel = BiT(SMALL).stages[3].blocks[0].conv3.weight
+        kernel = BiT(SMALL).get_parameter("stages.3.blocks.0.conv3.weight")
         fan_in = 256
         assert kernel.std().item() == pytest.approx((2 / fan_in) ** 0.5, rel=0.01)
         assert abs(kernel.mean().item()) < 0.01 * (2 / fan_in) ** 0.5
@@ -507,8 +507,8 @@ class TestRuntimes:
 class TestAdaptStemKernel:
     def test_values(self):
         weight = torch.arange(1.0, 7.0).reshape(2, 3, 1, 1)
-        found = adapt_stem_kernel(weight, 1).flatten(1).tolist()
-        assert found == [[6], [15]]
+        found = adapt_stem_kernel(weight, 1).flatten(1)
+        assert found.tolist() == [[6], [15]]
         found = adapt_stem_kernel(weight, 4).flatten(1)
         expected = torch.tensor([[1.0, 2, 3, 1], [4, 5, 6, 4]]) * 0.75
         torch.testing.assert_close(found, expected)

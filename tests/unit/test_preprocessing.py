@@ -244,7 +244,7 @@ class TestErrors:
 
     def test_other_types(self):
         with pytest.raises(UsageError, match=r"PIL image, .* or a path, found Tensor"):
-            read_rgb(torch.zeros(3, 8, 8))
+            read_rgb(torch.zeros(3, 8, 8))  # type: ignore[arg-type]
 
     def test_empty_image(self):
         with pytest.raises(UsageError, match="is empty: its size is 0x4"):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import lowest_dependencies
 import pytest
-import yaml
+import yaml  # type: ignore[import-untyped]
 from packaging.version import Version
 
 from bitzoo import __version__

@@ -7,6 +7,7 @@ import math
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
+from typing import Any
 from xml.etree import ElementTree as ET
 
 import numpy as np
@@ -46,7 +47,7 @@ OUTCOMES = [(0, 0)] * 3 + [(0, 1), (1, 1), (1, 2), (1, 2), (2, 2), (3, 3), (3, 3
 
 
 def make_run(**changes):
-    history = [
+    history: list[dict[str, Any]] = [
         {"event": "start", "note": "no step at all"},
         *(
             {"event": "train", "step": s, "loss": 2 - s / 100, "lr": 0.003, "images_per_s": 80 + s}
@@ -307,7 +308,7 @@ class TestRecord:
         assert (first.key, first.true, first.predicted) == ("10.png", "cat", "dog")
         assert (second.key, second.true, second.predicted) == ("30.png", "dog", "cat")
         assert (first.score, second.score) == pytest.approx((0.9, 0.7), rel=1e-6)
-        assert first.image[0, 0, 0] == 10
+        assert np.asarray(first.image)[0, 0, 0] == 10
         assert find_mistakes(evaluation_of(BIRDS, [(0, 0)]), Pixels(), keys) == []
 
 
@@ -499,7 +500,7 @@ class TestCard:
         assert data["base_model_relation"] == "finetune"
         assert data["metrics"] == ["accuracy"]
         assert {"bitzoo", "image-classification"} <= set(data["tags"])
-        results = ModelCard(text).data.eval_results
+        results = ModelCard(text).data["eval_results"]
         found = [(r.metric_type, r.metric_value, r.dataset_name) for r in results]
         top5 = make_run().evaluation.top5
         assert found == [("accuracy", 0.7, "photos"), ("top_5_accuracy", top5, "photos")]

@@ -287,7 +287,9 @@ def write_rows(path, arrays, metadata, order=None, threads=1):
     rows = [(name, row) for name, array in arrays.items() for row in range(len(array))]
     random.Random(order).shuffle(rows)
     with ThreadPoolExecutor(threads) as pool:
-        list(pool.map(lambda at: writer.write(*at, arrays[at[0]][at[1] : at[1] + 1]), rows))
+        list(
+            pool.map(lambda at: writer.write(at[0], at[1], arrays[at[0]][at[1] : at[1] + 1]), rows)
+        )
     return writer
 
 

@@ -220,7 +220,9 @@ class TestMaterialize:
         batch = BatchPlan(COUNT, 8, 40, 33, True, plan.mixup_alpha, 9).batch(2)
         sides = np.arange(8)[None] if batch.mix is None else np.stack([np.arange(8), batch.mix])
         crops = np.stack([a[sides] for a in (batch.indices, batch.top, batch.left, batch.flip)])
-        by_cpu = _mix_on_cpu(decoded, crops, batch.lam, 33, torch.contiguous_format)
+        by_cpu = _mix_on_cpu(
+            list(decoded), crops.astype(np.int64), batch.lam, 33, torch.contiguous_format
+        )
         raw = torch.from_numpy(decoded.copy())
         by_gpu = _mix_on_device(raw, torch.from_numpy(crops), batch.lam, 33)
         assert torch.equal(by_gpu, by_cpu)

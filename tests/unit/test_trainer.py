@@ -45,15 +45,18 @@ def one_thread():
 
 def run(recipe=None, options=None, model=None, data=None, **keywords):
     """Train; return the model, the loss of each step and the result."""
-    model, log = model or make_model(), []
+    model = model or make_model()
+    log: list[float] = []
     hook = keywords.pop("on_step", lambda metrics: None)
 
     def on_step(metrics):
         log.append(metrics["loss"])
         hook(metrics)
 
-    arguments = (model, recipe or make_recipe(), *(data or make_data()))
-    result = train(*arguments, options or TrainingConfig(), on_step=on_step, **keywords)
+    pixels, labels = data or make_data()
+    options = options or TrainingConfig()
+    recipe = recipe or make_recipe()
+    result = train(model, recipe, pixels, labels, options, on_step=on_step, **keywords)
     return model, log, result
 
 
@@ -100,7 +103,8 @@ class TestLearning:
         assert accuracy > 0.35  # chance is 0.1
 
     def test_reports_each_step(self):
-        recipe, seen = make_recipe(steps=5, warmup=2, boundaries=(3,)), []
+        recipe = make_recipe(steps=5, warmup=2, boundaries=(3,))
+        seen: list[dict[str, float]] = []
         _, log, result = run(recipe, on_step=seen.append)
         assert [metrics["step"] for metrics in seen] == [1, 2, 3, 4, 5]
         expected = [0, 0.0015, 0.003, 0.003, 0.0003]
@@ -132,14 +136,16 @@ class TestEqualsPlainLoop:
         ("mixup", "decay", "freeze"), [(0.2, 0, False), (0, 1e-2, False), (0.2, 0, True)]
     )
     def test_weights_and_losses(self, mixup, decay, freeze):
-        model, data = make_model(), make_data()
+        model, (pixels, labels) = make_model(), make_data()
         names = [name for name, _ in model.named_parameters() if not freeze or "head" in name]
         parameters = [dict(model.named_parameters())[name] for name in names]
         optimizer = torch.optim.SGD(parameters, lr=1, momentum=0.9, weight_decay=decay)
         plan = BatchPlan(40, 8, RESIZE, CROP, True, mixup, seed=5)
         losses = []
         for step, rate in enumerate(self.RATES):
-            images, targets = materialize(plan.batch(step), slice(0, 8), *data, CLASSES, CROP)
+            images, targets = materialize(
+                plan.batch(step), slice(0, 8), pixels, labels, CLASSES, CROP
+            )
             optimizer.param_groups[0]["lr"] = rate
             optimizer.zero_grad()
             loss = -(targets * model(images).log_softmax(1)).sum(1).mean()

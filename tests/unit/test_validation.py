@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 from fnmatch import fnmatchcase
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -106,7 +107,7 @@ class TestOneImage:
     def test_in_memory(self):
         grey, colour = digits()[0][0], np.asarray(photo())
         for pixels, traits in ((grey, ("grayscale",)), (colour, ())):
-            check = check_image(Example(0, load=lambda pixels=pixels: Image.fromarray(pixels)))
+            check = check_image(Example(0, load=partial(Image.fromarray, pixels)))
             assert (check.size, check.traits) == (pixels.shape[:2], traits)
             rgb = np.broadcast_to(pixels.reshape(*pixels.shape[:2], -1), (*pixels.shape[:2], 3))
             size = f"{pixels.shape[1]}x{pixels.shape[0]}"
