@@ -19,13 +19,13 @@ from bitzoo.catalogue.class_names import class_names
 from bitzoo.catalogue.model_info import Identity, ModelInfo
 from bitzoo.catalogue.registry import find_spec
 from bitzoo.cli.main import app
-from bitzoo.converters.dtypes import NUMBER_FORMATS
+from bitzoo.converters.dtypes import DTYPES
 from bitzoo.converters.formats.checkpoint_formats import FORMATS
 from bitzoo.converters.parity import logits, reference_tensorflow
 from bitzoo.converters.parity.verify import Check, ParityReport
 from bitzoo.display import MAX_LINES, Displayed
 from bitzoo.errors import CheckpointError, HubError, ParityError, UsageError
-from bitzoo.exporters import export_formats, graph
+from bitzoo.exporters import export_formats
 from bitzoo.exporters.export import ExportReport
 from bitzoo.exporters.probe import Deviation
 from bitzoo.hub.publish import BatchPlan, PublishResult, PublishResults
@@ -147,11 +147,11 @@ def test_every_command_is_a_function():
     ("command", "option", "known"),
     [
         ("convert", "to", FORMATS),
-        ("convert", "dtype", NUMBER_FORMATS),
+        ("convert", "dtype", DTYPES),
         ("convert", "check", [check.value for check in Check]),
         ("verify", "check", [check.value for check in Check]),
         ("export", "to", export_formats.FORMATS),
-        ("export", "dtype", graph.DTYPES),
+        ("export", "dtype", DTYPES),
         ("evaluate", "dtype", COMPUTE_DTYPES),
         ("evaluate", "backend", BACKENDS),
         ("predict", "dtype", COMPUTE_DTYPES),
