@@ -46,7 +46,7 @@ def scores(workspace, model, *options, top=3):
     """Class name -> score, best first, as `bitzoo predict` prints them."""
     words = ["predict", model, "photo.png", "--top", top, "--format", "csv", *options]
     rows = list(csv.DictReader(io.StringIO(workspace.run(*words).out)))
-    return {row["class"]: float(row["score"]) for row in rows}
+    return {row["label"]: float(row["score"]) for row in rows}
 
 
 def card(workspace, repo):
@@ -183,7 +183,7 @@ class TestARandomNetworkNamedLikeARelease:
 
 class TestTheLicenceOfARun:
     @pytest.fixture(scope="class")
-    def run(self, workspace):
+    def folder(self, workspace):
         from bitzoo.runs.report.html import RunRecord, write_card
 
         network = make_model(num_classes=len(NAMES))
@@ -201,33 +201,35 @@ class TestTheLicenceOfARun:
         write_card(folder / "README.md", record)
         return folder
 
-    def test_nobody_stated_one(self, workspace, run):
+    def test_nobody_stated_one(self, workspace, folder):
         planned = workspace.run(
-            "publish", run, "--repo", "lab/run", "--dry-run", "--folder", "planned"
+            "publish", folder, "--repo", "lab/run", "--dry-run", "--folder", "planned"
         )
         assert "not known: nobody stated one" in planned.out
-        workspace.run("publish", run, "--repo", "lab/run", "--yes")
+        workspace.run("publish", folder, "--repo", "lab/run", "--yes")
         assert card(workspace, "lab/run").data.license is None
         assert "license" not in config(workspace, "lab/run").get("pretrained_cfg", {})
         assert "LICENSE" not in workspace.hub.repos["lab/run"].files()
 
-    def test_its_owner_states_one(self, workspace, run):
-        done = workspace.run("publish", run, "--repo", "lab/run-mit", "--yes", "--license", "mit")
+    def test_its_owner_states_one(self, workspace, folder):
+        done = workspace.run(
+            "publish", folder, "--repo", "lab/run-mit", "--yes", "--license", "mit"
+        )
         assert "mit" in done.out
         assert card(workspace, "lab/run-mit").data.license == "mit"
         known = json.loads(workspace.run("info", "hub:lab/run-mit", "--json").out)
         assert known["license"] == "mit"
 
-    def test_whose_text_bitzoo_has_comes_with_it(self, workspace, run):
+    def test_whose_text_bitzoo_has_comes_with_it(self, workspace, folder):
         words = ["--yes", "--license", "Apache-2.0"]
-        workspace.run("publish", run, "--repo", "lab/run-apache", *words)
+        workspace.run("publish", folder, "--repo", "lab/run-apache", *words)
         files = workspace.hub.repos["lab/run-apache"].files()
         assert b"Apache License" in files["LICENSE"]
         assert "the text is in `LICENSE`" in files["README.md"].decode()
 
-    def test_timm_is_named_only_for_what_timm_loads(self, workspace, run):
+    def test_timm_is_named_only_for_what_timm_loads(self, workspace, folder):
         """R(1,1,1,1)x0.5 is no architecture of timm's."""
-        workspace.run("publish", run, "--repo", "lab/library", "--yes")
+        workspace.run("publish", folder, "--repo", "lab/library", "--yes")
         assert card(workspace, "lab/library").data.library_name == "bitzoo"
 
 
