@@ -3,17 +3,26 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
+LOWEST := .venv-lowest
+WHEEL := .venv-wheel
+DEFAULT_TESTS := -m "not full_size" --numprocesses auto --maxprocesses 8 --dist loadfile
 
-.PHONY: quickstart test test-full lint format bench bench-quick readme cards clean
+.PHONY: quickstart test test-full test-lowest coverage lint format dist test-wheel bench bench-quick readme cards clean
 
 quickstart: .venv/.installed  ## the main job, end to end, on a small random checkpoint
 	$(BIN)/bitzoo quickstart
 
 test: .venv/.installed-dev  ## everything but the full-size tests; minutes on two cores
-	$(BIN)/python -m pytest -m "not full_size" --numprocesses auto --maxprocesses 8 --dist loadfile
+	$(BIN)/python -m pytest $(DEFAULT_TESTS)
 
 test-full: .venv/.installed-dev  ## the full-size tests alone; gigabytes of disk
 	$(BIN)/python -m pytest -m full_size
+
+test-lowest: $(LOWEST)/.installed  ## the default tests with the lowest version of every dependency
+	$(LOWEST)/bin/python -m pytest $(DEFAULT_TESTS)
+
+coverage: .venv/.installed-dev  ## the default tests, with the lines and branches that none of them runs
+	$(BIN)/python -m pytest $(DEFAULT_TESTS) --cov --cov-report=term --cov-report=html
 
 lint: .venv/.installed-dev
 	$(BIN)/ruff check .
@@ -23,6 +32,16 @@ lint: .venv/.installed-dev
 format: .venv/.installed-dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+dist: | $(BIN)/python  ## sdist and wheel
+	rm -rf dist
+	$(BIN)/python -m pip install build
+	$(BIN)/python -m build
+
+test-wheel: dist  ## the wheel alone, in an environment of its own: the main job, end to end
+	$(PYTHON) -m venv --clear $(WHEEL)
+	$(WHEEL)/bin/python -m pip install "$$(echo dist/*.whl)[quickstart]"
+	cd $(WHEEL) && bin/bitzoo --version && bin/bitzoo quickstart
 
 bench: .venv/.installed-dev  ## tables of timings into benchmarks/RESULTS.md; an hour
 	$(BIN)/python benchmarks/run.py
@@ -37,7 +56,8 @@ cards: .venv/.installed-dev  ## a card for each model, from the registry
 	$(BIN)/python tools/model_cards.py
 
 clean:
-	rm -rf .venv build dist .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv $(LOWEST) $(WHEEL) build dist htmlcov .coverage .coverage.*
+	rm -rf .mypy_cache .pytest_cache .ruff_cache
 
 # the stamps say what is installed; the second install adds to the first
 .venv/.installed: pyproject.toml | $(BIN)/python
@@ -47,6 +67,14 @@ clean:
 .venv/.installed-dev: pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --editable ".[dev]"
 	touch .venv/.installed $@
+
+# constraints bind what pyproject.toml names; what that depends on is as new as it allows
+$(LOWEST)/.installed: pyproject.toml tools/lowest_dependencies.py
+	$(PYTHON) -m venv --clear $(LOWEST)
+	$(LOWEST)/bin/python -m pip install packaging tomli
+	$(LOWEST)/bin/python tools/lowest_dependencies.py test > $(LOWEST)/lowest.txt
+	$(LOWEST)/bin/python -m pip install --constraint $(LOWEST)/lowest.txt --editable ".[test]"
+	touch $@
 
 $(BIN)/python:
 	$(PYTHON) -m venv .venv

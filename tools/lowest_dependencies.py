@@ -41,6 +41,12 @@ def lowest(project: Mapping[str, Any], extras: Sequence[str] = ()) -> dict[str, 
     return dict(sorted(floors.items()))
 
 
+def read_project() -> dict[str, Any]:
+    """Return the table `[project]` of this checkout's pyproject.toml."""
+    project: dict[str, Any] = tomllib.loads(PYPROJECT.read_text(encoding="utf-8"))["project"]
+    return project
+
+
 def _requirements(
     project: Mapping[str, Any], extras: Sequence[str], seen: frozenset[str] = frozenset()
 ) -> Iterator[Requirement]:
@@ -67,18 +73,17 @@ def _floor(requirement: Requirement) -> Version:
     bounds = [Version(s.version) for s in requirement.specifier if s.operator in _LOWER_BOUNDS]
     if not bounds:
         raise SystemExit(
-            f"pyproject.toml: {requirement} names no lowest version; write {requirement.name}>=..."
+            f"pyproject.toml: {requirement} names no lowest version. Write {requirement.name}>=..."
         )
     return max(bounds)
 
 
 def main() -> None:
     """Read the names of extras from the command line, and print one `name==version` a line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description="Print the lowest allowed versions.")
     parser.add_argument("extras", nargs="*", help="optional dependencies to take in")
     extras = parser.parse_args().extras
-    project = tomllib.loads(PYPROJECT.read_text(encoding="utf-8"))["project"]
-    for name, version in lowest(project, extras).items():
+    for name, version in lowest(read_project(), extras).items():
         print(f"{name}=={version}")
 
 
