@@ -136,7 +136,7 @@ def test_the_command_runs_from_the_wheel(site, elsewhere):
 
 
 def test_a_source_archive_without_links_installs_and_converts(tmp_path):
-    """Where links are not supported, a .zip from a forge unpacks them as files with their target."""
+    """Where links are not supported, a forge's .zip unpacks them as files with their target."""
     if not (ROOT / ".git").exists():
         pytest.skip("only a checkout knows which of its files are its own")
     listed = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
