@@ -396,6 +396,8 @@ def test_what_click_would_refuse_is_refused(folder, options, says):
 
 
 def test_a_path_is_never_taken_for_a_name(folder):
+    with pytest.raises(CheckpointError, match="expected a checkpoint file, found a folder there"):
+        bitzoo.convert(Path())
     with pytest.raises(CheckpointError, match="expected a checkpoint file, found nothing there"):
         bitzoo.convert(Path("BiT-M-R50x1"))
 
