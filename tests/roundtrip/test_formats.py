@@ -417,7 +417,7 @@ def test_eps_exact_files_are_marked_and_not_for_us(tmp_path, to):
 @pytest.mark.parametrize("to", ["safetensors", "npz", "h5", "bit_pytorch"])
 def test_eps_exact_only_where_it_is_right(tmp_path, to):
     source = write_npz(tmp_path / "a.npz", ARRAYS)
-    with pytest.raises(UsageError, match=r"Use it to write timm or transformers"):
+    with pytest.raises(UsageError, match=r"Use it only to write timm or transformers"):
         convert(source, target=Target(to, eps_exact=True))
     assert [path.name for path in tmp_path.iterdir()] == ["a.npz"]
 
