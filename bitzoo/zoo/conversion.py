@@ -14,11 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bitzoo.catalogue.model_info import Identity, ModelInfo
+from bitzoo.catalogue.model_info import ModelInfo
 from bitzoo.catalogue.registry import ModelSpec, find_spec, get_spec
 from bitzoo.converters.convert import Conversion, default_output
 from bitzoo.converters.formats.checkpoint_formats import Target
-from bitzoo.converters.identify import identify
 from bitzoo.converters.open import open_source
 from bitzoo.converters.parity.verify import (
     REPORT_NAME,
@@ -30,7 +29,6 @@ from bitzoo.converters.parity.verify import (
     save_report,
 )
 from bitzoo.converters.parity.verify import verify as verify_files
-from bitzoo.converters.source import Source
 from bitzoo.display import Displayed
 from bitzoo.errors import NotServedError, ParityError, UsageError
 from bitzoo.fetch.http import base_url, download
@@ -190,7 +188,7 @@ def convert(
         if not local:
             path = stack.enter_context(_fetched(url, keep=keep_source))
             source = stack.enter_context(open_source(path))
-            identity = _identity_of(source, path, spec)
+            identity = identity_of_download(path, spec)
         try:
             conversion, proof = convert_and_prove(
                 source,
@@ -294,16 +292,6 @@ def _name_of(url: str, spec: ModelSpec | None) -> Path:
     name = name_in(url)
     spec = spec or find_spec(Path(name).stem)
     return Path(f"{spec.name}.npz" if spec else name)
-
-
-def _identity_of(source: Source, path: Path, spec: ModelSpec | None) -> Identity | None:
-    """Return which release a fetched file is by its origin, if its tensors agree."""
-    identity = identity_of_download(path, spec)
-    inventory = identify(source)
-    if identity is None or identity.spec is None:
-        return identity
-    agrees = identity.spec.fits(inventory.architecture, inventory.num_classes)
-    return identity if agrees else None
 
 
 def _is_local(src: str | os.PathLike[str]) -> bool:

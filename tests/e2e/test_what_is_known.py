@@ -1,7 +1,5 @@
 """What is known of a model reaches every command, and what is not known no command claims."""
 
-import csv
-import io
 import json
 
 import numpy as np
@@ -14,7 +12,6 @@ from images import photo
 from PIL import Image
 from publishing import Workspace
 from servers import FileServer
-from training import make_model
 
 import bitzoo
 from bitzoo.catalogue.metadata import Preprocessing
@@ -44,9 +41,14 @@ def workspace(tmp_path_factory):
 
 def scores(workspace, model, *options, top=3):
     """Class name -> score, best first, as `bitzoo predict` prints them."""
-    words = ["predict", model, "photo.png", "--top", top, "--format", "csv", *options]
-    rows = list(csv.DictReader(io.StringIO(workspace.run(*words).out)))
-    return {row["label"]: float(row["score"]) for row in rows}
+    words = ["predict", model, "photo.png", "--top", top, "--format", "json", *options]
+    (found,) = json.loads(workspace.run(*words).out)
+    return {guess["label"]: guess["score"] for guess in found["predictions"]}
+
+
+def small_network(workspace):
+    path = write_npz(workspace.folder / "small.npz", make_checkpoint(num_classes=len(NAMES)))
+    return bitzoo.create_model(path, pretrained=True)
 
 
 def card(workspace, repo):
@@ -60,6 +62,69 @@ def config(workspace, repo):
 def put_on_hub(workspace, repo, folder):
     files = {path.name: path.read_bytes() for path in folder.iterdir()}
     workspace.hub.add_repo(repo, files)
+
+
+@pytest.fixture(scope="module")
+def theirs(workspace):
+    folder = workspace.folder / "theirs"
+    network = small_network(workspace)
+    write_model_folder(
+        workspace.folder / "own",
+        network,
+        ModelInfo(
+            network.architecture.name, len(NAMES), own_names=NAMES, activation="sigmoid",
+            preprocessing=OWN,
+        ),
+    )  # fmt: skip
+    workspace.run("convert", "--src", "own", "--to", "transformers", "--dst", folder)
+    settings = json.loads((folder / "config.json").read_text())
+    del settings["bitzoo"]
+    (folder / "config.json").write_text(json.dumps(settings))
+    from transformers import BitForImageClassification
+
+    model = BitForImageClassification.from_pretrained(folder)
+    (folder / "model.safetensors").unlink()
+    model.save_pretrained(folder)  # without the metadata that bitzoo writes
+    return folder
+
+
+@pytest.fixture(scope="module")
+def expected(workspace, theirs):
+    """The oracle: transformers' model on what transformers' processor makes of the image."""
+    from transformers import AutoImageProcessor, BitForImageClassification
+
+    model = BitForImageClassification.from_pretrained(theirs).eval()
+    processor = AutoImageProcessor.from_pretrained(theirs, use_fast=False)
+    with Image.open(workspace.folder / "photo.png") as picture, torch.no_grad():
+        pixels = processor(picture.convert("RGB"), return_tensors="pt")["pixel_values"]
+        assert pixels.shape[-2:] == (64, 64)
+        found = torch.sigmoid(model(pixels).logits[0]).tolist()
+    return {model.config.id2label[i]: score for i, score in enumerate(found)}
+
+
+@pytest.fixture(scope="module")
+def named(workspace):
+    return write_npz(workspace.folder / f"{IN_1K}.npz", make_checkpoint(num_classes=1000))
+
+
+@pytest.fixture(scope="module")
+def run_folder(workspace):
+    from bitzoo.runs.report.html import RunRecord, write_card
+
+    network = small_network(workspace)
+    known = ModelInfo(
+        network.architecture.name, len(NAMES), base=Identity(IN_21K, "google", "the test"),
+        own_names=NAMES, activation="softmax", preprocessing=OWN,
+    )  # fmt: skip
+    folder = workspace.folder / "run"
+    write_model_folder(folder, network, known)
+    record = RunRecord(
+        title="birds", model=IN_21K, architecture=known.architecture, image_size=64,
+        classes=list(NAMES), dataset="birds", data=[("train images", "12")],
+        recipe=[("rule", "paper")], base=IN_21K, info=known, history=[], evaluation=None,
+    )  # fmt: skip
+    write_card(folder / "README.md", record)
+    return folder
 
 
 def test_a_published_21k_model_scores_by_its_sigmoid(workspace):
@@ -84,60 +149,27 @@ def test_a_published_21k_model_scores_by_its_sigmoid(workspace):
 class TestAFolderOfTransformers:
     """As transformers writes it: names, activation and processor stand in its own keys."""
 
-    @pytest.fixture(scope="class")
-    def theirs(self, workspace):
-        folder = workspace.folder / "theirs"
-        network = make_model(num_classes=len(NAMES))
-        write_model_folder(
-            workspace.folder / "own",
-            network,
-            ModelInfo(
-                network.architecture.name, len(NAMES), own_names=NAMES, activation="sigmoid",
-                preprocessing=OWN,
-            ),
-        )  # fmt: skip
-        workspace.run("convert", "--src", "own", "--to", "transformers", "--dst", folder)
-        settings = json.loads((folder / "config.json").read_text())
-        del settings["bitzoo"]
-        (folder / "config.json").write_text(json.dumps(settings))
-        from transformers import BitForImageClassification
-
-        model = BitForImageClassification.from_pretrained(folder)
-        (folder / "model.safetensors").unlink()
-        model.save_pretrained(folder)  # without the metadata that bitzoo writes
-        return folder
-
-    @pytest.fixture(scope="class")
-    def expected(self, workspace, theirs):
-        """The oracle: transformers' model on what transformers' processor makes of the image."""
-        from transformers import AutoImageProcessor, BitForImageClassification
-
-        model = BitForImageClassification.from_pretrained(theirs).eval()
-        processor = AutoImageProcessor.from_pretrained(theirs, use_fast=False)
-        with Image.open(workspace.folder / "photo.png") as picture, torch.no_grad():
-            pixels = processor(picture.convert("RGB"), return_tensors="pt")["pixel_values"]
-            assert pixels.shape[-2:] == (64, 64)
-            found = torch.sigmoid(model(pixels).logits[0]).tolist()
-        return {model.config.id2label[i]: score for i, score in enumerate(found)}
-
-    @pytest.mark.parametrize("form", ["folder", "hub", "converted", "converted from the hub"])
+    @pytest.mark.parametrize("form", ["folder", "hub", "converted"])
     def test_every_way_in_respects_them(self, workspace, theirs, expected, form):
-        put_on_hub(workspace, "others/theirs", theirs) if form.endswith("hub") else None
-        source = "hub:others/theirs" if form.endswith("hub") else theirs
-        if form.startswith("converted"):
-            workspace.run("convert", "--src", source, "--dst", "c.safetensors", "--force")
+        source = theirs
+        if form == "hub":
+            put_on_hub(workspace, "others/theirs", theirs)
+            source = "hub:others/theirs"
+        elif form == "converted":
+            workspace.run("convert", "--src", theirs, "--dst", "c.safetensors")
             source = "c.safetensors"
         found = scores(workspace, source)
         assert found.keys() == set(NAMES)
         for name, score in expected.items():  # 0.005: a resize rounds to 1/255 in transformers
             assert found[name] == pytest.approx(score, abs=0.005)
 
-    @pytest.mark.parametrize("source", ["theirs", "hub:others/theirs"])
-    def test_so_does_an_export(self, workspace, theirs, source):
+    def test_so_does_an_export(self, workspace, theirs):
         import onnx
 
         put_on_hub(workspace, "others/theirs", theirs)
-        workspace.run("export", source, "--to", "onnx", "--out", "theirs.onnx", "--force")
+        workspace.run(
+            "export", "hub:others/theirs", "--to", "onnx", "--out", "theirs.onnx", "--force"
+        )
         model = onnx.load(workspace.folder / "theirs.onnx")
         stated = {item.key: item.value for item in model.metadata_props}
         info = ModelInfo.from_dict(json.loads(stated["model_info"]))
@@ -149,13 +181,9 @@ class TestAFolderOfTransformers:
 class TestARandomNetworkNamedLikeARelease:
     """1,000 classes and R50x1, as `BiT-M-R50x1-ILSVRC2012` has: its name alone proves nothing."""
 
-    @pytest.fixture(scope="class")
-    def named(self, workspace):
-        return write_npz(workspace.folder / f"{IN_1K}.npz", make_checkpoint(num_classes=1000))
-
     def test_it_is_published_without_googles_score_and_licence(self, workspace, named):
         done = workspace.run("publish", named, "--repo", "lab/named", "--yes")
-        assert f"{IN_1K}, by its file name alone" in done.out
+        assert f"{IN_1K}, by its file name only" in done.out
         data = card(workspace, "lab/named").data
         assert (data.eval_results, data.license) == (None, None)
         text = str(card(workspace, "lab/named"))
@@ -165,12 +193,11 @@ class TestARandomNetworkNamedLikeARelease:
     def test_who_publishes_it_may_vouch_and_the_card_says_so(self, workspace, named):
         workspace.run("publish", named, "--repo", "lab/vouched", "--yes", "--vouch")
         made = card(workspace, "lab/vouched")
-        (result,) = made.data.eval_results
-        assert result.metric_value == 80.386
+        assert 80.386 in [result.metric_value for result in made.data.eval_results]
         assert made.data.license == "apache-2.0"
-        assert "vouched for by the publisher" in str(made)
+        assert "vouched for by its publisher" in str(made)
         # a claim in a file, for who reads it next
-        known = json.loads(workspace.run("info", "hub:lab/vouched", "--json").out)
+        known = json.loads(workspace.run("info", "hub:lab/vouched", "--json").out)["info"]
         assert known["identity"]["basis"] == "stated"
 
     def test_what_has_no_name_cannot_be_vouched_for(self, workspace):
@@ -182,60 +209,41 @@ class TestARandomNetworkNamedLikeARelease:
 
 
 class TestTheLicenceOfARun:
-    @pytest.fixture(scope="class")
-    def folder(self, workspace):
-        from bitzoo.runs.report.html import RunRecord, write_card
-
-        network = make_model(num_classes=len(NAMES))
-        known = ModelInfo(
-            network.architecture.name, len(NAMES), base=Identity(IN_21K, "google", "the test"),
-            own_names=NAMES, activation="softmax", preprocessing=OWN,
-        )  # fmt: skip
-        folder = workspace.folder / "run"
-        write_model_folder(folder, network, known)
-        record = RunRecord(
-            title="birds", model=IN_21K, architecture=known.architecture, image_size=64,
-            classes=list(NAMES), dataset="birds", data=[("train images", "12")],
-            recipe=[("rule", "paper")], base=IN_21K, info=known, history=[], evaluation=None,
-        )  # fmt: skip
-        write_card(folder / "README.md", record)
-        return folder
-
-    def test_nobody_stated_one(self, workspace, folder):
+    def test_nobody_stated_one(self, workspace, run_folder):
         planned = workspace.run(
-            "publish", folder, "--repo", "lab/run", "--dry-run", "--folder", "planned"
+            "publish", run_folder, "--repo", "lab/run", "--dry-run", "--folder", "planned"
         )
-        assert "not known: nobody stated one" in planned.out
-        workspace.run("publish", folder, "--repo", "lab/run", "--yes")
+        assert "not stated; state it with --license" in planned.out
+        workspace.run("publish", run_folder, "--repo", "lab/run", "--yes")
         assert card(workspace, "lab/run").data.license is None
         assert "license" not in config(workspace, "lab/run").get("pretrained_cfg", {})
         assert "LICENSE" not in workspace.hub.repos["lab/run"].files()
 
-    def test_its_owner_states_one(self, workspace, folder):
+    def test_its_owner_states_one(self, workspace, run_folder):
         done = workspace.run(
-            "publish", folder, "--repo", "lab/run-mit", "--yes", "--license", "mit"
+            "publish", run_folder, "--repo", "lab/run-mit", "--yes", "--license", "mit"
         )
         assert "mit" in done.out
         assert card(workspace, "lab/run-mit").data.license == "mit"
-        known = json.loads(workspace.run("info", "hub:lab/run-mit", "--json").out)
+        known = json.loads(workspace.run("info", "hub:lab/run-mit", "--json").out)["info"]
         assert known["license"] == "mit"
 
-    def test_whose_text_bitzoo_has_comes_with_it(self, workspace, folder):
+    def test_whose_text_bitzoo_has_comes_with_it(self, workspace, run_folder):
         words = ["--yes", "--license", "Apache-2.0"]
-        workspace.run("publish", folder, "--repo", "lab/run-apache", *words)
+        workspace.run("publish", run_folder, "--repo", "lab/run-apache", *words)
         files = workspace.hub.repos["lab/run-apache"].files()
         assert b"Apache License" in files["LICENSE"]
         assert "the text is in `LICENSE`" in files["README.md"].decode()
 
-    def test_timm_is_named_only_for_what_timm_loads(self, workspace, folder):
+    def test_timm_is_named_only_for_what_timm_loads(self, workspace, run_folder):
         """R(1,1,1,1)x0.5 is no architecture of timm's."""
-        workspace.run("publish", folder, "--repo", "lab/library", "--yes")
+        workspace.run("publish", run_folder, "--repo", "lab/library", "--yes")
         assert card(workspace, "lab/library").data.library_name == "bitzoo"
 
 
 def test_a_made_file_is_the_same_whichever_command_made_it(workspace):
     """Names, activation and preprocessing of one model, converted and exported both ways."""
-    network = make_model(num_classes=len(NAMES))
+    network = small_network(workspace)
     known = ModelInfo(
         network.architecture.name, len(NAMES), own_names=NAMES, activation="sigmoid",
         preprocessing=OWN, license="mit", sources={"license": "its owner"},
@@ -254,7 +262,7 @@ def test_a_made_file_is_the_same_whichever_command_made_it(workspace):
     workspace.run("export", folder, "--to", "torch-export", "--out", "command.pt2")
     bitzoo.export(folder, to="torch-export", out=workspace.folder / "python.pt2")
     records = [
-        json.loads((workspace.folder / f"{maker}.export.json").read_text())["model_info"]
+        json.loads((workspace.folder / f"{maker}.pt2.export.json").read_text())["model_info"]
         for maker in ("command", "python")
     ]
     assert records[0] == records[1]
