@@ -298,7 +298,8 @@ class TestConvert:
         assert "model    not a known release\n" in printed
         assert f"note     Named like {DTD} (R50x1, 47 classes), but its tensors are" in printed
         kept = [name for name in files_in(cache) if not name.endswith(".lock")]
-        assert [Path(name).name for name in kept] == ([f"{DTD}.npz"] if keep else [])
+        expected = [f"{DTD}.npz", f"{DTD}.npz.fetched.json"] if keep else []  # and its origin
+        assert [Path(name).name for name in kept] == expected
 
     def test_an_existing_output_is_seen_before_anything_is_fetched(self, mirror, tmp_path):
         (tmp_path / f"{DTD}.safetensors").write_text("mine")
