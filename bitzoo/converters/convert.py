@@ -20,7 +20,7 @@ from bitzoo.converters.dtypes import RoundingError, round_to, widen
 from bitzoo.converters.formats.checkpoint_formats import Target, find_format
 from bitzoo.converters.formats.hf_config import render_hf_config, render_processor
 from bitzoo.converters.formats.hf_folder import find_weights
-from bitzoo.converters.formats.safetensors import SafetensorsSource, restate
+from bitzoo.converters.formats.safetensors import SafetensorsSource, rewrite_metadata
 from bitzoo.converters.formats.timm_config import CONFIG_NAME, RECORD_KEY
 from bitzoo.converters.identify import Inventory, identify
 from bitzoo.converters.key_mapping import layout_of, name_of, scatters
@@ -150,7 +150,9 @@ def record_logits_distance(conversion: Conversion, target: Target, moved: float)
     made = conversion.info.provenance
     assert made is not None
     info = replace(conversion.info, provenance=replace(made, logits_relative_l2=moved))
-    restate(weights, {LOGITS_DEVIATION: format_distance(moved), RECORD_KEY: info.to_json()})
+    rewrite_metadata(
+        weights, {LOGITS_DEVIATION: format_distance(moved), RECORD_KEY: info.to_json()}
+    )
     if target.format.weights:
         write_json(conversion.output / CONFIG_NAME, render_hf_config(info))
     return weights
@@ -161,7 +163,7 @@ def _what_is_known(
 ) -> tuple[ModelInfo, tuple[str, ...]]:
     """Return the record for the output, and notes for the user."""
     notes = list(source.notes)
-    dtypes = {tensor.number_format for tensor in inventory.tensors.values()} - {"float32"}
+    dtypes = {tensor.stored_dtype for tensor in inventory.tensors.values()} - {"float32"}
     if dtypes:
         notes.append(f"Tensors stored as {', '.join(sorted(dtypes))} are converted to float32.")
     info, more_notes = read_info(source, inventory, identity)
@@ -333,12 +335,12 @@ class Mover:
         return [block] if scatters(self.target.format.names) else block.pieces()
 
     def _write(self, piece: Block, values: Array) -> None:
-        number_format = self.target.dtype
+        dtype = self.target.dtype
         _check_finite(self.source, piece, values)
-        rounded = round_to(values, number_format)
+        rounded = round_to(values, dtype)
         if self.rounding:
-            widened = widen(rounded, number_format)
-            _check_finite(self.source, piece, widened, number_format)
+            widened = widen(rounded, dtype)
+            _check_finite(self.source, piece, widened, dtype)
             self.rounding.add(values, widened)
         self.writer.write(self.names[piece.slot], piece.start, rounded)
 
@@ -354,9 +356,7 @@ def _transposed(piece: Block, stored: Array, pool: WorkerPool, target: Target) -
     return values
 
 
-def _check_finite(
-    source: Source, piece: Block, values: Array, number_format: str = "float32"
-) -> None:
+def _check_finite(source: Source, piece: Block, values: Array, dtype: str = "float32") -> None:
     flat = values.reshape(-1)
     for start in range(0, flat.size, _FINITE_STEP):
         part = flat[start : start + _FINITE_STEP]
@@ -364,6 +364,6 @@ def _check_finite(
         if not np.isfinite(extremes).all():
             raise CheckpointError(
                 f"{source.path}: expected finite numbers, but tensor {piece.tensor.name!r} holds "
-                f"NaN or infinite numbers (or numbers too large for {number_format}). The file is "
+                f"NaN or infinite numbers (or numbers too large for {dtype}). The file is "
                 "damaged, or its training diverged."
             )

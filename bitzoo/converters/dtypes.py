@@ -12,18 +12,18 @@ import numpy as np
 
 from bitzoo.converters.source import Array, RawTensor, Scratch, StoredTensor
 
-NUMBER_FORMATS = ("float32", "float16", "bfloat16")
-"""Dtypes that a checkpoint may be written in."""
+DTYPES = ("float32", "float16", "bfloat16")
+"""Dtypes that numbers may be stored in, in a checkpoint or an exported file."""
 
 
-def round_to(values: Array, number_format: str) -> Array:
+def round_to(values: Array, dtype: str) -> Array:
     """Round float32 numbers to nearest (ties to even); bfloat16 is returned as uint16.
 
     Numbers too large for float16 become infinite.
     """
-    if number_format == "float32":
+    if dtype == "float32":
         return values
-    if number_format == "float16":
+    if dtype == "float16":
         with np.errstate(over="ignore"):
             return values.astype("<f2")
     bits = values.view(np.uint32)
@@ -34,9 +34,9 @@ def round_to(values: Array, number_format: str) -> Array:
     return half.astype("<u2")
 
 
-def widen(stored: Array, number_format: str) -> Array:
+def widen(stored: Array, dtype: str) -> Array:
     """Return rounded numbers as float32, exactly; inverts `round_to` for representable numbers."""
-    if number_format == "bfloat16":
+    if dtype == "bfloat16":
         bits = stored.astype(np.uint32)
         bits <<= 16
         return bits.view(np.float32)
@@ -85,7 +85,7 @@ class BrainFloatTensor(StoredTensor):
         return self._halves.offset
 
     @property
-    def number_format(self) -> str:
+    def stored_dtype(self) -> str:
         """The stored dtype, which is bfloat16."""
         return "bfloat16"
 

@@ -98,13 +98,15 @@ def differs_from(spec: ModelSpec, inventory: Inventory) -> str:
 def _identity(
     source: Source, inventory: Inventory, info: ModelInfo, known: Identity | None
 ) -> tuple[Identity, tuple[str, ...]]:
+    if known is None and info.identity.name is not None:
+        known = info.identity.as_claim(source.path.name)
     if known is not None:
-        return known, ()
-    if info.identity.name is not None:
-        spec = info.identity.spec
-        if spec is not None and spec.fits(inventory.architecture, inventory.num_classes):
-            return info.identity.as_claim(source.path.name), ()
-        return Identity(), ()
+        spec = known.spec
+        if spec is None:
+            return (Identity() if known.name else known), ()
+        if spec.fits(inventory.architecture, inventory.num_classes):
+            return known, ()
+        return Identity(), (differs_from(spec, inventory),)
     if info.base or info.run:  # someone's own model, regardless of its file name
         return info.identity, ()
     return recognised(source, inventory)

@@ -156,7 +156,7 @@ class StoredTensor(ABC):
         return math.prod(self.shape) * self.dtype.itemsize
 
     @property
-    def number_format(self) -> str:
+    def stored_dtype(self) -> str:
         """Its stored dtype: ``float32``, ..., or ``bfloat16``, which NumPy lacks."""
         return str(self.dtype)
 

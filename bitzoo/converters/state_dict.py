@@ -45,7 +45,7 @@ def read_state_dict(
     if not scaled:
         source.require_unscaled()
     as_stored = isinstance(source, SafetensorsSource) and all(
-        (tensor.number_format, tensor.name) == ("float32", name_of(slot, "timm"))
+        (tensor.stored_dtype, tensor.name) == ("float32", name_of(slot, "timm"))
         for slot, tensor in inventory.tensors.items()
     )
     if as_stored and len(inventory.tensors) == len(source.tensors):

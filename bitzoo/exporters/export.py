@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from bitzoo._version import __version__
+from bitzoo.converters.dtypes import DTYPES
 from bitzoo.converters.formats.timm_config import RECORD_KEY
 from bitzoo.converters.parity.deviation import Deviation
 from bitzoo.display import Displayed
 from bitzoo.errors import FoldedModelError, ParityError, UsageError
 from bitzoo.exporters.export_formats import FORMATS, ExportFormat
 from bitzoo.exporters.file_metadata import metadata_of
-from bitzoo.exporters.graph import DTYPES
 from bitzoo.exporters.probe import REASON, SEED, TOLERANCES, Probe, make_probes
 from bitzoo.models.bit import BiT
 from bitzoo.zoo.classifier import Classifier, load_classifier

@@ -17,14 +17,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrize
 
+from bitzoo.converters.dtypes import DTYPES
 from bitzoo.errors import UsageError
 from bitzoo.models.bit import BiT, fold
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
 
-DTYPES = ("float32", "float16", "bfloat16")
-"""Dtypes that kernels may be stored in; they are widened to float32 when used."""
 MIN_SIDE = 33
 """Smallest image side: below it the last map is one pixel, which a traced graph does not allow."""
 INPUT = "images"

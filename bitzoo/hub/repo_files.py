@@ -62,6 +62,12 @@ class Stated:
             info = info.stating(_PUBLISHER, license=self.license)
         return info
 
+    @property
+    def options(self) -> list[str]:
+        """The options of `bitzoo publish` that state the same."""
+        licence = ["--license", self.license] if self.license else []
+        return [*licence, *(["--vouch"] if self.vouch else [])]
+
 
 def _vouched(info: ModelInfo) -> ModelInfo:
     known = info.identity
@@ -112,7 +118,7 @@ def write_repo_files(
     (folder / LICENSE_NAME).unlink(missing_ok=True)
     if text:
         write_text(folder / LICENSE_NAME, text)
-    write_json(folder / MANIFEST_NAME, _manifest(folder, target, proven, info, repo))
+    write_json(folder / MANIFEST_NAME, _manifest(folder, target, proven, info, repo, stated))
 
 
 def card_of(
@@ -226,6 +232,7 @@ def _manifest(
     proven: Proven,
     info: ModelInfo,
     repo: str,
+    stated: Stated,
 ) -> dict[str, Any]:
     """Return the manifest; no dates or paths, so that equal contents are equal bytes."""
     named = target.spec.name if isinstance(target, Released) else target.path.name
@@ -238,7 +245,7 @@ def _manifest(
         "files": listed_records({name: FileRecord.of(folder / name) for name in there}),
         "versions": {name: _version(name) for name in _PACKAGES}
         | {"python": platform.python_version()},
-        "command": shlex.join(["bitzoo", "publish", named, "--repo", repo]),
+        "command": shlex.join(["bitzoo", "publish", named, "--repo", repo, *stated.options]),
     }
 
 

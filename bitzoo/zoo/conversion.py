@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from bitzoo.catalogue.model_info import ModelInfo
-from bitzoo.catalogue.registry import find_spec, get_spec
+from bitzoo.catalogue.registry import ModelSpec, find_spec, get_spec
 from bitzoo.converters.convert import Conversion, default_output
 from bitzoo.converters.formats.checkpoint_formats import Target
 from bitzoo.converters.open import open_source
@@ -29,7 +29,6 @@ from bitzoo.converters.parity.verify import (
     save_report,
 )
 from bitzoo.converters.parity.verify import verify as verify_files
-from bitzoo.converters.source import Source
 from bitzoo.display import Displayed
 from bitzoo.errors import NotServedError, ParityError, UsageError
 from bitzoo.fetch.http import base_url, download
@@ -170,14 +169,8 @@ def convert(
         raise UsageError(
             f'{report}: with `check="none"` there is no proof to report. Leave one of them out.'
         )
-    url, name = _find_address(src, source_format)
+    url, spec = _find_address(src, source_format)
     local = None if url else Path(src).expanduser()
-    output = default_output(local or Path(f"{name}.npz" if name else name_in(url)), to)
-    if dst:
-        place = Path(dst).expanduser()
-        output = place / output.name if place.is_dir() and not target.format.weights else place
-    proof_path = Path(report).expanduser() if report else output.with_name(REPORT_NAME)
-
     measured: ParityReport | None = None
 
     def keep(proof: ParityReport) -> None:
@@ -188,12 +181,14 @@ def convert(
 
     with ExitStack() as stack:
         if local:  # opened first, so that its problems are reported before anything else is done
-            source: Path | Source = stack.enter_context(open_source(local))
-            identity = None
+            source, identity = stack.enter_context(open_source(local)), None
+        output = _find_output(local or _name_of(url, spec), dst, target)
+        proof_path = Path(report).expanduser() if report else output.with_name(REPORT_NAME)
         _check_places(local, output, proof_path, force=force, contents=target.format.contents)
         if not local:
-            source = stack.enter_context(_fetched(url, keep=keep_source))
-            identity = identity_of_download(source, get_spec(name) if name else None)
+            path = stack.enter_context(_fetched(url, keep=keep_source))
+            source = stack.enter_context(open_source(path))
+            identity = identity_of_download(path, spec)
         try:
             conversion, proof = convert_and_prove(
                 source,
@@ -253,6 +248,15 @@ def verify(
     return proof
 
 
+def _find_output(source: Path, dst: str | os.PathLike[str] | None, target: Target) -> Path:
+    """Return where to write: `dst`, in the folder `dst`, or next to the source."""
+    default = default_output(source, target.format.name)
+    if not dst:
+        return default
+    place = Path(dst).expanduser()
+    return place / default.name if place.is_dir() and not target.format.weights else place
+
+
 def _find_check(name: str) -> Check:
     try:
         return Check(name)
@@ -261,8 +265,10 @@ def _find_check(name: str) -> Check:
         raise UsageError(f"`check` must be one of {known}, found {name!r}.") from None
 
 
-def _find_address(src: str | os.PathLike[str], source_format: str | None) -> tuple[str, str | None]:
-    """Return the address of `src`, empty for a file, and its catalogue name if known."""
+def _find_address(
+    src: str | os.PathLike[str], source_format: str | None
+) -> tuple[str, ModelSpec | None]:
+    """Return the address of `src`, empty for a file, and the catalogue entry of a name."""
     if source_format and (is_address(src) or _is_local(src)):
         raise UsageError(
             f'`source_format="{source_format}"` chooses between the released files of a catalogue '
@@ -273,13 +279,19 @@ def _find_address(src: str | os.PathLike[str], source_format: str | None) -> tup
         return "", None
     src = os.fspath(src)
     if is_address(src):
-        spec = find_spec(Path(name_in(src)).stem)
-        return src, spec.name if spec else None
+        return src, None
     spec = get_spec(src)
     if source_format in (None, "npz"):
-        return released_url(spec), spec.name
+        return released_url(spec), spec
     spec.url(source_format)  # raises, listing the released formats, if this is not one
-    return base_url() + spec.files[source_format], spec.name
+    return base_url() + spec.files[source_format], spec
+
+
+def _name_of(url: str, spec: ModelSpec | None) -> Path:
+    """Return what a fetched file is called: as the release of that name, if there is one."""
+    name = name_in(url)
+    spec = spec or find_spec(Path(name).stem)
+    return Path(f"{spec.name}.npz" if spec else name)
 
 
 def _is_local(src: str | os.PathLike[str]) -> bool:

@@ -112,7 +112,7 @@ def describe(model: str) -> dict[str, Any]:
     place = locate(model)
     with open_source(place.path) as source:
         inventory = identify(source)
-        dtypes = Counter(tensor.number_format for tensor in inventory.tensors.values())
+        dtypes = Counter(tensor.stored_dtype for tensor in inventory.tensors.values())
         known, notes = read_info(source, inventory, place.identity)
         said = find_spec(source.metadata.get("model") or source.path.stem)
         own = {key: text for key, text in source.metadata.items() if key != RECORD_KEY}

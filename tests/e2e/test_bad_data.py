@@ -105,7 +105,7 @@ class TestRefused:
         for kind, patterns in FILES.items():
             for line, pattern in zip(found[kind], patterns, strict=True):
                 assert fnmatchcase(line, f"train/dog/{pattern}"), line
-        assert report.endswith("or skip the listed items: `skip_bad=True`.\n")
+        assert report.endswith("or skip the listed items: --skip-bad.\n")
 
     def test_classes_of_every_bad_kind(self, small: Path, tmp_path: Path) -> None:
         data = tmp_path / "photos"
@@ -126,7 +126,7 @@ class TestRefused:
             "  none\n  torn: none of its 1 can be used",
         ]
         assert end == (
-            "`skip_bad=True` cannot fix this: Classes of val without images in train; Classes "
+            "--skip-bad cannot fix this: Classes of val without images in train; Classes "
             "without a usable image in train.\n"
         )
 

@@ -182,11 +182,18 @@ class TestLookingAround:
         named = tmp_path / "bit_m_r50x1.npz"
         npz.rename(named)
         assert execute("bitzoo", "info", named)[0] == (
-            f"file     {named}\n"
-            f"size     {named.stat().st_size:,} bytes\n"
-            "network  R(1,1,1,1)x0.5, 10 classes, 2,017,578 parameters\n"
-            "tensors  45 float32, with Google's names\n"
-            "model    named like BiT-M-R50x1, but its network or classes are others\n"
+            f"file         {named}\n"
+            f"size         {named.stat().st_size:,} bytes\n"
+            "network      R(1,1,1,1)x0.5, 10 classes, 2,017,578 parameters\n"
+            "tensors      45 float32, with Google's names\n"
+            "model        not a known release\n"
+            "class names  not known\n"
+            "activation   not known\n"
+            "images       not known\n"
+            "licence      not known\n"
+            "note         Named like BiT-M-R50x1 (R50x1, 21,843 classes), but its tensors are "
+            "R(1,1,1,1)x0.5 with 10 classes.\n"
+            "             The tensors decide.\n"
         )
         record = json.loads(execute("bitzoo", "info", named, "--json")[0])
         assert record["depths"] == list(TINY)
@@ -230,7 +237,8 @@ class TestConvert:
 
         command = ["verify", npz, output, "--check", "weights", "--json"]
         record = json.loads(execute("bitzoo", *command)[0])
-        assert record == proof | {"logits": []}
+        assert record | {"identity": proof["identity"]} == proof | {"logits": []}
+        assert proof["identity"]["name"] is None
 
     def test_json_is_all_that_stdout_has(self, npz, tmp_path):
         printed, _ = execute("bitzoo", "convert", "--src", npz, "--check", "weights", "--json")
@@ -287,9 +295,11 @@ class TestConvert:
         assert files_in(tmp_path) == [f"{DTD}.safetensors", "parity.json"]
         assert_holds(tmp_path / f"{DTD}.safetensors", arrays)
         # this one is small, and the converter sees that it is not what its name says
+        assert "model    not a known release\n" in printed
         assert f"note     Named like {DTD} (R50x1, 47 classes), but its tensors are" in printed
         kept = [name for name in files_in(cache) if not name.endswith(".lock")]
-        assert [Path(name).name for name in kept] == ([f"{DTD}.npz"] if keep else [])
+        expected = [f"{DTD}.npz", f"{DTD}.npz.fetched.json"] if keep else []  # and its origin
+        assert [Path(name).name for name in kept] == expected
 
     def test_an_existing_output_is_seen_before_anything_is_fetched(self, mirror, tmp_path):
         (tmp_path / f"{DTD}.safetensors").write_text("mine")

@@ -134,7 +134,7 @@ def test_a_run_is_never_lost_by_accident(
     same = ["finetune", "--model", "small.npz", "--data", "digits", "--out", "run"]
     before = (workspace / "run/model.safetensors").read_bytes()
     refused = run(workspace, *same, *STEPS, code=2).stderr
-    assert "Go on with it (--resume), or delete it and start again (--overwrite)." in refused
+    assert "Continue it with --resume, or delete it and start again with --overwrite." in refused
     changed = run(workspace, *same, *STEPS, "--seed", "7", "--resume", code=2).stderr
     assert "  - seed: 0\n  + seed: 7" in changed
     assert (workspace / "run/model.safetensors").read_bytes() == before

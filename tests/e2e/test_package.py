@@ -10,6 +10,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from checkpoints import make_checkpoint, write_npz
 
 ROOT = Path(__file__).parents[2]
 OUTER = ["converters", "model_cards"]
@@ -132,3 +133,32 @@ def test_the_command_runs_from_the_wheel(site, elsewhere):
     printed = run("-m", "bitzoo", "list", "--json", cwd=elsewhere, PYTHONPATH=str(site))
     names = [entry["name"] for entry in json.loads(printed)]
     assert "BiT-M-R50x1" in names
+
+
+def test_a_source_archive_without_links_installs_and_converts(tmp_path):
+    """Where links are not supported, a forge's .zip unpacks them as files with their target."""
+    if not (ROOT / ".git").exists():
+        pytest.skip("only a checkout knows which of its files are its own")
+    listed = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    names = subprocess.run(listed, cwd=ROOT, capture_output=True, check=True, text=True).stdout
+    unpacked, links = tmp_path / "bitzoo-main", []
+    for name in filter(None, names.split("\0")):
+        target = unpacked / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if (ROOT / name).is_symlink():
+            target.write_text(os.readlink(ROOT / name))
+            links.append(name)
+        elif (ROOT / name).is_file():
+            target.write_bytes((ROOT / name).read_bytes())
+    assert links == ["converters"]
+    site = tmp_path / "site"
+    pip = ["-m", "pip", "install", "--no-deps", "--no-index", "--no-build-isolation", "--quiet"]
+    run(*pip, "--target", site, ".", cwd=unpacked)
+    write_npz(tmp_path / "own.npz", make_checkpoint(num_classes=3))
+    words = ["convert", "--src", "own.npz", "--check", "weights"]
+    environment = {"PYTHONPATH": str(site)}
+    where = run("-c", "import bitzoo; print(bitzoo.__file__)", cwd=tmp_path, **environment)
+    assert where.strip() == f"{site}/bitzoo/__init__.py"
+    run("-m", "bitzoo", *words, cwd=tmp_path, **environment)
+    record = json.loads((tmp_path / "parity.json").read_text())
+    assert record["own.safetensors"]["passed"]

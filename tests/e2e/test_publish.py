@@ -78,7 +78,7 @@ class TestAReleasedName:
     def test_the_repository_holds_what_is_allowed_and_hangs_together(self, hub, mirror, published):
         repo = hub.repos[f"lab/{DTD}"]
         files = repo.files()
-        assert files.keys() == FILES
+        assert files.keys() == FILES - {"LICENSE"}  # from a mirror, whose licence is not known
         assert not repo.private
         assert repo.titles == [f"Publish {DTD} with bitzoo 0.1.0"]
         assert repo.refs["main"] in published.out
@@ -90,13 +90,22 @@ class TestAReleasedName:
         assert f"bit_models/vtab/{DTD}.npz" in manifest["source"]["note"]
         for name, facts in manifest["files"].items():
             assert facts == {"bytes": len(files[name]), "sha256": sha256(files[name])}, name
-        assert manifest["files"].keys() == FILES - {"README.md", "manifest.json"}
+        assert manifest["files"].keys() == files.keys() - {"README.md", "manifest.json"}
         proof = parity["model.safetensors"]
         assert proof["passed"]
         assert {224, 97} == {logits["size"] for logits in proof["logits"]}
         assert proof["output"]["sha256"] == sha256(files["model.safetensors"])
         assert manifest["command"] == f"bitzoo publish {DTD} --repo lab/{DTD}"
+        assert (manifest["model"], manifest["identity"]["basis"]) == (None, "mirror")
+
+    def test_with_a_publisher_who_vouches_it_has_the_licence_of_the_release(self, hub, workspace):
+        workspace.run("publish", DTD, "--repo", "lab/vouched", "--yes", "--vouch")
+        files = hub.repos["lab/vouched"].files()
+        assert files.keys() == FILES
         assert files["LICENSE"].startswith(b" " * 33 + b"Apache License")
+        manifest = json.loads(files["manifest.json"])
+        assert (manifest["model"], manifest["identity"]["basis"]) == (DTD, "vouched")
+        assert manifest["command"] == f"bitzoo publish {DTD} --repo lab/vouched --vouch"
 
     def test_the_commit_is_noted_and_the_copy_gone(self, hub, workspace, published):
         folder = workspace.cache / "publish" / f"lab--{DTD}"
@@ -281,7 +290,7 @@ class TestBeforeAnythingIsSent:
         assert json.loads(files["config.json"])["pretrained_cfg"]["license"] == "mit"
         assert "LICENSE" not in files
         refused = workspace.run("publish", DTD, "--repo", "lab/mit", "--license", "mit", code=2)
-        assert "--license is for files of which bitzoo knows none" in refused.err
+        assert "--license is for files and runs. A released model has its own" in refused.err
 
     def test_a_folder_of_the_users_is_not_written_over(self, workspace):
         folder = workspace.folder / "theirs"
@@ -294,7 +303,7 @@ class TestBeforeAnythingIsSent:
     def test_a_token_is_needed_and_never_shown(self, hub, workspace):
         words = ["publish", "own.npz", "--repo", "lab/t", "--yes"]
         none = workspace.run(*words, code=2, HF_TOKEN="")
-        assert "this needs a Hub token, and none was found" in none.err
+        assert "no token for the Hub was found" in none.err
         assert "hf auth login" in none.err
         # the stand-in repeats the token it was sent, as a careless server might
         for debug in ([], ["--debug"]):
@@ -461,7 +470,7 @@ class TestMany:
         left = {repo: dict(hub.repos[repo].commits) for repo in finished}
         done = workspace.run(*words)
         for repo in repos:
-            assert hub.repos[repo].files().keys() == FILES
+            assert hub.repos[repo].files().keys() == FILES - {"LICENSE"}
             assert len(hub.repos[repo].titles) == 1
             outcome = "unchanged" if repo in finished else "published"
             assert re.search(rf"^{re.escape(repo)} +{outcome} ", done.out, re.MULTILINE)
@@ -581,7 +590,7 @@ class TestARun:
         workspace.run("publish", "runs/photos", "--repo", "me-org/x", "--yes", code=2)  # not ours
         workspace.run("publish", "runs/photos", "--repo", "lab/photos", "--yes")
         files = hub.repos["lab/photos"].files()
-        assert files.keys() == FILES
+        assert files.keys() == FILES - {"LICENSE"}
         assert files["model.safetensors"] == (photos / "model.safetensors").read_bytes()
         assert json.loads(files["config.json"]) == json.loads((photos / "config.json").read_text())
         card = files["README.md"].decode()
@@ -594,7 +603,6 @@ class TestARun:
             "| rule | paper |",
             "Training loss over the steps: `█▅▁`",
             'bitzoo.create_model("hub:lab/photos", pretrained=True)',
-            "the text is in `LICENSE`",
         ):
             assert expected in card
         proof = json.loads(files["parity.json"])["model.safetensors"]

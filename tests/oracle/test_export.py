@@ -26,6 +26,7 @@ from bitzoo.catalogue.class_names import class_names
 from bitzoo.catalogue.metadata import Preprocessing
 from bitzoo.cli import main
 from bitzoo.cli.export import export as command
+from bitzoo.converters.dtypes import DTYPES
 from bitzoo.converters.parity.reference_tensorflow import load_tensorflow
 from bitzoo.errors import FoldedModelError, MissingExtraError, ParityError, UsageError
 from bitzoo.exporters import graph, probe, torch_export
@@ -469,7 +470,7 @@ def test_the_command_fails_where_the_file_deviates(
 def test_the_command_knows_every_format():
     choices: dict[str, Any] = {option.name: option.type for option in command.params}
     assert tuple(choices["to"].choices) == tuple(FORMATS)
-    assert tuple(choices["dtype"].choices) == graph.DTYPES
+    assert tuple(choices["dtype"].choices) == DTYPES
 
 
 @pytest.mark.full_size

@@ -1,6 +1,6 @@
 """The two proofs of parity: what they say of good conversions, and that they catch planted errors.
 
-Each error that a converter or a network could make is planted, in the output, in the name table or
+Each error that a converter or a network could make is planted, in the output, in the key mapping or
 in the network, and the proof that should catch it must fail. The figures themselves are compared
 with a network in tests/oracle/networks.py that shares no code with bitzoo.
 """
@@ -412,7 +412,7 @@ def test_logits_that_are_no_numbers(pair, monkeypatch, tmp_path):
     assert saved["a.safetensors"]["logits"][0]["relative_l2"] is None
 
 
-# --- errors in the name table ---------------------------------------------------------------------
+# --- errors in the key mapping -------------------------------------------------------------------
 
 
 @pytest.fixture

@@ -420,7 +420,7 @@ def test_eps_exact_files_are_marked_and_not_for_us(tmp_path, to):
 @pytest.mark.parametrize("to", ["safetensors", "npz", "h5", "bit_pytorch"])
 def test_eps_exact_only_where_it_is_right(tmp_path, to):
     source = write_npz(tmp_path / "a.npz", ARRAYS)
-    with pytest.raises(UsageError, match=r"Use it to write timm or transformers"):
+    with pytest.raises(UsageError, match=r"Use it only to write timm or transformers"):
         convert(source, target=Target(to, eps_exact=True))
     assert [path.name for path in tmp_path.iterdir()] == ["a.npz"]
 
@@ -429,35 +429,35 @@ def test_eps_exact_only_where_it_is_right(tmp_path, to):
 
 
 @pytest.mark.parametrize(
-    ("to", "number_format"), [("safetensors", "float16"), ("transformers", "bfloat16")]
+    ("to", "dtype"), [("safetensors", "float16"), ("transformers", "bfloat16")]
 )
-def test_rounded_numbers_say_so(tmp_path, to, number_format):
+def test_rounded_numbers_say_so(tmp_path, to, dtype):
     source = write_npz(tmp_path / "a.npz", ARRAYS)
     conversion, report = convert_and_prove(
-        source, tmp_path / f"b{FORMATS[to].ending}", target=Target(to, dtype=number_format)
+        source, tmp_path / f"b{FORMATS[to].ending}", target=Target(to, dtype=dtype)
     )
     path = conversion.output / "model.safetensors" if to == "transformers" else conversion.output
-    dtype = getattr(torch, number_format)
+    rounded = getattr(torch, dtype)
     with safe_open(path, "pt") as file:
         metadata, found = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     exact = convert(source, tmp_path / f"c{FORMATS[to].ending}", target=Target(to)).output
     with safe_open(exact / "model.safetensors" if to == "transformers" else exact, "pt") as file:
         whole = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    assert all(torch.equal(found[name], whole[name].to(dtype)) for name in whole)
+    assert all(torch.equal(found[name], whole[name].to(rounded)) for name in whole)
     moved = torch.cat([(found[name].double() - whole[name]).reshape(-1) for name in whole])
     everything = torch.cat([whole[name].double().reshape(-1) for name in whole])
-    assert metadata["dtype"] == number_format
+    assert metadata["dtype"] == dtype
     stated = float(metadata["weights_relative_l2"])
     assert stated == pytest.approx(float(moved.norm() / everything.norm()), rel=1e-3)
     measured = max(proof.relative_l2 for proof in report.logits)
     assert float(metadata["logits_relative_l2"]) == pytest.approx(measured, rel=1e-3)
-    assert 1e-5 < measured < (3e-2 if number_format == "bfloat16" else 3e-3)
+    assert 1e-5 < measured < (3e-2 if dtype == "bfloat16" else 3e-3)
     assert verify(source, conversion.output, check=Check.WEIGHTS).passed
     model = bitzoo.create_model(conversion.output, pretrained=True)
     stem = "stem.conv.weight" if to == "safetensors" else "bit.embedder.convolution.weight"
     assert torch.equal(model.state_dict()["stem.conv.weight"], found[stem].float())
     if to == "transformers":
-        assert json.loads((conversion.output / "config.json").read_text())["dtype"] == number_format
+        assert json.loads((conversion.output / "config.json").read_text())["dtype"] == dtype
         assert load_transformers(conversion.output).dtype == dtype
 
 

@@ -13,7 +13,10 @@ import pytest
 from checkpoints import make_checkpoint, write_npz
 from servers import FileServer
 
+import bitzoo
+from bitzoo.converters import identify
 from bitzoo.converters.convert import convert
+from bitzoo.converters.formats import tar as tar_format
 from bitzoo.converters.formats.checkpoint_formats import Target
 from bitzoo.converters.open import open_source
 from bitzoo.converters.parity import logits
@@ -145,6 +148,30 @@ def test_an_archive_of_a_module(tmp_path, files, expected, top):
         "module.safetensors",
         "module.tar.gz",
     ]
+
+
+def test_an_archive_is_unpacked_once_and_each_file_identified_once(tmp_path, files, monkeypatch):
+    archive = tmp_path / "module.tar.gz"
+    with tarfile.open(archive, "w:gz") as tar:
+        tar.add(files / "module", arcname=".")
+    unpacked, identified = [], []
+
+    def count(module, name, calls, subject):
+        original = getattr(module, name)
+
+        def call(*arguments):
+            calls.append(subject(arguments[0]))
+            return original(*arguments)
+
+        monkeypatch.setattr(module, name, call)
+
+    count(tar_format, "_unpack", unpacked, lambda path: path.name)
+    count(identify, "_candidates", identified, lambda source: source.path.name)
+    result = bitzoo.convert(archive, check="weights")
+    assert result.parity.passed
+    assert unpacked == ["module.tar.gz"]
+    assert len(identified) == len(set(identified)) == 2  # the module and what was written
+    assert "module.safetensors" in identified
 
 
 @pytest.mark.parametrize("shard", ["variables.data@1", "variables.data-00000-of-00001"])

@@ -19,14 +19,14 @@ from bitzoo.catalogue.class_names import class_names
 from bitzoo.catalogue.model_info import Identity, ModelInfo
 from bitzoo.catalogue.registry import find_spec
 from bitzoo.cli.main import app
-from bitzoo.converters.dtypes import NUMBER_FORMATS
+from bitzoo.converters.dtypes import DTYPES
 from bitzoo.converters.formats.checkpoint_formats import FORMATS
 from bitzoo.converters.parity import logits, reference_tensorflow
 from bitzoo.converters.parity.deviation import Deviation
 from bitzoo.converters.parity.verify import Check, ParityReport
 from bitzoo.display import MAX_LINES, Displayed
 from bitzoo.errors import CheckpointError, HubError, ParityError, UsageError
-from bitzoo.exporters import export_formats, graph
+from bitzoo.exporters import export_formats
 from bitzoo.exporters.export import ExportReport
 from bitzoo.hub.publish import BatchPlan, PublishResult, PublishResults
 from bitzoo.hub.repo_manifest import FileRecord
@@ -147,11 +147,11 @@ def test_every_command_is_a_function():
     ("command", "option", "known"),
     [
         ("convert", "to", FORMATS),
-        ("convert", "dtype", NUMBER_FORMATS),
+        ("convert", "dtype", DTYPES),
         ("convert", "check", [check.value for check in Check]),
         ("verify", "check", [check.value for check in Check]),
         ("export", "to", export_formats.FORMATS),
-        ("export", "dtype", graph.DTYPES),
+        ("export", "dtype", DTYPES),
         ("evaluate", "dtype", COMPUTE_DTYPES),
         ("evaluate", "backend", BACKENDS),
         ("predict", "dtype", COMPUTE_DTYPES),
@@ -396,6 +396,8 @@ def test_what_click_would_refuse_is_refused(folder, options, says):
 
 
 def test_a_path_is_never_taken_for_a_name(folder):
+    with pytest.raises(CheckpointError, match="expected a checkpoint file, found a folder there"):
+        bitzoo.convert(Path())
     with pytest.raises(CheckpointError, match="expected a checkpoint file, found nothing there"):
         bitzoo.convert(Path("BiT-M-R50x1"))
 

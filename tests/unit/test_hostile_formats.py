@@ -229,7 +229,7 @@ def test_shards_are_read_and_an_index_without_one_is_refused(tmp_path, refused, 
     (tmp_path / "a.npz").unlink()
     (sharded.parent / "1.safetensors").unlink()
     refused(sharded.parent, f"{sharded}: expected the shard 1.safetensors in the same folder")
-    refused(sharded, "Fetch it into the same folder")
+    refused(sharded, "there is no such file. Download it")
 
 
 @pytest.mark.parametrize("name", ["../0.safetensors", "/etc/passwd", "a/b.safetensors", "..", ""])
@@ -366,8 +366,14 @@ def test_a_catalogue_name_by_its_h5_file(tmp_path, command, monkeypatch):
         (("--src", "BiT-M-R50x1-ILSVRC2012", "--from", "h5"), "not released as 'h5'"),
         (("--src", "absent.h5", "--from", "h5"), "Leave --from out"),
         (("--src", "absent.h5"), "absent.h5: expected a checkpoint file, found nothing there"),
-        (("--src", "absent.h5", "--to", "npz", "--dtype", "float16"), "npz files are float32"),
-        (("--src", "absent.h5", "--to", "h5", "--eps-exact"), "--to timm or --to transformers"),
+        (
+            ("--src", "absent.h5", "--to", "npz", "--dtype", "float16"),
+            "for npz files, which are always float32",
+        ),
+        (
+            ("--src", "absent.h5", "--to", "h5", "--eps-exact"),
+            "Use it only to write timm or transformers",
+        ),
     ],
 )
 def test_options_that_do_not_fit(command, arguments, said):

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from bitzoo.converters.dtypes import NUMBER_FORMATS
+from bitzoo.converters.dtypes import DTYPES
 from bitzoo.converters.formats.keras import MAX_ATTRIBUTE, KerasWriter
 from bitzoo.converters.formats.npz import NpzWriter
 from bitzoo.converters.formats.safetensors import SafetensorsWriter
@@ -141,8 +141,8 @@ class Target:
 
     def __post_init__(self) -> None:
         row = find_format(self.to)
-        if self.dtype not in NUMBER_FORMATS:
-            known = ", ".join(NUMBER_FORMATS)
+        if self.dtype not in DTYPES:
+            known = ", ".join(DTYPES)
             raise UsageError(f"`dtype` must be one of {known}, found {self.dtype!r}.")
         if self.dtype != "float32" and not row.halves:
             able = ", ".join(other.name for other in _ROWS if other.halves)

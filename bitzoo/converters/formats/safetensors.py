@@ -111,7 +111,7 @@ class SafetensorsWriter(SlabWriter):
         path: Path,
         shapes: Mapping[str, tuple[int, ...]],
         metadata: Mapping[str, str],
-        number_format: str = "float32",
+        dtype: str = "float32",
     ) -> None:
         """Reserve the file at its full size.
 
@@ -120,9 +120,9 @@ class SafetensorsWriter(SlabWriter):
             shapes: Name and shape of every tensor.
             metadata: Metadata for the header. `finish` may replace values by others of equal
                 length. Characters that UTF-8 cannot encode, as in odd file names, become ``?``.
-            number_format: Dtype of the blocks given to `write`, one of `NUMBER_FORMATS`.
+            dtype: Dtype of the blocks given to `write`, one of `DTYPES`.
         """
-        self._code = _CODES[number_format]
+        self._code = _CODES[dtype]
         itemsize = _DTYPES[self._code].itemsize
         self._shapes = dict(sorted(shapes.items()))
         self._metadata = {
@@ -162,7 +162,7 @@ class SafetensorsWriter(SlabWriter):
         return struct.pack("<Q", len(text)) + text
 
 
-def restate(path: Path, values: Mapping[str, str]) -> None:
+def rewrite_metadata(path: Path, values: Mapping[str, str]) -> None:
     """Replace metadata values of a written file with others of equal length.
 
     Raises:

@@ -85,7 +85,7 @@ class _TorchTensor(StoredTensor):
         self.dtype = np.dtype(np.float32 if halves or not is_float else self._format)
 
     @property
-    def number_format(self) -> str:
+    def stored_dtype(self) -> str:
         """The stored dtype."""
         return self._format
 

@@ -192,7 +192,7 @@ class _Oracles:
 
 def numbers_of(source: Source, output: Source, result: Inventory) -> str:
     """Return the coarsest of what an output's numbers were rounded to on the way."""
-    formats = {tensor.number_format for tensor in result.tensors.values()} & set(ROUNDED)
+    formats = {tensor.stored_dtype for tensor in result.tensors.values()} & set(ROUNDED)
     formats |= {"float32 x10"} if source.kernel_scale != output.kernel_scale else set()
     return max(formats or {"float32"}, key=lambda numbers: ROUNDED[numbers])
 

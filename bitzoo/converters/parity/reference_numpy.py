@@ -2,7 +2,7 @@
 
 It exists to judge the converter and the torch model, so it shares nothing with either: it spells
 the npz names itself, keeps TensorFlow's layouts (images NHWC, kernels HWIO) from end to end and
-finds the depths in the file. A mistake in the name table, in a layout or in the model therefore
+finds the depths in the file. A mistake in the key mapping, in a layout or in the model therefore
 shows as a difference of logits and cannot cancel out.
 
 Source of every formula: google-research/big_transfer, bit_tf2/models.py and

@@ -79,9 +79,9 @@ class BitComparison:
         copy_blocked(as_oihw(rows, to_layout), as_oihw(mapped, from_layout))
         if block.slot.role.is_standardized and self._factors:
             expected, mapped = expected * self._factors[0], mapped * self._factors[1]
-        if tensor.number_format in ("float16", "bfloat16"):
-            rounded = round_to(np.ascontiguousarray(expected), tensor.number_format)
-            expected = widen(rounded, tensor.number_format)
+        if tensor.stored_dtype in ("float16", "bfloat16"):
+            rounded = round_to(np.ascontiguousarray(expected), tensor.stored_dtype)
+            expected = widen(rounded, tensor.stored_dtype)
         if not _same_bits(mapped, expected):
             self._differing.add(block.slot)
 
