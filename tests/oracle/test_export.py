@@ -24,6 +24,8 @@ import bitzoo
 from bitzoo import create_model
 from bitzoo.catalogue.class_names import class_names
 from bitzoo.catalogue.metadata import Preprocessing
+from bitzoo.catalogue.model_info import ModelInfo
+from bitzoo.catalogue.registry import get_spec
 from bitzoo.cli import main
 from bitzoo.cli.export import export as command
 from bitzoo.converters.dtypes import DTYPES
@@ -52,6 +54,7 @@ FACTS = (
     "activation",
     "class_names",
     "kernels",
+    "model_info",
 )
 
 
@@ -245,7 +248,11 @@ def test_a_file_says_what_it_reads_and_what_its_outputs_mean(exported, to):
     assert json.loads(facts["class_names"]) == CLASSES
     preprocessing = {"crop": 64, "resize": 80, "interpolation": "bicubic", "square": False}
     assert json.loads(facts["preprocessing"]) == preprocessing
-    facts = {k: v for k, v in facts.items() if k not in ("class_names", "preprocessing")}
+    info = ModelInfo.from_dict(json.loads(facts["model_info"]))
+    assert list(info.own_names) == CLASSES
+    assert (info.activation, info.identity.name) == ("sigmoid", None)
+    told = ("class_names", "preprocessing", "model_info")
+    facts = {k: v for k, v in facts.items() if k not in told}
     assert facts == {
         "bitzoo_version": bitzoo.__version__,
         "architecture": "R(1,1,1,1)x0.5",
@@ -272,8 +279,11 @@ def facts_in(to, path):
 
 
 def test_a_catalogue_name_gives_its_facts():
-    facts = metadata_of(create_model("BiT-S-R50x1"))
-    assert facts["model"] == "BiT-S-R50x1"
+    network = create_model("BiT-S-R50x1")
+    facts = metadata_of(network)
+    assert "model" not in facts  # random weights are no release
+    network.info = ModelInfo.of_release(get_spec("BiT-S-R50x1"))
+    assert metadata_of(network)["model"] == "BiT-S-R50x1"
     assert facts["activation"] == "softmax"
     assert json.loads(facts["class_names"]) == class_names("imagenet1k")
 

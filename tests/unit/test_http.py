@@ -24,7 +24,7 @@ from servers import Fault, FileServer
 
 from bitzoo.errors import DownloadError, StorageError
 from bitzoo.fetch import http
-from bitzoo.fetch.http import base_url, download, is_offline
+from bitzoo.fetch.http import base_url, download, how_fetched, is_offline
 from bitzoo.files import cache_dir, file_lock
 
 OLD = random.Random(1).randbytes(1_200_000)
@@ -108,10 +108,11 @@ def leave_part(server: FileServer, url: str, target: Path, size: int) -> None:
 
 
 class TestComplete:
-    def test_the_file_arrives_under_its_name_and_nothing_else_remains(self, server, url, target):
+    def test_the_file_arrives_under_its_name_and_its_origin_beside_it(self, server, url, target):
         assert download(url, target) == target
         assert target.read_bytes() == OLD
-        assert leftovers(target) == {"a.npz"}
+        assert leftovers(target) == {"a.npz", "a.npz.fetched.json"}
+        assert (how_fetched(target).url, how_fetched(target).checked) == (url, True)
         assert statuses(server) == [200]
         assert server.requests[0].headers["accept-encoding"] == "identity"
 
@@ -187,7 +188,7 @@ class TestResume:
         server.released.set()
 
         assert download(url, target).read_bytes() == OLD
-        assert leftovers(target) == {"a.npz"}
+        assert leftovers(target) == {"a.npz", "a.npz.fetched.json"}
         assert ranges(server) == [None, "bytes=1000-"]
         assert statuses(server) == [200, 206]
         assert server.requests[1].sent == 1_199_000
