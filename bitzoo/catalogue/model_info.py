@@ -68,6 +68,18 @@ class Identity:
         """The catalogue's entry."""
         return find_spec(self.name) if self.name else None
 
+    @classmethod
+    def from_dict(cls, record: Mapping[str, Any]) -> Identity:
+        """Return the identity that `dataclasses.asdict` described.
+
+        Raises:
+            ValueError: If the basis is not one of `Basis`.
+        """
+        name, basis = record.get("name"), record.get("basis", "unknown")
+        if basis not in get_args(Basis):
+            raise ValueError(f"identity basis {basis!r}")
+        return cls(None if name is None else str(name), basis, str(record.get("evidence", "")))
+
     def as_claim(self, holder: str) -> Identity:
         """Return the identity if only `holder`, which anyone can write, states it."""
         if not self.established:
@@ -368,8 +380,8 @@ class ModelInfo(Displayed):
             architecture=str(record["architecture"]),
             num_classes=int(record["num_classes"]),
             in_chans=int(record.get("in_chans", 3)),
-            identity=_identity(record.get("identity") or {}),
-            base=_identity(record["base"]) if record.get("base") else None,
+            identity=Identity.from_dict(record.get("identity") or {}),
+            base=Identity.from_dict(record["base"]) if record.get("base") else None,
             own_names=None if names is None else tuple(names),
             activation=activation,
             preprocessing=_preprocessing(record.get("preprocessing")),
@@ -425,13 +437,6 @@ class ModelInfo(Displayed):
         if made.weights_relative_l2 is not None:
             changes.append(f"weights moved by {made.weights_relative_l2:.1e}")
         return f"from {made.source}, {', '.join(changes) or 'unchanged'}"
-
-
-def _identity(record: Mapping[str, Any]) -> Identity:
-    name, basis = record.get("name"), record.get("basis", "unknown")
-    if basis not in get_args(Basis):
-        raise ValueError(f"identity basis {basis!r}")
-    return Identity(None if name is None else str(name), basis, str(record.get("evidence", "")))
 
 
 def _preprocessing(record: Any) -> Preprocessing | None:

@@ -87,6 +87,7 @@ class ImageSet:
         classes: Class names; labels are indices into them.
         train: The split to train on.
         val: The split to evaluate on; None if nothing is held out.
+        held_out: How `val` was chosen, as a phrase; None if nothing is held out.
         source: Display name of the data set.
         fingerprint: See `fingerprint`; changes when anything that training sees changes.
         notes: Remarks that need no action.
@@ -100,6 +101,7 @@ class ImageSet:
     fingerprint: str = ""
     notes: tuple[str, ...] = ()
     problems: tuple[Problem, ...] = ()
+    held_out: str | None = None
 
     @property
     def splits(self) -> tuple[Split, ...]:
@@ -166,14 +168,14 @@ def read_dataset(
     if examples_per_class is not None:
         train, few = _choose(train, names, examples_per_class, seed)
         notes += few
-    held_out = None if val is None else Split("val", tuple(val))
     images = ImageSet(
         names,
         Split("train", tuple(train)),
-        held_out,
+        None if val is None else Split("val", tuple(val)),
         listing.source,
         notes=listing.notes + notes,
         problems=problems,
+        held_out=None if val is None else _how_held_out(listing, val_fraction, seed),
     )
     return replace(images, fingerprint=fingerprint(images))
 
@@ -233,6 +235,14 @@ def _divide(
     tests = by_split.get("test", []) if "val" in by_split else []
     notes = (f"Ignored: the test split ({len(tests)} images); val is used.",) if tests else ()
     return train, examples(held_out), notes
+
+
+def _how_held_out(listing: Listing, val_fraction: float | None, seed: int) -> str:
+    for split in ("val", "test"):
+        if any(row.split == split for row in listing.rows):
+            return f"the data set's own {split} split"
+    fraction = DEFAULT_VAL_FRACTION if val_fraction is None else val_fraction
+    return f"{fraction:g} of the images of each class, drawn with seed {seed}"
 
 
 def _hold_out(

@@ -133,10 +133,16 @@ def manifest_identity(folder: Path, where: str) -> Identity | None:
     path = folder / MANIFEST_NAME
     if not path.is_file():
         return None
-    said = read_json(path).get("identity")
-    if not isinstance(said, dict) or not isinstance(said.get("name"), str):
+    try:
+        identity = Identity.from_dict(read_json(path).get("identity") or {})
+    except (AttributeError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"{path} cannot be read: {error}. Publish the folder again."
+        ) from error
+    if identity.name is None:
         return None
-    identity = Identity(said["name"], said.get("basis", "stated"), str(said.get("evidence", "")))
+    if identity.basis == "vouched":  # by its publisher, which nobody else need believe
+        return identity.as_claim(f"the manifest of {where}")
     if not identity.established:
         return identity
     return Identity(identity.name, "manifest", f"{where}: {identity.basis}, {identity.evidence}")

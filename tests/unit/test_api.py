@@ -23,7 +23,9 @@ from bitzoo.converters.dtypes import DTYPES
 from bitzoo.converters.formats.checkpoint_formats import FORMATS
 from bitzoo.converters.parity import logits, reference_tensorflow
 from bitzoo.converters.parity.deviation import Deviation
+from bitzoo.converters.parity.logits import LogitsProof
 from bitzoo.converters.parity.verify import Check, ParityReport
+from bitzoo.converters.parity.weights import WeightsProof
 from bitzoo.display import MAX_LINES, Displayed
 from bitzoo.errors import CheckpointError, HubError, ParityError, UsageError
 from bitzoo.exporters import export_formats
@@ -210,6 +212,10 @@ def results():
         BatchPlan(((target, "lab/x"),) * 50),
         result,
         PublishResults([result] * 50),
+        ParityReport(
+            {"name": EVIL}, {"name": EVIL}, "R50x1", 2, WeightsProof(153, 9, (EVIL,) * 20),
+            (LogitsProof(224, 1, 1e-6, 1e-5, 9.0, 1, EVIL, "float32"),) * 20,
+        ),
         run,
         FinetuneResult(Path("a"), run.recipe, 9, True, None, 0.0, (run, run)),
     ]  # fmt: skip

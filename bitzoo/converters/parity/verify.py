@@ -32,6 +32,7 @@ from bitzoo.converters.parity.logits import (
 from bitzoo.converters.parity.weights import WeightsProof, prove_weights
 from bitzoo.converters.source import Source
 from bitzoo.converters.streaming import worker_pool
+from bitzoo.display import Displayed
 from bitzoo.errors import ParityError, UsageError
 from bitzoo.files import Progress, folder_lock, sha256_of, write_json
 from bitzoo.models.architecture import Architecture
@@ -47,8 +48,8 @@ class Check(str, Enum):
     LOGITS = "logits"
 
 
-@dataclass(frozen=True)
-class ParityReport:
+@dataclass(frozen=True, repr=False)
+class ParityReport(Displayed):
     """Everything that was proven about a pair of files; `to_dict` gives JSON.
 
     Attributes:
@@ -90,6 +91,24 @@ class ParityReport:
             "seed": SEED,
             **({"identity": asdict(self.identity)} if self.identity else {}),
         }
+
+    def display_rows(self) -> list[tuple[str, object]]:
+        """Return readable names and values."""
+        count, differing = self.weights.tensors, len(self.weights.differing)
+        equal = f"all {count} tensors equal {self._rule}"
+        return [
+            ("result", "passed" if self.passed else "FAILED"),
+            ("source", self.source["name"]),
+            ("output", self.output["name"]),
+            ("weights", f"{differing} of {count} tensors differ" if differing else equal),
+            *(
+                (
+                    f"logits at {proof.size} px, {proof.dtype}",
+                    f"{proof.relative_l2:.1e} from {proof.oracle}, allowed {proof.tolerance:.0e}",
+                )
+                for proof in self.logits
+            ),
+        ]
 
     @property
     def _rule(self) -> str:

@@ -80,7 +80,10 @@ def _info(finished: FinishedRun, identity: Mapping[str, Any]) -> ModelInfo:
     run = RunInfo(
         data=images.source,
         fingerprint=images.fingerprint,
-        split={split.name: len(split) for split in images.splits},
+        split={
+            **{split.name: len(split) for split in images.splits},
+            **({"held_out": images.held_out} if images.held_out else {}),
+        },
         recipe=recipe.to_dict(),
         seed=int(identity["seed"]),
     )
@@ -137,6 +140,8 @@ def _data_rows(finished: FinishedRun) -> list[tuple[str, str]]:
     summary = finished.summary
     height, width = summary.resolution
     rows = [(f"{split} images", f"{count:,}") for split, count in summary.counts.items()]
+    if finished.images.held_out:
+        rows.append(("val images are", finished.images.held_out))
     rows += [
         ("classes", f"{len(finished.images.classes):,}"),
         ("median size", f"{height} x {width} px (height x width)"),
