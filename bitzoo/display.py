@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 from collections.abc import Sequence
 
 MAX_LINES = 10
@@ -30,6 +29,8 @@ class Displayed:
 
     def _repr_html_(self) -> str:
         """Return the rows as a table, for Jupyter; their text is escaped."""
+        import html  # only notebooks need it
+
         cells = "".join(
             f"<tr><th>{html.escape(name)}</th><td>{html.escape(value)}</td></tr>"
             for name, value in _shortened(self.display_rows())

@@ -24,7 +24,6 @@ from bitzoo.converters.formats.timm_config import RECORD_KEY
 from bitzoo.converters.identify import identify
 from bitzoo.converters.model_record import COMPANIONS
 from bitzoo.converters.open import is_checkpoint_folder, open_source
-from bitzoo.converters.parity.verify import REPORT_NAME, Check, convert_and_prove, save_report
 from bitzoo.errors import CheckpointError, HubError, UsageError
 from bitzoo.fetch.http import base_url, download, forget, how_fetched
 from bitzoo.fetch.hub_client import MANIFEST_NAME
@@ -229,6 +228,14 @@ def find_weights(spec: ModelSpec, *, progress: bool | None = None) -> Located:
         with fetched(url, keep=False, progress=progress) as source:
             _check_is(spec, source)
             identity = identity_of_download(source, spec)
+            # not at the top: most models are on this disk already, and need no proof
+            from bitzoo.converters.parity.verify import (
+                REPORT_NAME,
+                Check,
+                convert_and_prove,
+                save_report,
+            )
+
             _, report = convert_and_prove(source, target, check=Check.WEIGHTS, identity=identity)
             if report:
                 save_report(report, target.with_name(REPORT_NAME))

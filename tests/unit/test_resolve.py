@@ -162,7 +162,7 @@ class TestMirror:
             raise bitzoo.errors.UsageError("model.safetensors: its disk has 0 free.")
 
         with monkeypatch.context() as patch:
-            patch.setattr("bitzoo.zoo.resolve.convert_and_prove", no_room)
+            patch.setattr("bitzoo.converters.parity.verify.convert_and_prove", no_room)
             with pytest.raises(bitzoo.errors.UsageError, match="0 free"):
                 find_weights(bitzoo.get_spec(DTD))
         assert [name.rpartition("/")[2] for name in files_in(cache)] == [f"{DTD}.npz"]
