@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from bitzoo.training.recipe import Recipe
 
 
-@click.command("hyperrule", cls=Command)
+@click.command("hyperrule", cls=Command, logs=False)
 @click.option(
     "--examples", "num_examples", type=int, required=True, help="Number of training images."
 )

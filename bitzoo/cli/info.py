@@ -18,7 +18,7 @@ Facts = list[tuple[str, object]]
 _LINE = 100
 
 
-@click.command("list", cls=Command)
+@click.command("list", cls=Command, logs=False)
 @click.argument("pattern", default="*")
 @click.option("--released", is_flag=True, help="Only models that Google released.")
 @json_option
@@ -51,7 +51,7 @@ def list_command(pattern: str, released: bool, json: bool) -> None:
     print(f"{len(specs)} models", file=sys.stderr)
 
 
-@click.command("info", cls=Command)
+@click.command("info", cls=Command, logs=False)
 @click.argument("model")
 @json_option
 @debug_option
