@@ -154,7 +154,8 @@ def test_an_archive_is_unpacked_once_and_each_file_identified_once(tmp_path, fil
     archive = tmp_path / "module.tar.gz"
     with tarfile.open(archive, "w:gz") as tar:
         tar.add(files / "module", arcname=".")
-    unpacked, identified = [], []
+    unpacked: list[str] = []
+    identified: list[str] = []
 
     def count(module, name, calls, subject):
         original = getattr(module, name)
