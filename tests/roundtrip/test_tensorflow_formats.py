@@ -150,7 +150,7 @@ def test_an_archive_of_a_module(tmp_path, files, expected, top):
     ]
 
 
-def test_an_archive_is_unpacked_once_and_each_file_identified_once(tmp_path, files, monkeypatch):
+def test_an_archive_is_unpacked_once_and_identified_once(tmp_path, files, monkeypatch):
     archive = tmp_path / "module.tar.gz"
     with tarfile.open(archive, "w:gz") as tar:
         tar.add(files / "module", arcname=".")
@@ -171,8 +171,8 @@ def test_an_archive_is_unpacked_once_and_each_file_identified_once(tmp_path, fil
     result = bitzoo.convert(archive, check="weights")
     assert result.parity.passed
     assert unpacked == ["module.tar.gz"]
-    assert len(identified) == len(set(identified)) == 2  # the module and what was written
-    assert "module.safetensors" in identified
+    assert identified.count("module.tar.gz") == 1
+    assert len(identified) == 3  # what is written is read anew: while it is compared, and finished
 
 
 @pytest.mark.parametrize("shard", ["variables.data@1", "variables.data-00000-of-00001"])
