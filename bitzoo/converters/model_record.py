@@ -22,7 +22,6 @@ from bitzoo.converters.formats.hf_config import (
     read_hf_config,
     read_processor,
 )
-from bitzoo.converters.formats.hf_folder import read_json
 from bitzoo.converters.formats.timm_config import (
     CONFIG_NAME,
     RECORD_KEY,
@@ -33,6 +32,7 @@ from bitzoo.converters.formats.timm_config import (
 from bitzoo.converters.identify import Inventory
 from bitzoo.converters.source import Source
 from bitzoo.errors import CheckpointError
+from bitzoo.small_files import read_json
 
 COMPANIONS = (CONFIG_NAME, *PROCESSOR_NAMES)
 """Files next to the weights that describe the model."""
