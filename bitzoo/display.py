@@ -23,7 +23,7 @@ class _Shown(dict[int, str]):
         return self[code]
 
 
-_SHOWN = _Shown({code: f"\\x{code:02x}" for code in (*range(10), *range(11, 32))})
+_SHOWN = _Shown()
 
 
 def visible(text: str) -> str:

@@ -8,6 +8,7 @@ how its numbers were changed. What is not known is None; nothing here guesses.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal, get_args
@@ -153,6 +154,8 @@ class Provenance:
         for key in ("weights_relative_l2", "logits_relative_l2"):
             text = str(record.get(key, _UNMEASURED))
             measured[key] = None if text == _UNMEASURED else float(text)
+            if not 0 <= (measured[key] or 0) < math.inf:
+                raise ValueError(f"{key} is {text:.40}, expected a distance")
         url = record.get("url")
         return cls(
             source=str(record["source"]),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import re
 from pathlib import Path
 
@@ -125,11 +126,11 @@ def name_folder(folder: Path) -> tuple[str, str]:
 
 def _name_text(head: bytes) -> tuple[str, str] | None:
     """Return that a file is text, with its beginning; None if it is not."""
-    try:
-        text = head[:400].decode("utf-8", "strict" if len(head) < 400 else "ignore")
+    try:  # the last character may be cut
+        text = codecs.getincrementaldecoder("utf-8-sig")().decode(head)
     except UnicodeDecodeError:
         return None
-    line = text.lstrip("\ufeff").split("\n")[0].rstrip("\r")
-    if not line or not line.replace("\t", " ").isprintable():
+    lines = [line.strip() for line in text.split("\n")]
+    if not lines[0] or not all(line.replace("\t", " ").isprintable() for line in lines):
         return None
-    return f"text that begins with {line[:60]!r}", _FETCH
+    return f"text that begins with {lines[0][:60]!r}", _FETCH

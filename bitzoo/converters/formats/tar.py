@@ -121,6 +121,8 @@ def _compressed(path: Path) -> str:
     """Return what a gzip file is that holds no tar archive; empty for anything else."""
     with path.open("rb") as file, suppress(zlib.error):
         head = zlib.decompressobj(zlib.MAX_WBITS | 16).decompress(file.read(1 << 16), 1 << 12)
+        if head[257:262] == b"ustar":  # it is one, but damaged
+            return ""
         known = {b"\x89HDF": "an HDF5 file (.h5)", b"PK\3\4": "a zip file, as .npz and .pth are"}
         return known.get(head[:4]) or name_file(head)[0]
     return ""
