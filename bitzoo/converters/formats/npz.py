@@ -204,33 +204,36 @@ class _BoundedFile(io.FileIO):
 
 
 class NpzWriter(SlabWriter):
-    """Writes an `.npz` as NumPy does: uncompressed `.npy` members, float32, in the given order.
+    """Writes an `.npz` as NumPy does: uncompressed `.npy` members, in the given order.
 
     Members are written at their final positions; `finish` reads them once for their checksums.
     """
 
-    def __init__(self, path: Path, places: Mapping[str, Place]) -> None:
+    def __init__(self, path: Path, places: Mapping[str, Place], dtype: str = "float32") -> None:
         """Reserve the file at its full size.
 
         Args:
             path: File to write; truncated if it exists.
             places: Name, shape and output axis of every tensor; offsets are ignored.
+            dtype: Dtype of the blocks given to `write`: ``float32`` or ``float64``.
         """
+        number = np.dtype(dtype).newbyteorder("<")
         self._members: list[tuple[zipfile.ZipInfo, bytes]] = []
         placed, position = {}, 0
         for name, place in places.items():
             head = io.BytesIO()
-            described = {"descr": "<f4", "fortran_order": False, "shape": place.shape}
+            described = {"descr": number.str, "fortran_order": False, "shape": place.shape}
             npy.write_array_header_1_0(head, described)
             info = zipfile.ZipInfo(f"{name}.npy")
             info.header_offset, info.CRC = position, 0
-            info.file_size = info.compress_size = len(head.getvalue()) + 4 * math.prod(place.shape)
+            size = number.itemsize * math.prod(place.shape)
+            info.file_size = info.compress_size = len(head.getvalue()) + size
             self._members.append((info, head.getvalue()))
             position += len(info.FileHeader(zip64=True)) + len(head.getvalue())
             placed[name] = replace(place, offset=position)
-            position += 4 * math.prod(place.shape)
+            position += size
         self._end = position
-        super().__init__(path, placed, 4, position)
+        super().__init__(path, placed, number.itemsize, position)
 
     def finish(self, metadata: Mapping[str, str]) -> None:
         """Write the members' headers and the zip directory, and close; metadata is not stored."""
