@@ -98,13 +98,14 @@ def _judge(exact: Array, rounded: Array, dtype: str) -> Rounding:
 def _magnitude(rounded: Array, dtype: str) -> Array:
     """Return exponent and fraction as stored, one whole number each."""
     if dtype == "float16":
-        return (np.ascontiguousarray(rounded, "<f2").view("<u2") & 0x7FFF).astype(np.int32)
-    words = (np.ascontiguousarray(rounded, "<f4").view("<u4") & 0x7FFFFFFF).astype(np.int32)
+        halves: Array = np.ascontiguousarray(rounded, "<f2").view("<u2") & 0x7FFF
+        return halves.astype(np.int32)
+    words: Array = (np.ascontiguousarray(rounded, "<f4").view("<u4") & 0x7FFFFFFF).astype(np.int32)
     if dtype == "float32":
         return words
     # bits that bfloat16 lacks make it none of its numbers: beyond infinity
-    halves: Array = np.where(words & 0xFFFF, 0x7FFF, words >> 16)
-    return halves
+    upper: Array = np.where(words & 0xFFFF, 0x7FFF, words >> 16)
+    return upper
 
 
 def _decode(magnitude: Array, dtype: str) -> Array:
