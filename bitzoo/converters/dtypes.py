@@ -145,7 +145,7 @@ class BrainFloatTensor(StoredTensor):
 
     dtype = np.dtype(np.float32)
 
-    def __init__(self, halves: RawTensor) -> None:
+    def __init__(self, halves: StoredTensor) -> None:
         """Wrap `halves`, a tensor of uint16 that are the upper halves of float32 numbers."""
         self.name, self.shape, self._halves = halves.name, halves.shape, halves
 
@@ -156,7 +156,8 @@ class BrainFloatTensor(StoredTensor):
 
     @property
     def offset(self) -> int:
-        """Position of its first byte."""
+        """Position of its first byte in an uncompressed file."""
+        assert isinstance(self._halves, RawTensor)
         return self._halves.offset
 
     @property

@@ -129,4 +129,5 @@ def _gaps(dtype: str) -> Array:
     exponent_bits, fraction_bits = _FIELDS[dtype]
     exponents = np.maximum(np.arange(1 << exponent_bits), 1)
     bias = (1 << (exponent_bits - 1)) - 1
-    return np.ldexp(1.0, exponents - bias - fraction_bits)
+    gaps: Array = np.ldexp(1.0, exponents - bias - fraction_bits)
+    return gaps
