@@ -120,10 +120,13 @@ class Provenance:
         source: Name of the file that they were first converted from.
         sha256: Its SHA-256; empty if it was not computed.
         url: Where that file was fetched from; None for a local file.
-        dtype: The dtype that the numbers were rounded to; ``float32`` for those of the release.
+        dtype: The dtype that the numbers were rounded to; if they were not, ``float64`` or
+            ``float32``, whichever holds them.
+        rounded_from: The dtype that they had before rounding; empty if they are the source's own.
+            After several roundings, the dtypes in order: ``float64 to float32``.
         kernel_scale: Factor of the standardized kernels (`eps_exact`); 1 if unchanged.
-        weights_relative_l2: How far rounding moved the weights; None if nothing was rounded or
-            it was not measured.
+        weights_relative_l2: How far the last rounding moved the weights; None if nothing was
+            rounded or it was not measured.
         logits_relative_l2: The same for the logits.
     """
 
@@ -134,11 +137,12 @@ class Provenance:
     kernel_scale: int = 1
     weights_relative_l2: float | None = None
     logits_relative_l2: float | None = None
+    rounded_from: str = ""
 
     @property
     def is_exact(self) -> bool:
         """Whether the numbers are exactly those of the source."""
-        return self.dtype == "float32" and self.kernel_scale == 1
+        return not self.rounded_from and self.kernel_scale == 1
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON-ready data; distances are strings of ten characters."""
@@ -156,12 +160,14 @@ class Provenance:
             measured[key] = None if text == _UNMEASURED else float(text)
             if not 0 <= (measured[key] or 0) < math.inf:
                 raise ValueError(f"{key} is {text:.40}, expected a distance")
-        url = record.get("url")
+        url, dtype = record.get("url"), str(record.get("dtype", "float32"))
+        earlier = "float32" if dtype in ("float16", "bfloat16") else ""  # as older records mean it
         return cls(
             source=str(record["source"]),
             sha256=str(record.get("sha256", "")),
             url=None if url is None else str(url),
-            dtype=str(record.get("dtype", "float32")),
+            dtype=dtype,
+            rounded_from=str(record.get("rounded_from", earlier)),
             kernel_scale=int(record.get("kernel_scale", 1)),
             **measured,
         )
@@ -169,7 +175,9 @@ class Provenance:
 
 def format_distance(value: float | None) -> str:
     """Format a distance in ten characters: ``1.2345e-03``, or ``unmeasured``."""
-    return _UNMEASURED if value is None else f"{value:.4e}"
+    if value is None:
+        return _UNMEASURED
+    return f"{value if value == 0 else max(value, 1e-99):.4e}"  # less would take a character more
 
 
 @dataclass(frozen=True)
@@ -443,7 +451,7 @@ class ModelInfo(Displayed):
 
     @staticmethod
     def _numbers_in_words(made: Provenance) -> str:
-        changes = [] if made.dtype == "float32" else [f"rounded to {made.dtype}"]
+        changes = [f"rounded from {made.rounded_from} to {made.dtype}"] if made.rounded_from else []
         if made.kernel_scale != 1:
             changes.append(f"kernels x{made.kernel_scale}")
         if made.weights_relative_l2 is not None:

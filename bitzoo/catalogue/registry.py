@@ -28,6 +28,7 @@ from bitzoo.catalogue.metadata import (
     Preprocessing,
     metrics_of,
 )
+from bitzoo.catalogue.places import Place, handle_of, names_by_handle, places_of
 from bitzoo.errors import UnknownModelError, WeightsUnavailableError
 from bitzoo.models.architecture import ARCHITECTURES, Architecture
 
@@ -71,6 +72,7 @@ class ModelSpec:
         sources: Where the facts come from.
         released: Whether Google released the weights.
         license: SPDX identifier in lower case, of the repository that released the weights.
+        places: Where else the same model was published.
     """
 
     name: str
@@ -90,6 +92,7 @@ class ModelSpec:
     sources: tuple[str, ...]
     released: bool
     license: str = "apache-2.0"
+    places: tuple[Place, ...] = ()
 
     @property
     def architecture(self) -> Architecture:
@@ -185,7 +188,13 @@ def get_spec(name: str) -> ModelSpec:
 
 
 def find_spec(name: str) -> ModelSpec | None:
-    """Like `get_spec`, but None for an unknown name."""
+    """Like `get_spec`, but None for an unknown name.
+
+    An address or path of one of its `places` is a name too: ``google/bit/m-r50x1``.
+    """
+    if "/" in name:
+        known = names_by_handle().get(handle_of(name))
+        return _catalogue()[known] if known else None
     return _index().get(_key(name))
 
 
@@ -269,6 +278,7 @@ def _expand(row: _Family) -> Iterator[ModelSpec]:
             unverified=(*DOUBTS.get(row.family, ()), *DOUBTS.get(name, ())),
             sources=SOURCES[row.family],
             released=row.released,
+            places=places_of(name),
         )
 
 

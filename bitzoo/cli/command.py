@@ -123,8 +123,13 @@ def fail(ctx: click.Context, message: str, code: int = 2) -> NoReturn:
 
 def describe_error(error: BaseException | None) -> str:
     """Return an error's message with the flags of the running command."""
+    return in_flags(str(error))
+
+
+def in_flags(message: str) -> str:
+    """Return a library message with the flags of the running command."""
     command = click.get_current_context().command
-    return command.with_flags(str(error)) if isinstance(command, Command) else str(error)
+    return command.with_flags(message) if isinstance(command, Command) else message
 
 
 def describe_os_error(error: OSError) -> str:

@@ -79,15 +79,15 @@ def print_facts(facts: Sequence[tuple[str, object]]) -> None:
 
 def print_report(report: ParityReport) -> None:
     """Print the proof: a line per comparison, with figure and limit, then the limit's reason."""
-    weights = report.weights
     rows: list[tuple[object, ...]] = [
         (
             "weights",
-            f"{weights.tensors} tensors, {weights.params:,} numbers",
-            f"{len(weights.differing)} tensors differ" if weights.differing else "every bit equal",
-            "equal",
-            _verdict(weights.passed),
+            f"{group.tensors} tensors, {group.params:,} numbers",
+            group.found,
+            group.allowed,
+            _verdict(not group.differing),
         )
+        for group in report.weights.by_change()
     ]
     rows += [
         (
@@ -98,10 +98,25 @@ def print_report(report: ParityReport) -> None:
             _verdict(proof.passed),
         )
         for proof in report.logits
+        if proof.judged
+    ]
+    rows += [
+        (
+            "rounding",
+            f"{proof.oracle}, unrounded, {proof.images} x {proof.size} px, {proof.dtype}",
+            f"{proof.relative_l2:.1e} relative L2",
+            "stated",
+            "",
+        )
+        for proof in report.logits
+        if not proof.judged
     ]
     print_table(("proof", "compared with the source", "found", "allowed", ""), rows)
+    rules = report.to_dict()
     if report.logits:
-        say("\n" + textwrap.fill(f"Allowed is a {report.to_dict()['logits_rule']}.", 100))
+        say("\n" + textwrap.fill(f"Allowed is a {rules['logits_rule']}.", 100))
+    if "unrounded_rule" in rules:
+        say(textwrap.fill(f"Rounding is the {rules['unrounded_rule']}.", 100))
 
 
 def _verdict(passed: bool) -> str:

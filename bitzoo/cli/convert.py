@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from bitzoo.cli.command import Command
+from bitzoo.cli.command import Command, in_flags
 from bitzoo.cli.console import print_facts, print_json, print_report, progress_bar, say
 from bitzoo.cli.options import PATH, check_option, debug_option, json_option
 
@@ -21,9 +21,8 @@ if TYPE_CHECKING:
 @click.option(
     "--to",
     type=click.Choice(["safetensors", "npz", "h5", "timm", "transformers", "bit_pytorch"]),
-    default="safetensors",
-    show_default=True,
-    help="Format to write; transformers is a folder.",
+    help="Format to write; transformers is a folder. Default: the one of --dst's ending, else "
+    "safetensors.",
 )
 @click.option(
     "--from",
@@ -33,10 +32,11 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--dtype",
-    type=click.Choice(["float32", "float16", "bfloat16"]),
+    type=click.Choice(["float32", "float16", "bfloat16", "float64"]),
     default="float32",
     show_default=True,
-    help="Round the numbers to this dtype; the metadata states it, and how far they moved.",
+    help="Dtype to write. What it lacks is rounded to nearest, and the record says how far that "
+    "moved the numbers; float64 keeps those of a float64 source.",
 )
 @click.option(
     "--eps-exact",
@@ -57,7 +57,7 @@ if TYPE_CHECKING:
 def convert(
     src: str,
     dst: Path | None,
-    to: str,
+    to: str | None,
     source_format: str | None,
     dtype: str,
     eps_exact: bool,
@@ -133,7 +133,7 @@ def _print(result: ConversionResult) -> None:
         ("proof", result.report or "not requested (--check none)"),
     ]
     if result.notes:
-        facts.append(("note", result.notes))
+        facts.append(("note", [in_flags(note) for note in result.notes]))
     print_facts(facts)
     if result.parity:
         say("")

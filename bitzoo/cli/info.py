@@ -101,6 +101,7 @@ def _model_facts(record: dict[str, Any]) -> Facts:
         ("trained on", record["dataset"]),
         ("images", _preprocessing(record["preprocessing"])),
         ("files", _aligned(record["urls"].items())),
+        ("elsewhere", _places(record["places"])),
         ("scores", _scores(record["metrics"])),
         ("unverified", _wrapped(record["unverified"])),
         ("sources", record["sources"]),
@@ -114,6 +115,19 @@ def _preprocessing(facts: dict[str, Any]) -> list[str]:
     if crop != resize or not facts["square"]:
         how += f", central {crop} x {crop} px"
     return [f"RGB, {how}, scaled to [-1, 1]", *_wrapped([f"source: {facts['source']}"])]
+
+
+def _places(places: list[dict[str, Any]]) -> list[str]:
+    """Return a line per place, and then what is to be known about all with the same source."""
+    lines = []
+    for source, group in groupby(places, key=lambda place: str(place["source"])):
+        same = list(group)
+        for place in same:
+            kaggle = f", at Kaggle {place['kaggle']}" if place["kaggle"] else ""
+            lines.append(f"{place['url']} ({place['outputs']}){kaggle}")
+        about = f"images in {same[0]['images']}; source: {source}; unverified: "
+        lines += _wrapped([about + same[0]["unverified"]])
+    return lines
 
 
 def _scores(metrics: list[dict[str, Any]]) -> list[str]:

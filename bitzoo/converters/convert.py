@@ -16,11 +16,22 @@ import numpy as np
 
 from bitzoo._version import __version__
 from bitzoo.catalogue.model_info import Identity, ModelInfo, Provenance, format_distance
-from bitzoo.converters.dtypes import RoundingError, round_to, widen
-from bitzoo.converters.formats.checkpoint_formats import Target, find_format
+from bitzoo.converters.dtypes import (
+    RoundingError,
+    describe_changes,
+    holds,
+    list_dtypes,
+    round_to,
+    widen,
+)
+from bitzoo.converters.formats.checkpoint_formats import (
+    Target,
+    choose_format,
+    find_format,
+)
 from bitzoo.converters.formats.hf_config import render_hf_config, render_processor
 from bitzoo.converters.formats.hf_folder import find_weights
-from bitzoo.converters.formats.safetensors import SafetensorsSource, rewrite_metadata
+from bitzoo.converters.formats.safetensors import SafetensorsSource
 from bitzoo.converters.formats.timm_config import CONFIG_NAME, RECORD_KEY
 from bitzoo.converters.identify import Inventory, identify
 from bitzoo.converters.key_mapping import layout_of, name_of, scatters
@@ -31,7 +42,7 @@ from bitzoo.converters.parity.weights import BitComparison, WeightsProof, prove_
 from bitzoo.converters.source import EPS_EXACT_SCALE, KERNEL_SCALE, Array, Source
 from bitzoo.converters.streaming import Block, Slabs, WorkerPool, plan_blocks, worker_pool
 from bitzoo.converters.writer import Writer
-from bitzoo.errors import CheckpointError
+from bitzoo.errors import CheckpointError, UsageError
 from bitzoo.files import Progress, new_output, write_json
 from bitzoo.models.architecture import Slot
 
@@ -56,7 +67,7 @@ class Conversion:
         sha256: SHA-256 of the source.
         notes: What a user should know, as sentences.
         weights: The proof of weights, if requested.
-        exact: Whether the output has exactly the numbers of the source.
+        rounded: Whether numbers were rounded, because the output's dtype lacks them.
     """
 
     source: Path
@@ -66,7 +77,7 @@ class Conversion:
     sha256: str
     notes: tuple[str, ...]
     weights: WeightsProof | None = None
-    exact: bool = True
+    rounded: bool = False
 
     @property
     def model(self) -> str | None:
@@ -104,7 +115,8 @@ def convert(
     Args:
         source: A checkpoint that `open_source` reads, or an open one.
         output: Where to write; default next to the source.
-        target: What to write; default bitzoo's own safetensors.
+        target: What to write; default the format of the output's ending, else bitzoo's own
+            safetensors.
         identity: Which release the source is, if the caller knows it from the bytes; None leaves
             it to what the file says about itself.
         compare: Whether to read every block back, map it to the source's axis order, and compare
@@ -119,21 +131,25 @@ def convert(
     Raises:
         CheckpointError: If the source is damaged or unsafe, or contains NaN or infinity.
         TensorMismatchError: If its tensors do not form a BiT network.
-        UsageError: If the output exists and `force` is False, or there is no disk space for it.
+        UsageError: If the output exists and `force` is False, or there is no disk space for it; if
+            `target` is float64 and the source is not, or contradicts the output's ending.
     """
-    target = target or Target()
+    to = choose_format(output, target.to if target else None)
+    target = target or Target(to)
     with opened(source) as original:
         output = output or default_output(original.path, target.to)
         original.require_unscaled()
         inventory = identify(original)
+        _require_wide(original, inventory, target)
         info, notes = _what_is_known(original, inventory, target, identity)
-        room = 4 * inventory.num_params * target.format.copies
+        room = target.itemsize * inventory.num_params * target.format.copies
         contents = target.format.contents or None
         with new_output(output, room, force=force, contents=contents) as temporary:
             job = _Job(original, inventory, temporary, target, info, compare, progress)
             sha256, info, weights = job.run()
+            rounded = bool(_rounded(inventory, target))
             conversion = Conversion(
-                original.path, temporary, inventory, info, sha256, notes, weights, target.is_exact
+                original.path, temporary, inventory, info, sha256, notes, weights, rounded
             )
             if prove:
                 prove(original, conversion)
@@ -141,7 +157,7 @@ def convert(
 
 
 def record_logits_distance(conversion: Conversion, target: Target, moved: float) -> Path:
-    """Write into the record of an output how far rounding moved its logits.
+    """Write into the record of an output, if its format has one, how far rounding moved its logits.
 
     Returns:
         The file that has the weights.
@@ -150,12 +166,29 @@ def record_logits_distance(conversion: Conversion, target: Target, moved: float)
     made = conversion.info.provenance
     assert made is not None
     info = replace(conversion.info, provenance=replace(made, logits_relative_l2=moved))
-    rewrite_metadata(
-        weights, {LOGITS_DEVIATION: format_distance(moved), RECORD_KEY: info.to_json()}
-    )
+    if target.format.rewrite:
+        target.format.rewrite(
+            weights, {LOGITS_DEVIATION: format_distance(moved), RECORD_KEY: info.to_json()}
+        )
     if target.format.weights:
-        write_json(conversion.output / CONFIG_NAME, render_hf_config(info))
+        write_json(conversion.output / CONFIG_NAME, render_hf_config(info, target.dtype))
     return weights
+
+
+def _rounded(inventory: Inventory, target: Target) -> set[str]:
+    """Return the dtypes in the source that lose digits in the output."""
+    found = {tensor.stored_dtype for tensor in inventory.tensors.values()}
+    return {dtype for dtype in found if not holds(target.dtype, dtype)}
+
+
+def _require_wide(source: Source, inventory: Inventory, target: Target) -> None:
+    found = {tensor.stored_dtype for tensor in inventory.tensors.values()}
+    if target.dtype == "float64" and "float64" not in found:
+        raise UsageError(
+            f'`dtype="float64"` keeps the numbers of a float64 source, but {source.path} is stored '
+            f"as {list_dtypes(found)}: float32 holds all of them, and float64 would only double "
+            "the file. Leave `dtype` out."
+        )
 
 
 def _what_is_known(
@@ -163,9 +196,8 @@ def _what_is_known(
 ) -> tuple[ModelInfo, tuple[str, ...]]:
     """Return the record for the output, and notes for the user."""
     notes = list(source.notes)
-    dtypes = {tensor.stored_dtype for tensor in inventory.tensors.values()} - {"float32"}
-    if dtypes:
-        notes.append(f"Tensors stored as {', '.join(sorted(dtypes))} are converted to float32.")
+    keep = "; the dtype float64 would keep them" if target.dtype == "float32" else ""
+    notes += describe_changes(inventory.tensors.values(), target.dtype, keep)
     info, more_notes = read_info(source, inventory, identity)
     notes += more_notes
     if target.format.weights and info.preprocessing is None:
@@ -209,7 +241,7 @@ class _Job:
         shapes = inventory.architecture.shapes(inventory.num_classes)
         names = {slot: name_of(slot, target.format.names) for slot in shapes}
         weights_file = target.weights_in(self.output)
-        rounding = None if target.dtype == "float32" else RoundingError()
+        rounding = RoundingError() if _rounded(inventory, target) else None
         with ExitStack() as stack:
             writer = target.format.create(
                 weights_file,
@@ -222,11 +254,12 @@ class _Job:
             if self.compare and target.format.reads_while_written:
                 written = stack.enter_context(SafetensorsSource(weights_file, own=True))
                 comparison = BitComparison(source, inventory, written, identify(written))
-            total = source.size + 4 * inventory.num_params
+            total = source.size + target.itemsize * inventory.num_params
             with worker_pool("convert", total, self.progress) as pool:
                 mover = Mover(source, target, names, writer, pool, rounding, comparison)
                 digest = pool.hash(source)
                 held = 2 if scatters(target.format.names) else 1
+                held += held == 2 and rounding is not None  # the numbers before and after
                 pool.each(mover.move, plan_blocks(inventory.tensors, shapes, held))
                 sha256 = digest.result()
             info = self._record(sha256, rounding.relative_l2 if rounding else None)
@@ -235,7 +268,7 @@ class _Job:
                 known[_WEIGHTS_DEVIATION] = format_distance(rounding.relative_l2)
             writer.finish(known)
         if target.format.weights:
-            write_json(self.output / CONFIG_NAME, render_hf_config(info))
+            write_json(self.output / CONFIG_NAME, render_hf_config(info, target.dtype))
             write_json(self.output / "preprocessor_config.json", render_processor(info))
         return sha256, info, self._proof(comparison)
 
@@ -251,12 +284,16 @@ class _Job:
 
     def _record(self, sha256: str, moved: float | None = None) -> ModelInfo:
         """Return the record for the output; its length does not depend on the SHA-256."""
-        target = self.target
+        target, rounded = self.target, _rounded(self.inventory, self.target)
         made = self.info.provenance or Provenance(self.source.path.name, sha256)
-        if not target.is_exact:
+        if rounded:
+            earlier = made.rounded_from and f"{made.rounded_from} to {made.dtype}"
+            made = replace(made, rounded_from=earlier or list_dtypes(rounded))
+        if rounded or target.dtype == "float64":
+            made = replace(made, dtype=target.dtype)
+        if rounded or target.eps_exact:
             made = replace(
                 made,
-                dtype=target.dtype if target.dtype != "float32" else made.dtype,
                 kernel_scale=EPS_EXACT_SCALE if target.eps_exact else 1,
                 weights_relative_l2=moved,
                 logits_relative_l2=None,
@@ -281,8 +318,11 @@ class _Job:
                 "the released function (eps 1e-10); for inference only, fine-tuning would be "
                 "100 x slower"
             )
-        if target.dtype != "float32":
+        rounded = _rounded(self.inventory, target)
+        if rounded or target.dtype != "float32":
             metadata["dtype"] = target.dtype
+        if rounded:
+            metadata["rounded_from"] = list_dtypes(rounded)
             metadata[_WEIGHTS_DEVIATION] = metadata[LOGITS_DEVIATION] = format_distance(None)
         return metadata | {RECORD_KEY: info.to_json()}
 
@@ -300,7 +340,7 @@ class Mover:
         names: The output's name of each tensor.
         writer: The output, open.
         pool: Provides scratch memory, and receives the progress.
-        rounding: Accumulates how far rounding moves the numbers, if they are rounded.
+        rounding: Accumulates how far rounding moves the numbers, if any are rounded.
         comparison: Compares each piece after it is written, if requested.
     """
 
@@ -328,7 +368,7 @@ class Mover:
             self._write(piece, values)
             if self.comparison and written:
                 self.comparison.compare(piece, slab, written.of(piece), self.pool)
-            self.pool.advance(values.nbytes)
+            self.pool.advance(values.size * self.target.itemsize)
 
     def _pieces(self, block: Block) -> Iterable[Block]:
         """Cut a block, unless the output scatters it: then each piece would touch every row."""
@@ -346,13 +386,20 @@ class Mover:
 
 
 def _transposed(piece: Block, stored: Array, pool: WorkerPool, target: Target) -> Array:
-    """Return a piece's numbers in the output's axis order, float32, scaled with `eps_exact`."""
+    """Return a piece's numbers in the output's axis order, scaled with `eps_exact`, not rounded.
+
+    They are float64 if float32 would round them, so that they are rounded once, by the writer.
+    """
     layout = layout_of(piece.slot.role, target.format.names)
-    values = pool.scratch("values").array(stored_shape(stored.shape, layout), np.float32)
+    scaled = target.eps_exact and piece.slot.role.is_standardized
+    halved = target.itemsize < np.dtype(np.float32).itemsize
+    wide = "float64" in (stored.dtype.name, target.dtype) or (scaled and halved)
+    shape, dtype = stored_shape(stored.shape, layout), np.float64 if wide else np.float32
+    values = pool.scratch("values").array(shape, dtype)
     with np.errstate(over="ignore", invalid="ignore"):  # infinity and NaN are rejected afterwards
         copy_blocked(stored, as_oihw(values, layout))
-        if target.eps_exact and piece.slot.role.is_standardized:
-            values *= np.float32(EPS_EXACT_SCALE)
+        if scaled:
+            values *= dtype(EPS_EXACT_SCALE)
     return values
 
 

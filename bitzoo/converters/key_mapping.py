@@ -9,14 +9,15 @@ scheme's names are irregular, the row has one template per branch.
 npz            Google's npz files and TensorFlow 1 modules and checkpoints
 keras          Keras h5 files and TensorFlow 2 variables, after the readers clean their names
 tf2            paths in a TensorFlow 2 object graph, for files with ambiguous variable names
+bit_paper      google-research/big_vision, after the reader removes ``params/``
 timm           timm, and bitzoo's own files
 transformers   transformers, BitForImageClassification
 bit_pytorch    the PyTorch code of the release
 =============  ====================================================================================
 
 Sources: npz and bit_pytorch from google-research/big_transfer, bit_pytorch/models.py; keras and tf2
-from its bit_tf2/models.py; timm from timm/models/resnetv2.py; transformers from
-transformers/models/bit/modeling_bit.py.
+from its bit_tf2/models.py; bit_paper from google-research/big_vision, models/bit_paper.py; timm
+from timm/models/resnetv2.py; transformers from transformers/models/bit/modeling_bit.py.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ _OBJECT = "_blocks/{i}/layer_with_weights-{j}"
 _BLOCK = "stages.{i}.blocks.{j}"
 _LAYER = "bit.encoder.stages.{i}.layers.{j}"
 _BODY = "body.block{b}.unit{u:02d}"
+_STAGE = "block{b}/unit{u:02d}"
 
 Template = str | Mapping[str, str]
 """A name with fields, or one such name per branch."""
@@ -41,6 +43,7 @@ TABLE: dict[Role, dict[str, Template]] = {
         "npz": "resnet/root_block/standardized_conv2d/kernel",
         "keras": "resnet/root_block/standardized_conv2d/kernel",
         "tf2": "_root/layer_with_weights-0/kernel",
+        "bit_paper": "root_block/conv_root/kernel",
         "timm": "stem.conv.weight",
         "transformers": "bit.embedder.convolution.weight",
         "bit_pytorch": "root.conv.weight",
@@ -49,6 +52,7 @@ TABLE: dict[Role, dict[str, Template]] = {
         "npz": _UNIT + "/{x}/group_norm/gamma",
         "keras": _UNIT + "/{x}/group_norm/gamma",
         "tf2": _OBJECT + "/_unit_{x}/layer_with_weights-0/gamma",
+        "bit_paper": _STAGE + "/gn{n}/scale",
         "timm": _BLOCK + ".norm{n}.weight",
         "transformers": _LAYER + ".norm{n}.weight",
         "bit_pytorch": _BODY + ".gn{n}.weight",
@@ -57,6 +61,7 @@ TABLE: dict[Role, dict[str, Template]] = {
         "npz": _UNIT + "/{x}/group_norm/beta",
         "keras": _UNIT + "/{x}/group_norm/beta",
         "tf2": _OBJECT + "/_unit_{x}/layer_with_weights-0/beta",
+        "bit_paper": _STAGE + "/gn{n}/bias",
         "timm": _BLOCK + ".norm{n}.bias",
         "transformers": _LAYER + ".norm{n}.bias",
         "bit_pytorch": _BODY + ".gn{n}.bias",
@@ -69,6 +74,7 @@ TABLE: dict[Role, dict[str, Template]] = {
             "b": _OBJECT + "/_unit_b/layer_with_weights-1/kernel",
             "c": _OBJECT + "/_unit_c/layer_with_weights-1/kernel",
         },
+        "bit_paper": _STAGE + "/conv{n}/kernel",
         "timm": _BLOCK + ".conv{n}.weight",
         "transformers": _LAYER + ".conv{n}.weight",
         "bit_pytorch": _BODY + ".conv{n}.weight",
@@ -77,6 +83,7 @@ TABLE: dict[Role, dict[str, Template]] = {
         "npz": _UNIT + "/a/proj/standardized_conv2d/kernel",
         "keras": _UNIT + "/a/proj/standardized_conv2d/kernel",
         "tf2": _OBJECT + "/_proj/kernel",
+        "bit_paper": _STAGE + "/conv_proj/kernel",
         "timm": _BLOCK + ".downsample.conv.weight",
         "transformers": _LAYER + ".downsample.conv.weight",
         "bit_pytorch": _BODY + ".downsample.weight",
@@ -85,6 +92,7 @@ TABLE: dict[Role, dict[str, Template]] = {
         "npz": "resnet/group_norm/gamma",
         "keras": "resnet/group_norm/gamma",
         "tf2": "_pre_head/0/gamma",
+        "bit_paper": "norm-pre-head/scale",
         "timm": "norm.weight",
         "transformers": "bit.norm.weight",
         "bit_pytorch": "head.gn.weight",
@@ -93,6 +101,7 @@ TABLE: dict[Role, dict[str, Template]] = {
         "npz": "resnet/group_norm/beta",
         "keras": "resnet/group_norm/beta",
         "tf2": "_pre_head/0/beta",
+        "bit_paper": "norm-pre-head/bias",
         "timm": "norm.bias",
         "transformers": "bit.norm.bias",
         "bit_pytorch": "head.gn.bias",
@@ -101,6 +110,7 @@ TABLE: dict[Role, dict[str, Template]] = {
         "npz": "resnet/head/conv2d/kernel",
         "keras": "resnet/head/dense/kernel",
         "tf2": "_head/kernel",
+        "bit_paper": "head/kernel",
         "timm": "head.fc.weight",
         "transformers": "classifier.1.weight",
         "bit_pytorch": "head.conv.weight",
@@ -109,6 +119,7 @@ TABLE: dict[Role, dict[str, Template]] = {
         "npz": "resnet/head/conv2d/bias",
         "keras": "resnet/head/dense/bias",
         "tf2": "_head/bias",
+        "bit_paper": "head/bias",
         "timm": "head.fc.bias",
         "transformers": "classifier.1.bias",
         "bit_pytorch": "head.conv.bias",
@@ -119,13 +130,19 @@ LAYOUTS: dict[str, str] = {
     "npz": "HWIO",
     "keras": "HWIO",
     "tf2": "HWIO",
+    "bit_paper": "HWIO",
     "timm": "OIHW",
     "transformers": "OIHW",
     "bit_pytorch": "OIHW",
 }
 """Axis order of a kernel in each scheme (see `bitzoo.converters.layouts`)."""
 
-HEAD_LAYOUTS: dict[str, str] = {"keras": "IO", "tf2": "IO", "transformers": "OI"}
+HEAD_LAYOUTS: dict[str, str] = {
+    "keras": "IO",
+    "tf2": "IO",
+    "bit_paper": "IO",
+    "transformers": "OI",
+}
 """The same for the head's kernel, if it is a dense layer instead of a 1x1 convolution."""
 
 TORCH_SCHEMES = ("timm", "transformers", "bit_pytorch")

@@ -14,6 +14,7 @@ from typing import Any
 
 from bitzoo.catalogue.model_info import Identity, ModelInfo
 from bitzoo.catalogue.registry import ModelSpec, find_spec
+from bitzoo.converters.dtypes import describe_changes, holds
 from bitzoo.converters.formats.hf_config import (
     PROCESSOR_KEY,
     PROCESSOR_NAMES,
@@ -68,6 +69,23 @@ def read_info(
     known, more_notes = _identity(source, inventory, info, identity)
     info = replace(info, identity=known, path=str(source.path)).completed_by_catalogue()
     return info, (*notes, *more_notes)
+
+
+def as_loaded(info: ModelInfo, inventory: Inventory) -> tuple[ModelInfo, tuple[str, ...]]:
+    """Return the record of a network that has the numbers as float32, and notes for the user.
+
+    Args:
+        info: What is known about the file.
+        inventory: Its tensors.
+    """
+    made, tensors = info.provenance, inventory.tensors.values()
+    if all(holds("float32", tensor.stored_dtype) for tensor in tensors):
+        return info, ()
+    if made:
+        earlier = made.rounded_from and f"{made.rounded_from} to {made.dtype}"
+        rounded = replace(made, dtype="float32", rounded_from=earlier or "float64")
+        info = replace(info, provenance=replace(rounded, weights_relative_l2=None))
+    return info, tuple(describe_changes(tensors, "float32"))
 
 
 def recognised(source: Source, inventory: Inventory) -> tuple[Identity, tuple[str, ...]]:

@@ -163,7 +163,7 @@ class StoredTensor(ABC):
     @property
     def stored_dtype(self) -> str:
         """Its stored dtype: ``float32``, ..., or ``bfloat16``, which NumPy lacks."""
-        return str(self.dtype)
+        return self.dtype.name
 
     @abstractmethod
     def read_slab(self, axis: int, start: int, stop: int, scratch: Scratch | None = None) -> Array:

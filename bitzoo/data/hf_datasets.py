@@ -15,6 +15,7 @@ from PIL import Image
 from bitzoo.data.folder import Listing, Row, order_classes
 from bitzoo.data.problems import DatasetError, Problem, Reason, printable
 from bitzoo.errors import MissingExtraError
+from bitzoo.models.image_files import open_image
 
 PREFIX = "hf:"
 """Prefix of the name of a data set on the Hub, or of a folder that `datasets` can read."""
@@ -85,6 +86,7 @@ def read_table(table: Table, source: str) -> Listing:
         )
     image = _column(table, source, "Image", _IMAGE_COLUMNS)
     label = _column(table, source, "ClassLabel", _LABEL_COLUMNS)
+    table, mode = _undecoded(table, image)
     declared = getattr(table.features[label], "names", None)
     names = [printable(str(name)) for name in declared] if declared else None
     rows, problems = [], []
@@ -95,7 +97,7 @@ def read_table(table: Table, source: str) -> Listing:
             detail = f"expected {expected} in {label!r}, found {value!r}"
             problems.append(Problem(Reason.LABEL, f"row {index}", detail))
         else:
-            load = partial(_load, table, index, image)
+            load = partial(_load, table, index, image, mode)
             rows.append(Row(f"row {index}", name, load=load))
     classes = tuple(names) if names else order_classes(row.label for row in rows)
     return Listing(tuple(rows), classes, source, problems=tuple(problems))
@@ -129,12 +131,24 @@ def _name(value: object, names: Sequence[str] | None) -> str | None:
     return names[value] if 0 <= value < len(names) else None
 
 
-def _load(table: Table, index: int, column: str) -> Image.Image:
+def _undecoded(table: Table, column: str) -> tuple[Table, str | None]:
+    """Return the table with its images as bytes or paths, and the mode that they are to have.
+
+    The library would open any format that Pillow knows, PostScript included.
+    """
+    feature = table.features[column]
+    if type(feature).__name__ != "Image" or not hasattr(table, "cast_column"):
+        return table, None
+    return table.cast_column(column, type(feature)(decode=False)), getattr(feature, "mode", None)
+
+
+def _load(table: Table, index: int, column: str, mode: str | None) -> Image.Image:
     """Decode one row: an image, its bytes or path (undecoded columns), or an array of pixels."""
     value = table[index][column]
     if isinstance(value, Image.Image):
         return value
     if isinstance(value, dict):
         content = value.get("bytes")
-        return Image.open(io.BytesIO(content or Path(value["path"]).read_bytes()))
+        image = open_image(io.BytesIO(content) if content else value["path"])
+        return image.convert(mode) if mode else image
     return Image.fromarray(np.asarray(value))

@@ -32,7 +32,7 @@ class Reason(Enum):
     MISSING = "Missing files", "check the paths", True
     UNREADABLE = "Files that cannot be opened", "check the permissions and the disk", True
     NO_BYTES = "Files of 0 bytes", "copy or download them again", True
-    NO_IMAGE = "Not an image that Pillow knows", "convert to PNG or JPEG, or remove", True
+    NO_IMAGE = "Not an image of a format that is read", "convert to PNG or JPEG, or remove", True
     DAMAGED = "Truncated or damaged images", "copy or download them again", True
     ANIMATED = "Animated or multi-page files", "save the intended frame as a file", True
     HUGE = "Images too large to decode safely", "make them smaller", True

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import stat
-import struct
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -26,6 +25,7 @@ from bitzoo.data.decode_workers import count_cores
 from bitzoo.data.problems import Problem, Problems, Reason, join_some, printable
 from bitzoo.errors import UsageError
 from bitzoo.files import Progress, sha256_of
+from bitzoo.models.image_files import has_more_frames, open_image, orientation
 from bitzoo.models.preprocessing import read_rgb
 
 TASK = "checking images"
@@ -203,8 +203,6 @@ def _join_equal(group: Sequence[Example]) -> str:
 
 # --- one image -----------------------------------------------------------------------------------
 
-_ORIENTATION_TAG = 0x0112
-
 
 @dataclass(frozen=True)
 class ImageCheck:
@@ -238,7 +236,7 @@ def check_image(example: Example) -> ImageCheck:
         if refused is not None:
             return refused
         digest = sha256_of(example.path)
-        with Image.open(example.path) as image:
+        with open_image(example.path) as image:
             return _examine(image, digest)
     except Exception as error:  # a damaged file makes Pillow's decoders raise nearly anything
         return _explain(error, example)
@@ -257,12 +255,19 @@ def _refuse_file(path: Path) -> ImageCheck | None:
 def _examine(image: Image.Image, digest: str = "") -> ImageCheck:
     traits = tuple(_traits(image))
     rgb = read_rgb(image)
-    frames = 1 if image.format in _SINGLE_IMAGE_FORMATS else getattr(image, "n_frames", 1)
-    if frames > 1:
-        return ImageCheck(Reason.ANIMATED, f"{image.format} of {frames} frames or pages")
+    size = rgb.height, rgb.width
     if not digest:
         digest = hashlib.sha256(f"{rgb.width}x{rgb.height}".encode() + rgb.tobytes()).hexdigest()
-    return ImageCheck(None, "", digest, (rgb.height, rgb.width), traits)
+    if image.format not in _SINGLE_IMAGE_FORMATS and has_more_frames(image):
+        return ImageCheck(Reason.ANIMATED, f"{image.format} of {_count(image)} frames or pages")
+    return ImageCheck(None, "", digest, size, traits)
+
+
+def _count(image: Image.Image) -> object:
+    try:
+        return image.n_frames  # type: ignore[attr-defined]
+    except Exception:  # a damaged one after the second
+        return "several"
 
 
 def _traits(image: Image.Image) -> Iterator[str]:
@@ -279,18 +284,11 @@ def _traits(image: Image.Image) -> Iterator[str]:
         yield "palette"
     if image.mode in ("RGBA", "RGBa", "LA", "La", "PA") or "transparency" in image.info:
         yield "alpha"
-    if _is_turned(image):
+    if orientation(image) in range(2, 9):
         yield "EXIF-rotated"
     limit = Image.MAX_IMAGE_PIXELS
     if limit is not None and image.width * image.height > limit:
         yield f"more than {limit / 1e6:.0f} megapixels"
-
-
-def _is_turned(image: Image.Image) -> bool:
-    try:
-        return image.getexif().get(_ORIENTATION_TAG) in range(2, 9)
-    except (SyntaxError, ValueError, struct.error):
-        return False
 
 
 def _explain(error: Exception, example: Example) -> ImageCheck:

@@ -167,6 +167,8 @@ def _check_output(to: str, path: Path, dtype: str, *, force: bool) -> ExportForm
     form = FORMATS[to]
     if not path.name.endswith(form.suffix):
         raise UsageError(f"{path}: a file of format {to} must end in {form.suffix}. Rename `out`.")
+    if not form.suffix and path.suffix in {other.suffix for other in FORMATS.values()} - {""}:
+        raise UsageError(f"{path}: {to} is a folder, but this is a file's name. Rename `out`.")
     if not path.parent.is_dir():
         raise UsageError(f"{path}: there is no folder {path.parent}. Create it first.")
     taken = [place for place in _places(form, path) if os.path.lexists(place)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import warnings
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -14,7 +15,6 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 import torch
-from PIL import Image
 from torch import nn
 
 from bitzoo.display import Displayed
@@ -24,6 +24,7 @@ from bitzoo.inference.metrics import check_logits, log_sum_exp
 from bitzoo.inference.optimize import best_device
 from bitzoo.inference.runner import Runner, batches_of, compute_dtype, one_ahead
 from bitzoo.models.bit import BiT
+from bitzoo.models.image_files import suffixes
 from bitzoo.models.preprocessing import EvalTransform
 from bitzoo.zoo.classifier import Classifier, load_classifier
 from bitzoo.zoo.info import create_transform, info, labels
@@ -193,7 +194,9 @@ def predict_images(
     files = find_images(paths)
     network = Runner(model, device, dtype, backend)
     predictions = Predictions()
-    with ThreadPoolExecutor(workers or min(8, os.cpu_count() or 1)) as pool:
+    threads = ThreadPoolExecutor(workers or min(8, os.cpu_count() or 1))
+    with warnings.catch_warnings(), threads as pool:
+        warnings.simplefilter("ignore")  # Pillow's, about broken EXIF data, as in validation
         for batch, loading in one_ahead(
             batches_of(files, batch_size),
             lambda batch: [pool.submit(_load, path, transform) for path in batch],
@@ -216,8 +219,8 @@ def predict_images(
 def find_images(paths: Iterable[Place]) -> list[Path]:
     """Expand folders into the images below them, sorted; a folder's own come before its folders'.
 
-    In a folder, an image is a file with an extension that Pillow reads; hidden files and folders
-    are left out. Files, missing paths and folders without an image stay as they are.
+    In a folder, an image is a file with the extension of a format that is read; hidden files and
+    folders are left out. Files, missing paths and folders without an image stay as they are.
     """
     return list(chain.from_iterable(_images_at(Path(path)) for path in paths))
 
@@ -225,7 +228,7 @@ def find_images(paths: Iterable[Place]) -> list[Path]:
 def _images_at(path: Path) -> list[Path]:
     if not path.is_dir():
         return [path]
-    readable = {ext for ext, kind in Image.registered_extensions().items() if kind in Image.OPEN}
+    readable = suffixes()
     found: list[Path] = []
     for folder, folders, files in os.walk(path):
         folders[:] = sorted(name for name in folders if not name.startswith("."))

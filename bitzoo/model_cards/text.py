@@ -57,13 +57,16 @@ def proof_rows(report: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
     """Return a report's comparisons: proof, compared with, found, allowed."""
     weights = report["weights"]
     differing = len(weights["differing"])
+    equal = f"{differing} tensors differ" if differing else "every bit equal"
+    whole = weights | {"found": equal, "allowed": "equal"}  # older reports have no groups
     rows = [
         (
             "weights",
-            f"{weights['tensors']} tensors, {weights['params']:,} numbers, of the source",
-            f"{differing} tensors differ" if differing else "every bit equal",
-            "equal",
+            f"{group['tensors']} tensors, {group['params']:,} numbers, of the source",
+            group["found"],
+            group["allowed"],
         )
+        for group in weights.get("groups", [whole])
     ]
     for proof in report["logits"]:
         rows.append(

@@ -18,7 +18,6 @@ without antialiasing, so its pixels differ slightly.
 from __future__ import annotations
 
 import os
-import struct
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -27,6 +26,13 @@ import numpy.typing as npt
 from PIL import Image
 
 from bitzoo.errors import LayoutError, UsageError
+from bitzoo.models.image_files import (
+    FORMATS,
+    ImageTooLargeError,
+    is_readable,
+    open_image,
+    orientation,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -122,6 +128,7 @@ def read_rgb(image: ImageLike) -> Image.Image:
       transformers: a transparent pixel keeps its hidden colour.
     - 16-bit grey keeps its high byte, as in Pillow's conversion of 16-bit RGB (Pillow's conversion
       of 16-bit grey clips at 255, which turns most pixels white).
+    - Files have one of the formats in `bitzoo.models.image_files`, and a size that fits its limit.
     - Palettes, CMYK, YCbCr, Lab and HSV are converted by Pillow; an animation yields its first
       frame.
 
@@ -129,7 +136,7 @@ def read_rgb(image: ImageLike) -> Image.Image:
         image: A PIL image, an array of uint8 pixels, or a path; none is changed.
 
     Returns:
-        A PIL image of mode RGB.
+        A PIL image of mode RGB; the given one, if it is that already.
 
     Raises:
         UsageError: If the file cannot be decoded, or the mode has no defined range (32-bit).
@@ -138,6 +145,11 @@ def read_rgb(image: ImageLike) -> Image.Image:
     if isinstance(image, np.ndarray):
         return _from_array(image)
     if isinstance(image, Image.Image):
+        if not is_readable(image):
+            raise UsageError(
+                f"The image has the format {image.format}, whose decoder is not run: expected one "
+                f"of {', '.join(FORMATS)}. Save it as PNG first."
+            )
         return _to_rgb(image, "The image")
     if not isinstance(image, (str, os.PathLike)):
         raise UsageError(
@@ -146,13 +158,15 @@ def read_rgb(image: ImageLike) -> Image.Image:
         )
     name = f"The image {os.fspath(image)!r}"
     try:
-        with Image.open(image) as opened:
+        with open_image(image) as opened:
             return _to_rgb(opened, name)
     except UsageError:
         raise
+    except ImageTooLargeError as error:
+        raise UsageError(f"{name} is too large: {error}.") from error
     except Exception as error:  # a damaged file makes Pillow's decoders raise nearly anything
         raise UsageError(
-            f"{name} cannot be read: expected an image file that Pillow can decode, found "
+            f"{name} cannot be read: expected an image file of a format that is read, found "
             f"{error or type(error).__name__}. Check the path, or save the image again as PNG."
         ) from error
 
@@ -173,22 +187,14 @@ def _to_rgb(image: Image.Image, name: str) -> Image.Image:
     image.load()  # first, because this turns TIFF files upright
     if 0 in image.size:
         raise UsageError(f"{name} is empty: its size is {image.width}x{image.height}.")
-    turn = _TURN_OF_ORIENTATION.get(_orientation(image))
+    turn = _TURN_OF_ORIENTATION.get(orientation(image))
     if turn is not None:
         image = image.transpose(turn)
     if image.mode.startswith(("I", "F")):
         image = _high_byte(image, name)
     elif image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")  # directly to RGB, Pillow would warn that alpha is dropped
-    return image.convert("RGB")
-
-
-def _orientation(image: Image.Image) -> object:
-    """Return the EXIF orientation; `ImageOps.exif_transpose` would reject damaged EXIF data."""
-    try:
-        return image.getexif().get(_ORIENTATION_TAG)
-    except (SyntaxError, ValueError, struct.error):
-        return None
+    return image if image.mode == "RGB" else image.convert("RGB")  # without a second copy
 
 
 def _high_byte(image: Image.Image, name: str) -> Image.Image:
@@ -202,8 +208,6 @@ def _high_byte(image: Image.Image, name: str) -> Image.Image:
         )
     return Image.fromarray((values >> 8).astype(np.uint8))
 
-
-_ORIENTATION_TAG = 0x0112
 
 _TURN_OF_ORIENTATION: dict[object, Image.Transpose] = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,

@@ -10,14 +10,18 @@ import os
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from bitzoo.catalogue.model_info import ModelInfo
 from bitzoo.catalogue.registry import ModelSpec, find_spec, get_spec
 from bitzoo.converters.convert import Conversion, default_output
-from bitzoo.converters.formats.checkpoint_formats import Target
+from bitzoo.converters.formats.checkpoint_formats import (
+    Target,
+    choose_format,
+    has_known_ending,
+)
 from bitzoo.converters.open import open_source
 from bitzoo.converters.parity.verify import (
     REPORT_NAME,
@@ -123,7 +127,7 @@ def convert(
     src: str | os.PathLike[str],
     dst: str | os.PathLike[str] | None = None,
     *,
-    to: str = "safetensors",
+    to: str | None = None,
     source_format: str | None = None,
     dtype: str = "float32",
     eps_exact: bool = False,
@@ -140,11 +144,13 @@ def convert(
         dst: File or folder to write to; default next to the source, or in the working directory if
             the source is fetched.
         to: Format to write: ``safetensors``, ``npz``, ``h5``, ``timm``, ``transformers`` (a
-            folder) or ``bit_pytorch``.
+            folder) or ``bit_pytorch``. None for the one of the ending of `dst`, or safetensors if
+            it has none.
         source_format: Which released file of a catalogue name: ``npz`` (the default), ``h5`` or
             ``tfhub``.
-        dtype: ``float16`` or ``bfloat16`` rounds the numbers; the file's metadata states the dtype
-            and how far they moved.
+        dtype: Dtype to write: ``float32``, ``float16`` or ``bfloat16``, to whose nearest numbers
+            those of the source are rounded if it lacks them (the record states how far that moved
+            them), or ``float64``, which keeps those of a float64 source.
         eps_exact: Whether to multiply the kernels by 10, so that timm or transformers compute
             Google's function; for inference only.
         check: What to prove: ``none``, ``weights``, or ``logits`` for both proofs.
@@ -163,12 +169,14 @@ def convert(
         ParityError: If a proof fails; then no output is left, and the error's `report` has the
             figures.
     """
-    target = Target(to, dtype, eps_exact)
+    place = Path(dst).expanduser() if dst else None
+    target = Target(choose_format(place, to), dtype, eps_exact)
     wanted = _find_check(check)
     if report and wanted is Check.NONE:
         raise UsageError(
             f'{report}: with `check="none"` there is no proof to report. Leave one of them out.'
         )
+    _require_report_name(report)
     url, spec = _find_address(src, source_format)
     local = None if url else Path(src).expanduser()
     measured: ParityReport | None = None
@@ -182,8 +190,8 @@ def convert(
     with ExitStack() as stack:
         if local:  # opened first, so that its problems are reported before anything else is done
             source, identity = stack.enter_context(open_source(local)), None
-        output = _find_output(local or _name_of(url, spec), dst, target)
-        proof_path = Path(report).expanduser() if report else output.with_name(REPORT_NAME)
+        output = _find_output(local or _name_of(url, spec), place, target)
+        proof_path = _find_report(report) or output.with_name(REPORT_NAME)
         _check_places(local, output, proof_path, force=force, contents=target.format.contents)
         if not local:
             path = stack.enter_context(_fetched(url, keep=keep_source))
@@ -207,6 +215,12 @@ def convert(
             save_report(proof, proof_path)
         else:
             drop_report(proof_path, output.name)
+    if place and to is None and not (place.is_dir() or has_known_ending(place)):
+        note = (
+            f"The name {place.name} has no ending of a checkpoint format: a {target.to} file is "
+            "written. Give `dst` an ending, or choose with `to`."
+        )
+        conversion = replace(conversion, notes=(*conversion.notes, note))
     return _result(conversion, proof, proof_path if proof else None)
 
 
@@ -240,7 +254,8 @@ def verify(
     if wanted is Check.NONE:
         raise UsageError('`check="none"` would prove nothing. Use weights or logits.')
     source, output = Path(src).expanduser(), Path(dst).expanduser()
-    place = Path(report).expanduser() if report else None
+    _require_report_name(report)
+    place = _find_report(report)
     _require_different(source=source, output=output, report=place)
     proof = verify_files(source, output, check=wanted, progress=progress)
     if place:
@@ -248,13 +263,26 @@ def verify(
     return proof
 
 
-def _find_output(source: Path, dst: str | os.PathLike[str] | None, target: Target) -> Path:
+def _find_report(report: str | os.PathLike[str] | None) -> Path | None:
+    """Return where the proof goes: `report`, or its own name in the folder `report`."""
+    place = Path(report).expanduser() if report else None
+    return place / REPORT_NAME if place and place.is_dir() else place
+
+
+def _require_report_name(report: str | os.PathLike[str] | None) -> None:
+    if report and has_known_ending(Path(report)):
+        raise UsageError(
+            f"{report}: a proof is JSON, and this is the name of a checkpoint. Choose another one "
+            "for `report`, such as parity.json."
+        )
+
+
+def _find_output(source: Path, dst: Path | None, target: Target) -> Path:
     """Return where to write: `dst`, in the folder `dst`, or next to the source."""
     default = default_output(source, target.format.name)
     if not dst:
         return default
-    place = Path(dst).expanduser()
-    return place / default.name if place.is_dir() and not target.format.weights else place
+    return dst / default.name if dst.is_dir() and not target.format.weights else dst
 
 
 def _find_check(name: str) -> Check:

@@ -14,7 +14,7 @@ from bitzoo.catalogue.model_info import Identity, ModelInfo
 from bitzoo.catalogue.registry import ModelSpec, get_spec
 from bitzoo.converters.identify import Inventory, identify
 from bitzoo.converters.key_mapping import name_of
-from bitzoo.converters.model_record import read_info
+from bitzoo.converters.model_record import as_loaded, read_info
 from bitzoo.converters.open import open_source
 from bitzoo.converters.source import Source
 from bitzoo.converters.state_dict import read_state_dict
@@ -127,7 +127,8 @@ def create_model(
         if spec is not None:
             _require_architecture(spec, source, inventory)
         info, notes = read_info(source, inventory, place.identity)
-        for note in notes:
+        info, more_notes = as_loaded(info, inventory)
+        for note in (*notes, *more_notes):
             _log.warning("%s", note)
         if spec is not None:
             info = _asked_as(spec, info)

@@ -53,6 +53,8 @@ def is_location(text: str | os.PathLike[str]) -> bool:
     """Whether `text` is a path or an address rather than a catalogue name."""
     if not isinstance(text, str):
         return True
+    if "/" in text and find_spec(text) and not os.path.exists(text):
+        return False  # a handle of TensorFlow Hub
     if "/" in text or os.sep in text or text.lower().endswith(_SUFFIXES) or is_hub_address(text):
         return True
     return find_spec(text) is None and os.path.exists(text)
@@ -60,7 +62,10 @@ def is_location(text: str | os.PathLike[str]) -> bool:
 
 def is_address(text: str | os.PathLike[str]) -> bool:
     """Whether `text` is a web address."""
-    return isinstance(text, str) and text.startswith(("http://", "https://"))
+    is_web = isinstance(text, str) and text.startswith(("http://", "https://"))
+    return (
+        is_web and find_spec(str(text)) is None
+    )  # the address of a TensorFlow Hub module is a name
 
 
 def locate(place: str | os.PathLike[str], *, progress: bool | None = None) -> Located:

@@ -70,7 +70,7 @@ FILES = {
         "pipe.jpg: not a regular file",
     ],
     "Files of 0 bytes": ["nothing.jpg"],
-    "Not an image that Pillow knows": ["page.jpg: begins with b'<!DOCTYPE html><'"],
+    "Not an image of a format that is read": ["page.jpg: begins with b'<!DOCTYPE html><'"],
     "Truncated or damaged images": ["half.gif: *", "half.jpg: *", "half.png: *", "start.png: *"],
     "Animated or multi-page files": [
         "dance.gif: GIF of 3 frames or pages",

@@ -19,7 +19,7 @@ from bitzoo.catalogue.class_names import class_names
 from bitzoo.catalogue.model_info import Identity, ModelInfo
 from bitzoo.catalogue.registry import find_spec
 from bitzoo.cli.main import app
-from bitzoo.converters.dtypes import DTYPES
+from bitzoo.converters.dtypes import CHECKPOINT_DTYPES, DTYPES
 from bitzoo.converters.formats.checkpoint_formats import FORMATS
 from bitzoo.converters.parity import logits, reference_tensorflow
 from bitzoo.converters.parity.deviation import Deviation
@@ -149,7 +149,7 @@ def test_every_command_is_a_function():
     ("command", "option", "known"),
     [
         ("convert", "to", FORMATS),
-        ("convert", "dtype", DTYPES),
+        ("convert", "dtype", CHECKPOINT_DTYPES),
         ("convert", "check", [check.value for check in Check]),
         ("verify", "check", [check.value for check in Check]),
         ("export", "to", export_formats.FORMATS),

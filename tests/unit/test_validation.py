@@ -317,7 +317,7 @@ REPORT = {
         "pipe.jpg: not a regular file",
     ],
     "Files of 0 bytes (1); copy or download them again:": ["nothing.jpg"],
-    "Not an image that Pillow knows (1); convert to PNG or JPEG, or remove:": [
+    "Not an image of a format that is read (1); convert to PNG or JPEG, or remove:": [
         "page.jpg: begins with b'<!DOCTYPE html><'"
     ],
     "Truncated or damaged images (4); copy or download them again:": [

@@ -40,10 +40,10 @@ _NO_NAME = re.compile(r"LABEL_\d+", re.ASCII)
 """What transformers calls classes without names."""
 
 
-def render_hf_config(info: ModelInfo) -> dict[str, Any]:
+def render_hf_config(info: ModelInfo, dtype: str = "float32") -> dict[str, Any]:
     """Return `config.json` for BitForImageClassification; unknown names are ``LABEL_0`` and so on.
 
-    May import timm, for the names of a published list.
+    May import timm, for the names of a published list. `dtype` is what the weights are stored as.
     """
     architecture = Architecture.parse(info.architecture, info.in_chans)
     names = info.class_names or [f"LABEL_{number}" for number in range(info.num_classes)]
@@ -65,7 +65,7 @@ def render_hf_config(info: ModelInfo) -> dict[str, Any]:
         "embedding_dynamic_padding": False,
         "output_stride": 32,
         "drop_path_rate": 0.0,
-        "dtype": made.dtype if made else "float32",
+        "dtype": dtype,
         "id2label": {str(number): name for number, name in enumerate(names)},
         "label2id": {name: number for number, name in enumerate(names)},
         **({"problem_type": problem} if problem else {}),

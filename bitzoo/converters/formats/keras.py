@@ -257,13 +257,17 @@ def _ask(
 
 
 class KerasWriter(SlabWriter):
-    """Writes a `.h5` file as TensorFlow 2.2 writes weights after `build()`, float32.
+    """Writes a `.h5` file as TensorFlow 2.2 writes weights after `build()`.
 
     h5py creates the structure and closes the file; then the numbers are written by position.
     """
 
     def __init__(
-        self, path: Path, places: Mapping[str, Place], metadata: Mapping[str, str]
+        self,
+        path: Path,
+        places: Mapping[str, Place],
+        metadata: Mapping[str, str],
+        dtype: str = "float32",
     ) -> None:
         """Create the file with its structure.
 
@@ -271,28 +275,36 @@ class KerasWriter(SlabWriter):
             path: File to write; truncated if it exists.
             places: Name, shape and output axis of every tensor; offsets are ignored.
             metadata: Attributes to add to the root; Keras ignores them.
+            dtype: Dtype of the blocks given to `write`: ``float32`` or ``float64``.
         """
         self._path = path
-        super().__init__(path, _lay_out(path, places, metadata), 4)
+        number = np.dtype(dtype).newbyteorder("<")
+        super().__init__(path, _lay_out(path, places, metadata, number), number.itemsize)
 
     def finish(self, metadata: Mapping[str, str]) -> None:
         """Add attributes to the root, and close the file."""
-        import h5py
-
         self.close()
-        with h5py.File(self._path, "r+", libver="earliest") as file:
-            for key, text in metadata.items():
-                file.attrs[_OWN + key] = text.encode(errors="replace")
+        rewrite_attributes(self._path, metadata)
+
+
+def rewrite_attributes(path: Path, metadata: Mapping[str, str]) -> None:
+    """Add attributes to the root of a written file, or replace them."""
+    import h5py
+
+    with h5py.File(path, "r+", libver="earliest") as file:
+        for key, text in metadata.items():
+            file.attrs[_OWN + key] = text.encode(errors="replace")
 
 
 def _lay_out(
-    path: Path, places: Mapping[str, Place], metadata: Mapping[str, str]
+    path: Path, places: Mapping[str, Place], metadata: Mapping[str, str], number: np.dtype[Any]
 ) -> dict[str, Place]:
     import h5py
 
     layers: dict[str, list[str]] = {}
     for name in places:
         layers.setdefault(_layer_of(name), []).append(name)
+    stored = h5py.h5t.py_create(number)
     create = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
     create.set_layout(h5py.h5d.CONTIGUOUS)
     create.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
@@ -312,7 +324,7 @@ def _lay_out(
                 space = h5py.h5s.create_simple(places[name].shape)
                 parent, _, leaf = weight.rpartition("/")
                 where = group.require_group(parent).id
-                dataset = h5py.h5d.create(where, leaf.encode(), h5py.h5t.IEEE_F32LE, space, create)
+                dataset = h5py.h5d.create(where, leaf.encode(), stored, space, create)
                 placed[name] = Place(dataset.get_offset(), places[name].shape, places[name].axis)
             group.attrs["weight_names"] = _bytes(weights)
     return placed

@@ -26,6 +26,8 @@ import numpy as np
 from isal import isal_zlib
 from numpy.lib import format as npy
 
+from bitzoo.converters.dtypes import BrainFloatTensor
+from bitzoo.converters.formats.big_vision import as_bit_paper, find_prefix, is_brain_float
 from bitzoo.converters.formats.foreign import name_members
 from bitzoo.converters.formats.zip_members import DAMAGE, CompressedTensor, Unpacked
 from bitzoo.converters.source import (
@@ -68,19 +70,22 @@ class NpzSource(Source):
         CheckpointError: If the file is damaged, unsafe or holds anything but float arrays.
     """
 
-    names = "npz"
-
     def __init__(self, path: Path) -> None:
         self.path = path
         self.metadata: Mapping[str, str] = {}
         self._file = RawFile(path)
         self._bounded = _BoundedFile(path)
         self._members: list[tuple[int, int, zipfile.ZipInfo]] = []
+        self._compressed_bytes = 0
         try:
             with damage_reported(path, "an .npz (zip) file"):
                 self._zip = self._open_zip()
                 self._unpacked = Unpacked(self._zip)
-                self.tensors = self._read_headers()
+                names = [info.filename.removesuffix(".npy") for info in self._zip.infolist()]
+                prefix = find_prefix(path, names)
+                skipped = [name for name in names if not name.startswith(prefix)]
+                tensors = self._read_headers(prefix)
+                self.names, self.tensors, self.notes = as_bit_paper(tensors, prefix, skipped)
         except BaseException:
             self._bounded.close()
             self._file.close()
@@ -142,7 +147,7 @@ class NpzSource(Source):
                 f"({brief(error)}). It is truncated or damaged; fetch it again."
             ) from error
 
-    def _read_headers(self) -> dict[str, StoredTensor]:
+    def _read_headers(self, prefix: str) -> dict[str, StoredTensor]:
         tensors: dict[str, StoredTensor] = {}
         members = self._zip.namelist()
         if not any(name.endswith(".npy") for name in members) and members:
@@ -153,6 +158,10 @@ class NpzSource(Source):
             )
         for info in self._zip.infolist():
             name = _tensor_name(self.path, info)
+            if not name.startswith(prefix):  # checked, not read
+                offset = _data_offset(self._file, info)
+                self._members.append((offset, offset + info.compress_size, info))
+                continue
             if name in tensors:
                 raise CheckpointError(
                     f"{self.path}: expected each name once, found two tensors named {name!r}. "
@@ -160,7 +169,7 @@ class NpzSource(Source):
                 )
             tensors[name] = self._read_header(name, info)
         self._check_overlap()
-        unpacked = sum(t.nbytes for t in tensors.values() if isinstance(t, CompressedTensor))
+        unpacked = self._compressed_bytes
         if unpacked > MAX_UNPACKED_BYTES:
             raise CheckpointError(
                 f"{self.path}: its compressed tensors have {unpacked:,} bytes uncompressed, "
@@ -194,10 +203,16 @@ class NpzSource(Source):
                 f"{self.path}: tensor {name!r} has no readable .npy header ({brief(error)}). "
                 "The file is damaged; fetch it again."
             ) from error
-        _check_tensor(self.path, name, info, shape, dtype, start)
+        halves = is_brain_float(dtype)
+        dtype = np.dtype("<u2") if halves else dtype
+        _check_tensor(self.path, name, info, shape, dtype, start, known=halves)
+        tensor: RawTensor | CompressedTensor
         if stored:
-            return RawTensor(name, shape, dtype, self._file, offset + start, fortran)
-        return CompressedTensor(name, shape, dtype, self._unpacked, info, start, fortran)
+            tensor = RawTensor(name, shape, dtype, self._file, offset + start, fortran)
+        else:
+            tensor = CompressedTensor(name, shape, dtype, self._unpacked, info, start, fortran)
+            self._compressed_bytes += tensor.nbytes
+        return BrainFloatTensor(tensor) if halves else tensor
 
 
 class _BoundedFile(io.FileIO):
@@ -214,33 +229,36 @@ class _BoundedFile(io.FileIO):
 
 
 class NpzWriter(SlabWriter):
-    """Writes an `.npz` as NumPy does: uncompressed `.npy` members, float32, in the given order.
+    """Writes an `.npz` as NumPy does: uncompressed `.npy` members, in the given order.
 
     Members are written at their final positions; `finish` reads them once for their checksums.
     """
 
-    def __init__(self, path: Path, places: Mapping[str, Place]) -> None:
+    def __init__(self, path: Path, places: Mapping[str, Place], dtype: str = "float32") -> None:
         """Reserve the file at its full size.
 
         Args:
             path: File to write; truncated if it exists.
             places: Name, shape and output axis of every tensor; offsets are ignored.
+            dtype: Dtype of the blocks given to `write`: ``float32`` or ``float64``.
         """
+        number = np.dtype(dtype).newbyteorder("<")
         self._members: list[tuple[zipfile.ZipInfo, bytes]] = []
         placed, position = {}, 0
         for name, place in places.items():
             head = io.BytesIO()
-            described = {"descr": "<f4", "fortran_order": False, "shape": place.shape}
+            described = {"descr": number.str, "fortran_order": False, "shape": place.shape}
             npy.write_array_header_1_0(head, described)
             info = zipfile.ZipInfo(f"{name}.npy")
             info.header_offset, info.CRC = position, 0
-            info.file_size = info.compress_size = len(head.getvalue()) + 4 * math.prod(place.shape)
+            size = number.itemsize * math.prod(place.shape)
+            info.file_size = info.compress_size = len(head.getvalue()) + size
             self._members.append((info, head.getvalue()))
             position += len(info.FileHeader(zip64=True)) + len(head.getvalue())
             placed[name] = replace(place, offset=position)
-            position += 4 * math.prod(place.shape)
+            position += size
         self._end = position
-        super().__init__(path, placed, 4, position)
+        super().__init__(path, placed, number.itemsize, position)
 
     def finish(self, metadata: Mapping[str, str]) -> None:
         """Write the members' headers and the zip directory, and close; metadata is not stored."""
@@ -355,13 +373,15 @@ def _check_tensor(
     shape: tuple[int, ...],
     dtype: np.dtype[Any],
     start: int,
+    *,
+    known: bool,
 ) -> None:
     if dtype.hasobject:
         raise CheckpointError(
             f"{path}: tensor {name!r} holds pickled Python objects, which could run code; "
             "expected plain float numbers. Do not load this file."
         )
-    if dtype not in _DTYPES:
+    if dtype not in _DTYPES and not known:
         raise CheckpointError(
             f"{path}: tensor {name!r} has dtype {brief(dtype)}, expected float32 (float16 and "
             "float64 are converted). This is not a BiT checkpoint."

@@ -39,7 +39,7 @@ _DTYPES: dict[str, np.dtype[Any]] = {
 _NUMBERS = re.compile(r"F\d\w*|I\d+|U\d+|BOOL|C64", re.ASCII)
 """Codes of dtypes that the format has and that hold no weights of BiT, such as I64 and F8_E4M3."""
 _ADVICE = "It is damaged; convert the source again."
-_CODES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
+_CODES = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 _ALIGNMENT = 64
 """The header is padded so that tensor data starts on a cache line in a memory map."""
 

@@ -101,21 +101,24 @@ class _TorchTensor(StoredTensor):
 
 
 class TorchWriter(Writer):
-    """Writes a PyTorch state dict, float32.
+    """Writes a PyTorch state dict, float32 or float64.
 
     Tensors are collected in a temporary file next to it; PyTorch saves them from its memory map.
     """
 
-    def __init__(self, path: Path, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    def __init__(
+        self, path: Path, shapes: Mapping[str, tuple[int, ...]], dtype: str = "float32"
+    ) -> None:
         """Reserve space for the tensors.
 
         Args:
             path: File to write; the temporary ``<path>.gathered`` is removed at the end.
             shapes: Name and shape of every tensor, in the order to save them.
+            dtype: Dtype of the blocks given to `write`.
         """
         self._path, self._order = path, list(shapes)
         self._temporary = path.with_name(f"{path.name}.gathered")
-        self._writer = SafetensorsWriter(self._temporary, shapes, {})
+        self._writer = SafetensorsWriter(self._temporary, shapes, {}, dtype)
 
     def write(self, name: str, start: int, block: Array) -> None:
         """Write some outputs of a tensor; may be called from any thread."""

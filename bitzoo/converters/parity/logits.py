@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from bitzoo.converters.dtypes import holds, in_network, round_to, widen
 from bitzoo.converters.identify import Inventory
 from bitzoo.converters.key_mapping import layout_of, name_of, slot_of
 from bitzoo.converters.layouts import as_layout, as_oihw, out_axis
@@ -26,21 +28,28 @@ if TYPE_CHECKING:
     import torch
 
 TOLERANCES = {"float64": 1e-11, "float32": 1e-3}
-ROUNDED = {"float32": 0.0, "float32 x10": 1e-4, "float16": 0.05, "bfloat16": 0.5}
-"""Largest distance of a network whose weights were rounded, which the bits of the weights prove to
-be all that happened to it. Multiplying by 10 rounds each number once (2**-24); float16 and bfloat16
-move it by up to 2**-11 and 2**-8, and the layers add to it: R50x1 comes to 1e-3 and 1e-2."""
+SCALED = 1e-4
+"""The same if kernels are multiplied by 10: divided again, in float32, they move by 2**-24."""
+ROUNDED = {"float16": 0.05, "bfloat16": 0.5}
+"""Largest distance from an oracle that cannot be given the rounded numbers, because it has its own:
+the graph of a SavedModel. float16 and bfloat16 move each number by up to 2**-11 and 2**-8, and the
+layers add to it: R50x1 comes to 1e-3 and 1e-2."""
 LOGITS_REASON = (
     "relative L2 distance to the oracle. A network computing in float64 that is the "
     "same function is 1e-16 to 1e-13 away, the smallest planted error (eps 1e-8 on He-scaled "
     "kernels) 4e-9 to 1e-7, a max-pool padded with -inf 1e-5 to 1e-3, a kernel out of place about "
     "1. In float32, which is what users run, rounding alone makes 1e-6 (R50x1) to 1e-4 (R152x2)"
 )
+UNROUNDED_REASON = (
+    "relative L2 distance of the network in float64 from the oracle on the source's unrounded "
+    "numbers: what rounding the weights does to the outputs; stated, not judged"
+)
 PROBES = ((224, 1), (97, 2))
 """Image side in pixels and number of images; the odd side exposes errors of padding."""
 SEED = 2020
 _HEAD = (Slot(Role.HEAD_KERNEL), Slot(Role.HEAD_BIAS))
 _HEAD_STEP = 256
+_FIRST = f"NumPy {np.__version__} float64 reference"
 _log = logging.getLogger(__name__)
 
 
@@ -54,25 +63,34 @@ class LogitsProof(Deviation):
         oracle: What the network was compared with.
         dtype: Precision that the network computed in.
         numbers: What its weights are stored as.
+        unrounded: Whether the oracle has the source's numbers although the network's are rounded.
+        judged: Whether there is a tolerance; if not, the distance is stated.
     """
 
     oracle: str
     dtype: str
     numbers: str = "float32"
+    unrounded: bool = False
+    judged: bool = True
 
     @property
     def tolerance(self) -> float:
-        """Largest relative L2 distance that passes."""
-        return max(TOLERANCES[self.dtype], ROUNDED[self.numbers])
+        """Largest relative L2 distance that passes; infinite if the distance is not judged."""
+        if not self.judged:
+            return math.inf
+        stored, _, scaled = self.numbers.partition(" ")
+        rounded = ROUNDED.get(stored, 0.0) if self.unrounded else 0.0
+        return max(TOLERANCES[self.dtype], SCALED if scaled else 0.0, rounded)
 
     @property
     def passed(self) -> bool:
-        """Whether the distance is a number within the tolerance."""
-        return self.within(self.tolerance)
+        """Whether the distance is a number within the tolerance, if it is judged."""
+        return not self.judged or self.within(self.tolerance)
 
     def to_dict(self) -> dict[str, Any]:
-        """The figures, the tolerance and the verdict."""
-        return asdict(self) | {"tolerance": self.tolerance, "passed": self.passed}
+        """The figures, the tolerance (None if not judged) and the verdict."""
+        tolerance = self.tolerance if self.judged else None
+        return asdict(self) | {"tolerance": tolerance, "passed": self.passed}
 
 
 def prove_logits(
@@ -90,6 +108,10 @@ def prove_logits(
 
     A head of zeros, as training starts with, hides all that is before it: then both leave it out.
 
+    If the network has rounded numbers, the oracles round the source's likewise, so that they still
+    judge to the last digit; that each is the nearest is for the proof of weights to say. How far
+    the network is from the unrounded source is measured too, and not judged.
+
     Args:
         source: The original, open.
         inventory: What `identify` found in it.
@@ -103,7 +125,8 @@ def prove_logits(
     network = _network(output, result, hidden)
     proofs: list[LogitsProof] = []
     steps = len(PROBES) * len(TOLERANCES)
-    with closing(_Oracles(source, inventory, hidden)) as oracles:
+    rounding = _rounding(source, inventory, output, result)
+    with closing(_Oracles(source, inventory, hidden, rounding)) as oracles:
         for done, ((size, count), dtype) in enumerate(itertools.product(PROBES, TOLERANCES)):
             if progress:
                 progress("logits", done, steps)
@@ -112,9 +135,20 @@ def prove_logits(
             batch = torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
             with torch.no_grad(), _computing_in(network, getattr(torch, dtype)):
                 found = network(batch.to(getattr(torch, dtype))).double().numpy()
-            for oracle, expected in oracles.judge(images, dtype, found):
-                measured = asdict(Deviation.between(found, expected, size))
-                proofs.append(LogitsProof(**measured, oracle=oracle, dtype=dtype))
+            expectations = oracles.judge(images, dtype, found)
+            if rounding and not done:
+                expectations = itertools.chain(expectations, oracles.state(images))
+            for expected in expectations:
+                measured = asdict(Deviation.between(found, expected.logits, size))
+                proofs.append(
+                    LogitsProof(
+                        **measured,
+                        oracle=expected.oracle,
+                        dtype=dtype,
+                        unrounded=expected.unrounded,
+                        judged=expected.judged,
+                    )
+                )
     if progress:
         progress("logits", steps, steps)
     numbers = numbers_of(source, output, result)
@@ -140,11 +174,63 @@ def _network(output: Source, result: Inventory, hidden: Sequence[Slot]) -> torch
     return network.eval()
 
 
+@dataclass(frozen=True)
+class _Rounded:
+    """How the network's numbers of a tensor follow from the source's.
+
+    Attributes:
+        dtype: What they were rounded to.
+        scale: What they were multiplied by before that, and are divided by after it.
+    """
+
+    dtype: str
+    scale: float
+
+    def __call__(self, stored: Array) -> Array:
+        values = stored.astype(stored.dtype.newbyteorder("="), copy=False)
+        if self.scale == 1:
+            return widen(round_to(values, self.dtype), self.dtype)
+        rounded = round_to(values.astype(np.float64) * self.scale, self.dtype)
+        return widen(rounded, self.dtype).astype(np.float64) / self.scale
+
+
+def _rounding(
+    source: Source, inventory: Inventory, output: Source, result: Inventory
+) -> dict[Slot, _Rounded]:
+    """Return what was rounded on the way into the network, which has float32 at the most."""
+    scale = output.kernel_scale / source.kernel_scale
+    rounding = {}
+    for slot, tensor in inventory.tensors.items():
+        dtype = in_network(result.tensors[slot].stored_dtype)
+        times = scale if slot.role.is_standardized and scale > 1 else 1.0
+        if times != 1 or not holds(dtype, tensor.stored_dtype):
+            rounding[slot] = _Rounded(dtype, times)
+    return rounding
+
+
+@dataclass(frozen=True)
+class _Expected:
+    """What an oracle expects; the attributes are those of `LogitsProof`."""
+
+    oracle: str
+    logits: Array
+    unrounded: bool = False
+    judged: bool = True
+
+
 class _Oracles:
     """All that can say what a source computes, each by its own way from the file to logits."""
 
-    def __init__(self, source: Source, inventory: Inventory, hidden: Sequence[Slot]) -> None:
-        self._tensors = _GoogleNames(source, inventory, hidden)
+    def __init__(
+        self,
+        source: Source,
+        inventory: Inventory,
+        hidden: Sequence[Slot],
+        rounding: Mapping[Slot, _Rounded],
+    ) -> None:
+        self._tensors = _GoogleNames(source, inventory, hidden, rounding)
+        self._as_stored = _GoogleNames(source, inventory, hidden)
+        self._rounds = bool(rounding)
         # scaled kernels are those of the release with this eps
         self._eps = reference_numpy.EPS * source.kernel_scale**2
         self._exact: tuple[int, Array] = (0, np.empty(0))
@@ -156,18 +242,24 @@ class _Oracles:
             with self._or_warned():
                 self._own = ServingGraph(*source.graph)
 
-    def judge(self, images: Array, dtype: str, found: Array) -> Iterator[tuple[str, Array]]:
-        """Yield each oracle's name and what it expects of a network computing in `dtype`."""
+    def judge(self, images: Array, dtype: str, found: Array) -> Iterator[_Expected]:
+        """Yield what each oracle expects of a network computing in `dtype`."""
         whose = self._tensors.whose
-        yield f"NumPy {np.__version__} float64 reference {whose}", self._reference(images)
+        yield _Expected(f"{_FIRST} {whose}", self._reference(images))
         if self._second:
             run = reference_tensorflow.forward
             judged = run(self._tensors, images, dtype=dtype, eps=self._eps)
-            yield f"{self._second} {whose}", judged.numpy().astype(np.float64)
+            yield _Expected(f"{self._second} {whose}", judged.numpy().astype(np.float64))
         if self._own and dtype == "float32":
             with self._or_warned():
                 if outcome := self._own(images, found):
-                    yield f"the SavedModel's own graph ({outcome[0]})", outcome[1]
+                    name = f"the SavedModel's own graph ({outcome[0]})"
+                    yield _Expected(name, outcome[1], unrounded=self._rounds)
+
+    def state(self, images: Array) -> Iterator[_Expected]:
+        """Yield what the source computes without rounding; not for judging."""
+        logits = reference_numpy.forward(self._as_stored, images, eps=self._eps)
+        yield _Expected(f"{_FIRST} {self._as_stored.whose}", logits, unrounded=True, judged=False)
 
     def close(self) -> None:
         """Release the graph's variables."""
@@ -191,10 +283,10 @@ class _Oracles:
 
 
 def numbers_of(source: Source, output: Source, result: Inventory) -> str:
-    """Return the coarsest of what an output's numbers were rounded to on the way."""
-    formats = {tensor.stored_dtype for tensor in result.tensors.values()} & set(ROUNDED)
-    formats |= {"float32 x10"} if source.kernel_scale != output.kernel_scale else set()
-    return max(formats or {"float32"}, key=lambda numbers: ROUNDED[numbers])
+    """Return the coarsest dtype of an output, and whether its kernels are scaled by 10."""
+    found = {tensor.stored_dtype for tensor in result.tensors.values()}
+    stored = max(found, key=lambda dtype: (ROUNDED.get(dtype, 0.0), dtype))
+    return stored + (" x10" if source.kernel_scale != output.kernel_scale else "")
 
 
 def _has_zero_head(source: Source, inventory: Inventory) -> bool:
@@ -237,8 +329,15 @@ class _GoogleNames(Mapping[str, Array]):
     table, so no oracle is then a witness for the table; `whose` says which it was.
     """
 
-    def __init__(self, source: Source, inventory: Inventory, hidden: Sequence[Slot] = ()) -> None:
+    def __init__(
+        self,
+        source: Source,
+        inventory: Inventory,
+        hidden: Sequence[Slot] = (),
+        rounding: Mapping[Slot, _Rounded] | None = None,
+    ) -> None:
         self._names = source.names
+        self._rounding = {name_of(slot, "npz"): how for slot, how in (rounding or {}).items()}
         if source.names in ("npz", "keras"):  # which differ in what the head is called alone
             self._tensors = {
                 name.replace("/head/dense/", "/head/conv2d/"): tensor
@@ -253,6 +352,7 @@ class _GoogleNames(Mapping[str, Array]):
         for slot in hidden:
             del self._tensors[name_of(slot, "npz")]
         self.whose += ", without its head of zeros" if hidden else ""
+        self.whose += ", rounded alike" if rounding else ""
 
     def __getitem__(self, name: str) -> Array:
         return self._stored(name, self._tensors[name].read())
@@ -274,6 +374,7 @@ class _GoogleNames(Mapping[str, Array]):
         return layout_of(slot.role if slot else Role.KERNEL, self._names)
 
     def _stored(self, name: str, array: Array) -> Array:
+        array = self._rounding[name](array) if name in self._rounding else array
         layout = self._layout(name)
         if layout in ("HWIO", "IO"):  # as TensorFlow has it; the reference reads either head
             return array

@@ -1,9 +1,10 @@
 """Two proofs that a converted file equals the original.
 
 *Weights*: every output tensor, mapped back to the source's name and axis order, equals the source
-bit for bit. *Logits*: the network that loads the output computes what a float64 NumPy reference
-computes from the source's own names and layouts; the reference shares no code with the key mapping,
-so it exposes errors in that mapping.
+bit for bit; numbers that the output's dtype lacks are the nearest that it has. *Logits*: the
+network that loads the output computes what a float64 NumPy reference computes from the source's own
+names and layouts; the reference shares no code with the key mapping, so it exposes errors in that
+mapping.
 """
 
 from __future__ import annotations
@@ -19,17 +20,18 @@ from typing import Any
 from bitzoo._version import __version__
 from bitzoo.catalogue.model_info import Identity
 from bitzoo.converters.convert import Conversion, convert, record_logits_distance
-from bitzoo.converters.formats.checkpoint_formats import Target
+from bitzoo.converters.formats.checkpoint_formats import Target, choose_format
 from bitzoo.converters.identify import Inventory, identify
 from bitzoo.converters.open import open_source
 from bitzoo.converters.parity.logits import (
     LOGITS_REASON,
     SEED,
+    UNROUNDED_REASON,
     LogitsProof,
     numbers_of,
     prove_logits,
 )
-from bitzoo.converters.parity.weights import WeightsProof, prove_weights
+from bitzoo.converters.parity.weights import NEAREST, WeightsProof, prove_weights
 from bitzoo.converters.source import Source
 from bitzoo.converters.streaming import worker_pool
 from bitzoo.display import Displayed
@@ -77,6 +79,7 @@ class ParityReport(Displayed):
 
     def to_dict(self) -> dict[str, Any]:
         """Return the report as JSON-ready data, with thresholds and their reasons."""
+        rule = self.weights.rule
         return {
             "passed": self.passed,
             "bitzoo_version": __version__,
@@ -84,10 +87,11 @@ class ParityReport(Displayed):
             "output": dict(self.output),
             "architecture": self.architecture,
             "num_classes": self.num_classes,
-            "weights": asdict(self.weights) | {"passed": self.weights.passed},
-            "weights_rule": f"every output tensor mapped back equals the source {self._rule}",
-            "logits": [_json_numbers(proof.to_dict()) for proof in self.logits],
+            "weights": self.weights.to_dict(),
+            "weights_rule": f"every output tensor mapped back equals the source {rule}",
+            "logits": [_json_numbers(proof.to_dict()) for proof in self.logits if proof.judged],
             "logits_rule": LOGITS_REASON,
+            **self._unrounded(),
             "seed": SEED,
             **({"identity": asdict(self.identity)} if self.identity else {}),
         }
@@ -95,7 +99,7 @@ class ParityReport(Displayed):
     def display_rows(self) -> list[tuple[str, object]]:
         """Return readable names and values."""
         count, differing = self.weights.tensors, len(self.weights.differing)
-        equal = f"all {count} tensors equal {self._rule}"
+        equal = f"all {count} tensors equal the source {self.weights.rule}"
         return [
             ("result", "passed" if self.passed else "FAILED"),
             ("source", self.source["name"]),
@@ -104,17 +108,22 @@ class ParityReport(Displayed):
             *(
                 (
                     f"logits at {proof.size} px, {proof.dtype}",
-                    f"{proof.relative_l2:.1e} from {proof.oracle}, allowed {proof.tolerance:.0e}",
+                    f"{proof.relative_l2:.1e} from {proof.oracle}, "
+                    + (f"allowed {proof.tolerance:.0e}" if proof.judged else "unrounded"),
                 )
                 for proof in self.logits
             ),
         ]
 
+    def _unrounded(self) -> dict[str, Any]:
+        """Return what rounding did to the outputs, if the weights were rounded."""
+        stated = [_json_numbers(proof.to_dict()) for proof in self.logits if not proof.judged]
+        return {"unrounded": stated, "unrounded_rule": UNROUNDED_REASON} if stated else {}
+
     @property
-    def _rule(self) -> str:
-        stored = str(self.output.get("numbers", "float32"))
-        scale = ", kernels multiplied by 10" if " x" in stored else ""
-        return "bit for bit" if stored == "float32" else f"rounded to {stored.split()[0]}{scale}"
+    def _expected(self) -> str:
+        rounded = self.weights.rounded_to
+        return f"numbers rounded to {rounded}: {NEAREST}" if rounded else "every bit equal"
 
     def require(self) -> None:
         """Raise if a proof failed.
@@ -129,7 +138,7 @@ class ParityReport(Displayed):
                 f"{self.output['name']}: {len(self.weights.differing)} of {self.weights.tensors} "
                 f"tensors differ from {self.source['name']}: {listed}"
                 + (f" and {more} more" if more > 0 else "")
-                + ". Expected every bit equal. Do not use the output; convert again."
+                + f". Expected {self._expected}. Do not use the output; convert again."
             )
         for proof in self.logits:
             if not proof.passed:
@@ -158,7 +167,7 @@ def convert_and_prove(
     Args:
         source: A checkpoint in any format that bitzoo reads, or an open one.
         output: The file or folder to write.
-        target: What to write; default bitzoo's own safetensors.
+        target: What to write; default the format of the output's ending, else safetensors.
         check: What to prove.
         identity: Which release the source is, if the caller knows it from the bytes.
         force: Whether an existing output may be replaced.
@@ -171,7 +180,7 @@ def convert_and_prove(
         ParityError: If a proof fails; then no output is left.
         BitzooError: As `convert` raises.
     """
-    target = target or Target()
+    target = target or Target(choose_format(output))
     report: ParityReport | None = None
     wanted = check is Check.LOGITS if hash_output is None else hash_output
 
@@ -182,8 +191,9 @@ def convert_and_prove(
         with open_source(conversion.output) as written:
             pair = _Pair(original, conversion.inventory, written, identify(written))
             report = _judge(pair, check, progress, conversion, hash_output=wanted)
-        if report.logits and target.dtype != "float32":
-            moved = max(proof.relative_l2 for proof in report.logits)
+        stated = [proof.relative_l2 for proof in report.logits if not proof.judged]
+        if stated and conversion.rounded:
+            moved = max(stated)
             weights = record_logits_distance(conversion, target, moved)
             if wanted:
                 report = replace(report, output={**report.output, "sha256": sha256_of(weights)})

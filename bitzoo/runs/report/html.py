@@ -23,6 +23,7 @@ from bitzoo.files import write_text
 from bitzoo.inference.metrics import Evaluation
 from bitzoo.model_cards.text import clean, escape, timm_loads
 from bitzoo.models.architecture import ARCHITECTURES
+from bitzoo.models.image_files import open_image
 from bitzoo.runs.report.run_summary import Mistake, RunRecord, find_mistakes, wilson_interval
 from bitzoo.runs.report.svg import Curve, confusion_matrix, line_chart, smoothed
 
@@ -251,7 +252,7 @@ def _hub_repository(spec: ModelSpec | None) -> str | None:
 
 
 def _data_uri(image: bytes | npt.NDArray[np.uint8]) -> str:
-    source = Image.open(io.BytesIO(image)) if isinstance(image, bytes) else Image.fromarray(image)
+    source = open_image(io.BytesIO(image)) if isinstance(image, bytes) else Image.fromarray(image)
     small = source.convert("RGB")
     small.thumbnail((_THUMBNAIL, _THUMBNAIL))
     file = io.BytesIO()

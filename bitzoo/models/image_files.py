@@ -1,0 +1,178 @@
+"""Open image files: the one place that does, for training, prediction and reports alike.
+
+Pillow guesses the format from the content and knows some forty. For PostScript, whatever the file's
+name says, it starts another program (Ghostscript); others read files of their own choice or decide
+the size while they decode. So only `FORMATS` are tried, and the formats that the user's own script
+has registered. The memory that an image needs is bounded before its pixels are allocated.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+from typing import IO, TypeAlias
+
+from PIL import Image, UnidentifiedImageError
+
+ImageFile: TypeAlias = "str | os.PathLike[str] | IO[bytes]"
+
+FORMATS = (
+    *("JPEG", "PNG", "WEBP", "TIFF", "GIF", "BMP", "DIB", "AVIF", "JPEG2000", "PPM"),
+    *("MPO", "TGA", "PCX", "QOI", "SGI"),
+)
+"""Pillow's names of the formats that are read. MPO is JPEG with more images after the first."""
+
+LIMIT_VARIABLE = "BITZOO_MAX_IMAGE_MB"
+"""Environment variable with the most memory for one image, in megabytes."""
+DEFAULT_LIMIT_MB = 400
+"""100 megapixels of RGB, which Pillow keeps in 4 bytes each; half of that for images that must be
+converted or turned, of which there are then two."""
+_PIXEL_BYTES = {"1": 1, "L": 1, "P": 1}
+_WIDE_PIXEL_BYTES = 4
+_EXPANSION = {"PNG": 1040, "BMP": 130, "DIB": 130, "PPM": 1}
+"""Most bytes of pixels per byte of file: deflate makes at most 1032 of 1, run lengths 128. A file
+that promises more is truncated."""
+_LEAST_BITS = {"RGB": 24, "RGBA": 32, "LA": 16, "I;16": 16, "I": 16, "F": 32}
+"""Fewest bits that a pixel of a mode is made of in a file; 1 for grey and palettes."""
+_MATTERS = 1 << 24
+"""Pixels from which on memory is worth the check."""
+
+
+class ImageTooLargeError(Image.DecompressionBombError):
+    """An image that would need more memory than one image may."""
+
+
+def open_image(file: ImageFile) -> Image.Image:
+    """Open an image; its pixels are not decoded yet.
+
+    Args:
+        file: A path, or a binary file.
+
+    Returns:
+        The image, to be closed by the caller.
+
+    Raises:
+        OSError: If the file cannot be opened, or is a pipe or device, whose reading could wait
+            for ever.
+        UnidentifiedImageError: If it has none of the formats that are read.
+        ImageTooLargeError: If it needs more memory than `LIMIT_VARIABLE` allows.
+        Exception: Nearly anything that Pillow raises for a damaged file.
+    """
+    if isinstance(file, str | os.PathLike):
+        _require_regular(Path(file))
+    limit = _limit_bytes()
+    image = Image.open(file, formats=list(readable_formats()))
+    try:
+        _require_memory(image, limit)
+        _require_enough_bytes(image, file)
+    except BaseException:
+        image.close()
+        raise
+    return image
+
+
+def readable_formats() -> tuple[str, ...]:
+    """Return Pillow's names of the formats that are read, the commonest first."""
+    Image.init()
+    own = [name for name in FORMATS if name in Image.OPEN]
+    added = [
+        name for name, (opener, _) in Image.OPEN.items() if not _module(opener).startswith("PIL.")
+    ]
+    return (*own, *(name for name in added if name not in own))
+
+
+def is_readable(image: Image.Image) -> bool:
+    """Whether an image that somebody opened has such a format, or none: it was made in memory."""
+    return not image.format or image.format in (*FORMATS, *readable_formats())
+
+
+def suffixes() -> frozenset[str]:
+    """Return the suffixes, in lower case, of the formats that are read."""
+    formats = {*FORMATS, *readable_formats()}
+    return frozenset(
+        suffix for suffix, name in Image.registered_extensions().items() if name in formats
+    )
+
+
+def orientation(image: Image.Image) -> object:
+    """Return the EXIF orientation, None without one.
+
+    Damaged EXIF data count as none: they say nothing about the pixels, and Pillow raises nearly
+    anything for them. `ImageOps.exif_transpose` would reject the image.
+    """
+    try:
+        return image.getexif().get(_ORIENTATION_TAG)
+    except Exception:
+        return None
+
+
+def has_more_frames(image: Image.Image) -> bool:
+    """Whether a second frame or page can be read; a damaged one is no frame.
+
+    The image then stands at that frame: call this when the first has been decoded.
+    """
+    try:
+        image.seek(1)
+    except Exception:  # EOFError for a single image, and nearly anything for damaged data
+        return False
+    return True
+
+
+def _module(opener: object) -> str:
+    return str(getattr(opener, "__module__", ""))
+
+
+def _require_regular(path: Path) -> None:
+    status = path.stat()
+    if not (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)):
+        raise OSError(f"{path} is not a regular file")
+    if stat.S_ISREG(status.st_mode) and status.st_size == 0:
+        raise UnidentifiedImageError("the file is empty")
+
+
+def _limit_bytes() -> int:
+    """Return the most bytes for one image; a larger limit than Pillow's own raises that too."""
+    text = os.environ.get(LIMIT_VARIABLE, "")
+    megabytes = int(text) if text.isdecimal() and int(text) > 0 else DEFAULT_LIMIT_MB
+    limit = megabytes * 1_000_000
+    pixels = limit // _WIDE_PIXEL_BYTES
+    allowed = Image.MAX_IMAGE_PIXELS
+    if megabytes > DEFAULT_LIMIT_MB and allowed is not None and pixels > allowed:
+        Image.MAX_IMAGE_PIXELS = pixels
+    return limit
+
+
+def _require_memory(image: Image.Image, limit: int) -> None:
+    pixels = image.width * image.height
+    stored = pixels * _PIXEL_BYTES.get(image.mode, _WIDE_PIXEL_BYTES)
+    copied = pixels * _WIDE_PIXEL_BYTES
+    twice = image.mode != "RGB" or (stored + copied > limit and orientation(image) in range(2, 9))
+    needed = stored + (copied if twice else 0)
+    if needed > limit:
+        raise ImageTooLargeError(
+            f"an image of {image.width}x{image.height} ({pixels} pixels, mode {image.mode}) takes "
+            f"{needed / 1e6:,.0f} MB of memory, and the limit is {limit / 1e6:,.0f}. Make it "
+            f"smaller, or set the environment variable {LIMIT_VARIABLE} to a higher limit"
+        )
+
+
+def _require_enough_bytes(image: Image.Image, file: ImageFile) -> None:
+    """Refuse a file too short for what it promises before memory for that is allocated."""
+    promised = image.width * image.height
+    expansion = _EXPANSION.get(str(image.format))
+    if expansion is None or promised < _MATTERS:
+        return
+    if isinstance(file, str | os.PathLike):
+        size = os.stat(file).st_size
+    else:
+        here = file.tell()
+        size = file.seek(0, os.SEEK_END)
+        file.seek(here)
+    if promised * _LEAST_BITS.get(image.mode, 1) // 8 > size * expansion:
+        raise OSError(
+            f"image file is truncated: {size} bytes for {image.width}x{image.height} pixels"
+        )
+
+
+_ORIENTATION_TAG = 0x0112
