@@ -1,4 +1,4 @@
-"""Display of results: a few rows of text in a console, a table in a notebook."""
+"""Display: results as rows of text or a table, and text that is safe to show in a terminal."""
 
 from __future__ import annotations
 
@@ -8,6 +8,42 @@ MAX_LINES = 10
 """Most lines per result; `to_dict` has everything."""
 
 _MAX_WIDTH = 100
+_KEPT = {ord("\n"), 0xA0, 0x1680, *range(0x2000, 0x200B), 0x200C, 0x200D, 0x202F, 0x205F, 0x3000}
+"""Code points that Python does not call printable but that text needs: line breaks, the spaces of
+all scripts, and the joiners (zero-width) of Persian, Indic scripts and emoji."""
+
+
+class _Shown(dict[int, str]):
+    """Code point -> what a terminal is given for it, for `str.translate`."""
+
+    def __missing__(self, code: int) -> str:
+        char = chr(code)
+        plain = char.isprintable() or code in _KEPT
+        self[code] = char if plain else char.encode("unicode_escape").decode()
+        return self[code]
+
+
+_SHOWN = _Shown()
+
+
+def visible(text: str) -> str:
+    r"""Return text with what could act on a terminal as visible escapes, such as ``\x1b``.
+
+    Names and metadata come from files that anyone can write. Control characters and escape
+    sequences would act on the terminal, bidirectional marks would show the text in another order,
+    and lone surrogates (names that are not valid text) cannot be printed. Letters of all scripts
+    and line breaks stay.
+    """
+    return text.translate(_SHOWN)
+
+
+def shortened(text: str, limit: int) -> str:
+    """Return text of at most `limit` characters (100 or more); says where it left some out."""
+    if len(text) <= limit:
+        return text
+    tail = limit // 3
+    head = limit - tail - 40  # the room for what is said
+    return f"{text[:head]} [... {len(text) - head - tail:,} characters ...] {text[-tail:]}"
 
 
 class Displayed:
@@ -51,5 +87,5 @@ def _one_line(value: object) -> str:
     """Return text without line breaks and control characters, which file names may contain."""
     items = value if isinstance(value, (list, tuple)) else [value]
     text = " ".join(", ".join(map(str, items)).split())
-    text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    text = visible(text)
     return text if len(text) <= _MAX_WIDTH else f"{text[: _MAX_WIDTH - 1]}…"

@@ -5,15 +5,34 @@ The command line prints the message and exits with `exit_code`; `--debug` adds t
 
 from __future__ import annotations
 
+import errno
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from bitzoo.display import shortened, visible
+
+_MAX_CHARACTERS, _MAX_LINES = 6_000, 50
+"""Bounds on a message: a screen. A hostile file's names would otherwise fill it with megabytes."""
+_MAX_REASON = 200
+_ABOUT_CONTENT = {None, errno.EINVAL}
+"""Error numbers with which libraries report a file's content: none, or a position that is none."""
+
 
 class BitzooError(Exception):
     """Base of all errors that bitzoo raises on purpose.
+
+    Messages quote files that anyone can write. Here, once for all of them, their length is bounded
+    and characters that could act on a terminal become visible escapes.
 
     Attributes:
         exit_code: Exit code of a command: 2 for bad input or usage, 1 for a failed proof.
     """
 
     exit_code = 2
+
+    def __init__(self, *arguments: object) -> None:
+        super().__init__(*(_screen(a) if isinstance(a, str) else a for a in arguments))
 
 
 class UnknownModelError(BitzooError, KeyError):
@@ -84,3 +103,58 @@ class HubError(BitzooError, OSError):
 
 class HubUnreachableError(HubError):
     """The Hub cannot be reached or cannot answer now; the same command may work later."""
+
+
+@contextmanager
+def damage_reported(
+    place: str | os.PathLike[str],
+    expected: str,
+    advice: str = "It is truncated or damaged; fetch it again.",
+    kind: type[BitzooError] = CheckpointError,
+) -> Iterator[None]:
+    """The boundary of a reader: turn whatever is raised about a file's content into one error.
+
+    Libraries raise all kinds for a damaged file, and so does code that trusts its form:
+    `OverflowError` for an infinite count, `RecursionError`, `MemoryError` for a size that is none.
+    Errors of ours pass. So do those of the operating system (no permission, a full disk), which
+    are not about the content and say so themselves.
+
+    Args:
+        place: The file, or words that name the part of it.
+        expected: What it should have been.
+        advice: What to do.
+        kind: The class to raise.
+
+    Raises:
+        BitzooError: Of class `kind`.
+    """
+    try:
+        yield
+    except BitzooError:
+        raise
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno not in _ABOUT_CONTENT:
+            raise
+        raise kind(
+            f"{os.fspath(place)}: expected {expected}, but it cannot be read "
+            f"({reason_of(error)}). {advice}"
+        ) from error
+
+
+def reason_of(error: BaseException) -> str:
+    """Return what an error of a library says, in one short line; its class if it says nothing."""
+    said = " ".join(str(error).split())
+    if isinstance(error, LookupError) or not said:
+        said = f"{type(error).__name__}: {said}".removesuffix(": ")
+    return said if len(said) <= _MAX_REASON else said[:_MAX_REASON] + "..."
+
+
+def _screen(message: str) -> str:
+    """Return a message bounded to a screen; its end, which says what to do, stays."""
+    lines = visible(message).split("\n")
+    if len(lines) > _MAX_LINES:
+        tail = _MAX_LINES // 5
+        head = _MAX_LINES - tail - 1
+        left_out = f"  [... {len(lines) - head - tail:,} lines ...]"
+        lines = [*lines[:head], left_out, *lines[-tail:]]
+    return shortened("\n".join(lines), _MAX_CHARACTERS)

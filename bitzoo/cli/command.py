@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import errno
 import re
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any, NoReturn
 
 import click
 
+from bitzoo.cli.console import say
+from bitzoo.display import visible
 from bitzoo.errors import BitzooError
 
 SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
@@ -96,7 +97,7 @@ def _rewritten_warnings(rewrite: Callable[[str], str]) -> Iterator[None]:
 
     class Rewritten(logging.Formatter):
         def format(self, record: logging.LogRecord) -> str:
-            return rewrite(super().format(record))
+            return visible(rewrite(super().format(record)))
 
     handler = logging.lastResort
     if handler is None:
@@ -115,8 +116,8 @@ def fail(ctx: click.Context, message: str, code: int = 2) -> NoReturn:
     if ctx.meta.get(DEBUG):
         import traceback
 
-        traceback.print_exc()
-    print(f"error: {message}", file=sys.stderr)
+        say(traceback.format_exc().rstrip(), error=True)
+    say(f"error: {message}", error=True)
     ctx.exit(code)
 
 

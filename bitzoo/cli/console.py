@@ -8,6 +8,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from bitzoo.display import visible
+
 if TYPE_CHECKING:
     from rich.progress import TaskID
 
@@ -15,17 +17,21 @@ if TYPE_CHECKING:
     from bitzoo.files import Progress
 
 
-_HARMLESS = {code: f"\\x{code:02x}" for code in (*range(10), *range(11, 32), 127)}
-"""Escapes for control characters that a hostile file's metadata could send to the terminal."""
+def say(text: str, *, error: bool = False) -> None:
+    """Print one or several lines at once; raises here if the pipe is broken.
 
+    Everything that a command prints goes through here, so that nothing from a file acts on the
+    terminal; see `visible`.
 
-def say(text: str) -> None:
-    """Print one or several lines at once; raises here if the pipe is broken."""
-    print(text.translate(_HARMLESS), flush=True)
+    Args:
+        text: The lines.
+        error: Whether to print to stderr, as everything but data.
+    """
+    print(visible(text), file=sys.stderr if error else sys.stdout, flush=True)
 
 
 def print_json(data: object) -> None:
-    """Print one JSON document."""
+    """Print one JSON document, in ASCII; JSON's own escapes are left to who reads it."""
     import json
 
     say(json.dumps(data, indent=2))
@@ -50,7 +56,12 @@ def print_table(headers: Sequence[str], rows: Sequence[Sequence[object]]) -> Non
 
 
 def _cell(value: object) -> str:
-    return f"{value:,}" if isinstance(value, int) else str(value)
+    return f"{value:,}" if isinstance(value, int) else in_line(value)
+
+
+def in_line(value: object) -> str:
+    """Return a value as visible text in one line: a name with a line break fakes no other line."""
+    return visible(str(value)).replace("\n", "\\n")
 
 
 def print_facts(facts: Sequence[tuple[str, object]]) -> None:
@@ -60,7 +71,8 @@ def print_facts(facts: Sequence[tuple[str, object]]) -> None:
     for name, value in facts:
         items = list(value) if isinstance(value, (list, tuple)) else [value]
         lines += [
-            f"{'' if index else name:<{width}}  {item}".rstrip() for index, item in enumerate(items)
+            f"{'' if index else name:<{width}}  {in_line(item)}".rstrip()
+            for index, item in enumerate(items)
         ]
     say("\n".join(lines))
 

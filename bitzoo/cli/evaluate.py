@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from bitzoo.cli.command import Command
-from bitzoo.cli.console import print_json, print_table, progress_bar, say
+from bitzoo.cli.console import in_line, print_json, print_table, progress_bar, say
 from bitzoo.cli.options import PATH, debug_option, inference_options
 
 
@@ -105,7 +105,7 @@ def predict(
         print_table(("image", "class", "score"), rows)
     for image in found:
         if image.error:
-            print(f"{image.path}: {image.error}", file=sys.stderr)
+            say(f"{image.path}: {image.error}", error=True)
 
 
 def _print_csv(rows: Sequence[Sequence[object]]) -> None:
@@ -113,5 +113,5 @@ def _print_csv(rows: Sequence[Sequence[object]]) -> None:
     import io
 
     text = io.StringIO()
-    csv.writer(text).writerows(rows)
+    csv.writer(text).writerows(map(in_line, row) for row in rows)
     sys.stdout.write(text.getvalue())

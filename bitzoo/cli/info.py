@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import textwrap
 from collections.abc import Iterable
 from itertools import groupby
@@ -11,11 +10,14 @@ from typing import Any
 import click
 
 from bitzoo.cli.command import Command
-from bitzoo.cli.console import print_facts, print_json, print_table
+from bitzoo.cli.console import print_facts, print_json, print_table, say
 from bitzoo.cli.options import debug_option, json_option
+from bitzoo.display import shortened
 
 Facts = list[tuple[str, object]]
 _LINE = 100
+_LONG = 1_000
+"""Characters that are shown of one value from a file; ``--json`` has all of it."""
 
 
 @click.command("list", cls=Command, logs=False)
@@ -48,7 +50,7 @@ def list_command(pattern: str, released: bool, json: bool) -> None:
             for spec in specs
         ],
     )
-    print(f"{len(specs)} models", file=sys.stderr)
+    say(f"{len(specs)} models", error=True)
 
 
 @click.command("info", cls=Command, logs=False)
@@ -132,6 +134,7 @@ def _file_facts(record: dict[str, Any]) -> Facts:
     if "tensors" not in record:  # an exported file, described by the report next to it
         return [("file", record["file"]), *_known_facts(record)]
     classes, params = record["num_classes"], record["num_params"]
+    metadata = [(shortened(key, 100), text) for key, text in record["metadata"].items()]
     head = f"{classes:,} classes" if classes else "no head"
     channels = "" if record["in_chans"] == 3 else f", {record['in_chans']} input channels"
     names = {"npz": "Google's", "timm": "timm's"}.get(record["names"], record["names"])
@@ -143,7 +146,7 @@ def _file_facts(record: dict[str, Any]) -> Facts:
         ("tensors", f"{dtypes}, with {names} names"),
         *known,
         ("note", _wrapped(record["notes"])),
-        ("metadata", _aligned(record["metadata"].items())),
+        ("metadata", _aligned((key, shortened(text, _LONG)) for key, text in metadata)),
     ]
 
 
@@ -154,7 +157,7 @@ def _known_facts(record: dict[str, Any]) -> Facts:
     known = ModelInfo.from_dict(record["info"])
     refused = record.get("refused", {}).items()
     rows: Facts = [*known.display_rows(), *((f"refused {key}", why) for key, why in refused)]
-    return [(name, _wrapped([str(value)])) for name, value in rows]
+    return [(name, _wrapped([shortened(str(value), _LONG)])) for name, value in rows]
 
 
 def _aligned(rows: Iterable[Iterable[object]]) -> list[str]:

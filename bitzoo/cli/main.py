@@ -12,6 +12,7 @@ import click
 
 from bitzoo._version import __version__
 from bitzoo.cli.command import SETTINGS, describe_os_error
+from bitzoo.cli.console import say
 from bitzoo.cli.convert import convert, verify
 from bitzoo.cli.evaluate import evaluate, predict
 from bitzoo.cli.export import export
@@ -66,5 +67,5 @@ def _run(command: click.Command) -> None:
     try:
         command()
     except OSError as error:
-        print(f"error: {describe_os_error(error)}", file=sys.stderr)
+        say(f"error: {describe_os_error(error)}", error=True)
         sys.exit(2)

@@ -153,7 +153,7 @@ def _print_plans(plans: Sequence[Plan], *, json: bool) -> None:
         return
     for plan in plans:
         _print_plan(plan)
-    print("Nothing was sent: this was a dry run, and the Hub was not asked.", file=sys.stderr)
+    say("Nothing was sent: this was a dry run, and the Hub was not asked.", error=True)
 
 
 def _tell(result: PublishResult) -> None:
@@ -163,7 +163,7 @@ def _tell(result: PublishResult) -> None:
         if done
         else f"failed: {describe_error(result.error)}"
     )
-    print(f"{result.repo}: {outcome}", file=sys.stderr, flush=True)
+    say(f"{result.repo}: {outcome}", error=True)
 
 
 def _print_batch(plan: BatchPlan) -> None:

@@ -14,7 +14,7 @@ import bitzoo
 PACKAGE = Path(bitzoo.__file__).parent
 
 LAYERS = [
-    ["_version", "errors", "files", "display"],
+    ["_version", "errors", "files", "display", "small_files"],
     ["models"],
     ["catalogue", "fetch"],
     ["converters", "model_cards", "data", "zoo"],
@@ -33,7 +33,9 @@ may import all, and nothing imports it.
 
 SIBLINGS = {
     "fetch": {"catalogue"},
+    "errors": {"display"},
     "files": {"errors"},
+    "small_files": {"errors"},
     "zoo": {"converters"},
     "hub": {"exporters"},
     "__main__": {"cli"},
