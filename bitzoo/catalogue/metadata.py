@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 PAPER = "https://arxiv.org/abs/1912.11370"
 DISTILLATION_PAPER = "https://arxiv.org/abs/2106.05237"
@@ -19,6 +19,11 @@ BIG_VISION_DISTILL = (
 VTAB = "https://github.com/google-research/task_adaptation"
 TIMM = "https://github.com/huggingface/pytorch-image-models"
 _TIMM_CONFIG = f"{TIMM} timm/models/resnetv2.py"
+
+Interpolation = Literal["bilinear", "bicubic"]
+MAX_SIDE = 4_096
+"""Bound on the images that a record may ask for, in pixels; the largest published evaluation has
+480. At 200,000, the first picture would take 23 GB."""
 
 
 @dataclass(frozen=True)
@@ -31,13 +36,34 @@ class Preprocessing:
         interpolation: Interpolation of the resize.
         square: Whether the resize ignores the aspect ratio, as in BiT-HyperRule's evaluation.
         source: Who evaluates this way, and why the catalogue follows.
+
+    Raises:
+        ValueError: If a value is of another kind, or no network sees images of that size.
     """
 
     crop: int
     resize: int
-    interpolation: Literal["bilinear", "bicubic"]
+    interpolation: Interpolation
     square: bool
     source: str
+
+    def __post_init__(self) -> None:
+        sides = (self.crop, self.resize)
+        if any(type(side) is not int for side in sides) or type(self.square) is not bool:
+            raise ValueError(
+                f"crop, resize and square must be two whole numbers and true or false, found "
+                f"{self.crop!r:.20}, {self.resize!r:.20} and {self.square!r:.20}"
+            )
+        if not 1 <= self.crop <= self.resize <= MAX_SIDE:
+            raise ValueError(
+                f"a crop of {self.crop!r:.20} from {self.resize!r:.20} pixels, expected 1 to "
+                f"{MAX_SIDE:,} and the crop at most as large"
+            )
+        if self.interpolation not in get_args(Interpolation):
+            raise ValueError(
+                f"interpolation {self.interpolation!r:.20}, expected one of "
+                f"{', '.join(get_args(Interpolation))}"
+            )
 
     def in_words(self) -> str:
         """Return one readable line, without the source."""

@@ -8,6 +8,7 @@ how its numbers were changed. What is not known is None; nothing here guesses.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal, get_args
@@ -16,7 +17,7 @@ from bitzoo.catalogue.class_names import class_names_or_reason
 from bitzoo.catalogue.metadata import Preprocessing
 from bitzoo.catalogue.registry import Activation, ModelSpec, find_spec
 from bitzoo.display import Displayed
-from bitzoo.errors import CheckpointError
+from bitzoo.errors import damage_reported
 
 Basis = Literal[
     "catalogue", "google", "manifest", "vouched", "mirror", "stated", "file name", "unknown"
@@ -40,6 +41,9 @@ _OTHER_HEAD = (
     "The class names that came with the weights belong to their original head; this model has "
     "another head, whose classes have no names."
 )
+_ADVICE = "Convert the model again from its source."
+_MOST = 1 << 24
+"""Bound on classes and channels in a record; the largest released head has 21,843 classes."""
 _UNMEASURED = "unmeasured"
 """Ten characters, like a measured distance, so that a header can be rewritten in place."""
 
@@ -73,12 +77,16 @@ class Identity:
         """Return the identity that `dataclasses.asdict` described.
 
         Raises:
-            ValueError: If the basis is not one of `Basis`.
+            CheckpointError: If `record` is something else, as one whose basis is not in `Basis`.
         """
-        name, basis = record.get("name"), record.get("basis", "unknown")
-        if basis not in get_args(Basis):
-            raise ValueError(f"identity basis {basis!r}")
-        return cls(None if name is None else str(name), basis, str(record.get("evidence", "")))
+        with damage_reported("identity", "a name, a basis and its evidence", _ADVICE):
+            name, basis = record.get("name"), record.get("basis", "unknown")
+            if basis not in get_args(Basis):
+                raise ValueError(f"identity basis {basis!r:.40}")
+            evidence = record.get("evidence", "")
+            if not all(isinstance(text, str | None) for text in (name, evidence)):
+                raise ValueError("name and evidence must be text")
+            return cls(name, basis, evidence or "")
 
     def as_claim(self, holder: str) -> Identity:
         """Return the identity if only `holder`, which anyone can write, states it."""
@@ -146,6 +154,8 @@ class Provenance:
         for key in ("weights_relative_l2", "logits_relative_l2"):
             text = str(record.get(key, _UNMEASURED))
             measured[key] = None if text == _UNMEASURED else float(text)
+            if not 0 <= (measured[key] or 0) < math.inf:
+                raise ValueError(f"{key} is {text:.40}, expected a distance")
         url = record.get("url")
         return cls(
             source=str(record["source"]),
@@ -356,19 +366,16 @@ class ModelInfo(Displayed):
         Raises:
             CheckpointError: If `record` is something else.
         """
-        try:
+        with damage_reported("model_info", "bitzoo's record about a model", _ADVICE):
             return cls._parsed(record)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise CheckpointError(
-                f"Expected bitzoo's record about a model (model_info), found something else "
-                f"({error!r:.200}). Convert the model again from its source."
-            ) from error
 
     @classmethod
     def _parsed(cls, record: Any) -> ModelInfo:
         names, activation = record.get("own_names"), record.get("activation")
         if activation is not None and activation not in get_args(Activation):
-            raise ValueError(f"activation {activation!r}")
+            raise ValueError(
+                f"activation {activation!r:.40}, expected {' or '.join(get_args(Activation))}"
+            )
         if names is not None and not (
             isinstance(names, list) and all(isinstance(name, str) for name in names)
         ):
@@ -376,10 +383,15 @@ class ModelInfo(Displayed):
         texts = {key: record.get(key) for key in ("label_set", "license")}
         if not all(text is None or isinstance(text, str) for text in texts.values()):
             raise ValueError("label_set and license must be strings")
+        counts = {"num_classes": record["num_classes"], "in_chans": record.get("in_chans", 3)}
+        for key, count in counts.items():
+            if type(count) is not int or not 0 <= count <= _MOST:
+                raise ValueError(f"{key} is {count!r:.40}, expected 0 to {_MOST:,}")
+        if not isinstance(record["architecture"], str):
+            raise ValueError(f"architecture is {type(record['architecture']).__name__}, not text")
         return cls(
-            architecture=str(record["architecture"]),
-            num_classes=int(record["num_classes"]),
-            in_chans=int(record.get("in_chans", 3)),
+            architecture=record["architecture"],
+            **counts,
             identity=Identity.from_dict(record.get("identity") or {}),
             base=Identity.from_dict(record["base"]) if record.get("base") else None,
             own_names=None if names is None else tuple(names),
@@ -443,9 +455,9 @@ def _preprocessing(record: Any) -> Preprocessing | None:
     if record is None:
         return None
     return Preprocessing(
-        crop=int(record["crop"]),
-        resize=int(record["resize"]),
+        crop=record["crop"],
+        resize=record["resize"],
         interpolation=record["interpolation"],
-        square=bool(record["square"]),
+        square=record["square"],
         source=str(record["source"]),
     )

@@ -13,11 +13,12 @@ from itertools import accumulate
 
 from bitzoo.converters.key_mapping import LAYOUTS, layout_of, name_of, slot_of
 from bitzoo.converters.layouts import LOGICAL, stored_shape
+from bitzoo.converters.limits import require_plausible_source
 from bitzoo.converters.source import Source, StoredTensor
 from bitzoo.errors import ArchitectureError, CheckpointError, TensorMismatchError
 from bitzoo.models.architecture import BRANCHES, NUM_BLOCKS, STEM_CHANNELS, Architecture, Role, Slot
 
-_MAX_DIFF_LINES = 200
+_MAX_DIFF_LINES = 40
 _MAX_IN_CHANS = 1024
 """Bound on the images' channels: a stem is read in one piece per position and channel."""
 _RGB = 3
@@ -59,9 +60,11 @@ def identify(source: Source) -> Inventory:
     """Infer the architecture of an open checkpoint from its tensors' names and shapes.
 
     Raises:
-        CheckpointError: If no tensor has the name of a BiT tensor.
+        CheckpointError: If no tensor has the name of a BiT tensor, or they promise more than the
+            file can hold.
         TensorMismatchError: If tensors are missing, extra or misshapen; all are listed.
     """
+    require_plausible_source(source)
     found: dict[Slot, StoredTensor] = {}
     extra: list[StoredTensor] = []
     for name, tensor in source.tensors.items():

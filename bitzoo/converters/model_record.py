@@ -8,7 +8,6 @@ only callers that have compared bytes (a download, a manifest) may state a stron
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,6 @@ from bitzoo.converters.formats.hf_config import (
     read_hf_config,
     read_processor,
 )
-from bitzoo.converters.formats.hf_folder import read_json
 from bitzoo.converters.formats.timm_config import (
     CONFIG_NAME,
     RECORD_KEY,
@@ -32,7 +30,8 @@ from bitzoo.converters.formats.timm_config import (
 )
 from bitzoo.converters.identify import Inventory
 from bitzoo.converters.source import Source
-from bitzoo.errors import CheckpointError
+from bitzoo.errors import CheckpointError, damage_reported
+from bitzoo.small_files import parse_json, read_json
 
 COMPANIONS = (CONFIG_NAME, *PROCESSOR_NAMES)
 """Files next to the weights that describe the model."""
@@ -117,10 +116,11 @@ def _record(
 ) -> tuple[ModelInfo | None, tuple[str, ...]]:
     """Return bitzoo's own record, if there is one and it is about this network."""
     try:
-        text = source.metadata.get(RECORD_KEY)
-        own = ModelInfo.from_dict(json.loads(text)) if text else None
-        own = own_record(config) or own
-    except (CheckpointError, ValueError, RecursionError) as error:
+        with damage_reported(RECORD_KEY, "bitzoo's record about a model", "It is ignored."):
+            text = source.metadata.get(RECORD_KEY)
+            own = ModelInfo.from_dict(parse_json(text)) if text else None
+            own = own_record(config) or own
+    except CheckpointError as error:
         return None, (f"bitzoo's record in {source.path.name} cannot be read: {error}",)
     if own is None:
         return None, ()
@@ -137,6 +137,9 @@ def _record(
 
 def _companion(folder: Path | None, name: str) -> dict[str, Any]:
     """Return the JSON object in a file next to the weights; empty if there is no such file."""
-    if folder is None or not (folder / name).is_file():
+    if folder is None:
         return {}
-    return read_json(folder / name)
+    try:
+        return read_json(folder / name)
+    except FileNotFoundError:
+        return {}

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 
+from bitzoo.converters.formats.foreign import name_file, name_folder
 from bitzoo.converters.formats.hf_folder import (
     WEIGHT_NAMES,
     FolderSource,
@@ -25,10 +26,6 @@ from bitzoo.errors import CheckpointError
 
 KNOWN = ".npz, safetensors, Keras .h5, PyTorch, TensorFlow checkpoint, or a folder of these"
 _HDF5 = b"\x89HDF\r\n\x1a\n"
-_OTHERS: list[tuple[bytes, str]] = [
-    (b"\x93NUMPY", "a single NumPy array (.npy)"),
-    (b"<", "a web page or XML text: the download failed"),
-]
 _HDF5_STARTS = (0, 512, 1024, 2048)
 """Positions where the HDF5 library looks for a superblock; a user block may precede it."""
 
@@ -50,19 +47,17 @@ def open_source(path: Path, *, unpack: bool = True) -> Source:
     if prefix := find_prefix(path):
         return TensorFlowSource(path, prefix)
     if not path.is_file():
-        what = "a folder" if path.is_dir() else "a special file" if path.exists() else "nothing"
-        raise CheckpointError(
-            f"{path}: expected a checkpoint file, found {what} there. Check the path."
-        )
+        what, advice = "a special file" if path.exists() else "nothing", "Check the path."
+        if path.is_dir():
+            what, advice = name_folder(path)
+        raise CheckpointError(f"{path}: expected a checkpoint file, found {what} there. {advice}")
     with closing(RawFile(path)) as file:
         head = file.read(0, 4096)
     opener = _opener(path, head)
     if opener is None or (opener is _open_archive and not unpack):
-        found = next((what for magic, what in _OTHERS if head.startswith(magic)), None)
+        what, advice = name_file(head)
         raise CheckpointError(
-            f"{path}: expected a BiT checkpoint ({KNOWN}), found "
-            f"{found or ('an empty file' if not head else 'an unknown format')}. "
-            "Check the path, or fetch the file again."
+            f"{path}: expected a BiT checkpoint ({KNOWN}), found {what}. {advice}"
         )
     return opener(path)
 

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from bitzoo.catalogue.model_info import Identity, ModelInfo
-from bitzoo.converters.formats.hf_folder import read_json
 from bitzoo.converters.formats.timm_config import (
     CONFIG_NAME,
     RECORD_KEY,
@@ -30,6 +29,7 @@ from bitzoo.model_cards.facts import license_text
 from bitzoo.model_cards.render import CardSubject, card_metadata, render_card
 from bitzoo.model_cards.run_card import complete_draft
 from bitzoo.model_cards.text import validate_card
+from bitzoo.small_files import read_json
 from bitzoo.zoo.resolve import WEIGHTS_NAME
 
 _METRICS_NAME = "metrics.jsonl"

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import TypeAlias
 
 from bitzoo.catalogue.registry import ModelSpec, get_spec
-from bitzoo.converters.formats.hf_folder import read_json
 from bitzoo.converters.formats.timm_config import CONFIG_NAME, is_timm_config
 from bitzoo.converters.open import open_source
 from bitzoo.errors import UsageError
 from bitzoo.fetch.hub_client import MANIFEST_NAME
+from bitzoo.small_files import read_json
 from bitzoo.zoo.resolve import WEIGHTS_NAME, is_address, is_location
 
 

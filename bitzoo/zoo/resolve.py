@@ -19,7 +19,6 @@ from urllib.parse import urlsplit
 
 from bitzoo.catalogue.model_info import Identity, ModelInfo
 from bitzoo.catalogue.registry import BASE_URL, ModelSpec, find_spec
-from bitzoo.converters.formats.hf_folder import read_json
 from bitzoo.converters.formats.timm_config import RECORD_KEY
 from bitzoo.converters.identify import identify
 from bitzoo.converters.model_record import COMPANIONS
@@ -29,6 +28,7 @@ from bitzoo.fetch.http import base_url, download, forget, how_fetched
 from bitzoo.fetch.hub_client import MANIFEST_NAME
 from bitzoo.fetch.hub_snapshot import HubAddress, fetch_snapshot, is_hub_address
 from bitzoo.files import cache_dir, file_lock
+from bitzoo.small_files import read_json
 
 WEIGHTS_NAME = "model.safetensors"
 _SUFFIXES = (".npz", ".safetensors")

@@ -539,7 +539,7 @@ class TestTransform:
     @pytest.mark.parametrize(
         ("config", "says"),
         [
-            ({"crop_pct": 0.9}, r"cannot be read \(KeyError\('input_size'\)\)"),
+            ({"crop_pct": 0.9}, r"cannot be read \(KeyError: 'input_size'\)"),
             ({"input_size": 224}, "cannot be read"),
             ({"input_size": [3, 1, "x"]}, "cannot be read"),
             ([1], "cannot be read"),

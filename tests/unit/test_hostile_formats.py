@@ -93,7 +93,7 @@ def test_h5_files_with_random_damage_never_crash(tmp_path, keras_bytes):
     generator = random.Random(0)
     structure = [at for at in range(len(keras_bytes)) if at < 20_000 or at % 997 == 0]
     refusals = 0
-    for _ in range(60):
+    for _ in range(20):
         data = bytearray(keras_bytes)
         for at in generator.sample(structure, 4):
             data[at] = generator.randrange(256)
@@ -102,7 +102,7 @@ def test_h5_files_with_random_damage_never_crash(tmp_path, keras_bytes):
             convert(tmp_path / "a.h5", tmp_path / "a.npz", target=Target("npz"), force=True)
         except BitzooError:
             refusals += 1
-    assert 5 < refusals < 60
+    assert 2 < refusals < 20
 
 
 def test_an_h5_file_of_something_else(tmp_path, refused):
@@ -241,11 +241,11 @@ def test_an_index_that_leads_elsewhere(refused, sharded, name):
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("{", "expected JSON, found something else"),
+        ("{", "expected JSON, but it cannot be read"),
         ("[]", "expected a JSON object, found list"),
         ("{}", "expected an index of shards"),
         ('{"weight_map": {"a": 1}}', "expected an index of shards"),
-        ("[" * 100_000, "expected JSON, found something else"),
+        ("[" * 100_000, "expected JSON, but it cannot be read"),
     ],
 )
 def test_an_index_that_is_none(refused, sharded, text, said):
@@ -316,18 +316,18 @@ def test_an_archive_whose_header_would_fill_the_memory(tmp_path, refused):
     header.type, header.size = tarfile.XHDTYPE, 8 << 30
     path = tmp_path / "a.tar.gz"
     path.write_bytes(gzip.compress(header.tobuf(tarfile.GNU_FORMAT) + bytes(1 << 20)))
-    refused(path, "cannot be unpacked", "a header of 8,589,934,592 bytes")
+    refused(path, "cannot be read", "a header of 8,589,934,592 bytes")
 
 
 def test_archives_that_are_none_or_hold_none(tmp_path, refused):
     path = tmp_path / "a.tar.gz"
     path.write_bytes(gzip.compress(b"BiT" * 100))
-    refused(path, "expected a tar archive of a module, but it cannot be unpacked")
+    refused(path, "expected a tar archive of a module, found text that begins with 'BiTBiT")
     write_tar(path, ("a/variables/notes.txt", random.Random(0).randbytes(100_000), {}))
     whole = path.read_bytes()
     refused(path, f"{path}: in the archive, ")
     path.write_bytes(whole[: len(whole) // 2])
-    refused(path, "cannot be unpacked", "truncated or damaged")
+    refused(path, "expected a tar archive of a module, but it cannot be read", "truncated")
     inner = write_tar(tmp_path / "inner.tar", ("x", b"x", {}), mode="w").read_bytes()
     write_tar(path, ("inner.tar", inner, {}))
     refused(path, f"{path}: in the archive, ", "found an unknown format")

@@ -181,7 +181,6 @@ ENTRIES = {
     "nothing": {"a": {}},
     "no shape": {"a": {"dtype": "F32", "data_offsets": [0, 8]}},
     "no offsets": {"a": {"dtype": "F32", "shape": [2]}},
-    "integers": entry(dtype="I32"),
     "unknown dtype": entry(dtype="float32"),
     "dtype null": entry(dtype=None),
     "dtype list": entry(dtype=["F32"]),

@@ -15,8 +15,14 @@ from typing import Any
 from bitzoo._version import __version__
 from bitzoo.catalogue.metadata import DEFAULT_PREPROCESSING, Preprocessing
 from bitzoo.catalogue.model_info import ModelInfo
-from bitzoo.converters.formats.timm_config import RECORD_KEY, refusing, with_preprocessing
-from bitzoo.converters.source import KERNEL_SCALE
+from bitzoo.converters.formats.timm_config import (
+    RECORD_KEY,
+    in_order,
+    refusing,
+    with_preprocessing,
+)
+from bitzoo.converters.source import KERNEL_SCALE, brief
+from bitzoo.errors import CheckpointError, damage_reported
 from bitzoo.models.architecture import GROUPS, NUM_BLOCKS, Architecture
 
 PROCESSOR_NAMES = ("preprocessor_config.json", "processor_config.json")
@@ -106,7 +112,11 @@ def read_hf_config(config: Mapping[str, Any], info: ModelInfo) -> ModelInfo:
     activation = _ACTIVATIONS.get(str(config.get("problem_type")))
     if activation and activation != info.activation:
         info = info.stating(_CONFIG, activation=activation)
-    names = _names(config.get("id2label"), info.num_classes)
+    try:
+        with damage_reported(f"id2label in {_CONFIG}", "a name for each output"):
+            names = _names(config.get("id2label"), info.num_classes)
+    except CheckpointError as error:
+        return refusing(info, "class_names", error)
     if names is None or names == info.own_names:
         return info
     if info.label_set is not None and names == info.class_names:
@@ -114,15 +124,22 @@ def read_hf_config(config: Mapping[str, Any], info: ModelInfo) -> ModelInfo:
     return info.stating(_CONFIG, own_names=names, label_set=None)
 
 
-def _names(labels: object, count: int) -> tuple[str, ...] | None:
-    """Return `id2label` in the order of the outputs; None if it is missing or has no real names."""
-    if not isinstance(labels, Mapping) or len(labels) != count or not count:
+def _names(labels: Any, count: int) -> tuple[str, ...] | None:
+    """Return `id2label` in the order of the outputs; None if it is missing or has no real names.
+
+    Raises:
+        ValueError: If it names other outputs than the head has, or its names are no text.
+    """
+    if labels is None or not count:
         return None
-    found = [labels.get(str(number), labels.get(number)) for number in range(count)]
-    if not all(isinstance(name, str) for name in found):
+    names = tuple(in_order(labels))
+    if not all(isinstance(name, str) for name in names):
+        raise ValueError("it has names that are no text")
+    if all(_NO_NAME.fullmatch(name) for name in names):
         return None
-    names = tuple(map(str, found))
-    return None if all(_NO_NAME.fullmatch(name) for name in names) else names
+    if len(names) != count:
+        raise ValueError(f"it has {len(names):,} names, and the head {count:,} outputs")
+    return names
 
 
 def read_processor(
@@ -136,18 +153,18 @@ def read_processor(
         info: What is known.
         recorded: Whether that includes bitzoo's own record.
     """
+    place = f"{name} next to the weights"
+    keys = "the keys of BitImageProcessor: size, crop_size, resample"
     try:
-        found = _preprocessing(processor, name)
-    except (KeyError, TypeError, ValueError) as error:
-        return refusing(
-            info,
-            f"{name} next to the weights cannot be read ({error!r}). Expected the keys of "
-            "BitImageProcessor: size, crop_size, resample.",
-        )
-    wrong = _wrong_range(processor)
+        with damage_reported(place, keys, "Prepare the images yourself, or correct the file."):
+            found = _preprocessing(processor, name)
+            wrong = _wrong_range(processor)
+    except CheckpointError as error:
+        return refusing(info, "preprocessing", error)
     if wrong:
         return refusing(
             info,
+            "preprocessing",
             f"{name} next to the weights {wrong}; expected pixels scaled by 1/255, then mean and "
             "std 0.5, because BiT reads pixels in [-1, 1]. Prepare the images yourself.",
         )
@@ -157,14 +174,14 @@ def read_processor(
 def _preprocessing(processor: Mapping[str, Any], name: str) -> Preprocessing:
     resize, square = _side(processor["size"])
     interpolations = {number: word for word, number in _RESAMPLE.items()}
-    interpolation = interpolations[int(processor.get("resample", 3))]
+    interpolation = interpolations[processor.get("resample", 3)]
     crop = resize
     if processor.get("do_center_crop", True):
         crop, _ = _side(processor["crop_size"])
     elif not square:
         raise ValueError("no centre crop after resizing the shorter edge: images of any size")
-    if not processor.get("do_resize", True) or not 1 <= crop <= resize:
-        raise ValueError(f"crop {crop} of images resized to {resize}")
+    if not processor.get("do_resize", True):
+        raise ValueError("no resize: images of any size")
     return Preprocessing(crop, resize, interpolation, square, name)  # type: ignore[arg-type]
 
 
@@ -172,11 +189,13 @@ def _side(size: Any) -> tuple[int, bool]:
     """Return a size in transformers' form as pixels, and whether it applies to both edges."""
     if isinstance(size, int):
         return size, False
+    if not isinstance(size, dict):
+        raise ValueError(f"a size that is {type(size).__name__}")
     if "shortest_edge" in size:
-        return int(size["shortest_edge"]), False
+        return size["shortest_edge"], False
     if size["height"] != size["width"]:
-        raise ValueError(f"height {size['height']} and width {size['width']} differ")
-    return int(size["height"]), True
+        raise ValueError(f"height {size['height']!r:.20} and width {size['width']!r:.20} differ")
+    return size["height"], True
 
 
 def _wrong_range(processor: Mapping[str, Any]) -> str:
@@ -185,10 +204,10 @@ def _wrong_range(processor: Mapping[str, Any]) -> str:
         values = processor.get(key)
         numbers = values if isinstance(values, list) else [values]
         if any(value != 0.5 for value in numbers):
-            return f"normalizes images with {key} {values}"
+            return f"normalizes images with {key} {brief(values)}"
     if not (processor.get("do_normalize", True) and processor.get("do_rescale", True)):
         return "disables do_normalize or do_rescale"
     factor = processor.get("rescale_factor", 1 / 255)
     if not isinstance(factor, (int, float)) or abs(factor - 1 / 255) > 1e-9:
-        return f"rescales pixels by {factor}"
+        return f"rescales pixels by {brief(factor)}"
     return ""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,11 +12,13 @@ from bitzoo.converters.formats.torch import TorchSource
 from bitzoo.converters.source import KERNEL_SCALE, Source, StoredTensor, brief
 from bitzoo.errors import CheckpointError
 from bitzoo.files import sha256_of
+from bitzoo.small_files import read_json
 
 WEIGHT_NAMES = ("model.safetensors", "pytorch_model.bin")
 INDEX_NAMES = tuple(f"{name}.index.json" for name in WEIGHT_NAMES)
-_MAX_JSON = 4 << 20
 _MAX_SHARDS = 1_000
+_MAX_NAME_BYTES = 255
+"""What file systems allow; a longer name is an error of the system already when it is looked up."""
 
 
 def find_weights(folder: Path) -> Path | None:
@@ -88,8 +89,8 @@ class FolderSource(Source):
         lost = sorted(set(index or ()) - {t.name for t in tensors.values()} - set(tensors))
         if lost:
             raise CheckpointError(
-                f"{weights}: lists {len(lost)} tensors that its shards lack ({lost[0]}, ...). "
-                "The folder is incomplete; download it again."
+                f"{weights}: lists {len(lost)} tensors that its shards lack ({brief(lost[0])}, "
+                "...). The folder is incomplete; download it again."
             )
         return tensors
 
@@ -113,7 +114,8 @@ def _read_index(path: Path) -> dict[str, str]:
             "something else. It may be damaged."
         )
     for name in names:
-        if name in ("", "..") or Path(name).name != name or "\\" in name or not name.isprintable():
+        plain = name.isprintable() and len(name.encode()) <= _MAX_NAME_BYTES
+        if name in ("", "..") or Path(name).name != name or "\\" in name or not plain:
             raise CheckpointError(
                 f"{path}: expected names of files in its own folder, found {brief(repr(name))}. "
                 "Do not load this file."
@@ -137,22 +139,3 @@ def marks(config: Path) -> dict[str, str]:
         return {}
     scale = entry.get(KERNEL_SCALE) if isinstance(entry, dict) else None
     return {} if scale is None else {KERNEL_SCALE: str(scale)}
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Return the JSON object in a small file.
-
-    Raises:
-        CheckpointError: If it is too large for such a file, or contains something else.
-    """
-    try:
-        if path.stat().st_size > _MAX_JSON:
-            raise ValueError(f"it has more than {_MAX_JSON:,} bytes")
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(
-            f"{path}: expected JSON, found something else ({brief(error)}). It is damaged."
-        ) from error
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path}: expected a JSON object, found {type(content).__name__}.")
-    return content

@@ -26,6 +26,7 @@ import numpy as np
 from isal import isal_zlib
 from numpy.lib import format as npy
 
+from bitzoo.converters.formats.foreign import name_members
 from bitzoo.converters.formats.zip_members import DAMAGE, CompressedTensor, Unpacked
 from bitzoo.converters.source import (
     Array,
@@ -37,7 +38,7 @@ from bitzoo.converters.source import (
     read_pieces,
 )
 from bitzoo.converters.writer import Place, SlabWriter
-from bitzoo.errors import CheckpointError
+from bitzoo.errors import CheckpointError, damage_reported
 
 MAX_DIRECTORY_BYTES = 1 << 20
 """Bound on the zip directory; 459 released names need 50 kB. It also bounds the number of headers,
@@ -50,6 +51,7 @@ _MAX_RANK = 32
 _MAX_SIZE = 1 << 62
 _HEADER_BYTES = 4_096
 _ENCRYPTED = 0x1
+_UTF8 = 0x800
 _METHODS = {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}
 """The methods that NumPy writes. `zipfile` unpacks bzip2 unbounded: 2 kB took 6 GB of memory."""
 _DTYPES = {np.dtype(code) for code in ("<f2", "<f4", "<f8", ">f2", ">f4", ">f8")}
@@ -75,9 +77,10 @@ class NpzSource(Source):
         self._bounded = _BoundedFile(path)
         self._members: list[tuple[int, int, zipfile.ZipInfo]] = []
         try:
-            self._zip = self._open_zip()
-            self._unpacked = Unpacked(self._zip)
-            self.tensors = self._read_headers()
+            with damage_reported(path, "an .npz (zip) file"):
+                self._zip = self._open_zip()
+                self._unpacked = Unpacked(self._zip)
+                self.tensors = self._read_headers()
         except BaseException:
             self._bounded.close()
             self._file.close()
@@ -141,6 +144,13 @@ class NpzSource(Source):
 
     def _read_headers(self) -> dict[str, StoredTensor]:
         tensors: dict[str, StoredTensor] = {}
+        members = self._zip.namelist()
+        if not any(name.endswith(".npy") for name in members) and members:
+            what, advice = name_members(members)
+            raise CheckpointError(
+                f"{self.path}: expected only arrays (.npy), found a member named "
+                f"{brief(repr(members[0]))}. This is {what}. {advice}"
+            )
         for info in self._zip.infolist():
             name = _tensor_name(self.path, info)
             if name in tensors:
@@ -295,6 +305,11 @@ def _data_offset(file: RawFile, info: zipfile.ZipInfo) -> int:
             "The file is truncated or damaged; fetch it again."
         )
     name_size, extra_size = struct.unpack_from("<HH", header, 26)
+    if _name_at(file, info, position + 30, name_size) != info.orig_filename:
+        raise CheckpointError(
+            f"{file.path}: tensor {info.filename!r} has another name at its position in the file "
+            "than in the zip directory. The file is damaged; fetch it again."
+        )
     offset = position + 30 + int(name_size) + int(extra_size)
     inflated = info.compress_type == zipfile.ZIP_STORED and info.file_size != info.compress_size
     if inflated or offset + info.compress_size > file.size:
@@ -303,6 +318,12 @@ def _data_offset(file: RawFile, info: zipfile.ZipInfo) -> int:
             "the file has there. It is truncated or damaged; fetch it again."
         )
     return offset
+
+
+def _name_at(file: RawFile, info: zipfile.ZipInfo, position: int, size: int) -> str:
+    """Return the name in a member's own header, in the encoding that the directory states."""
+    encoding = "utf-8" if info.flag_bits & _UTF8 else "cp437"
+    return file.read(position, size).decode(encoding, errors="replace")
 
 
 def _parse_header(head: bytes) -> tuple[tuple[int, ...], bool, np.dtype[Any], int]:
@@ -322,7 +343,7 @@ def _parse_header(head: bytes) -> tuple[tuple[int, ...], bool, np.dtype[Any], in
             shape, fortran, dtype = readers[version](stream)
     except Exception as error:  # Python's parser raises many kinds
         raise ValueError(f"malformed header: {error}") from error
-    if len(shape) > _MAX_RANK or not all(0 <= size < _MAX_SIZE for size in shape):
+    if len(shape) > _MAX_RANK or not all(type(n) is int and 0 <= n < _MAX_SIZE for n in shape):
         raise ValueError(f"an impossible shape of {len(shape)} dimensions")
     return shape, fortran, dtype, stream.tell()
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import struct
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -20,7 +21,7 @@ from bitzoo.converters.dtypes import BrainFloatTensor
 from bitzoo.converters.key_mapping import TORCH_SCHEMES, name_of, scheme_of
 from bitzoo.converters.source import Array, RawFile, RawTensor, Source, StoredTensor, brief
 from bitzoo.converters.writer import Place, SlabWriter
-from bitzoo.errors import CheckpointError
+from bitzoo.errors import CheckpointError, damage_reported, reason_of
 from bitzoo.files import sha256_of
 from bitzoo.models.architecture import Role, Slot
 
@@ -35,6 +36,9 @@ _DTYPES: dict[str, np.dtype[Any]] = {
     "F32": np.dtype("<f4"),
     "F64": np.dtype("<f8"),
 }
+_NUMBERS = re.compile(r"F\d\w*|I\d+|U\d+|BOOL|C64", re.ASCII)
+"""Codes of dtypes that the format has and that hold no weights of BiT, such as I64 and F8_E4M3."""
+_ADVICE = "It is damaged; convert the source again."
 _CODES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 _ALIGNMENT = 64
 """The header is padded so that tensor data starts on a cache line in a memory map."""
@@ -58,13 +62,14 @@ class SafetensorsSource(Source):
         self.path = path
         self._file = RawFile(path, own=own)
         try:
-            header, start = _read_header(self._file)
-            self.metadata = _metadata(path, header.pop("__metadata__", {}))
-            self.tensors: Mapping[str, StoredTensor] = {
-                name: _tensor(self._file, name, entry, start) for name, entry in header.items()
-            }
-            self._check_contiguous(start)
-            self.names, self.tensors, self.notes = as_scheme(self.tensors)
+            with damage_reported(path, "a safetensors file", _ADVICE):
+                header, start = _read_header(self._file)
+                self.metadata = _metadata(path, header.pop("__metadata__", {}))
+                self.tensors: Mapping[str, StoredTensor] = {
+                    name: _tensor(self._file, name, entry, start) for name, entry in header.items()
+                }
+                self._check_contiguous(start)
+                self.names, self.tensors, self.notes = as_scheme(self.tensors)
         except BaseException:
             self._file.close()
             raise
@@ -233,7 +238,7 @@ def _read_header(file: RawFile) -> tuple[dict[str, Any], int]:
         header = json.loads(file.read(8, size).decode(), object_pairs_hook=_unique)
     except (ValueError, RecursionError) as error:
         raise CheckpointError(
-            f"{file.path}: its safetensors header is not readable JSON ({error}). "
+            f"{file.path}: its safetensors header is not readable JSON ({reason_of(error)}). "
             "The file is damaged; convert the source again."
         ) from error
     if not isinstance(header, dict):
@@ -264,10 +269,25 @@ def _metadata(path: Path, entry: Any) -> dict[str, str]:
             f"{path}: expected safetensors metadata that maps text to text, found something else. "
             "The file is damaged; convert the source again."
         )
+    try:
+        "".join((*entry, *entry.values())).encode()
+    except UnicodeEncodeError as error:
+        raise CheckpointError(
+            f"{path}: its safetensors metadata has half a character (a lone surrogate, "
+            f"{error.object[error.start]!r}), expected text. The file is damaged; convert the "
+            "source again."
+        ) from error
     return entry
 
 
 def _tensor(file: RawFile, name: str, entry: Any, start: int) -> StoredTensor:
+    code = entry.get("dtype") if isinstance(entry, dict) else None
+    if isinstance(code, str) and code not in _DTYPES and _NUMBERS.fullmatch(code):
+        raise CheckpointError(
+            f"{file.path}: tensor {name!r} is stored as {code}, expected plain floats (F32; F16, "
+            "BF16 and F64 are converted). Quantized numbers are not the weights, and other state "
+            "of a training does not belong to them: save the weights again as floats."
+        )
     try:
         dtype, shape = _DTYPES[entry["dtype"]], tuple(entry["shape"])
         begin, end = entry["data_offsets"]

@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
+import errno
 import shutil
 import tarfile
 import tempfile
 import zlib
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path, PurePosixPath
 
+from bitzoo.converters.formats.foreign import name_file
+from bitzoo.converters.formats.zip_members import no_space_to_unpack
+from bitzoo.converters.limits import require_plausible
 from bitzoo.converters.source import Source, brief
-from bitzoo.errors import CheckpointError
+from bitzoo.errors import CheckpointError, damage_reported
 from bitzoo.files import sha256_of
 
 MAX_BYTES = 16 << 30
 """Bound on the unpacked size of an archive; the largest released network has 4.43 GB."""
 MAX_MEMBERS = 10_000
 _MAX_HEADER_BYTES = 1 << 20
-_DAMAGE = (tarfile.TarError, EOFError, OSError, zlib.error, ValueError)
+_CONFLICTS = {errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG}
+_MAX_NAME_BYTES = 255
+_MAX_PATH_BYTES = 1_000
+"""Bounds on the names in it: file systems allow no more."""
 
 
 def is_tar(path: Path) -> bool:
@@ -87,25 +95,48 @@ class ArchiveSource(Source):
 def _unpack(path: Path, root: Path) -> None:
     root.mkdir()
     try:
-        with tarfile.open(path, tarinfo=_BoundedMember) as archive:
+        with (
+            damage_reported(path, "a tar archive of a module"),
+            tarfile.open(path, tarinfo=_BoundedMember) as archive,
+        ):
             for member, place in _checked(path, archive):
-                target = root / place
-                if member.isdir():
-                    target.mkdir(parents=True, exist_ok=True)
-                    continue
-                target.parent.mkdir(parents=True, exist_ok=True)
-                data = archive.extractfile(member)
-                assert data is not None
-                with data, target.open("xb") as out:
-                    shutil.copyfileobj(data, out, 1 << 20)
-    except CheckpointError:
+                _unpack_member(archive, member, root / place)
+    except CheckpointError as error:
+        if isinstance(error.__cause__, tarfile.TarError) and (what := _compressed(path)):
+            raise CheckpointError(
+                f"{path}: expected a tar archive of a module, found {what}, compressed with gzip. "
+                "Run gunzip on it, and give the file that it leaves."
+            ) from error
         raise
-    except _DAMAGE as error:
-        raise CheckpointError(
-            f"{path}: expected a tar archive of a module, but it cannot be unpacked "
-            f"({brief(error)}). It is truncated or damaged, or {tempfile.gettempdir()} is full; "
-            "fetch it again, or set TMPDIR to a folder with enough space."
-        ) from error
+    except OSError as error:
+        if error.errno in _CONFLICTS:
+            raise CheckpointError(
+                f"{path}: expected one file for each name, found members that exclude each other "
+                f"({error.strerror}). It is damaged; fetch it again."
+            ) from error
+        raise no_space_to_unpack(path, error) from error
+
+
+def _compressed(path: Path) -> str:
+    """Return what a gzip file is that holds no tar archive; empty for anything else."""
+    with path.open("rb") as file, suppress(zlib.error):
+        head = zlib.decompressobj(zlib.MAX_WBITS | 16).decompress(file.read(1 << 16), 1 << 12)
+        if head[257:262] == b"ustar":  # it is one, but damaged
+            return ""
+        known = {b"\x89HDF": "an HDF5 file (.h5)", b"PK\3\4": "a zip file, as .npz and .pth are"}
+        return known.get(head[:4]) or name_file(head)[0]
+    return ""
+
+
+def _unpack_member(archive: tarfile.TarFile, member: tarfile.TarInfo, target: Path) -> None:
+    if member.isdir():
+        target.mkdir(parents=True, exist_ok=True)
+        return
+    target.parent.mkdir(parents=True, exist_ok=True)
+    data = archive.extractfile(member)
+    assert data is not None
+    with data, target.open("xb") as out:
+        shutil.copyfileobj(data, out, 1 << 20)
 
 
 def _checked(
@@ -120,6 +151,17 @@ def _checked(
                 f"{path}: expected paths inside the archive, found a member named "
                 f"{brief(repr(member.name))}, which leads out of it. Do not load this file."
             )
+        sizes = [len(part.encode(errors="replace")) for part in place.parts]
+        if (
+            "\0" in member.name
+            or max(sizes, default=0) > _MAX_NAME_BYTES
+            or (sum(sizes) > _MAX_PATH_BYTES)
+        ):
+            raise CheckpointError(
+                f"{path}: expected names of at most {_MAX_NAME_BYTES} bytes, found a member named "
+                f"{brief(repr(member.name))} ({len(member.name):,} characters). It is damaged; "
+                "fetch it again."
+            )
         if not (member.isfile() or member.isdir()) or member.issparse():
             raise CheckpointError(
                 f"{path}: {brief(repr(member.name))} is a link, a device or a sparse file; "
@@ -131,6 +173,7 @@ def _checked(
                 f"{path}: unpacks to {size:,} bytes or more in {count:,} files, expected at most "
                 f"{MAX_BYTES:,} in {MAX_MEMBERS:,}. This is not a BiT checkpoint."
             )
+        require_plausible(path, size, path.stat().st_size)
         yield member, place
 
 

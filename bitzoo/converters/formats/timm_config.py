@@ -20,13 +20,15 @@ from bitzoo._version import __version__
 from bitzoo.catalogue.metadata import DEFAULT_PREPROCESSING, Preprocessing
 from bitzoo.catalogue.model_info import Identity, ModelInfo
 from bitzoo.catalogue.registry import find_spec
+from bitzoo.converters.source import brief
+from bitzoo.errors import CheckpointError, damage_reported
 from bitzoo.models.architecture import ARCHITECTURES, Architecture
-from bitzoo.models.preprocessing import INTERPOLATIONS
 
 CONFIG_NAME = "config.json"
 RECORD_KEY = "model_info"
 """Under ``bitzoo`` in a `config.json`, and in a file's own metadata."""
 _STATED = f"{CONFIG_NAME} next to the weights"
+_ADVICE = "Prepare the images yourself, or correct the file."
 _ROUNDING = 1e-6
 """Prevents a crop_pct that was written as 96 / 118 from giving 117.99999999999999 pixels."""
 _TIMM_NAME = re.compile(r"resnetv2_(\d+x\d+)_bit(?:\.(\w+))?", re.ASCII)
@@ -117,44 +119,61 @@ def read_timm_config(config: Mapping[str, Any], info: ModelInfo, *, recorded: bo
 def _read_names(config: Mapping[str, Any], info: ModelInfo) -> ModelInfo:
     """Read `label_names`, replaced by `label_descriptions` where there are any."""
     names, words = config.get("label_names"), config.get("label_descriptions")
-    if not isinstance(names, list):
+    if names is None:
         return info
-    described = words if isinstance(words, dict) else {}
-    found = tuple(str(described.get(name, name)) for name in names)
+    try:
+        with damage_reported(f"label_names in {_STATED}", "a list of names"):
+            listed = names if isinstance(names, list) else in_order(names)
+            described = {} if words is None else words
+            if not isinstance(described, dict):
+                raise ValueError(f"label_descriptions is {type(words).__name__}, not an object")
+            found = tuple(described.get(name, name) for name in listed)
+            if not all(isinstance(name, str) for name in found):
+                wrong = next(name for name in found if not isinstance(name, str))
+                raise ValueError(f"it has {wrong!r:.40} as a name")
+    except CheckpointError as error:
+        return refusing(info, "class_names", error)
     if found == info.own_names:
         return info
     return info.stating(_STATED, own_names=found, label_set=None)
 
 
-def _read_preprocessing(
-    pretrained: Mapping[str, Any], info: ModelInfo, recorded: bool
-) -> ModelInfo:
+def in_order(labels: Mapping[str, Any]) -> list[Any]:
+    """Return the values of ``{"0": ..., "1": ...}`` in the order of the outputs.
+
+    Raises:
+        KeyError: If the keys are not 0, 1, 2 and so on.
+    """
+    return [labels[str(number)] for number in range(len(labels))]
+
+
+def _read_preprocessing(pretrained: Any, info: ModelInfo, recorded: bool) -> ModelInfo:
+    place = f"The pretrained_cfg in {_STATED}"
     try:
-        crop = int(pretrained["input_size"][-1])
-        resize = math.floor(crop / float(pretrained.get("crop_pct") or 1) + _ROUNDING)
-        interpolation = str(pretrained.get("interpolation") or "bilinear")
-        statistics = {float(x) for key in ("mean", "std") for x in pretrained.get(key) or ()}
-        square = pretrained.get("crop_mode") == "squash"
-        if interpolation not in INTERPOLATIONS or not 1 <= crop <= resize:
-            raise ValueError(f"interpolation {interpolation!r}, crop {crop} of {resize}")
-    except (AttributeError, IndexError, KeyError, TypeError, ValueError, ArithmeticError) as error:
-        return refusing(
-            info,
-            f"The pretrained_cfg in {_STATED} cannot be read ({error!r}). Expected timm's keys: "
-            "input_size, crop_pct, interpolation.",
-        )
+        with damage_reported(place, "timm's keys: input_size, crop_pct, interpolation", _ADVICE):
+            crop, other = pretrained["input_size"][-1], pretrained["input_size"][-2]
+            if crop != other:
+                raise ValueError(f"input_size {crop!r:.20} x {other!r:.20} is not a square")
+            resize = math.floor(crop / float(pretrained.get("crop_pct") or 1) + _ROUNDING)
+            found = Preprocessing(
+                crop,
+                resize,
+                pretrained.get("interpolation") or "bilinear",
+                pretrained.get("crop_mode") == "squash",
+                _STATED,
+            )
+            statistics = {float(x) for key in ("mean", "std") for x in pretrained.get(key) or ()}
+    except CheckpointError as error:
+        return refusing(info, "preprocessing", error)
     if statistics - {0.5}:
         return refusing(
             info,
-            f"The pretrained_cfg in {_STATED} normalizes images with mean and std "
-            f"{pretrained.get('mean')} and {pretrained.get('std')}; expected 0.5 for both, because "
-            "BiT reads pixels in [-1, 1]. Prepare the images yourself.",
+            "preprocessing",
+            f"{place} normalizes images with mean and std {brief(pretrained.get('mean'))} and "
+            f"{brief(pretrained.get('std'))}; expected 0.5 for both, because BiT reads pixels in "
+            "[-1, 1]. Prepare the images yourself.",
         )
-    return with_preprocessing(
-        info,
-        Preprocessing(crop, resize, interpolation, square, _STATED),  # type: ignore[arg-type]
-        recorded=recorded,
-    )
+    return with_preprocessing(info, found, recorded=recorded)
 
 
 def with_preprocessing(info: ModelInfo, found: Preprocessing, *, recorded: bool) -> ModelInfo:
@@ -179,9 +198,17 @@ def same_pixels(one: Preprocessing, other: Preprocessing) -> bool:
     return replace(one, source="") == replace(other, source="")
 
 
-def refusing(info: ModelInfo, why: str) -> ModelInfo:
-    """Record why the stated preprocessing cannot be used."""
-    return replace(info, preprocessing=None, refused={**info.refused, "preprocessing": why})
+def refusing(info: ModelInfo, what: str, why: object) -> ModelInfo:
+    """Record why what is stated cannot be used, instead of a value.
+
+    Args:
+        info: What is known.
+        what: ``preprocessing`` or ``class_names``.
+        why: The reason.
+    """
+    names: dict[str, Any] = {"own_names": None, "label_set": None}
+    nothing = names if what == "class_names" else {what: None}
+    return replace(info, **nothing, refused={**info.refused, what: str(why)})
 
 
 def _identity(config: Mapping[str, Any], pretrained: Mapping[str, Any]) -> Identity:

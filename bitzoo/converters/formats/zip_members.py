@@ -70,11 +70,7 @@ class Unpacked:
             if size != info.file_size:
                 raise ValueError(f"expected {info.file_size:,} bytes, found {size:,}")
         except OSError as error:
-            raise CheckpointError(
-                f"{self._archive.filename}: its compressed tensors cannot be unpacked to "
-                f"{tempfile.gettempdir()} ({error.strerror or error}). Set TMPDIR to a folder "
-                "with enough space for all of them."
-            ) from error
+            raise no_space_to_unpack(self._archive.filename, error) from error
         except DAMAGE as error:
             raise CheckpointError(
                 f"{self._archive.filename}: tensor {info.filename!r} cannot be unpacked "
@@ -102,3 +98,11 @@ class CompressedTensor(StoredTensor):
             self.name, self.shape, self.dtype, file, position + self.start, self.fortran
         )
         return raw.read_slab(axis, start, stop, scratch)
+
+
+def no_space_to_unpack(path: object, error: OSError) -> CheckpointError:
+    """Return the error that says what to do if compressed tensors cannot be written to disk."""
+    return CheckpointError(
+        f"{path}: its compressed tensors cannot be unpacked to {tempfile.gettempdir()} "
+        f"({error.strerror or error}). Set TMPDIR to a folder with enough space for all of them."
+    )
