@@ -132,6 +132,11 @@ class RawFile:
                 "disk, or fetch it again."
             ) from error
 
+    @property
+    def descriptor(self) -> int:
+        """The open file's descriptor, for another process that is to read the same file."""
+        return self._file.fileno()
+
     def close(self) -> None:
         """Close the file; its tensors can no longer be read."""
         self._file.close()

@@ -1,9 +1,9 @@
 """Read and write Keras `.h5` weight files, in the form of TensorFlow 2.2.
 
 h5py reads and writes the structure; the numbers are uncompressed and contiguous, so they are read
-and written by position. The root's attribute `layer_names` lists groups, each group's
-`weight_names` its data sets. Their names depend on who wrote the file; all three forms were
-observed::
+and written by position (others are unpacked first). The root's attribute `layer_names` lists
+groups, each group's `weight_names` its data sets. Their names depend on who wrote the file; all
+three forms were observed::
 
     TF 2.2, after build()          block1/block1/unit01/a/group_norm/gamma:0
     TF 2.2, after a call on data   block1/resnet/block1/unit01/a/group_norm/gamma:0
@@ -14,17 +14,25 @@ Source of the names: google-research/big_transfer, bit_tf2/models.py, run with t
 
 from __future__ import annotations
 
+import errno
 import math
+import os
+import tempfile
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from bitzoo.converters.source import Array, RawFile, RawTensor, Scratch, Source, StoredTensor, brief
+from bitzoo.converters.dtypes import BrainFloatTensor
+from bitzoo.converters.formats.hdf5_structure import BRAIN_FLOAT, list_tensors, unpack
+from bitzoo.converters.formats.zip_members import no_space_to_unpack
+from bitzoo.converters.limited_process import LimitedProcessError, run_limited
+from bitzoo.converters.source import Array, RawFile, RawTensor, Scratch, Source, StoredTensor
 from bitzoo.converters.writer import Place, SlabWriter
-from bitzoo.errors import CheckpointError
+from bitzoo.errors import CheckpointError, damage_reported
 from bitzoo.files import sha256_of
 
 _PREFIX = "resnet/"
@@ -35,11 +43,17 @@ _KERAS_VERSION = "2.3.0-tf"
 """The version that `tf.keras` of TensorFlow 2.2 reports."""
 _OWN = "bitzoo."
 """Prefix of the attributes that bitzoo adds."""
-_MAX_NAMES = 20_000
 MAX_ATTRIBUTE = 60_000
 """Bytes of text that fit into an HDF5 attribute; the format's limit is 64 kB."""
-_MAX_NAME = 255
-_FLOATS = {np.dtype(code) for code in ("<f2", "<f4", "<f8", ">f2", ">f4", ">f8")}
+_EXPECTED = "a Keras HDF5 file"
+_LIST_SECONDS = 1.5
+_LIST_MEMORY = 128 << 20
+"""Bounds on reading the structure. That of the largest released network takes 0.1 s and 10 MB."""
+_UNPACK_RATE = 5 << 20
+"""Bytes that are unpacked per second of computing, at least; 50 times more is usual."""
+_UNPACK_MEMORY = 128 << 20
+_NO_PLUGINS = {"HDF5_PLUGIN_PRELOAD": "::"}
+"""Keeps a file from having the HDF5 library load the code of a filter."""
 
 
 def clean_name(name: str, layer: str = "") -> str:
@@ -59,6 +73,8 @@ def clean_name(name: str, layer: str = "") -> str:
 class KerasSource(Source):
     """An open Keras `.h5` checkpoint: a weight file, or a saved model with its weights.
 
+    h5py reads the structure in a process of its own, with bounds (see `hdf5_structure`).
+
     Raises:
         CheckpointError: If the file is damaged, or Keras did not write it.
     """
@@ -66,25 +82,19 @@ class KerasSource(Source):
     names = "keras"
 
     def __init__(self, path: Path) -> None:
-        import h5py
-
         self.path = path
-        self.metadata: Mapping[str, str] = {}
         self._raw = RawFile(path)
-        self._lock = threading.Lock()
+        self._unpacked = _Unpacked(self._raw)
         try:
-            self._h5 = h5py.File(path, "r")
-        except (OSError, RuntimeError, ValueError) as error:
-            self._raw.close()
-            raise _damaged(path, error) from error
-        try:
-            self.metadata = self._read_metadata()
-            self.tensors = self._read_structure()
-        except (OSError, RuntimeError, KeyError, TypeError, ValueError) as error:
+            with damage_reported(path, _EXPECTED):
+                found = _ask(self._raw, list_tensors, _LIST_SECONDS, _LIST_MEMORY)
+                self.metadata: Mapping[str, str] = {
+                    key.removeprefix(_OWN): text for key, text in found["attributes"].items()
+                }
+                self.tensors = self._tensors(found["weights"])
+        except BaseException:
             self.close()
-            if isinstance(error, CheckpointError):
-                raise
-            raise _damaged(path, error) from error
+            raise
 
     @property
     def size(self) -> int:
@@ -96,81 +106,154 @@ class KerasSource(Source):
         return sha256_of(self.path, advance=advance)
 
     def close(self) -> None:
-        """Close the file."""
-        self._h5.close()
+        """Close the file, and delete what was unpacked."""
+        self._unpacked.close()
         self._raw.close()
 
-    def _read_metadata(self) -> dict[str, str]:
-        own = [key for key in self._h5.attrs if key.startswith(_OWN)]
-        texts = {key.removeprefix(_OWN): self._h5.attrs[key] for key in own}
-        return {
-            key: text.decode(errors="replace") if isinstance(text, bytes) else str(text)
-            for key, text in texts.items()
-        }
-
-    def _read_structure(self) -> dict[str, StoredTensor]:
-        root = self._h5.get("model_weights", self._h5)
-        if "layer_names" not in root.attrs and "layer_names0" not in root.attrs:
-            found = ", ".join(sorted(map(str, root))[:5])
-            raise CheckpointError(
-                f"{self.path}: expected Keras's attribute 'layer_names' in the HDF5 file, found "
-                f"only {brief(found) or 'an empty file'}. This is not a Keras weight file."
-            )
+    def _tensors(self, weights: Iterable[Mapping[str, Any]]) -> dict[str, StoredTensor]:
         tensors: dict[str, StoredTensor] = {}
-        for layer in _texts(self.path, root.attrs, "layer_names"):
-            group = root[layer]
-            for weight in _texts(self.path, group.attrs, "weight_names"):
-                name = clean_name(weight, layer)
-                if name in tensors:
-                    raise CheckpointError(
-                        f"{self.path}: expected each name once, found two weights named {name!r}. "
-                        "The file is damaged or was tampered with."
-                    )
-                tensors[name] = self._tensor(name, group[weight])
+        promised = 0
+        for entry in weights:
+            name = clean_name(entry["name"], entry["layer"])
+            if name in tensors:
+                raise CheckpointError(
+                    f"{self.path}: expected each name once, found two weights named {name!r}. "
+                    "The file is damaged or was tampered with."
+                )
+            tensors[name] = tensor = self._tensor(name, entry)
+            promised += 0 if isinstance(tensor, _PackedTensor) else tensor.nbytes
+        if promised > self.size:
+            raise CheckpointError(
+                f"{self.path}: its weights need {promised:,} bytes, but the file has "
+                f"{self.size:,}. They overlap: the file is damaged; fetch it again."
+            )
         return tensors
 
-    def _tensor(self, name: str, dataset: Any) -> StoredTensor:
-        import h5py
-
-        if not isinstance(dataset, h5py.Dataset) or dataset.dtype not in _FLOATS:
-            found = getattr(dataset, "dtype", type(dataset).__name__)
-            raise CheckpointError(
-                f"{self.path}: {name!r} is stored as {brief(found)}, expected float32 numbers "
-                "(float16 and float64 are converted). This is not a BiT checkpoint."
-            )
-        elsewhere = dataset.file.filename != self._h5.filename
-        if elsewhere or dataset.external or dataset.is_virtual:
-            raise CheckpointError(
-                f"{self.path}: the numbers of {name!r} are in other files, expected them in this "
-                "one. Save the weights again with Keras."
-            )
-        place = dataset.id.get_offset()
-        if place is None:  # chunked, perhaps compressed, or never written
-            return _ChunkedTensor(self.path, name, dataset, self._lock)
-        end = place + math.prod(dataset.shape) * dataset.dtype.itemsize
+    def _tensor(self, name: str, entry: Mapping[str, Any]) -> StoredTensor:
+        shape, stored, place = tuple(entry["shape"]), entry["type"], entry["offset"]
+        is_brain = stored == BRAIN_FLOAT
+        if place is None and math.prod(shape):
+            dtype = np.dtype("<f4" if is_brain else stored)
+            packed = _PackedTensor(name, shape, dtype, self._unpacked, stored)
+            self._unpacked.add(packed, entry)
+            return packed
+        dtype = np.dtype("<u2" if is_brain else stored)
+        end = (place or 0) + math.prod(shape) * dtype.itemsize
         if end > self.size:
             raise CheckpointError(
                 f"{self.path}: {name!r} ends at byte {end:,}, but the file has {self.size:,}. "
                 "It is truncated; fetch it again."
             )
-        return RawTensor(name, dataset.shape, dataset.dtype, self._raw, place)
+        raw = RawTensor(name, shape, dtype, self._raw, place or 0)
+        return BrainFloatTensor(raw) if is_brain else raw
 
 
-class _ChunkedTensor(StoredTensor):
-    """A data set that only the HDF5 library can read, one thread at a time."""
+class _Unpacked:
+    """An unnamed temporary file with the numbers that do not lie in the file as they are.
 
-    def __init__(self, path: Path, name: str, dataset: Any, lock: threading.Lock) -> None:
-        self.name, self.shape, self.dtype = name, dataset.shape, dataset.dtype
-        self._path, self._dataset, self._lock = path, dataset, lock
+    Those are chunked, perhaps compressed, or in a header; h5py unpacks all of them at once, when
+    the first is read.
+    """
+
+    def __init__(self, raw: RawFile) -> None:
+        self._raw = raw
+        self._lock = threading.Lock()
+        self._entries: list[tuple[str, str]] = []
+        self._positions: dict[str, int] = {}
+        self._size = self._largest = 0
+        self._file: RawFile | None = None
+
+    def add(self, tensor: _PackedTensor, entry: Mapping[str, Any]) -> None:
+        """Add a tensor, before any is read."""
+        self._positions[tensor.name] = self._size
+        self._size += tensor.nbytes
+        self._largest = max(self._largest, min(entry["chunk"], 2 * tensor.nbytes))
+        self._entries.append((entry["layer"], entry["name"]))
+
+    def locate(self, name: str) -> tuple[RawFile, int]:
+        """Return the file and the position of a tensor's first byte in it.
+
+        Raises:
+            CheckpointError: If the tensors cannot be unpacked.
+        """
+        with self._lock:
+            if self._file is None:
+                with tempfile.NamedTemporaryFile(prefix="bitzoo-") as named:
+                    self._unpack(named.fileno())
+                    self._file = RawFile(Path(named.name))
+            return self._file, self._positions[name]
+
+    def close(self) -> None:
+        """Delete the temporary file."""
+        if self._file is not None:
+            self._file.close()
+
+    def _unpack(self, output: int) -> None:
+        path, seconds = self._raw.path, _LIST_SECONDS + self._size / _UNPACK_RATE
+        memory = _UNPACK_MEMORY + 3 * self._largest
+        try:
+            with damage_reported(path, _EXPECTED):
+                _ask(self._raw, unpack, seconds, memory, output, self._entries)
+                if os.fstat(output).st_size != self._size:
+                    raise ValueError(f"its numbers do not unpack to {self._size:,} bytes")
+        except OSError as error:
+            raise no_space_to_unpack(path, error) from error
+
+
+@dataclass(frozen=True)
+class _PackedTensor(StoredTensor):
+    """A data set whose numbers must be unpacked."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    unpacked: _Unpacked
+    stored: str
+
+    @property
+    def stored_dtype(self) -> str:
+        """The stored dtype; bfloat16 is unpacked as float32."""
+        return self.stored if self.stored == BRAIN_FLOAT else self.dtype.name
 
     def read_slab(self, axis: int, start: int, stop: int, scratch: Scratch | None = None) -> Array:
-        """Read a slab through h5py; `scratch` is not used."""
-        try:
-            with self._lock:
-                slab: Array = self._dataset[(slice(None),) * axis + (slice(start, stop),)]
-        except (OSError, RuntimeError, ValueError) as error:
-            raise _damaged(self._path, error) from error
-        return slab
+        """Read a slab of the unpacked numbers."""
+        file, position = self.unpacked.locate(self.name)
+        raw = RawTensor(self.name, self.shape, self.dtype, file, position)
+        return raw.read_slab(axis, start, stop, scratch)
+
+
+def _ask(
+    raw: RawFile,
+    function: Callable[..., Any],
+    seconds: float,
+    memory: int,
+    output: int | None = None,
+    *arguments: Any,
+) -> Any:
+    """Call a function of `hdf5_structure` on an open file, in a process with bounds.
+
+    Raises:
+        CheckpointError: If the function refuses the file.
+        OSError: If the system refuses something else, such as space for the output.
+        ValueError: If the file is damaged.
+    """
+    files = (raw.descriptor,) if output is None else (raw.descriptor, output)
+    try:
+        return run_limited(
+            function,
+            *files,
+            *arguments,
+            cpu_seconds=seconds,
+            memory=memory,
+            descriptors=files,
+            environment=_NO_PLUGINS,
+        )
+    except LimitedProcessError as error:
+        if error.refused:
+            raise CheckpointError(f"{raw.path}: {error}") from error
+        if error.errno is not None and error.errno != errno.EINVAL:
+            raise OSError(error.errno, os.strerror(error.errno)) from error
+        raise ValueError(str(error)) from error
 
 
 class KerasWriter(SlabWriter):
@@ -254,30 +337,3 @@ def _with_weightless(layers: list[str]) -> list[str]:
 
 def _bytes(texts: list[str]) -> Array:
     return np.array([text.encode() for text in texts], "S" if texts else "S1")
-
-
-def _texts(path: Path, attributes: Any, key: str) -> Iterator[str]:
-    """Yield the texts of an attribute, which Keras splits into `key0`, `key1` if it is long."""
-    keys = [key] if key in attributes else []
-    while f"{key}{len(keys)}" in attributes and key not in attributes:
-        keys.append(f"{key}{len(keys)}")
-    count = 0
-    for part in keys:
-        for text in np.asarray(attributes[part]).reshape(-1):
-            name = text.decode() if isinstance(text, bytes) else str(text)
-            count += 1
-            if count > _MAX_NAMES or len(name) > _MAX_NAME or not name.isprintable():
-                raise CheckpointError(
-                    f"{path}: {key} has {brief(repr(name))} as entry {count:,}, expected at most "
-                    f"{_MAX_NAMES:,} printable names of up to {_MAX_NAME} characters. The file is "
-                    "damaged; fetch it again."
-                )
-            yield name
-
-
-def _damaged(path: Path, error: Exception) -> CheckpointError:
-    reason = " ".join(str(error).split())
-    return CheckpointError(
-        f"{path}: expected a Keras HDF5 file, but it cannot be read ({brief(reason)}). "
-        "It is truncated or damaged; fetch it again."
-    )
