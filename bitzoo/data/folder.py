@@ -81,6 +81,10 @@ class Listing:
     problems: tuple[Problem, ...] = ()
 
 
+_MAX_DIGITS = 100
+"""Longer names are text: no class is numbered so, and Python converts no more than 4,300 digits."""
+
+
 def order_classes(names: Iterable[str]) -> tuple[str, ...]:
     """Return the distinct names sorted: as numbers if all are whole numbers, else as text."""
     distinct = sorted(set(names))
@@ -91,7 +95,7 @@ def order_classes(names: Iterable[str]) -> tuple[str, ...]:
 
 def _is_whole(name: str) -> bool:
     digits = name.removeprefix("-")
-    return digits.isascii() and digits.isdigit()
+    return digits.isascii() and digits.isdigit() and len(digits) <= _MAX_DIGITS
 
 
 # --- folders ------------------------------------------------------------------------------------

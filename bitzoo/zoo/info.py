@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 from collections import Counter
@@ -16,8 +15,9 @@ from bitzoo.converters.formats.timm_config import RECORD_KEY
 from bitzoo.converters.identify import identify
 from bitzoo.converters.model_record import read_info, recognised
 from bitzoo.converters.open import open_source
-from bitzoo.errors import CheckpointError
+from bitzoo.errors import CheckpointError, damage_reported
 from bitzoo.models.preprocessing import EvalTransform
+from bitzoo.small_files import read_json
 from bitzoo.zoo.resolve import is_location, locate
 
 if TYPE_CHECKING:
@@ -142,10 +142,5 @@ def _of_export(path: Path) -> ModelInfo | None:
     report = path.with_name(path.name + EXPORT_REPORT_SUFFIX)
     if not report.is_file():
         return None
-    try:
-        return ModelInfo.from_dict(json.loads(report.read_text(encoding="utf-8"))["model_info"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(
-            f"{report}: expected the report of a bitzoo export, found something else ({error!r}). "
-            "Export the model again."
-        ) from error
+    with damage_reported(report, "the report of a bitzoo export", "Export the model again."):
+        return ModelInfo.from_dict(read_json(report)["model_info"])

@@ -93,7 +93,7 @@ def test_h5_files_with_random_damage_never_crash(tmp_path, keras_bytes):
     generator = random.Random(0)
     structure = [at for at in range(len(keras_bytes)) if at < 20_000 or at % 997 == 0]
     refusals = 0
-    for _ in range(60):
+    for _ in range(20):
         data = bytearray(keras_bytes)
         for at in generator.sample(structure, 4):
             data[at] = generator.randrange(256)
@@ -102,7 +102,7 @@ def test_h5_files_with_random_damage_never_crash(tmp_path, keras_bytes):
             convert(tmp_path / "a.h5", tmp_path / "a.npz", target=Target("npz"), force=True)
         except BitzooError:
             refusals += 1
-    assert 5 < refusals < 60
+    assert 2 < refusals < 20
 
 
 def test_an_h5_file_of_something_else(tmp_path, refused):

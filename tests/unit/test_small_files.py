@@ -21,7 +21,10 @@ from bitzoo.converters.formats.timm_config import render_timm_config
 from bitzoo.converters.identify import identify
 from bitzoo.converters.model_record import read_info
 from bitzoo.converters.open import open_source
-from bitzoo.errors import BitzooError, CheckpointError
+from bitzoo.converters.parity.verify import load_reports
+from bitzoo.data.folder import order_classes
+from bitzoo.data.manifest import read_manifest
+from bitzoo.errors import BitzooError, CheckpointError, UsageError
 from bitzoo.small_files import parse_json, read_json
 
 CLASSES = 4
@@ -255,6 +258,48 @@ def test_an_identity_of_another_form_is_our_error():
     for wrong in ([], {"basis": "google", "name": []}, {"basis": "trust me"}, None):
         with pytest.raises(CheckpointError, match="identity: expected a name, a basis"):
             Identity.from_dict(wrong)
+
+
+# --- reports and lists ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "text",
+    ['{"a.npz": {"weights_rule": Infinity}}', '{"a.npz": {}}', "[" * 100_000, '{"a": 1}', "[]"],
+)
+def test_a_parity_report_of_another_form(tmp_path, text):
+    (tmp_path / "parity.json").write_text(text)
+    with pytest.raises(UsageError, match=r"parity\.json: expected reports of earlier proofs"):
+        load_reports(tmp_path / "parity.json")
+
+
+def test_a_parity_report_that_is_a_pipe(tmp_path):
+    os.mkfifo(tmp_path / "parity.json")
+    with pytest.raises(UsageError, match=r"parity\.json: expected reports of earlier proofs"):
+        load_reports(tmp_path / "parity.json")
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["{}", "[]", "[" * 100_000, '{"model_info": 5}', '{"model_info": {"num_classes": 1e999}}'],
+)
+def test_the_report_of_an_export_of_another_form(tmp_path, text):
+    (tmp_path / "a.onnx").write_bytes(b"")
+    (tmp_path / "a.onnx.export.json").write_text(text)
+    with pytest.raises(CheckpointError) as caught:
+        bitzoo.info(tmp_path / "a.onnx")
+    assert len(str(caught.value)) < 600
+
+
+def test_classes_that_are_named_by_thousands_of_digits(tmp_path):
+    """Python converts at most 4,300 digits; such a name is text."""
+    long = "9" * 5_000
+    assert order_classes(["10", long, "2"]) == ("10", "2", long)
+    assert order_classes(["10", "-3", "2"]) == ("-3", "2", "10")
+    for name in ("a.png", "b.png"):
+        (tmp_path / name).write_bytes(b"")
+    (tmp_path / "m.csv").write_text(f"path,label\na.png,{long}\nb.png,7\n")
+    assert read_manifest(tmp_path / "m.csv").classes == ("7", long)
 
 
 # --- random changes -------------------------------------------------------------------------------

@@ -9,7 +9,6 @@ mapping.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
@@ -38,6 +37,7 @@ from bitzoo.display import Displayed
 from bitzoo.errors import ParityError, UsageError
 from bitzoo.files import Progress, folder_lock, sha256_of, write_json
 from bitzoo.models.architecture import Architecture
+from bitzoo.small_files import read_json
 
 REPORT_NAME = "parity.json"
 
@@ -341,10 +341,10 @@ def load_reports(path: Path) -> dict[str, Any]:
     """
     entries: Any = None
     try:
-        entries = json.loads(path.read_text(encoding="utf-8"))
+        entries = read_json(path)
     except FileNotFoundError:
         return {}
-    except (ValueError, RecursionError):
+    except ValueError:
         pass  # rejected below, like JSON of another form
     if not isinstance(entries, dict) or not all(
         isinstance(entry, dict) and "weights_rule" in entry for entry in entries.values()
