@@ -16,7 +16,8 @@ from bitzoo.converters.key_mapping import layout_of, name_of, slot_of
 from bitzoo.converters.layouts import as_layout, as_oihw, out_axis
 from bitzoo.converters.parity import reference_numpy, reference_tensorflow
 from bitzoo.converters.parity.deviation import Deviation
-from bitzoo.converters.parity.serving_graph import NoWitness, ServingGraph
+from bitzoo.converters.parity.serving_graph import NoWitness
+from bitzoo.converters.parity.tensorflow_process import TensorFlowProcess
 from bitzoo.converters.source import Array, Source
 from bitzoo.converters.state_dict import read_state_dict
 from bitzoo.files import Progress
@@ -41,6 +42,8 @@ PROBES = ((224, 1), (97, 2))
 SEED = 2020
 _HEAD = (Slot(Role.HEAD_KERNEL), Slot(Role.HEAD_BIAS))
 _HEAD_STEP = 256
+_FLOAT32_BYTES = 4
+_OWN = "the SavedModel's own graph"
 _log = logging.getLogger(__name__)
 
 
@@ -81,12 +84,14 @@ def prove_logits(
     output: Source,
     result: Inventory,
     progress: Progress | None = None,
+    absent: list[str] | None = None,
 ) -> tuple[LogitsProof, ...]:
     """Compare the network that loads `output` with what `source` is said to compute.
 
     The first oracle is the float64 reference in NumPy. Where TensorFlow is installed, its forward
     pass of `source`, in float32 and in float64, judges the network too, and so does a SavedModel's
-    own serving graph; one that cannot be run, or must not be, is left out with a warning.
+    own serving graph. Both run in a process of their own; one that cannot be run, or must not be,
+    is left out with a warning.
 
     A head of zeros, as training starts with, hides all that is before it: then both leave it out.
 
@@ -96,14 +101,15 @@ def prove_logits(
         output: The file made of it, open.
         result: What `identify` found there; the same architecture and classes.
         progress: Called as the comparisons are done. A few seconds for R50x1, a minute for R152x4.
+        absent: Receives a sentence about each oracle that there is and that did not testify.
     """
-    import torch
-
     hidden = _HEAD if _has_zero_head(source, inventory) else ()
-    network = _network(output, result, hidden)
     proofs: list[LogitsProof] = []
     steps = len(PROBES) * len(TOLERANCES)
-    with closing(_Oracles(source, inventory, hidden)) as oracles:
+    with closing(_Oracles(source, inventory, hidden, absent)) as oracles:
+        import torch  # while TensorFlow is loaded in its own process
+
+        network = _network(output, result, hidden)
         for done, ((size, count), dtype) in enumerate(itertools.product(PROBES, TOLERANCES)):
             if progress:
                 progress("logits", done, steps)
@@ -143,36 +149,70 @@ def _network(output: Source, result: Inventory, hidden: Sequence[Slot]) -> torch
 class _Oracles:
     """All that can say what a source computes, each by its own way from the file to logits."""
 
-    def __init__(self, source: Source, inventory: Inventory, hidden: Sequence[Slot]) -> None:
+    def __init__(
+        self,
+        source: Source,
+        inventory: Inventory,
+        hidden: Sequence[Slot],
+        absent: list[str] | None,
+    ) -> None:
         self._tensors = _GoogleNames(source, inventory, hidden)
         # scaled kernels are those of the release with this eps
         self._eps = reference_numpy.EPS * source.kernel_scale**2
         self._exact: tuple[int, Array] = (0, np.empty(0))
-        self._second = (
-            reference_tensorflow.describe() if reference_tensorflow.is_installed() else ""
-        )
-        self._path, self._own = source.path, None
-        if source.graph and self._second and not hidden:
-            with self._or_warned():
-                self._own = ServingGraph(*source.graph)
+        self._path, self._absent = source.path, [] if absent is None else absent
+        self._second = self._graph = None
+        if reference_tensorflow.is_installed():
+            self._second = TensorFlowProcess(_FLOAT32_BYTES * inventory.num_params)
+            self._graph = source.graph
+        elif source.graph:
+            self._absent.append(f"{_OWN}: TensorFlow is not installed")
+        if self._graph and hidden:
+            self._graph = None
+            self._absent.append(f"{_OWN}: the head of zeros hides what is before it")
 
     def judge(self, images: Array, dtype: str, found: Array) -> Iterator[tuple[str, Array]]:
         """Yield each oracle's name and what it expects of a network computing in `dtype`."""
         whose = self._tensors.whose
         yield f"NumPy {np.__version__} float64 reference {whose}", self._reference(images)
-        if self._second:
-            run = reference_tensorflow.forward
-            judged = run(self._tensors, images, dtype=dtype, eps=self._eps)
-            yield f"{self._second} {whose}", judged.numpy().astype(np.float64)
-        if self._own and dtype == "float32":
-            with self._or_warned():
-                if outcome := self._own(images, found):
-                    yield f"the SavedModel's own graph ({outcome[0]})", outcome[1]
+        if self._second and (judged := self._forward(self._second, images, dtype)):
+            yield f"{judged[0]} {whose}", judged[1]
+        if self._second and dtype == "float32" and (own := self._own(self._second, images, found)):
+            yield f"{_OWN} ({own[0]})", own[1]
 
     def close(self) -> None:
-        """Release the graph's variables."""
-        if self._own:
-            self._own.close()
+        """End TensorFlow's process."""
+        if self._second:
+            self._second.close()
+
+    def _forward(
+        self, second: TensorFlowProcess, images: Array, dtype: str
+    ) -> tuple[str, Array] | None:
+        try:
+            name = f"TensorFlow {second.version} forward pass"
+            logits = second.forward(self._tensors, images, dtype=dtype, eps=self._eps)
+        except NoWitness as error:
+            self._silence("TensorFlow's forward pass", error)
+            self.close()
+            self._second = None
+            if self._graph:
+                self._absent.append(f"{_OWN}: TensorFlow does not run")
+            return None
+        return name, logits.astype(np.float64)
+
+    def _own(
+        self, second: TensorFlowProcess, images: Array, found: Array
+    ) -> tuple[str, Array] | None:
+        try:
+            return second.run_graph(*self._graph, images, found) if self._graph else None
+        except NoWitness as error:
+            self._silence(_OWN, error)
+            self._graph = None
+            return None
+
+    def _silence(self, oracle: str, error: NoWitness) -> None:
+        _log.warning("%s: %s is no witness: %s.", self._path, oracle, error)
+        self._absent.append(f"{oracle}: {error}")
 
     def _reference(self, images: Array) -> Array:
         size, logits = self._exact
@@ -180,14 +220,6 @@ class _Oracles:
             logits = reference_numpy.forward(self._tensors, images, eps=self._eps)
             self._exact = images.shape[1], logits
         return logits
-
-    @contextmanager
-    def _or_warned(self) -> Iterator[None]:
-        try:
-            yield
-        except NoWitness as error:
-            self._own = None
-            _log.warning("%s: its own graph is no witness: %s.", self._path, error)
 
 
 def numbers_of(source: Source, output: Source, result: Inventory) -> str:
