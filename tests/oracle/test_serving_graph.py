@@ -169,7 +169,7 @@ def test_a_graph_that_must_not_run_leaves_the_other_oracles(tf, module, tmp_path
         _, report = convert_and_prove(source, tmp_path / "out.safetensors")
     assert report.passed
     assert {proof.oracle.split()[0] for proof in report.logits} == {"NumPy", "TensorFlow"}
-    assert "its own graph is no witness: it needs operations" in caplog.text
+    assert "the SavedModel's own graph is no witness: it needs operations" in caplog.text
     assert "PrintV2" in caplog.text
     (sentence,) = report.absent
     assert sentence.startswith("the SavedModel's own graph: it needs operations that may do more")

@@ -117,7 +117,9 @@ class TensorFlowSource(Source):
             self._bundle = TensorBundle(index, lambda count: _find_shards(path, prefix, count))
         try:
             with _damage_reported(path):
-                named = self._named_tensors()
+                full, paths = read_names(self._bundle.text(GRAPH_KEY))
+            found = {key: t for key, t in self._bundle.tensors.items() if key != GRAPH_KEY}
+            self.names, named = _named(found, full, paths)
             _check_numbers(path, named, self.names)
         except BaseException:
             self.close()
@@ -145,13 +147,6 @@ class TensorFlowSource(Source):
         self._bundle.close()
         if self._folder:
             self._folder.cleanup()
-
-    def _named_tensors(self) -> dict[str, StoredTensor]:
-        """Return every tensor under its name in the naming scheme, which is set."""
-        full, paths = read_names(self._bundle.text(GRAPH_KEY))
-        found = {key: tensor for key, tensor in self._bundle.tensors.items() if key != GRAPH_KEY}
-        self.names, named = _named(found, full, paths)
-        return named
 
     def _readable(self, prefix: Path) -> Path:
         """Return a prefix whose shard names TensorFlow can read; the hubs' names differ."""

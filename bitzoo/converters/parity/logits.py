@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -14,10 +13,9 @@ import numpy as np
 from bitzoo.converters.identify import Inventory
 from bitzoo.converters.key_mapping import layout_of, name_of, slot_of
 from bitzoo.converters.layouts import as_layout, as_oihw, out_axis
-from bitzoo.converters.parity import reference_numpy, reference_tensorflow
+from bitzoo.converters.parity import reference_numpy
 from bitzoo.converters.parity.deviation import Deviation
-from bitzoo.converters.parity.serving_graph import NoWitness
-from bitzoo.converters.parity.tensorflow_process import TensorFlowProcess
+from bitzoo.converters.parity.tensorflow_oracles import TensorFlowOracles
 from bitzoo.converters.source import Array, Source
 from bitzoo.converters.state_dict import read_state_dict
 from bitzoo.files import Progress
@@ -43,8 +41,6 @@ SEED = 2020
 _HEAD = (Slot(Role.HEAD_KERNEL), Slot(Role.HEAD_BIAS))
 _HEAD_STEP = 256
 _FLOAT32_BYTES = 4
-_OWN = "the SavedModel's own graph"
-_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -160,59 +156,25 @@ class _Oracles:
         # scaled kernels are those of the release with this eps
         self._eps = reference_numpy.EPS * source.kernel_scale**2
         self._exact: tuple[int, Array] = (0, np.empty(0))
-        self._path, self._absent = source.path, [] if absent is None else absent
-        self._second = self._graph = None
-        if reference_tensorflow.is_installed():
-            self._second = TensorFlowProcess(_FLOAT32_BYTES * inventory.num_params)
-            self._graph = source.graph
-        elif source.graph:
-            self._absent.append(f"{_OWN}: TensorFlow is not installed")
-        if self._graph and hidden:
-            self._graph = None
-            self._absent.append(f"{_OWN}: the head of zeros hides what is before it")
+        self._second = TensorFlowOracles(
+            source,
+            _FLOAT32_BYTES * inventory.num_params,
+            is_hidden=bool(hidden),
+            absent=[] if absent is None else absent,
+        )
 
     def judge(self, images: Array, dtype: str, found: Array) -> Iterator[tuple[str, Array]]:
         """Yield each oracle's name and what it expects of a network computing in `dtype`."""
         whose = self._tensors.whose
         yield f"NumPy {np.__version__} float64 reference {whose}", self._reference(images)
-        if self._second and (judged := self._forward(self._second, images, dtype)):
-            yield f"{judged[0]} {whose}", judged[1]
-        if self._second and dtype == "float32" and (own := self._own(self._second, images, found)):
-            yield f"{_OWN} ({own[0]})", own[1]
+        if second := self._second.forward(self._tensors, images, dtype, self._eps):
+            yield f"{second[0]} {whose}", second[1]
+        if dtype == "float32" and (own := self._second.own_graph(images, found)):
+            yield own
 
     def close(self) -> None:
         """End TensorFlow's process."""
-        if self._second:
-            self._second.close()
-
-    def _forward(
-        self, second: TensorFlowProcess, images: Array, dtype: str
-    ) -> tuple[str, Array] | None:
-        try:
-            name = f"TensorFlow {second.version} forward pass"
-            logits = second.forward(self._tensors, images, dtype=dtype, eps=self._eps)
-        except NoWitness as error:
-            self._silence("TensorFlow's forward pass", error)
-            self.close()
-            self._second = None
-            if self._graph:
-                self._absent.append(f"{_OWN}: TensorFlow does not run")
-            return None
-        return name, logits.astype(np.float64)
-
-    def _own(
-        self, second: TensorFlowProcess, images: Array, found: Array
-    ) -> tuple[str, Array] | None:
-        try:
-            return second.run_graph(*self._graph, images, found) if self._graph else None
-        except NoWitness as error:
-            self._silence(_OWN, error)
-            self._graph = None
-            return None
-
-    def _silence(self, oracle: str, error: NoWitness) -> None:
-        _log.warning("%s: %s is no witness: %s.", self._path, oracle, error)
-        self._absent.append(f"{oracle}: {error}")
+        self._second.close()
 
     def _reference(self, images: Array) -> Array:
         size, logits = self._exact
