@@ -168,6 +168,7 @@ def test_its_death_is_a_sentence_and_the_next_request_starts_another(child):
     assert np.isfinite(forward(child)).all()
 
 
+@pytest.mark.skipif(not hasattr(resource, "prlimit"), reason="looks at another process's limits")
 def test_it_has_limits_of_memory_and_time(child):
     forward(child)
     pid = child._child._process.pid
