@@ -40,7 +40,6 @@ def open_source(path: Path, *, unpack: bool = True) -> Source:
 
     Raises:
         CheckpointError: If there is no such file, or its format is unknown.
-        MissingExtraError: If it is a TensorFlow checkpoint and TensorFlow is not installed.
     """
     if path.is_dir() and (weights := find_weights(path)):
         return FolderSource(path, weights)

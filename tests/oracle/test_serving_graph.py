@@ -169,8 +169,10 @@ def test_a_graph_that_must_not_run_leaves_the_other_oracles(tf, module, tmp_path
         _, report = convert_and_prove(source, tmp_path / "out.safetensors")
     assert report.passed
     assert {proof.oracle.split()[0] for proof in report.logits} == {"NumPy", "TensorFlow"}
-    assert "its own graph is no witness: it needs operations" in caplog.text
+    assert "the SavedModel's own graph is no witness: it needs operations" in caplog.text
     assert "PrintV2" in caplog.text
+    (sentence,) = report.absent
+    assert sentence.startswith("the SavedModel's own graph: it needs operations that may do more")
 
 
 def test_a_head_of_zeros_hides_the_graph_too(module, tmp_path, monkeypatch):
@@ -179,3 +181,5 @@ def test_a_head_of_zeros_hides_the_graph_too(module, tmp_path, monkeypatch):
     _, report = convert_and_prove(module(eps=1e-10), tmp_path / "out.safetensors")
     assert report.passed
     assert {proof.oracle.split()[0] for proof in report.logits} == {"NumPy", "TensorFlow"}
+    hidden = "the SavedModel's own graph: the head of zeros hides what is before it"
+    assert report.absent == (hidden,)

@@ -9,8 +9,9 @@ import torch
 from checkpoints import make_checkpoint, write_npz
 from oracle.networks import run
 
-from bitzoo.converters.parity import logits, reference_tensorflow
+from bitzoo.converters.parity import logits
 from bitzoo.converters.parity.reference_tensorflow import forward, load_tensorflow
+from bitzoo.converters.parity.tensorflow_process import TensorFlowProcess
 from bitzoo.converters.parity.verify import convert_and_prove
 from bitzoo.errors import MissingExtraError, ParityError
 from bitzoo.exporters.names import google_tensors
@@ -93,11 +94,12 @@ def test_parity_names_each_oracle_with_its_version_and_figures(tmp_path):
 
 def test_parity_fails_where_tensorflow_disagrees(tmp_path, monkeypatch):
     """An error that both the network and the NumPy reference had, TensorFlow would show."""
+    right = TensorFlowProcess.forward
 
-    def wrong(tensors, images, **options):
-        return forward(tensors, images, **{**options, "eps": 1e-8})
+    def wrong(process, tensors, images, **options):
+        return right(process, tensors, images, **{**options, "eps": 1e-8})
 
-    monkeypatch.setattr(reference_tensorflow, "forward", wrong)
+    monkeypatch.setattr(TensorFlowProcess, "forward", wrong)
     source = write_npz(tmp_path / "a.npz", make_checkpoint(kernel_std=0.001))
     with pytest.raises(ParityError, match=r"float64 logits at 48 px .* away from TensorFlow"):
         convert_and_prove(source, tmp_path / "a.safetensors")

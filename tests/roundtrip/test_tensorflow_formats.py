@@ -1,5 +1,6 @@
 """Checkpoints that TensorFlow itself wrote, once for all tests, in a process of its own."""
 
+import os
 import re
 import shutil
 import struct
@@ -21,7 +22,7 @@ from bitzoo.converters.formats.checkpoint_formats import Target
 from bitzoo.converters.open import open_source
 from bitzoo.converters.parity import logits
 from bitzoo.converters.parity.verify import convert_and_prove
-from bitzoo.errors import CheckpointError, MissingExtraError
+from bitzoo.errors import CheckpointError
 from bitzoo.zoo.conversion import convert as convert_named
 
 ARRAYS = make_checkpoint((2, 1, 1, 1), seed=3)
@@ -245,11 +246,29 @@ def test_a_truncated_shard_and_index(module):
     refused(module, r"expected a TensorFlow checkpoint, but it cannot be read")
 
 
-def test_without_tensorflow(module, monkeypatch):
-    monkeypatch.setitem(sys.modules, "tensorflow", None)
-    with pytest.raises(MissingExtraError, match=r"m is a TensorFlow checkpoint\. .*'bitzoo\[tf\]'"):
-        convert(module)
-    assert MissingExtraError.exit_code == 2
+@pytest.mark.parametrize("form", ["tf1", "module", "ambiguous_saved_model", "called_weights"])
+def test_without_tensorflow(tmp_path, files, expected, form):
+    """In a process where it cannot be imported, as for most users."""
+    hidden = Path(__file__).parents[1] / "without_tensorflow"
+    output = tmp_path / "a.safetensors"
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "bitzoo",
+            "convert",
+            "--src",
+            str(files / form),
+            "--dst",
+            str(output),
+        ],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(hidden), *sys.path])},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert data_section(output) == expected
 
 
 def test_a_folder_with_several_checkpoints(tmp_path, files):

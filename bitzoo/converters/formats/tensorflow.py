@@ -1,7 +1,7 @@
 """Read TensorFlow checkpoints, TF1 and TF2: a prefix, a SavedModel or a TF-Hub module.
 
-TensorFlow reads the tensors one by one and checks its own checksums. No graph is loaded, so nothing
-in the file can run. Memory is bounded by the last two tensors read. Tensor names:
+TensorFlow is not needed: its bundle of tensors is read as it lies on disk, in slabs. No graph is
+loaded, so nothing in the file can run. Tensor names:
 
 ==========================  ========================================================================
 TF1 checkpoint, Hub module  the names of the npz; optimizer slots are skipped
@@ -15,44 +15,30 @@ from __future__ import annotations
 import os
 import re
 import tempfile
-import threading
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping
-from itertools import islice
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
-
-import numpy as np
 
 from bitzoo.converters.formats.keras import clean_name
+from bitzoo.converters.formats.object_graph import GRAPH_KEY, read_names
+from bitzoo.converters.formats.sorted_table import MAGIC
+from bitzoo.converters.formats.tensor_bundle import TensorBundle
 from bitzoo.converters.key_mapping import slot_of
-from bitzoo.converters.parity.reference_tensorflow import load_tensorflow
 from bitzoo.converters.parity.serving_graph import GRAPH_NAME
-from bitzoo.converters.source import Array, Scratch, Source, StoredTensor, brief
-from bitzoo.errors import CheckpointError, MissingExtraError
-from bitzoo.files import sha256_of
+from bitzoo.converters.source import Source, StoredTensor, brief
+from bitzoo.errors import CheckpointError
 
-GRAPH_KEY = "_CHECKPOINTABLE_OBJECT_GRAPH"
 _SHARD = re.compile(r"\.data-(\d{5})-of-(\d{5})$", re.ASCII)
 _HUB_SHARD = re.compile(r"\.data@(\d+)$", re.ASCII)
-_INDEX_MAGIC = bytes.fromhex("57fb808b247547db")
-"""Last bytes of a checkpoint's index; tensorflow/core/lib/io/format.h."""
-_STEP = re.compile(
-    r"_root|_blocks|_pre_head|_head|_unit_[abc]|_unit_a_conv|_proj|\d|layer_with_weights-\d{1,3}"
-    r"|kernel|bias|gamma|beta",
-    re.ASCII,
-)
-"""Attributes that lead to a variable; aliases that Keras adds, such as `layer-1`, are ignored."""
 _TRAINING_STATE = re.compile(
     r"(^|/)_?(optim\w*|momentum\w*|adam\w*|rmsprop\w*|ema|exponentialmovingaverage|\.optimizer_slot"
     r"|keras_api|save_counter|global_step)(/|$)",
     re.IGNORECASE | re.ASCII,
 )
 _RENUMBERED = re.compile(r"(?<=/standardized_conv2d)_\d+(?=/)", re.ASCII)
-_MAX_STEPS = 200_000
-"""Bound on the traversal of an object graph; the largest network takes 3,000."""
-_MAX_DEPTH = 8
-_CACHED_TENSORS = 2
+_STATE_BYTES = 1 << 16
+"""Bytes of a folder's note on its checkpoints that are read: the current one stands first."""
 
 
 def find_prefix(path: Path) -> Path | None:
@@ -84,8 +70,8 @@ def _index(prefix: Path) -> Path:
 
 def _is_index(path: Path) -> bool:
     with path.open("rb") as file:
-        file.seek(-min(8, path.stat().st_size), os.SEEK_END)
-        return file.read() == _INDEX_MAGIC
+        file.seek(-min(len(MAGIC), path.stat().st_size), os.SEEK_END)
+        return file.read(len(MAGIC)) == MAGIC
 
 
 def _only_prefix(folder: Path) -> Path | None:
@@ -93,7 +79,7 @@ def _only_prefix(folder: Path) -> Path | None:
     if len(prefixes) < 2:
         return prefixes[0] if prefixes else None
     state = folder / "checkpoint"
-    text = state.read_text(encoding="utf-8", errors="replace") if state.is_file() else ""
+    text = _start_of(state).decode(errors="replace") if state.is_file() else ""
     current = re.search(r'^model_checkpoint_path: "(.*)"$', text, re.MULTILINE)
     chosen = folder / Path(current[1]).name if current else None
     if chosen in prefixes:
@@ -105,11 +91,15 @@ def _only_prefix(folder: Path) -> Path | None:
     )
 
 
+def _start_of(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(_STATE_BYTES)
+
+
 class TensorFlowSource(Source):
     """An open TensorFlow checkpoint.
 
     Raises:
-        MissingExtraError: If TensorFlow is not installed.
         CheckpointError: If the checkpoint is damaged or a shard is missing.
     """
 
@@ -121,24 +111,21 @@ class TensorFlowSource(Source):
             prefix: The result of `find_prefix` for it.
         """
         self.path, self.metadata = path, {}
-        self._files = _find_files(path, prefix)
         self._folder: tempfile.TemporaryDirectory[str] | None = None
-        self._cache: dict[str, Array] = {}
-        self._lock = threading.Lock()
-        tensorflow = _tensorflow(path)
+        with _damage_reported(path):
+            index = _index(prefix)
+            self._bundle = TensorBundle(index, lambda count: _find_shards(path, prefix, count))
         try:
-            readable = self._readable(prefix)
-            self._reader: Any = tensorflow.train.load_checkpoint(str(readable))
-            found, graph = self._list()
-            self.names, named = _named(found, graph)
-        except CheckpointError:
+            with _damage_reported(path):
+                full, paths = read_names(self._bundle.text(GRAPH_KEY))
+            found = {key: t for key, t in self._bundle.tensors.items() if key != GRAPH_KEY}
+            self.names, named = _named(found, full, paths)
+            _check_numbers(path, named, self.names)
+        except BaseException:
             self.close()
             raise
-        except Exception as error:  # TensorFlow raises many kinds for a damaged file
-            self.close()
-            raise _damaged(path, error) from error
         if (path / GRAPH_NAME).is_file():
-            self.graph = (path / GRAPH_NAME, readable)
+            self.graph = (path / GRAPH_NAME, self._readable(prefix))
         skipped = sorted(
             name for name in named if _is_training_state(name, named[name], self.names)
         )
@@ -148,70 +135,41 @@ class TensorFlowSource(Source):
     @property
     def size(self) -> int:
         """Bytes of the index and all shards."""
-        return sum(file.stat().st_size for file in self._files)
+        return self._bundle.size
 
     def sha256(self, advance: Callable[[int], None] | None = None) -> str:
-        """Hash the index and the shards in order; TensorFlow checks its own checksums."""
-        return sha256_of(*self._files, advance=advance)
+        """Hash the index and the shards in order, and check every tensor's CRC-32C."""
+        with _damage_reported(self.path):
+            return self._bundle.sha256(advance)
 
     def close(self) -> None:
         """Close the files."""
-        self._reader = None
-        self._cache.clear()
+        self._bundle.close()
         if self._folder:
             self._folder.cleanup()
 
-    def value(self, key: str) -> Array:
-        """Return a whole tensor; the last `_CACHED_TENSORS` read stay in memory."""
-        with self._lock:
-            if key not in self._cache:
-                while len(self._cache) >= _CACHED_TENSORS:
-                    del self._cache[next(iter(self._cache))]
-                try:
-                    self._cache[key] = self._reader.get_tensor(key)
-                except Exception as error:  # from TensorFlow, such as for a wrong checksum
-                    raise _damaged(self.path, error) from error
-            return self._cache[key]
-
-    def _list(self) -> tuple[dict[str, StoredTensor], bytes]:
-        """Return the tensors by key, and a TF2 checkpoint's object graph (else no bytes)."""
-        shapes = self._reader.get_variable_to_shape_map()
-        dtypes = self._reader.get_variable_to_dtype_map()
-        graph: bytes = self._reader.get_tensor(GRAPH_KEY) if GRAPH_KEY in shapes else b""
-        return {
-            key: _CheckpointTensor(self, key, tuple(shape), dtypes[key].as_numpy_dtype)
-            for key, shape in sorted(shapes.items())
-            if key != GRAPH_KEY
-        }, graph
-
     def _readable(self, prefix: Path) -> Path:
         """Return a prefix whose shard names TensorFlow can read; the hubs' names differ."""
-        index, *shards = self._files
+        index, *shards = (file.path for file in self._bundle.files)
         if not _HUB_SHARD.search(shards[0].name):
             return prefix
         self._folder = tempfile.TemporaryDirectory(prefix="bitzoo-")
         readable = Path(self._folder.name) / "variables"
         _index(readable).symlink_to(index.resolve())
-        readable.with_name("variables.data-00000-of-00001").symlink_to(shards[0].resolve())
+        _shard(readable, 0, 1).symlink_to(shards[0].resolve())
         return readable
 
 
-class _CheckpointTensor(StoredTensor):
-    def __init__(
-        self, source: TensorFlowSource, key: str, shape: tuple[int, ...], dtype: Any
-    ) -> None:
-        self.name, self.shape, self.dtype = key, shape, np.dtype(dtype)
-        self._key, self._source = key, source
+def _named(
+    found: Mapping[str, StoredTensor], full: Mapping[str, str], paths: Mapping[str, str]
+) -> tuple[str, dict[str, StoredTensor]]:
+    """Return the naming scheme that fits most tensors, and the tensors under its names.
 
-    def read_slab(self, axis: int, start: int, stop: int, scratch: Scratch | None = None) -> Array:
-        """Return a view of the tensor, which TensorFlow can only read as a whole."""
-        slab: Array = self._source.value(self._key)[(slice(None),) * axis + (slice(start, stop),)]
-        return slab
-
-
-def _named(found: Mapping[str, StoredTensor], graph: bytes) -> tuple[str, dict[str, StoredTensor]]:
-    """Return the naming scheme that fits most tensors, and the tensors under its names."""
-    full, paths = _names_in(graph) if graph else ({}, {})
+    Args:
+        found: The tensors by key.
+        full: Full names of variables by key; empty for TensorFlow 1.
+        paths: Paths of attributes by key; empty for TensorFlow 1.
+    """
     cleaned = {key: _RENUMBERED.sub("", clean_name(full.get(key, key))) for key in found}
     counts = Counter(cleaned.values())
     unique = {key: name for key, name in cleaned.items() if counts[name] == 1}
@@ -226,31 +184,14 @@ def _named(found: Mapping[str, StoredTensor], graph: bytes) -> tuple[str, dict[s
     return scheme, {name if taken[name] == 1 else key: found[key] for key, name in names.items()}
 
 
-def _names_in(graph: bytes) -> tuple[dict[str, str], dict[str, str]]:
-    """Return the full names and the paths of an object graph's variables, by checkpoint key."""
-    from tensorflow.core.protobuf.trackable_object_graph_pb2 import TrackableObjectGraph
-
-    nodes = TrackableObjectGraph.FromString(graph).nodes
-    values = [
-        next((entry for entry in node.attributes if entry.name == "VARIABLE_VALUE"), None)
-        for node in nodes
-    ]
-    full = {value.checkpoint_key: value.full_name for value in values if value and value.full_name}
-    roots = (node for node in nodes if any(child.local_name == "_root" for child in node.children))
-    paths: dict[str, str] = {}
-    ahead = [("", root, 0) for root in islice(roots, 1)]
-    for _ in range(_MAX_STEPS):
-        if not ahead:
-            return full, paths
-        path, node, depth = ahead.pop()
-        for child in node.children:
-            if _STEP.fullmatch(child.local_name) and 0 <= child.node_id < len(nodes):
-                step = f"{path}{child.local_name}"
-                if value := values[child.node_id]:
-                    paths.setdefault(value.checkpoint_key, step)
-                elif depth < _MAX_DEPTH:
-                    ahead.append((f"{step}/", nodes[child.node_id], depth + 1))
-    raise ValueError(f"its object graph has more than {_MAX_STEPS:,} paths")
+def _check_numbers(path: Path, named: Mapping[str, StoredTensor], scheme: str) -> None:
+    for name, tensor in named.items():
+        if slot_of(name, scheme) and tensor.dtype.kind != "f":
+            raise CheckpointError(
+                f"{path}: tensor {name!r} holds {tensor.stored_dtype}, expected float32 (float16, "
+                "bfloat16 and float64 are converted). Save the network's own numbers, not "
+                "quantized ones."
+            )
 
 
 def _is_training_state(name: str, tensor: StoredTensor, scheme: str) -> bool:
@@ -273,43 +214,42 @@ def _notes(skipped: Collection[str], scheme: str) -> tuple[str, ...]:
     return tuple(notes)
 
 
-def _find_files(path: Path, prefix: Path) -> list[Path]:
-    """Return the index and every shard.
+def _find_shards(path: Path, prefix: Path, count: int) -> list[Path]:
+    """Return the shards in order.
 
     Raises:
         CheckpointError: If one is missing.
     """
-    index = _index(prefix)
-    shards = sorted(
+    shards = [_shard(prefix, number, count) for number in range(count)]
+    missing = next((shard for shard in shards if not shard.is_file()), None)
+    if missing is None:
+        return shards
+    served = [
         file
         for file in prefix.parent.iterdir()
-        if file.name.startswith(f"{prefix.name}.data")
-        and (_SHARD.search(file.name) or _HUB_SHARD.search(file.name))
+        if _HUB_SHARD.sub("", file.name) == prefix.name != file.name and file.is_file()
+    ]
+    if count == 1 and served:
+        return [min(served)]
+    raise CheckpointError(
+        f"{path}: {prefix.name}.index needs the shard {missing.name} (or {prefix.name}.data@1) in "
+        "its folder, which is missing. Fetch it into the same folder."
     )
-    regular = [match for file in shards if (match := _SHARD.search(file.name))]
-    count = int(regular[0][2]) if regular else 1
-    expected = {f"{prefix.name}.data-{i:05d}-of-{count:05d}" for i in range(min(count, 9999))}
-    missing = expected - {file.name for file in shards}
-    if shards and not regular:
-        return [index, shards[0]]
-    if missing:
-        raise CheckpointError(
-            f"{path}: {index.name} needs the shard {min(missing)} (or {prefix.name}.data@1) in "
-            "its folder, which is missing. Fetch it into the same folder."
-        )
-    return [index, *(file for file in shards if file.name in expected)]
 
 
-def _tensorflow(path: Path) -> Any:
+def _shard(prefix: Path, number: int, count: int) -> Path:
+    return prefix.with_name(f"{prefix.name}.data-{number:05d}-of-{count:05d}")
+
+
+@contextmanager
+def _damage_reported(path: Path) -> Iterator[None]:
     try:
-        return load_tensorflow()
-    except MissingExtraError as error:
-        raise MissingExtraError(f"{path} is a TensorFlow checkpoint. {error}") from error
-
-
-def _damaged(path: Path, error: Exception) -> CheckpointError:
-    reason = " ".join(str(error).split())
-    return CheckpointError(
-        f"{path}: expected a TensorFlow checkpoint, but it cannot be read ({brief(reason)}). "
-        "It is damaged or incomplete; fetch it again."
-    )
+        yield
+    except CheckpointError:
+        raise
+    except ValueError as error:  # bytes that are no checkpoint
+        reason = " ".join(str(error).split())
+        raise CheckpointError(
+            f"{path}: expected a TensorFlow checkpoint, but it cannot be read ({brief(reason)}). "
+            "It is damaged or incomplete; fetch it again."
+        ) from error

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
@@ -16,9 +15,9 @@ from bitzoo.converters.dtypes import holds, in_network, round_to, widen
 from bitzoo.converters.identify import Inventory
 from bitzoo.converters.key_mapping import layout_of, name_of, slot_of
 from bitzoo.converters.layouts import as_layout, as_oihw, out_axis
-from bitzoo.converters.parity import reference_numpy, reference_tensorflow
+from bitzoo.converters.parity import reference_numpy
 from bitzoo.converters.parity.deviation import Deviation
-from bitzoo.converters.parity.serving_graph import NoWitness, ServingGraph
+from bitzoo.converters.parity.tensorflow_oracles import TensorFlowOracles
 from bitzoo.converters.source import Array, Source
 from bitzoo.converters.state_dict import read_state_dict
 from bitzoo.files import Progress
@@ -50,7 +49,7 @@ SEED = 2020
 _HEAD = (Slot(Role.HEAD_KERNEL), Slot(Role.HEAD_BIAS))
 _HEAD_STEP = 256
 _FIRST = f"NumPy {np.__version__} float64 reference"
-_log = logging.getLogger(__name__)
+_FLOAT32_BYTES = 4
 
 
 @dataclass(frozen=True)
@@ -99,12 +98,14 @@ def prove_logits(
     output: Source,
     result: Inventory,
     progress: Progress | None = None,
+    absent: list[str] | None = None,
 ) -> tuple[LogitsProof, ...]:
     """Compare the network that loads `output` with what `source` is said to compute.
 
     The first oracle is the float64 reference in NumPy. Where TensorFlow is installed, its forward
     pass of `source`, in float32 and in float64, judges the network too, and so does a SavedModel's
-    own serving graph; one that cannot be run, or must not be, is left out with a warning.
+    own serving graph. Both run in a process of their own; one that cannot be run, or must not be,
+    is left out with a warning.
 
     A head of zeros, as training starts with, hides all that is before it: then both leave it out.
 
@@ -118,15 +119,16 @@ def prove_logits(
         output: The file made of it, open.
         result: What `identify` found there; the same architecture and classes.
         progress: Called as the comparisons are done. A few seconds for R50x1, a minute for R152x4.
+        absent: Receives a sentence about each oracle that there is and that did not testify.
     """
-    import torch
-
     hidden = _HEAD if _has_zero_head(source, inventory) else ()
-    network = _network(output, result, hidden)
     proofs: list[LogitsProof] = []
     steps = len(PROBES) * len(TOLERANCES)
     rounding = _rounding(source, inventory, output, result)
-    with closing(_Oracles(source, inventory, hidden, rounding)) as oracles:
+    with closing(_Oracles(source, inventory, hidden, rounding, absent)) as oracles:
+        import torch  # while TensorFlow is loaded in its own process
+
+        network = _network(output, result, hidden)
         for done, ((size, count), dtype) in enumerate(itertools.product(PROBES, TOLERANCES)):
             if progress:
                 progress("logits", done, steps)
@@ -227,6 +229,7 @@ class _Oracles:
         inventory: Inventory,
         hidden: Sequence[Slot],
         rounding: Mapping[Slot, _Rounded],
+        absent: list[str] | None,
     ) -> None:
         self._tensors = _GoogleNames(source, inventory, hidden, rounding)
         self._as_stored = _GoogleNames(source, inventory, hidden)
@@ -234,27 +237,21 @@ class _Oracles:
         # scaled kernels are those of the release with this eps
         self._eps = reference_numpy.EPS * source.kernel_scale**2
         self._exact: tuple[int, Array] = (0, np.empty(0))
-        self._second = (
-            reference_tensorflow.describe() if reference_tensorflow.is_installed() else ""
+        self._second = TensorFlowOracles(
+            source,
+            _FLOAT32_BYTES * inventory.num_params,
+            is_hidden=bool(hidden),
+            absent=[] if absent is None else absent,
         )
-        self._path, self._own = source.path, None
-        if source.graph and self._second and not hidden:
-            with self._or_warned():
-                self._own = ServingGraph(*source.graph)
 
     def judge(self, images: Array, dtype: str, found: Array) -> Iterator[_Expected]:
         """Yield what each oracle expects of a network computing in `dtype`."""
         whose = self._tensors.whose
         yield _Expected(f"{_FIRST} {whose}", self._reference(images))
-        if self._second:
-            run = reference_tensorflow.forward
-            judged = run(self._tensors, images, dtype=dtype, eps=self._eps)
-            yield _Expected(f"{self._second} {whose}", judged.numpy().astype(np.float64))
-        if self._own and dtype == "float32":
-            with self._or_warned():
-                if outcome := self._own(images, found):
-                    name = f"the SavedModel's own graph ({outcome[0]})"
-                    yield _Expected(name, outcome[1], unrounded=self._rounds)
+        if second := self._second.forward(self._tensors, images, dtype, self._eps):
+            yield _Expected(f"{second[0]} {whose}", second[1])
+        if dtype == "float32" and (own := self._second.own_graph(images, found)):
+            yield _Expected(*own, unrounded=self._rounds)
 
     def state(self, images: Array) -> Iterator[_Expected]:
         """Yield what the source computes without rounding; not for judging."""
@@ -262,9 +259,8 @@ class _Oracles:
         yield _Expected(f"{_FIRST} {self._as_stored.whose}", logits, unrounded=True, judged=False)
 
     def close(self) -> None:
-        """Release the graph's variables."""
-        if self._own:
-            self._own.close()
+        """End TensorFlow's process."""
+        self._second.close()
 
     def _reference(self, images: Array) -> Array:
         size, logits = self._exact
@@ -272,14 +268,6 @@ class _Oracles:
             logits = reference_numpy.forward(self._tensors, images, eps=self._eps)
             self._exact = images.shape[1], logits
         return logits
-
-    @contextmanager
-    def _or_warned(self) -> Iterator[None]:
-        try:
-            yield
-        except NoWitness as error:
-            self._own = None
-            _log.warning("%s: its own graph is no witness: %s.", self._path, error)
 
 
 def numbers_of(source: Source, output: Source, result: Inventory) -> str:

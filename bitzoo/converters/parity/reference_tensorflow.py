@@ -35,11 +35,6 @@ def is_installed() -> bool:
     return importlib.util.find_spec("tensorflow") is not None
 
 
-def describe() -> str:
-    """Name the oracle with its version; imports TensorFlow."""
-    return f"TensorFlow {load_tensorflow().__version__} forward pass"
-
-
 def load_tensorflow() -> Any:
     """Import TensorFlow without its start-up messages.
 

@@ -3,13 +3,15 @@
 A graph is a program, and TensorFlow has operations that read and write files. So nothing is loaded
 whole: only what a signature's output needs is taken out of the graph, along with what restores the
 variables, and it runs only if each operation in it is one of arithmetic (`HARMLESS`). A graph with
-any other is no witness.
+any other is no witness, nor is one whose functions call themselves. What arithmetic alone can still
+do, such as to fill all memory, is bounded by the process that it runs in: `tensorflow_process`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +43,8 @@ HARMLESS = frozenset(
 """Operations that compute, and those that bring the variables. `RestoreV2` can read any checkpoint
 on this machine, whose numbers then go nowhere; one elsewhere takes an address, which is refused."""
 
+MAX_NODES = 1_000_000
+"""Bound on a function with all that it calls written out; the largest network has 10,000."""
 _FLOAT, _STRING = 1, 7
 """DT_FLOAT and DT_STRING; tensorflow/core/framework/types.proto."""
 
@@ -229,6 +233,25 @@ def _check(graph: Any) -> None:
         for node in nodes:
             if any(b"://" in text for text in _texts(node)):
                 raise NoWitness(f"its constant {brief(node.name)} holds an address")
+    _check_calls(graph)
+
+
+def _check_calls(graph: Any) -> None:
+    """Raise `NoWitness` for functions that never end, or that are endless written out."""
+    bodies = {function.signature.name: function.node_def for function in graph.library.function}
+    called = {
+        name: [other for other in (*_calls(body), *(node.op for node in body)) if other in bodies]
+        for name, body in bodies.items()
+    }
+    try:
+        order = [*TopologicalSorter(called).static_order()]
+    except CycleError as error:
+        raise NoWitness(f"its function {brief(error.args[1][0])} calls itself") from error
+    sizes: dict[str, int] = {}
+    for name in order:  # from those that call none
+        sizes[name] = len(bodies[name]) + sum(sizes[other] for other in called[name])
+        if sizes[name] > MAX_NODES:
+            raise NoWitness(f"its function {brief(name)} is of more than {MAX_NODES:,} operations")
 
 
 def _texts(node: Any) -> Iterator[bytes]:

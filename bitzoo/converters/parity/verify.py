@@ -62,6 +62,7 @@ class ParityReport(Displayed):
         weights: The comparison of weights.
         logits: The comparisons of logits; empty if they were not requested.
         identity: Which release the original is, and how that is known; None if not determined.
+        absent: A sentence about each oracle that there is and that did not testify.
     """
 
     source: Mapping[str, Any]
@@ -71,6 +72,7 @@ class ParityReport(Displayed):
     weights: WeightsProof
     logits: tuple[LogitsProof, ...]
     identity: Identity | None = None
+    absent: tuple[str, ...] = ()
 
     @property
     def passed(self) -> bool:
@@ -93,6 +95,7 @@ class ParityReport(Displayed):
             "logits_rule": LOGITS_REASON,
             **self._unrounded(),
             "seed": SEED,
+            **({"logits_absent": list(self.absent)} if self.absent else {}),
             **({"identity": asdict(self.identity)} if self.identity else {}),
         }
 
@@ -113,6 +116,7 @@ class ParityReport(Displayed):
                 )
                 for proof in self.logits
             ),
+            *(("no witness", sentence) for sentence in self.absent),
         ]
 
     def _unrounded(self) -> dict[str, Any]:
@@ -262,13 +266,14 @@ def _judge(
             f"{output.path}: expected {pair.inventory.title} as in {source.path}, found "
             f"{pair.result.title}."
         )
+    absent: list[str] = []
     wanted = {output: hash_output, source: known is None}
     with worker_pool("hash", sum(file.size for file in wanted if wanted[file]), progress) as pool:
         sums = {file: pool.hash(file) for file in wanted if wanted[file]}
         files = (source, pair.inventory, output, pair.result)
         weights = (known.weights if known else None) or prove_weights(*files, progress)
         compared = check is Check.LOGITS and weights.passed
-        logits = prove_logits(*files, progress) if compared else ()
+        logits = prove_logits(*files, progress, absent) if compared else ()
         hashes = {file: digest.result() for file, digest in sums.items()}
     if known:
         hashes[source] = known.sha256
@@ -281,6 +286,7 @@ def _judge(
         weights,
         logits,
         known.info.identity if known else None,
+        tuple(absent),
     )
 
 
