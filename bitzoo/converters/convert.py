@@ -252,7 +252,9 @@ class _Job:
     def _record(self, sha256: str, moved: float | None = None) -> ModelInfo:
         """Return the record for the output; its length does not depend on the SHA-256."""
         target = self.target
-        made = self.info.provenance or Provenance(self.source.path.name, sha256)
+        made = self.info.provenance or Provenance(
+            self.source.path.name, sha256, weights=self.source.taken
+        )
         if not target.is_exact:
             made = replace(
                 made,

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 
+from bitzoo.converters.averages import RAW, no_such_weights
 from bitzoo.converters.formats.hf_folder import (
     WEIGHT_NAMES,
     FolderSource,
@@ -19,7 +20,7 @@ from bitzoo.converters.formats.safetensors import SafetensorsSource
 from bitzoo.converters.formats.tar import ArchiveSource, is_tar
 from bitzoo.converters.formats.tensorflow import TensorFlowSource, find_prefix
 from bitzoo.converters.formats.timm_config import CONFIG_NAME
-from bitzoo.converters.formats.torch import TorchSource
+from bitzoo.converters.formats.torch import DIRECTORY_BYTES, TorchSource, is_torch_archive
 from bitzoo.converters.source import RawFile, Source
 from bitzoo.errors import CheckpointError
 
@@ -29,34 +30,40 @@ _OTHERS: list[tuple[bytes, str]] = [
     (b"\x93NUMPY", "a single NumPy array (.npy)"),
     (b"<", "a web page or XML text: the download failed"),
 ]
+_Opener = Callable[[Path, str | None], Source]
 _HDF5_STARTS = (0, 512, 1024, 2048)
 """Positions where the HDF5 library looks for a superblock; a user block may precede it."""
 
 
-def open_source(path: Path, *, unpack: bool = True) -> Source:
+def open_source(path: Path, *, unpack: bool = True, weights: str | None = None) -> Source:
     """Open a checkpoint of any format that bitzoo reads.
 
     Args:
         path: A file; a folder of transformers, timm or bitzoo; a SavedModel or TF-Hub module, or
             such a module in a tar archive; the prefix of a TensorFlow checkpoint.
         unpack: Whether to accept an archive.
+        weights: Which weights of a training checkpoint: ``ema`` (averages), ``raw``, or the name of
+            their place in the file; None for averages if there are any.
 
     Raises:
-        CheckpointError: If there is no such file, or its format is unknown.
+        CheckpointError: If there is no such file, its format is unknown, or it lacks such weights.
         MissingExtraError: If it is a TensorFlow checkpoint and TensorFlow is not installed.
     """
-    if path.is_dir() and (weights := find_weights(path)):
-        return FolderSource(path, weights)
+    if path.is_dir() and (file := find_weights(path)):
+        return FolderSource(path, file, weights)
     if prefix := find_prefix(path):
-        return TensorFlowSource(path, prefix)
+        return TensorFlowSource(path, prefix, weights)
     if not path.is_file():
         what = "a folder" if path.is_dir() else "a special file" if path.exists() else "nothing"
         raise CheckpointError(
             f"{path}: expected a checkpoint file, found {what} there. Check the path."
         )
-    with closing(RawFile(path)) as file:
-        head = file.read(0, 4096)
-    opener = _opener(path, head)
+    with closing(RawFile(path)) as raw:
+        head, tail = (
+            raw.read(0, 4096),
+            raw.read(max(0, raw.size - DIRECTORY_BYTES), DIRECTORY_BYTES),
+        )
+    opener = _opener(path, head, tail)
     if opener is None or (opener is _open_archive and not unpack):
         found = next((what for magic, what in _OTHERS if head.startswith(magic)), None)
         raise CheckpointError(
@@ -64,7 +71,7 @@ def open_source(path: Path, *, unpack: bool = True) -> Source:
             f"{found or ('an empty file' if not head else 'an unknown format')}. "
             "Check the path, or fetch the file again."
         )
-    return opener(path)
+    return opener(path, weights)
 
 
 @contextmanager
@@ -86,34 +93,52 @@ def is_checkpoint_folder(path: Path) -> bool:
     return bool(find_weights(path) or find_prefix(path))
 
 
-def _opener(path: Path, head: bytes) -> Callable[[Path], Source] | None:
+def _opener(path: Path, head: bytes, tail: bytes) -> _Opener | None:
     if head.startswith(b"PK"):
-        return TorchSource if _first_member(head).endswith("/data.pkl") else NpzSource
+        first = _first_member(head)  # all that is left of a truncated file
+        is_torch = first.endswith("/data.pkl") or is_torch_archive(tail)
+        return TorchSource if is_torch and not first.endswith(".npy") else _open_npz
     if any(head[start:].startswith(_HDF5) for start in _HDF5_STARTS):
-        return KerasSource
+        return _open_keras
     if head.startswith(b"\x1f\x8b") or is_tar(path):
         return _open_archive
     if head[8:9] == b"{":
         return _open_safetensors
     if head.startswith(b"{") and path.name.endswith(".index.json"):
-        return lambda index: FolderSource(index, index)
+        return lambda index, weights: FolderSource(index, index, weights)
     return TorchSource if head.startswith(b"\x80") else None
 
 
-def _open_safetensors(path: Path) -> Source:
-    source = SafetensorsSource(path)
+def _open_npz(path: Path, weights: str | None) -> Source:
+    _require_single(path, weights)
+    return NpzSource(path)
+
+
+def _open_keras(path: Path, weights: str | None) -> Source:
+    _require_single(path, weights)
+    return KerasSource(path)
+
+
+def _require_single(path: Path, weights: str | None) -> None:
+    """Refuse to choose in a file of a format that holds one set of weights."""
+    if weights not in (None, RAW):
+        raise no_such_weights(path, weights, [])
+
+
+def _open_safetensors(path: Path, weights: str | None) -> Source:
+    source = SafetensorsSource(path, weights)
     if path.name in WEIGHT_NAMES:
         source.folder = path.parent
         source.metadata = {**source.metadata, **marks(path.with_name(CONFIG_NAME))}
     return source
 
 
-def _open_archive(path: Path) -> Source:
-    return ArchiveSource(path, lambda inner: open_source(inner, unpack=False))
+def _open_archive(path: Path, weights: str | None) -> Source:
+    return ArchiveSource(path, lambda inner: open_source(inner, unpack=False, weights=weights))
 
 
 def _first_member(head: bytes) -> str:
-    """Return the name of a zip file's first member; in PyTorch's files it is the pickle."""
+    """Return the name of a zip file's first member."""
     if len(head) < 30:
         return ""
     (size,) = struct.unpack_from("<H", head, 26)

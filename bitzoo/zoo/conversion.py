@@ -131,6 +131,7 @@ def convert(
     report: str | os.PathLike[str] | None = None,
     force: bool = False,
     keep_source: bool = False,
+    weights: str | None = None,
     progress: Progress | None = None,
 ) -> ConversionResult:
     """Convert a checkpoint and prove that nothing changed; `bitzoo convert` does the same.
@@ -151,6 +152,9 @@ def convert(
         report: Where to write the proof; default `parity.json` next to the output.
         force: Whether to replace an existing output.
         keep_source: Whether to keep a downloaded source in the cache.
+        weights: Which weights of a training checkpoint: ``ema`` (averages over training), ``raw``,
+            or the name of their place in the file, as the result's `notes` and error messages list
+            them. None for averages if there are any, as in timm.
         progress: Called with the progress in bytes.
 
     Returns:
@@ -181,13 +185,13 @@ def convert(
 
     with ExitStack() as stack:
         if local:  # opened first, so that its problems are reported before anything else is done
-            source, identity = stack.enter_context(open_source(local)), None
+            source, identity = stack.enter_context(open_source(local, weights=weights)), None
         output = _find_output(local or _name_of(url, spec), dst, target)
         proof_path = Path(report).expanduser() if report else output.with_name(REPORT_NAME)
         _check_places(local, output, proof_path, force=force, contents=target.format.contents)
         if not local:
             path = stack.enter_context(_fetched(url, keep=keep_source))
-            source = stack.enter_context(open_source(path))
+            source = stack.enter_context(open_source(path, weights=weights))
             identity = identity_of_download(path, spec)
         try:
             conversion, proof = convert_and_prove(
@@ -216,6 +220,7 @@ def verify(
     *,
     check: str = "logits",
     report: str | os.PathLike[str] | None = None,
+    weights: str | None = None,
     progress: Progress | None = None,
 ) -> ParityReport:
     """Verify that two checkpoint files hold the same model; `bitzoo verify` does the same.
@@ -225,6 +230,7 @@ def verify(
         dst: What was made from it, in any format that bitzoo reads.
         check: ``weights``, or ``logits`` for both proofs.
         report: Where to write the proof, passed or failed; None for nowhere.
+        weights: Which weights of `src`; as for `convert`.
         progress: Called with the progress in bytes.
 
     Returns:
@@ -242,7 +248,7 @@ def verify(
     source, output = Path(src).expanduser(), Path(dst).expanduser()
     place = Path(report).expanduser() if report else None
     _require_different(source=source, output=output, report=place)
-    proof = verify_files(source, output, check=wanted, progress=progress)
+    proof = verify_files(source, output, check=wanted, weights=weights, progress=progress)
     if place:
         save_report(proof, place)
     return proof

@@ -10,7 +10,7 @@ from typing import Literal, overload
 
 import torch
 
-from bitzoo.catalogue.model_info import Identity, ModelInfo
+from bitzoo.catalogue.model_info import Identity, ModelInfo, Provenance
 from bitzoo.catalogue.registry import ModelSpec, get_spec
 from bitzoo.converters.identify import Inventory, identify
 from bitzoo.converters.key_mapping import name_of
@@ -40,6 +40,7 @@ def create_model(
     features_only: Literal[False] = ...,
     out_indices: Iterable[int] = ...,
     output_stride: int = ...,
+    weights: str | None = ...,
     progress: bool | None = ...,
 ) -> BiT: ...
 
@@ -54,6 +55,7 @@ def create_model(
     features_only: Literal[True],
     out_indices: Iterable[int] = ...,
     output_stride: int = ...,
+    weights: str | None = ...,
     progress: bool | None = ...,
 ) -> FeatureExtractor: ...
 
@@ -68,6 +70,7 @@ def create_model(
     features_only: bool,
     out_indices: Iterable[int] = ...,
     output_stride: int = ...,
+    weights: str | None = ...,
     progress: bool | None = ...,
 ) -> BiT | FeatureExtractor: ...
 
@@ -81,6 +84,7 @@ def create_model(
     features_only: bool = False,
     out_indices: Iterable[int] = (0, 1, 2, 3, 4),
     output_stride: int = 32,
+    weights: str | None = None,
     progress: bool | None = None,
 ) -> BiT | FeatureExtractor:
     """Create a BiT network with Google's weights, your own, or random ones.
@@ -103,6 +107,9 @@ def create_model(
         features_only: Whether to return a `FeatureExtractor`, whose output is a list of maps.
         out_indices: Which maps: 0 for the stem's convolution, 1 to 4 for the blocks.
         output_stride: 32, or 16 or 8 to dilate the later blocks, with the same weights.
+        weights: Which weights of a training checkpoint: ``ema`` (averages over training), ``raw``,
+            or the name of their place in the file. None for averages if there are any, as in timm;
+            the log says what was taken, and so does `info(model).provenance`.
         progress: Whether to show a progress bar while fetching; None shows it on a terminal.
 
     Returns:
@@ -119,15 +126,22 @@ def create_model(
     wanted = _Wanted(num_classes, in_chans, indices, output_stride)
     if place is None:
         assert spec is not None
+        if weights is not None:
+            raise UsageError(
+                f'{model}: `weights="{weights}"` chooses between the weights in a file, but with '
+                "`pretrained=False` none is read. Leave it out, or give a file."
+            )
         network = wanted.build(spec.architecture, spec.num_classes)
         network.info = _info_of(network, _random(ModelInfo.of_release(spec)))
         return network
-    with open_source(place.path) as source:
+    with open_source(place.path, weights=weights) as source:
         inventory = identify(source)
         if spec is not None:
             _require_architecture(spec, source, inventory)
         info, notes = read_info(source, inventory, place.identity)
-        for note in notes:
+        if source.taken and not info.provenance:
+            info = replace(info, provenance=Provenance(source.path.name, weights=source.taken))
+        for note in (*source.notes, *notes):
             _log.warning("%s", note)
         if spec is not None:
             info = _asked_as(spec, info)

@@ -24,6 +24,7 @@ from typing import Any
 
 import numpy as np
 
+from bitzoo.converters.averages import choose_average
 from bitzoo.converters.formats.keras import clean_name
 from bitzoo.converters.key_mapping import slot_of
 from bitzoo.converters.parity.reference_tensorflow import load_tensorflow
@@ -113,12 +114,14 @@ class TensorFlowSource(Source):
         CheckpointError: If the checkpoint is damaged or a shard is missing.
     """
 
-    def __init__(self, path: Path, prefix: Path) -> None:
+    def __init__(self, path: Path, prefix: Path, weights: str | None = None) -> None:
         """Open a checkpoint.
 
         Args:
             path: Path that the user gave.
             prefix: The result of `find_prefix` for it.
+            weights: ``ema`` or ``raw``, of a TF1 checkpoint with moving averages; see
+                `choose_average`.
         """
         self.path, self.metadata = path, {}
         self._files = _find_files(path, prefix)
@@ -130,6 +133,7 @@ class TensorFlowSource(Source):
             readable = self._readable(prefix)
             self._reader: Any = tensorflow.train.load_checkpoint(str(readable))
             found, graph = self._list()
+            found, self.taken, chosen = choose_average(found, weights, file=path)
             self.names, named = _named(found, graph)
         except CheckpointError:
             self.close()
@@ -143,7 +147,7 @@ class TensorFlowSource(Source):
             name for name in named if _is_training_state(name, named[name], self.names)
         )
         self.tensors = {name: tensor for name, tensor in named.items() if name not in skipped}
-        self.notes = _notes(skipped, self.names)
+        self.notes = (*chosen, *_notes(skipped, self.names))
 
     @property
     def size(self) -> int:
