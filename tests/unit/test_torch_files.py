@@ -310,7 +310,7 @@ def test_views_that_are_refused(saved):
     path = saved({**RAW, "norm.weight": torch.zeros(1).expand(norm.shape)})
     refused(path, "'norm.weight' is a view with gaps or repeats", "tensor.contiguous()")
     refused(saved({**RAW, "norm.weight": torch.zeros(2 * len(norm))[::2]}), "strides (2,)")
-    few = FLAT[: RAW["stages.3.blocks.0.conv2.weight"].numel()]
+    few = FLAT[: RAW["stages.3.blocks.0.conv2.weight"].numel()].clone()
     refused(
         saved({name: few[: value.numel()].view(value.shape) for name, value in RAW.items()}),
         "they share memory. Save copies",
