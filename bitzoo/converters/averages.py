@@ -10,7 +10,7 @@ import re
 from collections.abc import Collection, Iterable, Mapping
 from typing import TypeVar
 
-from bitzoo.errors import CheckpointError
+from bitzoo.errors import UsageError
 
 AVERAGE, RAW = "ema", "raw"
 """Kinds of weights; a user chooses one with ``weights="ema"`` or ``weights="raw"``."""
@@ -74,7 +74,7 @@ def choose_average(
         no choice; and notes for the user.
 
     Raises:
-        CheckpointError: If the kind that was asked for is not there.
+        UsageError: If the kind that was asked for is not there.
     """
     averages = {name.removesuffix(_TF1_AVERAGE) for name in found if name.endswith(_TF1_AVERAGE)}
     if weights not in (None, AVERAGE, RAW) or (weights == AVERAGE and not averages):
@@ -90,10 +90,10 @@ def choose_average(
     return chosen, taken, (f'Took {what} variables; `weights="{other}"` takes the others.',)
 
 
-def no_such_weights(file: object, wanted: str, places: Iterable[str]) -> CheckpointError:
+def no_such_weights(file: object, wanted: str, places: Iterable[str]) -> UsageError:
     """Return the error for weights that were asked for and are not there; lists what is."""
     listed = ", ".join(f'`weights="{place}"`' for place in places)
     there = f"It has {listed}." if listed else "It has one set of weights; leave `weights` out."
-    return CheckpointError(
+    return UsageError(
         f"{file}: expected weights called {wanted!r:.100}, but there are none. {there}"
     )

@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from bitzoo.catalogue.model_info import Identity, ModelInfo
+from bitzoo.catalogue.model_info import Identity, ModelInfo, Provenance
 from bitzoo.catalogue.registry import ModelSpec, find_spec
 from bitzoo.converters.formats.hf_config import (
     PROCESSOR_KEY,
@@ -69,6 +69,13 @@ def read_info(
     known, more_notes = _identity(source, inventory, info, identity)
     info = replace(info, identity=known, path=str(source.path)).completed_by_catalogue()
     return info, (*notes, *more_notes)
+
+
+def with_taken(info: ModelInfo, source: Source) -> ModelInfo:
+    """Add which of several sets of weights were taken to a record that knows no provenance."""
+    if source.taken is None or info.provenance is not None:
+        return info
+    return replace(info, provenance=Provenance(source.path.name, weights=source.taken))
 
 
 def recognised(source: Source, inventory: Inventory) -> tuple[Identity, tuple[str, ...]]:

@@ -15,7 +15,7 @@ from typing import Any, Generic, TypeVar
 
 from bitzoo.converters.averages import AVERAGE, RAW, is_average, names_average, no_such_weights
 from bitzoo.converters.key_mapping import TORCH_SCHEMES, name_of, scheme_of, slot_of
-from bitzoo.errors import CheckpointError
+from bitzoo.errors import CheckpointError, UsageError
 from bitzoo.models.architecture import Role, Slot
 
 _BIT = "bit."
@@ -103,7 +103,8 @@ def choose_network(
         The network; tensors of an unknown network if there is no other; None without tensors.
 
     Raises:
-        CheckpointError: If `weights` is not there, or several networks are and nothing decides.
+        UsageError: If `weights` is not there, or several networks are and nothing decides.
+        CheckpointError: If there are more networks than any training has.
     """
     found: list[_Network[Any]] = []
     largest: _Network[Any] | None = None
@@ -138,7 +139,9 @@ def choose_network(
         scheme,
         {name: tensors[name] for name in stored},
         {name: chosen.prefix + own for name, own in stored.items()},
-        f"{chosen.kind} ({chosen.place})" if len(networks) > 1 or chosen.average else None,
+        f"{chosen.kind} ({_shown([chosen.place], quote=False)[0]})"
+        if len(networks) > 1 or chosen.average
+        else None,
         (
             *_notes(chosen, networks, left_out, list(dict.fromkeys([*skipped, *others]))),
             *(_unused_averages(content, others) if not chosen.average else ()),
@@ -234,7 +237,7 @@ def _choose(networks: list[_Network[Any]], file: object, weights: str | None) ->
         kinds = [kind for kind in (AVERAGE, RAW) if any(n.kind == kind for n in networks)]
         raise no_such_weights(file, str(weights), [*kinds, *_shown(places, quote=False)])
     listed = " and ".join(_shown([network.place for network in fits]))
-    raise CheckpointError(
+    raise UsageError(
         f"{file}: expected one network, found {len(fits)}, under {listed}. Choose one, as with "
         f'`weights="{_shown([fits[0].place], quote=False)[0]}"`.'
     )

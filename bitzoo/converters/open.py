@@ -46,7 +46,8 @@ def open_source(path: Path, *, unpack: bool = True, weights: str | None = None) 
             their place in the file; None for averages if there are any.
 
     Raises:
-        CheckpointError: If there is no such file, its format is unknown, or it lacks such weights.
+        CheckpointError: If there is no such file, or its format is unknown.
+        UsageError: If it lacks such weights, or has several networks and `weights` names none.
         MissingExtraError: If it is a TensorFlow checkpoint and TensorFlow is not installed.
     """
     if path.is_dir() and (file := find_weights(path)):

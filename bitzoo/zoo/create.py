@@ -10,11 +10,11 @@ from typing import Literal, overload
 
 import torch
 
-from bitzoo.catalogue.model_info import Identity, ModelInfo, Provenance
+from bitzoo.catalogue.model_info import Identity, ModelInfo
 from bitzoo.catalogue.registry import ModelSpec, get_spec
 from bitzoo.converters.identify import Inventory, identify
 from bitzoo.converters.key_mapping import name_of
-from bitzoo.converters.model_record import read_info
+from bitzoo.converters.model_record import read_info, with_taken
 from bitzoo.converters.open import open_source
 from bitzoo.converters.source import Source
 from bitzoo.converters.state_dict import read_state_dict
@@ -121,7 +121,7 @@ def create_model(
         CheckpointError: If the file is damaged, or its architecture is not that of the name.
         DownloadError: If the weights cannot be fetched.
     """
-    spec, place = _resolve(model, pretrained, progress)
+    spec, place = _resolve(model, pretrained, progress, weights)
     indices = tuple(out_indices) if features_only else None
     wanted = _Wanted(num_classes, in_chans, indices, output_stride)
     if place is None:
@@ -139,8 +139,7 @@ def create_model(
         if spec is not None:
             _require_architecture(spec, source, inventory)
         info, notes = read_info(source, inventory, place.identity)
-        if source.taken and not info.provenance:
-            info = replace(info, provenance=Provenance(source.path.name, weights=source.taken))
+        info = with_taken(info, source)
         for note in (*source.notes, *notes):
             _log.warning("%s", note)
         if spec is not None:
@@ -187,7 +186,7 @@ def _info_of(network: Backbone, info: ModelInfo) -> ModelInfo:
 
 
 def _resolve(
-    model: Place, pretrained: bool | Place, progress: bool | None
+    model: Place, pretrained: bool | Place, progress: bool | None, weights: str | None
 ) -> tuple[ModelSpec | None, Located | None]:
     """Return the catalogue entry, if a name was given, and the checkpoint, if one is needed."""
     if is_location(model):
@@ -196,13 +195,13 @@ def _resolve(
                 f"Two checkpoints were given, {model} and {pretrained}. Give a catalogue name and "
                 "a file, or one file with `pretrained=True`."
             )
-        return None, locate(model, progress=progress)
+        return None, locate(model, progress=progress, weights=weights)
     spec = get_spec(str(model))
     if pretrained is False:
         return spec, None
     if pretrained is True:
         return spec, find_weights(spec, progress=progress)
-    return spec, locate(pretrained, progress=progress)
+    return spec, locate(pretrained, progress=progress, weights=weights)
 
 
 def _require_architecture(spec: ModelSpec, source: Source, inventory: Inventory) -> None:

@@ -27,12 +27,14 @@ from checkpoints import as_timm, make_checkpoint
 from formats import as_bit_pytorch
 
 import bitzoo
+from bitzoo.cli import main
 from bitzoo.converters.averages import choose_average, names_average
 from bitzoo.converters.formats.torch_pickle import ForeignGlobalError, Opaque, read_pickle
 from bitzoo.converters.identify import identify
 from bitzoo.converters.open import open_source
 from bitzoo.converters.state_dict import read_arrays
 from bitzoo.errors import CheckpointError, TensorMismatchError, UsageError
+from bitzoo.zoo.info import describe
 
 ARRAYS = make_checkpoint(num_classes=3)
 OTHERS = make_checkpoint(num_classes=3, seed=5)
@@ -75,7 +77,7 @@ def is_same(found, state):
 
 def refused(path, *parts, weights=None):
     """Assert that a file is refused in less than a screen, without control characters."""
-    with pytest.raises(CheckpointError) as caught:
+    with pytest.raises((CheckpointError, UsageError)) as caught:
         read(path, weights)
     message = str(caught.value)
     assert all(part in message for part in parts), message
@@ -654,6 +656,8 @@ def test_the_model_says_which_weights_it_has(tmp_path, saved, caplog):
     assert is_same({k: v.numpy() for k, v in model.state_dict().items()}, EMA)
     assert model.info.provenance.weights == "ema (state_dict_ema)"
     assert "Took the averaged weights (EMA) under 'state_dict_ema'" in caplog.text
+    assert bitzoo.info(path).provenance.weights == "ema (state_dict_ema)"
+    assert "Took the averaged weights" in describe(str(path))["notes"][0]
     model = bitzoo.create_model(path, pretrained=True, weights="raw")
     assert is_same({k: v.numpy() for k, v in model.state_dict().items()}, RAW)
     assert model.info.provenance.weights == "raw (state_dict)"
@@ -676,7 +680,7 @@ def test_averages_of_tensorflow():
     assert choose_average(found, "raw")[:2] == ({"a": 1, "b": 3}, "raw")
     assert choose_average({"b": 3}) == ({"b": 3}, None, ())
     assert choose_average({"b": 3}, "raw") == ({"b": 3}, None, ())
-    with pytest.raises(CheckpointError, match="x: expected weights called 'ema'"):
+    with pytest.raises(UsageError, match="x: expected weights called 'ema'"):
         choose_average({"b": 3}, "ema", file="x")
 
 
@@ -706,3 +710,37 @@ def test_reading_takes_no_longer_than_hashing(saved):
         source.sha256(advanced.append)
         assert time.process_time() - start < 5
     assert sum(advanced) == path.stat().st_size
+
+
+@pytest.fixture
+def command(monkeypatch, capsys):
+    """`bitzoo-convert` in this process: arguments -> exit code, stdout, stderr."""
+    monkeypatch.setattr(main, "exit_on_signals", lambda: None)
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["bitzoo-convert", *map(str, arguments)])
+        with pytest.raises(SystemExit) as exit_:
+            main.convert_main()
+        return exit_.value.code or 0, *capsys.readouterr()
+
+    return call
+
+
+def test_the_command_line_says_and_chooses(saved, command):
+    path = saved(WITH_AVERAGE["timm"])
+    arguments = ("--src", path, "--check", "none", "--force")
+    code, out, _ = command(*arguments)
+    words = " ".join(out.split())
+    assert code == 0
+    assert "Took the averaged weights (EMA) under 'state_dict_ema'; --weights raw takes" in words
+    assert bitzoo.info(path.with_suffix(".safetensors")).provenance.weights.startswith("ema")
+    code, out, _ = command(*arguments, "--weights", "raw")
+    assert "--weights ema takes those under 'state_dict_ema'" in " ".join(out.split())
+    assert bitzoo.info(path.with_suffix(".safetensors")).provenance.weights.startswith("raw")
+    path = saved({"student": RAW, "teacher": EMA})
+    code, out, err = command(*arguments)
+    assert (code, out) == (2, "")
+    assert "found 2, under 'student' and 'teacher'. Choose one, as with --weights student." in err
+    code, _, err = command(*arguments, "--weights", "ema")
+    assert code == 2
+    assert "weights called 'ema', but there are none. It has --weights raw, --weights " in err

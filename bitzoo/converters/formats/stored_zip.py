@@ -27,6 +27,8 @@ _LOCATOR64 = struct.Struct("<4sIQI")
 _ENTRY = struct.Struct("<4s6H3I5H2I")
 _LOCAL = struct.Struct("<4s5H3I2H")
 _STORED = 0
+_VERSION = 63
+"""Version of the format, times ten, that defines all that is read here."""
 _ENCRYPTED, _SIZES_FOLLOW, _MASKED = 0x0001, 0x0008, 0x2000
 _FOLDER = 0x10
 _FULL16, _FULL32 = 0xFFFF, 0xFFFFFFFF
@@ -170,13 +172,27 @@ class StoredZip:
         if position + _ENTRY.size > len(directory):
             raise self.damaged("its zip directory ends early")
         fields = _ENTRY.unpack_from(directory, position)
-        magic, _, _, flags, method, _, _, crc, packed, size, *lengths, disk, _, kind, header = (
-            fields
-        )
+        (
+            magic,
+            _,
+            version,
+            flags,
+            method,
+            _,
+            _,
+            crc,
+            packed,
+            size,
+            *lengths,
+            disk,
+            _,
+            kind,
+            header,
+        ) = fields
         name_end = position + _ENTRY.size + lengths[0]
         stop = name_end + lengths[1] + lengths[2]
         raw = directory[position + _ENTRY.size : name_end]
-        if magic != b"PK\x01\x02" or stop > len(directory) or disk:
+        if magic != b"PK\x01\x02" or stop > len(directory) or disk or version & 0xFF > _VERSION:
             raise self.damaged("its zip directory is malformed")
         name = self._name(raw)
         extra = directory[name_end : name_end + lengths[1]]

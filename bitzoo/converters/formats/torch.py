@@ -79,8 +79,8 @@ class TorchSource(Source):
     """An open PyTorch checkpoint: a state dict, or a training checkpoint that contains one.
 
     Raises:
-        CheckpointError: If the file is damaged, contains code, or has no state dict; or has several
-            networks, of which `weights` names none.
+        CheckpointError: If the file is damaged, contains code, or has no state dict.
+        UsageError: If it has several networks, of which `weights` names none.
     """
 
     def __init__(self, path: Path, weights: str | None = None) -> None:
