@@ -311,7 +311,7 @@ def _notes(
         )
         yield f"Took the {what} under {_shown([chosen.place])[0]}" + (f"; {rest}." if rest else ".")
     elif chosen.path:
-        yield f"Took the weights under {_shown([chosen.place])[0]}."
+        yield f"Took the weights under {_shown(['.'.join(chosen.path)])[0]}."
     if chosen.prefix:
         yield f"Removed the prefix {_shown([chosen.prefix])[0]} from the names."
     if left_out:

@@ -34,6 +34,7 @@ from bitzoo.converters.identify import identify
 from bitzoo.converters.open import open_source
 from bitzoo.converters.state_dict import read_arrays
 from bitzoo.errors import CheckpointError, TensorMismatchError, UsageError
+from bitzoo.zoo.classifier import load_classifier
 from bitzoo.zoo.info import describe
 
 ARRAYS = make_checkpoint(num_classes=3)
@@ -668,6 +669,15 @@ def test_the_model_says_which_weights_it_has(tmp_path, saved, caplog):
     assert made.sha256 == result.source_sha256
     with pytest.raises(UsageError, match='`weights="ema"` chooses between the weights in a file'):
         bitzoo.create_model("BiT-M-R50x1", weights="ema")
+
+
+def test_what_evaluates_and_exports_loads_what_was_asked_for(saved):
+    path = saved(WITH_AVERAGE["timm"])
+    for weights, expected in ((None, EMA), ("raw", RAW)):
+        network = load_classifier(path, weights)
+        assert is_same({k: v.numpy() for k, v in network.state_dict().items()}, expected)
+    with pytest.raises(UsageError, match=r'`weights="raw"` .* but the model is loaded already'):
+        load_classifier(network, "raw")
 
 
 def test_averages_of_tensorflow():
