@@ -350,7 +350,7 @@ class _Machine:
 
     def _storage(self, found: Any) -> Storage:
         """Return the storage that a persistent id describes."""
-        kind, cls, key, _, count, *view = found
+        kind, cls, key, device, count, *view = found
         if kind != "storage" or any(part is not None for part in view):
             raise ValueError("it refers to something else than the storage of a tensor")
         name = getattr(cls, "name", "")
@@ -358,7 +358,11 @@ class _Machine:
         dtype = _STORAGES.get(short.removesuffix("Storage"), "")
         if name == "torch.storage.UntypedStorage":
             dtype = "bytes"
-        if not dtype or module not in _OLD_STORAGES or not isinstance(key, str):
+        if (
+            not dtype
+            or module not in _OLD_STORAGES
+            or not (isinstance(key, str) and isinstance(device, str))
+        ):
             raise ValueError("a storage of an unknown kind")
         storage = Storage(dtype, key, _natural(count))
         if self.storages.setdefault(key, storage) != storage:
