@@ -128,6 +128,8 @@ class Provenance:
         weights_relative_l2: How far the last rounding moved the weights; None if nothing was
             rounded or it was not measured.
         logits_relative_l2: The same for the logits.
+        weights: Which of that file's sets of weights they are, as kind and place, such as
+            ``ema (state_dict_ema)``; None if it had one set.
     """
 
     source: str
@@ -138,6 +140,7 @@ class Provenance:
     weights_relative_l2: float | None = None
     logits_relative_l2: float | None = None
     rounded_from: str = ""
+    weights: str | None = None
 
     @property
     def is_exact(self) -> bool:
@@ -170,6 +173,7 @@ class Provenance:
             rounded_from=str(record.get("rounded_from", earlier)),
             kernel_scale=int(record.get("kernel_scale", 1)),
             **measured,
+            weights=None if record.get("weights") is None else str(record["weights"]),
         )
 
 
@@ -456,7 +460,8 @@ class ModelInfo(Displayed):
             changes.append(f"kernels x{made.kernel_scale}")
         if made.weights_relative_l2 is not None:
             changes.append(f"weights moved by {made.weights_relative_l2:.1e}")
-        return f"from {made.source}, {', '.join(changes) or 'unchanged'}"
+        place = f", {made.weights}" if made.weights else ""
+        return f"from {made.source}{place}, {', '.join(changes) or 'unchanged'}"
 
 
 def _preprocessing(record: Any) -> Preprocessing | None:

@@ -121,15 +121,15 @@ def fail(ctx: click.Context, message: str, code: int = 2) -> NoReturn:
     ctx.exit(code)
 
 
+def as_flags(message: object) -> str:
+    """Return a message of the library with the flags of the running command."""
+    command = click.get_current_context().command
+    return command.with_flags(str(message)) if isinstance(command, Command) else str(message)
+
+
 def describe_error(error: BaseException | None) -> str:
     """Return an error's message with the flags of the running command."""
-    return in_flags(str(error))
-
-
-def in_flags(message: str) -> str:
-    """Return a library message with the flags of the running command."""
-    command = click.get_current_context().command
-    return command.with_flags(message) if isinstance(command, Command) else message
+    return as_flags(error)
 
 
 def describe_os_error(error: OSError) -> str:

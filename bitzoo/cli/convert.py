@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from bitzoo.cli.command import Command, in_flags
+from bitzoo.cli.command import Command, as_flags
 from bitzoo.cli.console import print_facts, print_json, print_report, progress_bar, say
-from bitzoo.cli.options import PATH, check_option, debug_option, json_option
+from bitzoo.cli.options import PATH, check_option, debug_option, json_option, weights_option
 
 if TYPE_CHECKING:
     from bitzoo.zoo.conversion import ConversionResult
@@ -52,6 +52,7 @@ if TYPE_CHECKING:
 )
 @click.option("--force", is_flag=True, help="Replace an existing output.")
 @click.option("--keep-source", is_flag=True, help="Keep a downloaded source in the cache.")
+@weights_option
 @json_option
 @debug_option
 def convert(
@@ -65,6 +66,7 @@ def convert(
     report: Path | None,
     force: bool,
     keep_source: bool,
+    weights: str | None,
     json: bool,
 ) -> None:
     """Convert a checkpoint, by default to safetensors, and prove that nothing changed.
@@ -91,6 +93,7 @@ def convert(
                 report=report,
                 force=force,
                 keep_source=keep_source,
+                weights=weights,
                 progress=progress,
             )
         except ParityError as error:
@@ -108,14 +111,19 @@ def convert(
 @click.argument("dst", type=PATH)
 @check_option
 @click.option("--report", type=PATH, help="Where to write the proof; default: nowhere.")
+@weights_option
 @json_option
 @debug_option
-def verify(src: Path, dst: Path, check: str, report: Path | None, json: bool) -> None:
+def verify(
+    src: Path, dst: Path, check: str, report: Path | None, weights: str | None, json: bool
+) -> None:
     """Verify that DST holds the same model as SRC."""
     from bitzoo.zoo import conversion
 
     with progress_bar() as progress:
-        proof = conversion.verify(src, dst, check=check, report=report, progress=progress)
+        proof = conversion.verify(
+            src, dst, check=check, report=report, weights=weights, progress=progress
+        )
     if json:
         print_json(proof.to_dict())
     else:
@@ -133,7 +141,7 @@ def _print(result: ConversionResult) -> None:
         ("proof", result.report or "not requested (--check none)"),
     ]
     if result.notes:
-        facts.append(("note", [in_flags(note) for note in result.notes]))
+        facts.append(("note", [as_flags(note) for note in result.notes]))
     print_facts(facts)
     if result.parity:
         say("")

@@ -10,7 +10,7 @@ import click
 
 from bitzoo.cli.command import Command
 from bitzoo.cli.console import in_line, print_json, print_table, progress_bar, say
-from bitzoo.cli.options import PATH, debug_option, inference_options
+from bitzoo.cli.options import PATH, debug_option, inference_options, weights_option
 
 
 @click.command("evaluate", cls=Command, no_args_is_help=True)
@@ -20,6 +20,7 @@ from bitzoo.cli.options import PATH, debug_option, inference_options
     "--format", type=click.Choice(["table", "json"]), default="table", help="What to print."
 )
 @inference_options
+@weights_option
 @debug_option
 def evaluate(
     model: str,
@@ -28,6 +29,7 @@ def evaluate(
     batch_size: int,
     dtype: str,
     backend: str,
+    weights: str | None,
 ) -> None:
     """Evaluate MODEL on labelled images.
 
@@ -37,7 +39,13 @@ def evaluate(
 
     with progress_bar() as progress:
         found = evaluation.evaluate(
-            model, data, batch_size=batch_size, dtype=dtype, backend=backend, progress=progress
+            model,
+            data,
+            batch_size=batch_size,
+            dtype=dtype,
+            backend=backend,
+            weights=weights,
+            progress=progress,
         )
     if format == "json":
         print_json(found.to_dict())
@@ -63,6 +71,7 @@ def evaluate(
     "--format", type=click.Choice(["table", "csv", "json"]), default="table", help="What to print."
 )
 @inference_options
+@weights_option
 @debug_option
 def predict(
     model: str,
@@ -73,6 +82,7 @@ def predict(
     batch_size: int,
     dtype: str,
     backend: str,
+    weights: str | None,
 ) -> None:
     """Classify images or folders of images.
 
@@ -89,6 +99,7 @@ def predict(
             batch_size=batch_size,
             dtype=dtype,
             backend=backend,
+            weights=weights,
             progress=progress,
         )
     if format == "json":

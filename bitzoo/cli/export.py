@@ -10,7 +10,7 @@ import click
 
 from bitzoo.cli.command import Command
 from bitzoo.cli.console import print_facts, print_json, print_table, say
-from bitzoo.cli.options import PATH, debug_option, json_option
+from bitzoo.cli.options import PATH, debug_option, json_option, weights_option
 
 if TYPE_CHECKING:
     from bitzoo.exporters.export import ExportReport
@@ -38,9 +38,12 @@ if TYPE_CHECKING:
     help="Dtype that kernels are stored in.",
 )
 @click.option("--force", is_flag=True, help="Replace an existing output.")
+@weights_option
 @json_option
 @debug_option
-def export(model: str, to: str, out: Path, dtype: str, force: bool, json: bool) -> None:
+def export(
+    model: str, to: str, out: Path, dtype: str, force: bool, weights: str | None, json: bool
+) -> None:
     """Export MODEL for another runtime, run the file, and report how far it deviates.
 
     MODEL is a catalogue name, a checkpoint file, or a run folder.
@@ -49,7 +52,7 @@ def export(model: str, to: str, out: Path, dtype: str, force: bool, json: bool) 
     """
     from bitzoo.exporters import export as exporting
 
-    report = exporting.export(model, to, out, dtype=dtype, force=force)
+    report = exporting.export(model, to, out, dtype=dtype, force=force, weights=weights)
     if json:
         print_json(report.to_dict())
     else:

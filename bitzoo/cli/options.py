@@ -37,6 +37,13 @@ check_option = click.option(
     help="What to prove; logits means both proofs.",
 )
 
+weights_option = click.option(
+    "--weights",
+    metavar="ema|raw|PLACE",
+    help="Which weights of a training checkpoint: averages, raw ones, or those under a name; "
+    "default: averages if there are any.",
+)
+
 edition_option = click.option(
     "--edition",
     type=click.Choice(["paper", "released"]),

@@ -285,7 +285,9 @@ class _Job:
     def _record(self, sha256: str, moved: float | None = None) -> ModelInfo:
         """Return the record for the output; its length does not depend on the SHA-256."""
         target, rounded = self.target, _rounded(self.inventory, self.target)
-        made = self.info.provenance or Provenance(self.source.path.name, sha256)
+        made = self.info.provenance or Provenance(
+            self.source.path.name, sha256, weights=self.source.taken
+        )
         if rounded:
             earlier = made.rounded_from and f"{made.rounded_from} to {made.dtype}"
             made = replace(made, rounded_from=earlier or list_dtypes(rounded))

@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from bitzoo.catalogue.model_info import Identity, ModelInfo
+from bitzoo.catalogue.model_info import Identity, ModelInfo, Provenance
 from bitzoo.catalogue.registry import ModelSpec, find_spec
 from bitzoo.converters.dtypes import describe_changes, holds
 from bitzoo.converters.formats.hf_config import (
@@ -86,6 +86,13 @@ def as_loaded(info: ModelInfo, inventory: Inventory) -> tuple[ModelInfo, tuple[s
         rounded = replace(made, dtype="float32", rounded_from=earlier or "float64")
         info = replace(info, provenance=replace(rounded, weights_relative_l2=None))
     return info, tuple(describe_changes(tensors, "float32"))
+
+
+def with_taken(info: ModelInfo, source: Source) -> ModelInfo:
+    """Add which of several sets of weights were taken to a record that knows no provenance."""
+    if source.taken is None or info.provenance is not None:
+        return info
+    return replace(info, provenance=Provenance(source.path.name, weights=source.taken))
 
 
 def recognised(source: Source, inventory: Inventory) -> tuple[Identity, tuple[str, ...]]:

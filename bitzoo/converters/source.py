@@ -228,6 +228,8 @@ class Source(ABC):
         tensors: Tensors by name.
         metadata: Key-value texts stored in the file.
         notes: Remarks for the user on how the file was read.
+        taken: Kind and place of the weights that were chosen from several sets; None if there was
+            one set.
         graph: The graph file of a SavedModel, and the prefix of its checkpoint.
         folder: Folder with files that describe the model; None if there are none.
     """
@@ -237,6 +239,7 @@ class Source(ABC):
     tensors: Mapping[str, StoredTensor]
     metadata: Mapping[str, str]
     notes: tuple[str, ...] = ()
+    taken: str | None = None
     graph: tuple[Path, Path] | None = None
     folder: Path | None = None
 

@@ -118,6 +118,7 @@ def export(
     *,
     dtype: str = "float32",
     force: bool = False,
+    weights: str | None = None,
 ) -> ExportReport:
     """Export a network for another runtime, and prove that the file computes the same function.
 
@@ -131,6 +132,7 @@ def export(
         out: The file to write (the folder, for ``savedmodel``), with the format's suffix.
         dtype: Dtype that kernels are stored in: ``float32``, ``float16`` or ``bfloat16``.
         force: Whether to replace an existing output.
+        weights: Which weights of a training checkpoint; as for `bitzoo.create_model`.
 
     Returns:
         What was written, and how far its outputs are from the float64 reference.
@@ -143,7 +145,7 @@ def export(
     """
     path = Path(out).expanduser()
     form = _check_output(to, path, dtype, force=force)
-    network = load_classifier(model)
+    network = load_classifier(model, weights)
     _check_network(network)
     probes = make_probes(network)
     metadata = metadata_of(network, dtype)

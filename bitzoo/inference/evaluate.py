@@ -35,6 +35,7 @@ def evaluate(
     device: torch.device | str | None = None,
     cache_gb: float = 20.0,
     workers: int | None = None,
+    weights: str | None = None,
     progress: Progress | None = None,
 ) -> Evaluation:
     """Evaluate a classifier on labelled images, as `bitzoo evaluate` does.
@@ -50,6 +51,7 @@ def evaluate(
         device: Where to compute; None is a GPU if there is one that the backend runs on.
         cache_gb: Most disk space for decoded images, in GB.
         workers: Processes that decode; None is one per core.
+        weights: Which weights of a training checkpoint; as for `bitzoo.create_model`.
         progress: Called with a task, how much of it is done, and how much there is.
 
     Returns:
@@ -60,7 +62,7 @@ def evaluate(
         DatasetError: If an image cannot be read; lists all of them.
         EvaluationError: If the network's output is not finite.
     """
-    network = load_classifier(model)
+    network = load_classifier(model, weights)
     names = labels(network)
     if names is None:
         raise UsageError(

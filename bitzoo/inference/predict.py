@@ -93,6 +93,7 @@ def predict(
     dtype: str = "float32",
     backend: str = "eager",
     device: torch.device | str | None = None,
+    weights: str | None = None,
     progress: Progress | None = None,
 ) -> Predictions:
     """Classify images, as `bitzoo predict` does.
@@ -108,6 +109,7 @@ def predict(
         dtype: Compute dtype: ``float32``, or ``bfloat16`` or ``float16``, which are faster.
         backend: What runs the network; see `bitzoo.optimize`.
         device: Where to compute; None is a GPU if there is one that the backend runs on.
+        weights: Which weights of a training checkpoint; as for `bitzoo.create_model`.
         progress: Called with ``"predict"`` and numbers of images.
 
     Returns:
@@ -118,7 +120,7 @@ def predict(
         EvaluationError: If the network's output is not finite.
         BitzooError: As `bitzoo.create_model` raises.
     """
-    network = load_classifier(model)
+    network = load_classifier(model, weights)
     return predict_images(
         network,
         [paths] if isinstance(paths, str | os.PathLike) else paths,

@@ -135,6 +135,7 @@ def convert(
     report: str | os.PathLike[str] | None = None,
     force: bool = False,
     keep_source: bool = False,
+    weights: str | None = None,
     progress: Progress | None = None,
 ) -> ConversionResult:
     """Convert a checkpoint and prove that nothing changed; `bitzoo convert` does the same.
@@ -157,6 +158,9 @@ def convert(
         report: Where to write the proof; default `parity.json` next to the output.
         force: Whether to replace an existing output.
         keep_source: Whether to keep a downloaded source in the cache.
+        weights: Which weights of a training checkpoint: ``ema`` (averages over training), ``raw``,
+            or the name of their place in the file, as the result's `notes` and error messages list
+            them. None for averages if there are any, as in timm.
         progress: Called with the progress in bytes.
 
     Returns:
@@ -189,13 +193,13 @@ def convert(
 
     with ExitStack() as stack:
         if local:  # opened first, so that its problems are reported before anything else is done
-            source, identity = stack.enter_context(open_source(local)), None
+            source, identity = stack.enter_context(open_source(local, weights=weights)), None
         output = _find_output(local or _name_of(url, spec), place, target)
         proof_path = _find_report(report) or output.with_name(REPORT_NAME)
         _check_places(local, output, proof_path, force=force, contents=target.format.contents)
         if not local:
             path = stack.enter_context(_fetched(url, keep=keep_source))
-            source = stack.enter_context(open_source(path))
+            source = stack.enter_context(open_source(path, weights=weights))
             identity = identity_of_download(path, spec)
         try:
             conversion, proof = convert_and_prove(
@@ -230,6 +234,7 @@ def verify(
     *,
     check: str = "logits",
     report: str | os.PathLike[str] | None = None,
+    weights: str | None = None,
     progress: Progress | None = None,
 ) -> ParityReport:
     """Verify that two checkpoint files hold the same model; `bitzoo verify` does the same.
@@ -239,6 +244,7 @@ def verify(
         dst: What was made from it, in any format that bitzoo reads.
         check: ``weights``, or ``logits`` for both proofs.
         report: Where to write the proof, passed or failed; None for nowhere.
+        weights: Which weights of `src`; as for `convert`.
         progress: Called with the progress in bytes.
 
     Returns:
@@ -257,7 +263,7 @@ def verify(
     _require_report_name(report)
     place = _find_report(report)
     _require_different(source=source, output=output, report=place)
-    proof = verify_files(source, output, check=wanted, progress=progress)
+    proof = verify_files(source, output, check=wanted, weights=weights, progress=progress)
     if place:
         save_report(proof, place)
     return proof

@@ -14,7 +14,7 @@ from bitzoo.catalogue.model_info import Identity, ModelInfo
 from bitzoo.catalogue.registry import ModelSpec, get_spec
 from bitzoo.converters.identify import Inventory, identify
 from bitzoo.converters.key_mapping import name_of
-from bitzoo.converters.model_record import as_loaded, read_info
+from bitzoo.converters.model_record import as_loaded, read_info, with_taken
 from bitzoo.converters.open import open_source
 from bitzoo.converters.source import Source
 from bitzoo.converters.state_dict import read_state_dict
@@ -40,6 +40,7 @@ def create_model(
     features_only: Literal[False] = ...,
     out_indices: Iterable[int] = ...,
     output_stride: int = ...,
+    weights: str | None = ...,
     progress: bool | None = ...,
 ) -> BiT: ...
 
@@ -54,6 +55,7 @@ def create_model(
     features_only: Literal[True],
     out_indices: Iterable[int] = ...,
     output_stride: int = ...,
+    weights: str | None = ...,
     progress: bool | None = ...,
 ) -> FeatureExtractor: ...
 
@@ -68,6 +70,7 @@ def create_model(
     features_only: bool,
     out_indices: Iterable[int] = ...,
     output_stride: int = ...,
+    weights: str | None = ...,
     progress: bool | None = ...,
 ) -> BiT | FeatureExtractor: ...
 
@@ -81,6 +84,7 @@ def create_model(
     features_only: bool = False,
     out_indices: Iterable[int] = (0, 1, 2, 3, 4),
     output_stride: int = 32,
+    weights: str | None = None,
     progress: bool | None = None,
 ) -> BiT | FeatureExtractor:
     """Create a BiT network with Google's weights, your own, or random ones.
@@ -103,6 +107,9 @@ def create_model(
         features_only: Whether to return a `FeatureExtractor`, whose output is a list of maps.
         out_indices: Which maps: 0 for the stem's convolution, 1 to 4 for the blocks.
         output_stride: 32, or 16 or 8 to dilate the later blocks, with the same weights.
+        weights: Which weights of a training checkpoint: ``ema`` (averages over training), ``raw``,
+            or the name of their place in the file. None for averages if there are any, as in timm;
+            the log says what was taken, and so does `info(model).provenance`.
         progress: Whether to show a progress bar while fetching; None shows it on a terminal.
 
     Returns:
@@ -114,21 +121,26 @@ def create_model(
         CheckpointError: If the file is damaged, or its architecture is not that of the name.
         DownloadError: If the weights cannot be fetched.
     """
-    spec, place = _resolve(model, pretrained, progress)
+    spec, place = _resolve(model, pretrained, progress, weights)
     indices = tuple(out_indices) if features_only else None
     wanted = _Wanted(num_classes, in_chans, indices, output_stride)
     if place is None:
         assert spec is not None
+        if weights is not None:
+            raise UsageError(
+                f'{model}: `weights="{weights}"` chooses between the weights in a file, but with '
+                "`pretrained=False` none is read. Leave it out, or give a file."
+            )
         network = wanted.build(spec.architecture, spec.num_classes)
         network.info = _info_of(network, _random(ModelInfo.of_release(spec)))
         return network
-    with open_source(place.path) as source:
+    with open_source(place.path, weights=weights) as source:
         inventory = identify(source)
         if spec is not None:
             _require_architecture(spec, source, inventory)
         info, notes = read_info(source, inventory, place.identity)
-        info, more_notes = as_loaded(info, inventory)
-        for note in (*notes, *more_notes):
+        info, more_notes = as_loaded(with_taken(info, source), inventory)
+        for note in (*source.notes, *notes, *more_notes):
             _log.warning("%s", note)
         if spec is not None:
             info = _asked_as(spec, info)
@@ -174,7 +186,7 @@ def _info_of(network: Backbone, info: ModelInfo) -> ModelInfo:
 
 
 def _resolve(
-    model: Place, pretrained: bool | Place, progress: bool | None
+    model: Place, pretrained: bool | Place, progress: bool | None, weights: str | None
 ) -> tuple[ModelSpec | None, Located | None]:
     """Return the catalogue entry, if a name was given, and the checkpoint, if one is needed."""
     if is_location(model):
@@ -183,13 +195,13 @@ def _resolve(
                 f"Two checkpoints were given, {model} and {pretrained}. Give a catalogue name and "
                 "a file, or one file with `pretrained=True`."
             )
-        return None, locate(model, progress=progress)
+        return None, locate(model, progress=progress, weights=weights)
     spec = get_spec(str(model))
     if pretrained is False:
         return spec, None
     if pretrained is True:
         return spec, find_weights(spec, progress=progress)
-    return spec, locate(pretrained, progress=progress)
+    return spec, locate(pretrained, progress=progress, weights=weights)
 
 
 def _require_architecture(spec: ModelSpec, source: Source, inventory: Inventory) -> None:

@@ -13,7 +13,7 @@ from bitzoo.catalogue.model_info import ModelInfo
 from bitzoo.catalogue.registry import find_spec, get_spec
 from bitzoo.converters.formats.timm_config import RECORD_KEY
 from bitzoo.converters.identify import identify
-from bitzoo.converters.model_record import read_info, recognised
+from bitzoo.converters.model_record import read_info, recognised, with_taken
 from bitzoo.converters.open import open_source
 from bitzoo.errors import CheckpointError, damage_reported
 from bitzoo.models.preprocessing import EvalTransform
@@ -54,7 +54,7 @@ def info(model: Backbone | str | os.PathLike[str]) -> ModelInfo:
         return exported
     place = locate(model)
     with open_source(place.path) as source:
-        return read_info(source, identify(source), place.identity)[0]
+        return with_taken(read_info(source, identify(source), place.identity)[0], source)
 
 
 def create_transform(model: Backbone | str | os.PathLike[str]) -> EvalTransform:
@@ -114,6 +114,7 @@ def describe(model: str) -> dict[str, Any]:
         inventory = identify(source)
         dtypes = Counter(tensor.stored_dtype for tensor in inventory.tensors.values())
         known, notes = read_info(source, inventory, place.identity)
+        known = with_taken(known, source)
         said = find_spec(source.metadata.get("model") or source.path.stem)
         own = {key: text for key, text in source.metadata.items() if key != RECORD_KEY}
         return {
@@ -133,7 +134,7 @@ def describe(model: str) -> dict[str, Any]:
             "agrees_with_name": said and recognised(source, inventory)[0].name == said.name,
             "info": known.to_dict(),
             "refused": dict(known.refused),
-            "notes": list(notes),
+            "notes": [*source.notes, *notes],
         }
 
 

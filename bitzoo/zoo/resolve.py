@@ -68,7 +68,9 @@ def is_address(text: str | os.PathLike[str]) -> bool:
     )  # the address of a TensorFlow Hub module is a name
 
 
-def locate(place: str | os.PathLike[str], *, progress: bool | None = None) -> Located:
+def locate(
+    place: str | os.PathLike[str], *, progress: bool | None = None, weights: str | None = None
+) -> Located:
     """Return the checkpoint at a path, in a folder, or behind an address (fetched and cached).
 
     Args:
@@ -76,6 +78,7 @@ def locate(place: str | os.PathLike[str], *, progress: bool | None = None) -> Lo
             folder that `open_source` reads; an http(s) URL; ``hub:organisation/name@revision`` for
             a repository of the Hugging Face Hub.
         progress: Whether to show a progress bar; None shows it on a terminal.
+        weights: Which weights will be read; see `open_source`.
 
     Raises:
         CheckpointError: If there is no checkpoint, or it is not what its manifest says.
@@ -87,19 +90,19 @@ def locate(place: str | os.PathLike[str], *, progress: bool | None = None) -> Lo
         folder = fetch_snapshot(address, WEIGHTS_NAME, COMPANIONS)
         return Located(folder / WEIGHTS_NAME, manifest_identity(folder, str(address)))
     if is_address(place):
-        path = fetch(str(place), progress=progress)
+        path = fetch(str(place), progress=progress, weights=weights)
         return Located(path, identity_of_download(path))
     path = Path(place).expanduser()
     if not path.is_dir():
         return Located(path)
-    weights = path / WEIGHTS_NAME
-    if not (weights.is_file() or is_checkpoint_folder(path)):
+    file = path / WEIGHTS_NAME
+    if not (file.is_file() or is_checkpoint_folder(path)):
         raise CheckpointError(
             f"{path}: expected a folder with {WEIGHTS_NAME}, as conversions and runs write it, or "
             "a folder of transformers or TensorFlow; found none of these. Give the checkpoint "
             "file itself."
         )
-    return Located(weights if weights.is_file() else path)
+    return Located(file if file.is_file() else path)
 
 
 def identity_of_download(path: Path, spec: ModelSpec | None = None) -> Identity | None:
@@ -152,11 +155,11 @@ def manifest_identity(folder: Path, where: str) -> Identity | None:
     return Identity(identity.name, "manifest", f"{where}: {identity.basis}, {identity.evidence}")
 
 
-def fetch(url: str, *, progress: bool | None = None) -> Path:
+def fetch(url: str, *, progress: bool | None = None, weights: str | None = None) -> Path:
     """Return the cached copy of the checkpoint at `url`; fetch it if there is none."""
     path = _cached(url)
     if not path.is_file():
-        with fetched(url, progress=progress), open_source(path) as source:
+        with fetched(url, progress=progress), open_source(path, weights=weights) as source:
             identify(source)
             source.sha256()  # reads all of it, which verifies the checksums inside an npz
     return path

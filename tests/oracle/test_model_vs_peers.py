@@ -1,5 +1,6 @@
 """The network's numbers against a float64 network nobody derived from ours, and against timm."""
 
+from argparse import Namespace
 from functools import partial
 
 import pytest
@@ -7,10 +8,11 @@ import torch
 from checkpoints import TINY, as_timm, make_checkpoint, write_npz
 from oracle.networks import run
 from timm.layers import StdConv2d as TimmConv
-from timm.models import adapt_input_conv
+from timm.models import adapt_input_conv, load_checkpoint
 from timm.models._features import FeatureListNet
 from timm.models.resnetv2 import ResNetV2
 
+import bitzoo
 from bitzoo.models.architecture import Architecture
 from bitzoo.models.bit import BiT, FeatureExtractor, adapt_stem_kernel, fold
 
@@ -139,6 +141,32 @@ class TestTimm:
             assert torch.equal(tensor, state[name]), name
         ours.load_state_dict(state, strict=True)
         theirs.load_state_dict(ours.state_dict(), strict=True)
+
+    @pytest.mark.parametrize("weights", ["ema", "raw"])
+    @pytest.mark.parametrize("average", ["state_dict_ema", "model_ema"])
+    def test_takes_the_same_weights_from_a_training_checkpoint(self, tmp_path, average, weights):
+        """Raw weights and averages in one file, as timm's trainer saves them."""
+        path = tmp_path / "last.pth.tar"
+        raw, averaged = (as_timm(make_checkpoint(TINY, seed=seed)) for seed in (1, 2))
+        states = {
+            key: {f"module.{name}": torch.from_numpy(v.copy()) for name, v in state.items()}
+            for key, state in (("state_dict", raw), (average, averaged))
+        }
+        torch.save({"epoch": 3, "args": Namespace(lr=0.1), "metric": 0.8, **states}, path)
+        theirs = make_timm(make_checkpoint(TINY), TINY)
+        use_average = weights == "ema"
+        load_checkpoint(theirs, str(path), use_ema=use_average, weights_only=False)
+        images = make_images(64, dtype=torch.float64)
+        with torch.inference_mode():
+            expected = theirs(images)
+            for asked in (weights, None) if use_average else (weights,):
+                ours = bitzoo.create_model(path, pretrained=True, weights=asked).double()
+                assert relative(ours(images), expected) < FLOAT64
+        result = bitzoo.convert(path, tmp_path / "a.safetensors", weights=weights)
+        assert result.parity.passed
+        for asked in ("ema", "raw"):
+            proof = bitzoo.verify(path, result.output, check="weights", weights=asked)
+            assert proof.passed is (asked == weights)
 
     @pytest.mark.parametrize("num_classes", [10, 0])
     @pytest.mark.parametrize("size", [64, 97])

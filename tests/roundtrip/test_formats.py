@@ -261,7 +261,8 @@ def test_pytorch_checkpoints(tmp_path, family):
         assert data_section(conversion.output) == expected, name
         if name == "bit.pth.tar":
             assert conversion.notes == (
-                "Removed the wrapper's prefix 'module.' from the names.",
+                "Took the weights under 'model'.",
+                "Removed the prefix 'module.' from the names.",
                 "Skipped training state: 'step', 'optim'.",
             )
 

@@ -283,3 +283,35 @@ def test_a_folder_with_several_checkpoints(tmp_path, files):
         convert(folder)
     (folder / "checkpoint").write_text('model_checkpoint_path: "/gone/model.ckpt-2"\n')
     assert convert(folder).inventory.num_classes == 10
+
+
+SAVE_AVERAGES = """
+import sys, numpy as np, tensorflow as tf
+arrays = np.load(sys.argv[1])
+names, values = [], []
+for name in arrays.files:
+    names += [name, f"{name}/ExponentialMovingAverage"][: 2 if "kernel" in name else 1]
+    values += [arrays[name], arrays[name] * 2][: 2 if "kernel" in name else 1]
+names.append("global_step")
+values.append(np.int64(3))
+tf.raw_ops.SaveV2(
+    prefix=sys.argv[2], tensor_names=names, shape_and_slices=[""] * len(names), tensors=values
+)
+"""
+
+
+def test_moving_averages_of_a_tf1_checkpoint(tmp_path):
+    source, prefix = write_npz(tmp_path / "bit.npz", ARRAYS), tmp_path / "model.ckpt"
+    command = [sys.executable, "-c", SAVE_AVERAGES, str(source), str(prefix)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=250)
+    assert done.returncode == 0, done.stderr[-3000:]
+    raw = dict(ARRAYS)
+    averages = {name: array * 2 if "kernel" in name else array for name, array in raw.items()}
+    for weights, expected in ((None, averages), ("ema", averages), ("raw", raw)):
+        with open_source(prefix, weights=weights) as opened:
+            assert opened.taken == (weights or "ema")
+            assert opened.tensors.keys() == expected.keys()
+            for name, array in expected.items():
+                assert np.array_equal(opened.tensors[name].read(), array), name
+            other = "raw" if opened.taken == "ema" else "ema"
+            assert f'`weights="{other}"` takes the others.' in opened.notes[0]

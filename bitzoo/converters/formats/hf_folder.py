@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from bitzoo.converters.formats.safetensors import SafetensorsSource, as_scheme
+from bitzoo.converters.formats.safetensors import SafetensorsSource, choose_stored
 from bitzoo.converters.formats.timm_config import CONFIG_NAME
 from bitzoo.converters.formats.torch import TorchSource
 from bitzoo.converters.source import KERNEL_SCALE, Source, StoredTensor, brief
 from bitzoo.errors import CheckpointError
-from bitzoo.files import sha256_of
 from bitzoo.small_files import read_json
 
 WEIGHT_NAMES = ("model.safetensors", "pytorch_model.bin")
@@ -34,29 +34,32 @@ class FolderSource(Source):
         CheckpointError: If a shard is missing or damaged, or the index points out of its folder.
     """
 
-    def __init__(self, path: Path, weights: Path) -> None:
+    def __init__(self, path: Path, weights: Path, choice: str | None = None) -> None:
         """Open a model's weights.
 
         Args:
             path: What the user named: the folder or the index.
             weights: The weight file or index in it.
+            choice: Which of several sets of weights; see `choose_network`.
         """
         self.path = path
         index = _read_index(weights) if weights.name.endswith(".json") else None
         files = sorted({weights.parent / name for name in index.values()}) if index else [weights]
-        self._parts: list[Source] = []
+        self._parts: list[SafetensorsSource | TorchSource] = []
         try:
             for file in files:
-                self._parts.append(_open_part(weights, file))
+                self._parts.append(_open_part(weights, file, None if index else choice))
             self._files = [weights, *files] if index else files
             self.tensors = self._gather(weights, index)
         except BaseException:
             self.close()
             raise
-        self.names = self._parts[0].names
-        if index:
-            self.names, self.tensors, _ = as_scheme(self.tensors)
+        self.names, self.taken = self._parts[0].names, self._parts[0].taken
         self.notes = tuple(dict.fromkeys(note for part in self._parts for note in part.notes))
+        if index:
+            chosen = choose_stored(self.tensors, path, choice)
+            self.names, self.tensors, self.taken = chosen.names, chosen.tensors, chosen.taken
+            self.notes = tuple(dict.fromkeys((*self.notes, *chosen.notes)))
         metadata = [part.metadata for part in self._parts]
         self.metadata = {key: text for part in metadata for key, text in part.items()}
         self.folder = weights.parent
@@ -69,7 +72,12 @@ class FolderSource(Source):
 
     def sha256(self, advance: Callable[[int], None] | None = None) -> str:
         """Hash the weights: the file, or the index and the shards one after the other."""
-        return sha256_of(*self._files, advance=advance)
+        digest = hashlib.sha256()
+        for file in self._files[: -len(self._parts)]:  # the index, if there is one
+            digest.update(file.read_bytes())
+        for part in self._parts:
+            part.hash_into(digest, advance)
+        return digest.hexdigest()
 
     def close(self) -> None:
         """Release the files."""
@@ -79,14 +87,15 @@ class FolderSource(Source):
     def _gather(self, weights: Path, index: Mapping[str, str] | None) -> dict[str, StoredTensor]:
         tensors: dict[str, StoredTensor] = {}
         for part in self._parts:
-            for name, tensor in part.tensors.items():
+            for own, tensor in part.tensors.items():
+                name = tensor.name if index else own  # whole again, as prefixes are common to all
                 if name in tensors:
                     raise CheckpointError(
                         f"{part.path}: expected each tensor once, but another shard of "
                         f"{weights.name} has {name!r} too. The folder mixes two models."
                     )
                 tensors[name] = tensor
-        lost = sorted(set(index or ()) - {t.name for t in tensors.values()} - set(tensors))
+        lost = sorted(set(index or ()) - set(tensors))
         if lost:
             raise CheckpointError(
                 f"{weights}: lists {len(lost)} tensors that its shards lack ({brief(lost[0])}, "
@@ -95,13 +104,14 @@ class FolderSource(Source):
         return tensors
 
 
-def _open_part(weights: Path, file: Path) -> Source:
+def _open_part(weights: Path, file: Path, choice: str | None) -> SafetensorsSource | TorchSource:
     if not file.is_file():
         raise CheckpointError(
             f"{weights}: expected the shard {file.name} in the same folder, but there is no such "
             "file. Download it."
         )
-    return SafetensorsSource(file) if file.suffix == ".safetensors" else TorchSource(file)
+    reader = SafetensorsSource if file.suffix == ".safetensors" else TorchSource
+    return reader(file, choice)
 
 
 def _read_index(path: Path) -> dict[str, str]:

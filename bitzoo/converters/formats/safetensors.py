@@ -7,6 +7,7 @@ github.com/huggingface/safetensors, README ("Format").
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import re
@@ -18,12 +19,19 @@ from typing import Any
 import numpy as np
 
 from bitzoo.converters.dtypes import BrainFloatTensor
-from bitzoo.converters.key_mapping import TORCH_SCHEMES, name_of, scheme_of
-from bitzoo.converters.source import Array, RawFile, RawTensor, Source, StoredTensor, brief
+from bitzoo.converters.key_mapping import TORCH_SCHEMES
+from bitzoo.converters.networks import Choice, choose_network
+from bitzoo.converters.source import (
+    Array,
+    RawFile,
+    RawTensor,
+    Source,
+    StoredTensor,
+    brief,
+    read_pieces,
+)
 from bitzoo.converters.writer import Place, SlabWriter
 from bitzoo.errors import CheckpointError, damage_reported, reason_of
-from bitzoo.files import sha256_of
-from bitzoo.models.architecture import Role, Slot
 
 MAX_HEADER_BYTES = 4 << 20
 """Bound on the JSON header; a released model's has 60 kB."""
@@ -51,11 +59,12 @@ class SafetensorsSource(Source):
         CheckpointError: If the header is malformed, or does not describe the bytes after it.
     """
 
-    def __init__(self, path: Path, *, own: bool = False) -> None:
+    def __init__(self, path: Path, weights: str | None = None, *, own: bool = False) -> None:
         """Open the file.
 
         Args:
             path: The file.
+            weights: Which of several sets of weights; see `choose_network`.
             own: Whether the file is private to this process, such as while it is being written;
                 it is then memory-mapped.
         """
@@ -69,10 +78,12 @@ class SafetensorsSource(Source):
                     name: _tensor(self._file, name, entry, start) for name, entry in header.items()
                 }
                 self._check_contiguous(start)
-                self.names, self.tensors, self.notes = as_scheme(self.tensors)
+                choice = choose_stored(self.tensors, path, weights)
         except BaseException:
             self._file.close()
             raise
+        self.names, self.tensors = choice.names, choice.tensors
+        self.taken, self.notes = choice.taken, choice.notes
 
     @property
     def size(self) -> int:
@@ -81,7 +92,18 @@ class SafetensorsSource(Source):
 
     def sha256(self, advance: Callable[[int], None] | None = None) -> str:
         """Hash the file; the format has no checksums of its own."""
-        return sha256_of(self.path, advance=advance)
+        digest = hashlib.sha256()
+        self.hash_into(digest, advance)
+        return digest.hexdigest()
+
+    def hash_into(
+        self, digest: hashlib._Hash, advance: Callable[[int], None] | None = None
+    ) -> None:
+        """Do what `sha256` does, with a hash that may have read other files before."""
+        for piece in read_pieces(self._file, 0, self.size):
+            digest.update(piece)
+            if advance:
+                advance(len(piece))
 
     def close(self) -> None:
         """Close the file."""
@@ -204,24 +226,18 @@ def write_safetensors(path: Path, arrays: Mapping[str, Array], metadata: Mapping
         writer.close()
 
 
-def as_scheme(
-    tensors: Mapping[str, StoredTensor],
-) -> tuple[str, Mapping[str, StoredTensor], tuple[str, ...]]:
-    """Return the naming scheme of a PyTorch file's tensors, the tensors, and notes.
-
-    The prefixes of wrappers are removed: ``module.`` of a training checkpoint, ``_orig_mod.`` of
-    torch.compile. The names of a BitModel lack the ``bit.`` of BitForImageClassification; it is
-    added.
-    """
-    notes = []
-    for wrapper in ("_orig_mod.", "module."):
-        if tensors and all(name.startswith(wrapper) for name in tensors):
-            tensors = {name.removeprefix(wrapper): tensor for name, tensor in tensors.items()}
-            notes.append(f"Removed the wrapper's prefix {wrapper!r} from the names.")
-    bare = name_of(Slot(Role.STEM_KERNEL), "transformers").removeprefix("bit.")
-    if bare in tensors:
-        tensors = {f"bit.{name}": tensor for name, tensor in tensors.items()}
-    return scheme_of(tensors, TORCH_SCHEMES), tensors, tuple(notes)
+def choose_stored(
+    tensors: Mapping[str, StoredTensor], path: Path, weights: str | None = None
+) -> Choice[StoredTensor]:
+    """Choose the network in a flat file, like `choose_network`; one without tensors is empty."""
+    choice = choose_network(
+        tensors,
+        path,
+        is_tensor=lambda value: isinstance(value, StoredTensor),
+        is_state=lambda tensor: not tensor.shape,
+        weights=weights,
+    )
+    return choice or Choice(TORCH_SCHEMES[0], {}, {}, None, ())
 
 
 def _read_header(file: RawFile) -> tuple[dict[str, Any], int]:

@@ -74,6 +74,7 @@ class ArchiveSource(Source):
             raise
         self.names, self.tensors = self._inner.names, self._inner.tensors
         self.metadata, self.notes = self._inner.metadata, self._inner.notes
+        self.taken = self._inner.taken
         self.graph, self.folder = self._inner.graph, self._inner.folder
 
     @property

@@ -20,6 +20,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
+from bitzoo.converters.averages import choose_average
 from bitzoo.converters.formats.keras import clean_name
 from bitzoo.converters.formats.object_graph import GRAPH_KEY, read_names
 from bitzoo.converters.formats.sorted_table import MAGIC
@@ -103,12 +104,14 @@ class TensorFlowSource(Source):
         CheckpointError: If the checkpoint is damaged or a shard is missing.
     """
 
-    def __init__(self, path: Path, prefix: Path) -> None:
+    def __init__(self, path: Path, prefix: Path, weights: str | None = None) -> None:
         """Open a checkpoint.
 
         Args:
             path: Path that the user gave.
             prefix: The result of `find_prefix` for it.
+            weights: ``ema`` or ``raw``, of a TF1 checkpoint with moving averages; see
+                `choose_average`.
         """
         self.path, self.metadata = path, {}
         self._folder: tempfile.TemporaryDirectory[str] | None = None
@@ -119,6 +122,7 @@ class TensorFlowSource(Source):
             with _damage_reported(path):
                 full, paths = read_names(self._bundle.text(GRAPH_KEY))
             found = {key: t for key, t in self._bundle.tensors.items() if key != GRAPH_KEY}
+            found, self.taken, chosen = choose_average(found, weights, file=path)
             self.names, named = _named(found, full, paths)
             _check_numbers(path, named, self.names)
         except BaseException:
@@ -130,7 +134,7 @@ class TensorFlowSource(Source):
             name for name in named if _is_training_state(name, named[name], self.names)
         )
         self.tensors = {name: tensor for name, tensor in named.items() if name not in skipped}
-        self.notes = _notes(skipped, self.names)
+        self.notes = (*chosen, *_notes(skipped, self.names))
 
     @property
     def size(self) -> int:

@@ -1,36 +1,78 @@
 """Read and write PyTorch checkpoints (`.pth`, `.pt`, `.bin`, `.pth.tar`) without running code.
 
-Files are opened with `torch.load(weights_only=True)`, which creates only tensors and plain
-containers. They are memory-mapped if their format allows it.
+PyTorch itself does not read them: `torch.load` checks no checksum, maps the file into memory, where
+one that is truncated meanwhile kills the process, and with `mmap=True` believes sizes that it would
+otherwise refuse. The pickle says where each tensor's numbers are; they are read from there.
 """
 
 from __future__ import annotations
 
-import pickle
-import re
-import warnings
+import hashlib
+import io
+import math
+import struct
+import sys
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from bitzoo.converters.formats.safetensors import SafetensorsWriter, as_scheme
-from bitzoo.converters.source import Array, Scratch, Source, StoredTensor, brief
+from bitzoo.converters.dtypes import BrainFloatTensor
+from bitzoo.converters.formats.safetensors import SafetensorsWriter
+from bitzoo.converters.formats.stored_zip import StoredZip
+from bitzoo.converters.formats.torch_pickle import (
+    MAX_BYTES,
+    ForeignGlobalError,
+    OddTensor,
+    PickledTensor,
+    Storage,
+    read_pickle,
+)
+from bitzoo.converters.networks import Choice, choose_network
+from bitzoo.converters.source import (
+    Array,
+    RawFile,
+    RawTensor,
+    Scratch,
+    Source,
+    StoredTensor,
+    brief,
+    read_pieces,
+)
 from bitzoo.converters.writer import Writer
 from bitzoo.errors import CheckpointError
-from bitzoo.files import sha256_of
 
-if TYPE_CHECKING:
-    import torch
-
-_STATE_KEYS = ("model", "state_dict", "model_state_dict", "module")
-"""Keys of the network in training checkpoints: bit_pytorch/train.py, timm/utils/checkpoint_saver.py
-and others."""
 _MAX_NAME = 255
-_GLOBAL = re.compile(r"GLOBAL ([\w.]+)", re.ASCII)
-"""Finds, in PyTorch's message, the function or class that a refused pickle asks for."""
+_MAX_SMALL = 4_096
+"""Bound on the records that are no tensors and no pickle."""
+_PICKLE = "data.pkl"
+_MAGIC, _VERSION = 0x1950A86A20F9469CFC6C, 1001
+"""The first two pickles of the format before PyTorch 1.6; torch/serialization.py."""
+_FLOATS = {"float64": "f8", "float32": "f4", "float16": "f2", "bfloat16": "u2"}
+_PROGRAMS: list[tuple[str, str, str]] = [
+    (
+        "/constants.pkl",
+        "a TorchScript program (torch.jit.save)",
+        "torch.jit.load(...).state_dict()",
+    ),
+    (
+        "/archive_format",
+        "an exported program (torch.export.save)",
+        "torch.export.load(...).state_dict",
+    ),
+    (
+        "/serialized_exported_program.json",
+        "an exported program (torch.export.save)",
+        "torch.export.load(...).state_dict",
+    ),
+    ("/.data/extern_modules", "a package of code (torch.package)", "the model's state_dict()"),
+]
+"""Records that give away PyTorch's other archives, what these are, and where their weights are."""
+DIRECTORY_BYTES = 1 << 20
+"""Bytes at the end of a zip file that are searched for the names in it."""
+_MARKS = (_PICKLE, *(record for record, _, _ in _PROGRAMS))
 
 
 class TorchSource(Source):
@@ -38,66 +80,242 @@ class TorchSource(Source):
 
     Raises:
         CheckpointError: If the file is damaged, contains code, or has no state dict.
+        UsageError: If it has several networks, of which `weights` names none.
     """
 
-    def __init__(self, path: Path) -> None:
-        import torch
+    def __init__(self, path: Path, weights: str | None = None) -> None:
+        """Open a file.
 
+        Args:
+            path: The file.
+            weights: Which of several sets of weights; see `choose_network`.
+        """
         self.path, self.metadata = path, {}
-        content = _load(path)
-        state, skipped = _state_dict(path, content)
-        if not all(_is_name(name) for name in state):
-            raise CheckpointError(
-                f"{path}: expected tensor names of at most {_MAX_NAME} printable characters, found "
-                "others. The file is damaged or was tampered with."
+        self._file = RawFile(path)
+        try:
+            is_zip = self._file.read(0, 2) == b"PK"
+            if is_zip:
+                self._require_no_program()
+            self._zip = StoredZip(self._file) if is_zip else None
+            self._order = "<"
+            content, self._places = self._read_zip() if self._zip else self._read_stream()
+            choice = self._choose(content, weights)
+            self.names, self.taken, self.notes = choice.names, choice.taken, choice.notes
+            self.tensors: Mapping[str, StoredTensor] = {
+                name: self._tensor(choice.stored[name], tensor)
+                for name, tensor in choice.tensors.items()
+            }
+            self._require_enough_bytes()
+        except BaseException:
+            self._file.close()
+            raise
+        if not self._zip:
+            self.notes += (
+                "The file has the format before PyTorch 1.6, which has no checksums: damage to its "
+                "numbers cannot be seen.",
             )
-        tensors: dict[str, StoredTensor] = {}
-        for name, value in state.items():
-            if isinstance(value, torch.Tensor):
-                _check_plain(path, name, value)
-                tensors[name] = _TorchTensor(name, value.detach())
-        self.names, self.tensors, self.notes = as_scheme(tensors)
-        if skipped:
-            self.notes += (f"Skipped training state: {', '.join(skipped)}.",)
 
     @property
     def size(self) -> int:
         """Bytes of the file."""
-        return self.path.stat().st_size
+        return self._file.size
 
     def sha256(self, advance: Callable[[int], None] | None = None) -> str:
-        """Hash the file; PyTorch checks the file's own checksums, if any."""
-        return sha256_of(self.path, advance=advance)
+        """Hash the file, and check the CRC-32 of every record in the same pass."""
+        digest = hashlib.sha256()
+        self.hash_into(digest, advance)
+        return digest.hexdigest()
+
+    def hash_into(
+        self, digest: hashlib._Hash, advance: Callable[[int], None] | None = None
+    ) -> None:
+        """Do what `sha256` does, with a hash that may have read other files before."""
+        if self._zip:
+            self._zip.hash_into(digest, advance)
+            return
+        for piece in read_pieces(self._file, 0, self.size):
+            digest.update(piece)
+            if advance:
+                advance(len(piece))
 
     def close(self) -> None:
-        """Release the tensors, which closes the file."""
-        self.tensors = {}
+        """Close the file."""
+        self._file.close()
+
+    def _require_no_program(self) -> None:
+        """Refuse PyTorch's archives of programs, which have weights as well, but also code."""
+        directory = self._file.read(max(0, self.size - DIRECTORY_BYTES), DIRECTORY_BYTES)
+        for mark, what, weights in _PROGRAMS:
+            if mark.encode() in directory:
+                raise CheckpointError(
+                    f"{self.path}: expected a checkpoint of weights, found {what}, which holds "
+                    f"code. If you trust it, load it with PyTorch and save {weights} with "
+                    "torch.save."
+                )
+
+    def _read_zip(self) -> tuple[Any, dict[str, int]]:
+        """Return the object in an archive, and the position of each storage."""
+        assert self._zip is not None
+        records = self._zip.records
+        folder = next((n.removesuffix(_PICKLE) for n in records if n.endswith(f"/{_PICKLE}")), None)
+        if folder is None:
+            raise self._damaged(f"it has no record {_PICKLE}")
+        if (order := f"{folder}byteorder") in records:
+            said = self._zip.read(order, _MAX_SMALL)
+            if said not in (b"little", b"big"):
+                raise self._damaged(f"its byte order is {said[:20]!r}")
+            self._order = "<" if said == b"little" else ">"
+        pickled = io.BytesIO(self._zip.read(folder + _PICKLE, MAX_BYTES))
+        content, storages = self._read_pickle(pickled)
+        places = {}
+        for key, storage in storages.items():
+            record = records.get(f"{folder}data/{key}")
+            if record is None or record.size != storage.nbytes:
+                found = "no such record" if record is None else f"{record.size:,}"
+                raise self._damaged(
+                    f"storage {key!r:.40} has {storage.nbytes:,} bytes, found {found}"
+                )
+            places[key] = record.offset
+        return content, places
+
+    def _read_stream(self) -> tuple[Any, dict[str, int]]:
+        """Return the object in a file from before PyTorch 1.6, and the position of each storage."""
+        stream = io.BytesIO(self._file.read(0, MAX_BYTES))
+        magic, _ = self._read_pickle(stream)
+        if magic != _MAGIC:
+            raise CheckpointError(
+                f"{self.path}: expected a checkpoint of weights, found a plain Python pickle. Load "
+                "it where it was made, if you trust it, and save the state dict with torch.save "
+                "or safetensors."
+            )
+        version, _ = self._read_pickle(stream)
+        self._read_pickle(stream)  # about the system that wrote it
+        content, storages = self._read_pickle(stream)
+        keys, _ = self._read_pickle(stream)
+        listed = isinstance(keys, list) and all(isinstance(key, str) for key in keys)
+        if version != _VERSION or not listed or sorted(keys) != sorted(storages):
+            raise self._damaged("its list of storages does not fit its tensors")
+        places, position = {}, stream.tell()
+        for key in keys:
+            storage = storages[key]
+            if self._file.read(position, 8) != struct.pack("<q", storage.count):
+                raise self._damaged(f"storage {key!r:.40} is not where it should be")
+            places[key] = position + 8
+            position += 8 + storage.nbytes
+        if position != self.size:
+            raise self._damaged(f"its tensors end at byte {position:,} of {self.size:,}")
+        return content, places
+
+    def _read_pickle(self, stream: io.BytesIO) -> tuple[Any, dict[str, Storage]]:
+        try:
+            return read_pickle(stream)
+        except ForeignGlobalError as error:
+            raise self._foreign(error.name) from error
+        except ValueError as error:
+            raise self._damaged(str(error)) from error
+
+    def _foreign(self, name: str) -> CheckpointError:
+        """Return the error for a pickle that asks for something else than data."""
+        what = (
+            f"{self.path}: expected a state dict, found a pickle that could run code: it asks for "
+            f"{brief(repr(name)[1:-1])}."
+        )
+        if name.partition(".")[0] in sys.stdlib_module_names:
+            return CheckpointError(f"{what} Do not load this file.")
+        return CheckpointError(
+            f"{what} Whole objects, such as a network, are pickled with their code. If you trust "
+            "the file, load it where it was made and save the network's state_dict() alone; "
+            "otherwise do not load it."
+        )
+
+    def _damaged(self, reason: str) -> CheckpointError:
+        clean = "".join(c if c.isprintable() else " " for c in reason)
+        return CheckpointError(
+            f"{self.path}: expected a PyTorch checkpoint, but it cannot be read ({brief(clean)}). "
+            "It is truncated or damaged; fetch it again."
+        )
+
+    def _choose(self, content: Any, weights: str | None) -> Choice[Any]:
+        choice = choose_network(
+            content, self.path, is_tensor=_is_tensor, is_state=_is_state, weights=weights
+        )
+        if choice is None or not choice.tensors:
+            raise CheckpointError(
+                f"{self.path}: expected a state dict, or one under model or state_dict or any "
+                f"other key, found {_described(content)}. This is not a BiT checkpoint."
+            )
+        if not all(len(name) <= _MAX_NAME and name.isprintable() for name in choice.tensors):
+            raise CheckpointError(
+                f"{self.path}: expected tensor names of at most {_MAX_NAME} printable characters, "
+                "found others. The file is damaged or was tampered with."
+            )
+        return choice
+
+    def _tensor(self, name: str, tensor: PickledTensor | OddTensor) -> StoredTensor:
+        """Return what reads a tensor.
+
+        Raises:
+            CheckpointError: If it is not made of float numbers, each in a place of its own.
+        """
+        if isinstance(tensor, OddTensor) or tensor.dtype not in _FLOATS:
+            kind = tensor.kind if isinstance(tensor, OddTensor) else tensor.dtype
+            raise CheckpointError(
+                f"{self.path}: tensor {name!r} is {brief(repr(kind)[1:-1])}; expected plain float "
+                "numbers. Save dense float tensors on the CPU; a quantized network cannot be "
+                "converted, only the one that it was made from."
+            )
+        order = _dense_order(tensor)
+        if order is None:
+            raise CheckpointError(
+                f"{self.path}: tensor {name!r} is a view with gaps or repeats (shape "
+                f"{tensor.shape}, strides {tensor.strides}); expected numbers one after the "
+                "other. Save tensor.contiguous() instead."
+            )
+        dtype = np.dtype(f"{self._order}{_FLOATS[tensor.dtype]}")
+        first, count = tensor.offset * dtype.itemsize, math.prod(tensor.shape)
+        if tensor.storage.dtype not in (tensor.dtype, "bytes") or (
+            first + count * dtype.itemsize > tensor.storage.nbytes
+        ):
+            raise self._damaged(f"tensor {name!r} reaches out of its storage")
+        shape = tuple(tensor.shape[axis] for axis in order)
+        place = self._places[tensor.storage.key] + first
+        raw = RawTensor(name, shape, dtype, self._file, place)
+        read = BrainFloatTensor(raw) if tensor.dtype == "bfloat16" else raw
+        return read if order == sorted(order) else _Permuted(read, order)
+
+    def _require_enough_bytes(self) -> None:
+        """Refuse tensors that together are larger than the file, because they share memory."""
+        promised = sum(tensor.nbytes for tensor in self.tensors.values())
+        if promised > self.size:
+            raise CheckpointError(
+                f"{self.path}: its tensors have {promised:,} bytes, but the file has {self.size:,}:"
+                " they share memory. Save copies (tensor.clone()) instead."
+            )
 
 
-class _TorchTensor(StoredTensor):
-    def __init__(self, name: str, value: torch.Tensor) -> None:
-        import torch
+class _Permuted(StoredTensor):
+    """A tensor whose axes are stored in another order, such as one in channels-last format."""
 
-        halves = value.dtype == torch.bfloat16
-        self.name, self.shape, self._value = name, tuple(value.shape), value
-        self._format = str(value.dtype).removeprefix("torch.")
-        is_float = value.is_floating_point() and value.element_size() > 1
-        self.dtype = np.dtype(np.float32 if halves or not is_float else self._format)
+    def __init__(self, stored: StoredTensor, order: Sequence[int]) -> None:
+        """Wrap `stored`, whose axis ``i`` is axis ``order[i]`` of this tensor."""
+        self._stored, self._axes = stored, np.argsort(order)
+        self.name, self.dtype = stored.name, stored.dtype
+        self.shape = tuple(stored.shape[axis] for axis in self._axes)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the tensor as stored."""
+        return self._stored.nbytes
 
     @property
     def stored_dtype(self) -> str:
         """The stored dtype."""
-        return self._format
+        return self._stored.stored_dtype
 
     def read_slab(self, axis: int, start: int, stop: int, scratch: Scratch | None = None) -> Array:
-        """Return a view of the tensor's memory, which may be mapped from the file."""
-        import torch
-
-        stop = min(stop, self.shape[axis])
-        slab = self._value.narrow(axis, min(start, stop), max(stop - start, 0))
-        widened = slab.to(torch.float32) if self.dtype.name != self._format else slab
-        array: Array = widened.numpy()
-        return array
+        """Read a slab along the stored axis, and view it in this tensor's order."""
+        slab = self._stored.read_slab(int(self._axes[axis]), start, stop, scratch)
+        return slab.transpose(self._axes)
 
 
 class TorchWriter(Writer):
@@ -140,65 +358,39 @@ class TorchWriter(Writer):
         self._temporary.unlink(missing_ok=True)
 
 
-def _load(path: Path) -> Any:
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about pickles and tensors that are refused here
-            return _load_data(path)
-    except Exception as error:  # PyTorch raises many kinds for a damaged file
-        match = _GLOBAL.search(str(error)) if isinstance(error, pickle.UnpicklingError) else None
-        if match:
-            raise CheckpointError(
-                f"{path}: expected a state dict, found a pickle that could run code: it asks for "
-                f"{brief(match[1])}. Do not load this file."
-            ) from error
-        words = "".join(c if c.isprintable() else " " for c in str(error)).split()
-        reason = " ".join(words).rpartition("WeightsUnpickler error: ")[2]
-        raise CheckpointError(
-            f"{path}: expected a PyTorch checkpoint, but it cannot be read ({brief(reason)}). "
-            "It is truncated or damaged; fetch it again."
-        ) from error
+def is_torch_archive(directory: bytes) -> bool:
+    """Whether the end of a zip file, which has the names, is that of an archive of PyTorch."""
+    return any(mark.encode() in directory for mark in _MARKS)
 
 
-def _load_data(path: Path) -> Any:
-    import torch
-
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except (RuntimeError, ValueError) as error:
-        if "mmap" not in str(error):  # only files older than PyTorch 1.6 cannot be mapped
-            raise
-        return torch.load(path, map_location="cpu", weights_only=True)
+def _is_tensor(value: Any) -> bool:
+    return isinstance(value, PickledTensor | OddTensor)
 
 
-def _state_dict(path: Path, content: Any) -> tuple[Mapping[Any, Any], list[str]]:
-    """Return the state dict in a file's content, and the keys next to it."""
-    import torch
-
-    if isinstance(content, Mapping):
-        if any(isinstance(value, torch.Tensor) for value in content.values()):
-            return content, []
-        for key in _STATE_KEYS:
-            if isinstance(content.get(key), Mapping):
-                others = [brief(repr(name)) for name in content if name != key]
-                return content[key], others[:10]
-    found = ", ".join(map(repr, list(content)[:5])) if isinstance(content, Mapping) else ""
-    raise CheckpointError(
-        f"{path}: expected a state dict, or one under {' or '.join(_STATE_KEYS)}, found "
-        f"{brief(found) or type(content).__name__}. This is not a BiT checkpoint."
-    )
+def _is_state(tensor: PickledTensor | OddTensor) -> bool:
+    """Whether a tensor cannot be weights: a counter, a generator's state."""
+    return isinstance(tensor, OddTensor) or not tensor.shape or tensor.dtype not in _FLOATS
 
 
-def _check_plain(path: Path, name: str, value: torch.Tensor) -> None:
-    import torch
-
-    plain = value.layout == torch.strided and value.device.type == "cpu"
-    if not plain or value.is_quantized or value.is_complex():
-        raise CheckpointError(
-            f"{path}: tensor {name!r} is {value.dtype}, {value.layout}, on {value.device}; "
-            "expected plain float numbers. Save dense float tensors on the CPU."
-        )
+def _described(content: Any) -> str:
+    if isinstance(content, Mapping) and set(content) == {"state", "param_groups"}:
+        return "the state of an optimizer; the weights are in another file"
+    if isinstance(content, Mapping) and content:
+        return brief(", ".join(repr(key) for key in list(content)[:5]))
+    return type(content).__name__
 
 
-def _is_name(name: object) -> bool:
-    return isinstance(name, str) and len(name) <= _MAX_NAME and name.isprintable()
+def _dense_order(tensor: PickledTensor) -> list[int] | None:
+    """Return the axes in the order in which they are stored; None if numbers are not in a row."""
+    sizes, strides = tensor.shape, tensor.strides
+    order = sorted(range(len(sizes)), key=lambda axis: (-strides[axis], axis))
+    expected = 1
+    if 0 in sizes or all(size == 1 for size in sizes):
+        return list(range(len(sizes)))
+    for axis in reversed(order):
+        if sizes[axis] == 1:
+            continue
+        if strides[axis] != expected:
+            return None
+        expected *= sizes[axis]
+    return order

@@ -220,7 +220,12 @@ def convert_and_prove(
 
 
 def verify(
-    source: Path, output: Path, *, check: Check = Check.LOGITS, progress: Progress | None = None
+    source: Path,
+    output: Path,
+    *,
+    check: Check = Check.LOGITS,
+    weights: str | None = None,
+    progress: Progress | None = None,
 ) -> ParityReport:
     """Prove that two checkpoint files, in any formats that bitzoo reads, hold the same model.
 
@@ -228,6 +233,7 @@ def verify(
         source: The original.
         output: What was made from it.
         check: `Check.WEIGHTS`, or `Check.LOGITS` for both proofs.
+        weights: Which weights of the original; see `open_source`.
         progress: Called with the progress in bytes.
 
     Returns:
@@ -237,7 +243,7 @@ def verify(
         CheckpointError: If a file cannot be read.
         ParityError: If the files have different architectures.
     """
-    with open_source(source) as first, open_source(output) as second:
+    with open_source(source, weights=weights) as first, open_source(output) as second:
         return _judge(_Pair(first, identify(first), second, identify(second)), check, progress)
 
 
