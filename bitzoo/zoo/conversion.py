@@ -24,7 +24,6 @@ from bitzoo.converters.parity.verify import (
     Check,
     ParityReport,
     convert_and_prove,
-    drop_report,
     load_reports,
     save_report,
 )
@@ -32,7 +31,8 @@ from bitzoo.converters.parity.verify import verify as verify_files
 from bitzoo.display import Displayed
 from bitzoo.errors import NotServedError, ParityError, UsageError
 from bitzoo.fetch.http import base_url, download
-from bitzoo.files import Progress, cache_dir, check_replaceable, file_lock
+from bitzoo.files import Progress, cache_dir, check_replaceable
+from bitzoo.locks import file_lock
 from bitzoo.zoo.resolve import (
     fetched,
     identity_of_download,
@@ -197,16 +197,14 @@ def convert(
                 check=wanted,
                 identity=identity,
                 force=force,
+                hash_output=True,
                 progress=progress,
                 on_report=keep,
+                report_path=proof_path,
             )
         except ParityError as error:
             error.report = measured
             raise
-        if proof:
-            save_report(proof, proof_path)
-        else:
-            drop_report(proof_path, output.name)
     return _result(conversion, proof, proof_path if proof else None)
 
 

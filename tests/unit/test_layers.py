@@ -14,7 +14,7 @@ import bitzoo
 PACKAGE = Path(bitzoo.__file__).parent
 
 LAYERS = [
-    ["_version", "errors", "files", "display"],
+    ["_version", "errors", "locks", "files", "display"],
     ["models"],
     ["catalogue", "fetch"],
     ["converters", "model_cards", "data", "zoo"],
@@ -33,7 +33,8 @@ may import all, and nothing imports it.
 
 SIBLINGS = {
     "fetch": {"catalogue"},
-    "files": {"errors"},
+    "files": {"errors", "locks"},
+    "locks": {"errors"},
     "zoo": {"converters"},
     "hub": {"exporters"},
     "__main__": {"cli"},
