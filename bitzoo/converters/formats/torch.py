@@ -12,7 +12,7 @@ import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -103,7 +103,8 @@ class _TorchTensor(StoredTensor):
 class TorchWriter(Writer):
     """Writes a PyTorch state dict, float32.
 
-    Tensors are collected in a temporary file next to it; PyTorch saves them from its memory map.
+    Tensors are collected in a temporary file next to it, in the same workspace; PyTorch saves them
+    from its memory map.
     """
 
     def __init__(self, path: Path, shapes: Mapping[str, tuple[int, ...]]) -> None:
@@ -128,13 +129,39 @@ class TorchWriter(Writer):
 
         self._writer.finish({})
         tensors = load_file(self._temporary)
-        torch.save(OrderedDict((name, tensors[name]) for name in self._order), self._path)
+        with self._path.open("wb") as file:
+            kept = _KeepingError(file)
+            state = OrderedDict((name, tensors[name]) for name in self._order)
+            try:
+                torch.save(state, cast("IO[bytes]", kept))
+            except RuntimeError as error:  # what PyTorch makes of it does not give the reason
+                raise kept.error or error from error
         self.close()
 
     def close(self) -> None:
         """Remove the temporary file."""
         self._writer.close()
         self._temporary.unlink(missing_ok=True)
+
+
+class _KeepingError:
+    """A file that remembers why it could not be written."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self.error: OSError | None = None
+
+    def write(self, data: bytes) -> int:
+        """Write all of `data`."""
+        try:
+            return self._file.write(data)
+        except OSError as error:
+            self.error = error
+            raise
+
+    def flush(self) -> None:
+        """Write what is buffered."""
+        self._file.flush()
 
 
 def _load(path: Path) -> Any:
