@@ -27,7 +27,7 @@ SMALL = Architecture((1, 1, 1, 1), 0.5)
 
 _server = multiprocessing.get_context("forkserver")
 _server.set_forkserver_preload(
-    ["torch", "torch._dynamo", "sklearn.datasets", "bitzoo.training.trainer"]
+    ["torch", "torch._dynamo", "sklearn.datasets", "bitzoo.runs.finetune", "bitzoo.hub.publish"]
 )
 
 

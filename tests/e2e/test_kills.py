@@ -31,11 +31,13 @@ ENDINGS = {
     "bit_pytorch": ".pth",
 }
 
-pytestmark = pytest.mark.timeout(120 + 90 * KILLS)
+pytestmark = pytest.mark.timeout(300 + 120 * KILLS)
 
 
 def succeed(folder, *words):
-    code, out, err = start(*words, folder=folder).result()
+    running = start(*words, folder=folder)
+    code, out, err = running.next(timeout=300)
+    running.process.join(60)
     assert code == 0, err
     assert "Traceback" not in err
     return out
