@@ -44,22 +44,25 @@ def cache_dir() -> Path:
     if own := os.environ.get("BITZOO_CACHE"):
         return user_path(own)
     xdg = Path(os.environ.get("XDG_CACHE_HOME", ""))  # ignored unless absolute, as specified
-    return (xdg if xdg.is_absolute() else user_path("~/.cache")) / "bitzoo"
+    if not xdg.is_absolute():
+        xdg = user_path("~/.cache", "Set BITZOO_CACHE to a folder that can be written.")
+    return xdg / "bitzoo"
 
 
-def user_path(text: str | os.PathLike[str]) -> Path:
+def user_path(
+    text: str | os.PathLike[str], advice: str = "Give the path without ~, or set HOME."
+) -> Path:
     """Return a path as given by a user, with ``~`` as the home folder.
 
     Raises:
-        StorageError: If the path needs a home folder that does not exist.
+        StorageError: If the path needs a home folder that does not exist; ends with `advice`.
     """
     try:
         return Path(text).expanduser()
     except RuntimeError as error:
-        what = f"{os.fspath(text)}: needs a home folder, and the system knows none"
         raise StorageError(
-            f"{what} (HOME is not set, user id {os.getuid()} has no entry). Set BITZOO_CACHE to a "
-            "folder that can be written, and give other paths without ~."
+            f"{os.fspath(text)}: expected a home folder for ~, found none: HOME is not set, and "
+            f"the system does not know it for user id {os.getuid()}. {advice}"
         ) from error
 
 
@@ -76,12 +79,10 @@ def workspace(folder: Path) -> Iterator[Path]:
         OSError: If it cannot be created.
     """
     remove_unfinished(folder)
-    place, descriptor = _new_workspace(folder)
-    try:
+    with contextlib.ExitStack() as stack:
+        while not (place := _hold_new(folder, stack)):
+            pass  # another process took it for abandoned
         yield place
-    finally:
-        shutil.rmtree(place, ignore_errors=True)  # if the disk is gone, the body has raised
-        os.close(descriptor)
 
 
 @contextmanager
@@ -154,21 +155,19 @@ def _remove_left(left: Path) -> None:
         shutil.rmtree(left)
 
 
-def _new_workspace(folder: Path) -> tuple[Path, int]:
-    """Return a new folder and the descriptor that holds it."""
-    while True:
-        # Not the process id: containers that share a disk repeat them, and threads share theirs.
-        place = folder / _UNFINISHED.format(secrets.token_hex(4))
-        place.mkdir()
-        try:
-            descriptor = os.open(place, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-        except FileNotFoundError:  # another process took it for abandoned
-            continue
+def _hold_new(folder: Path, stack: contextlib.ExitStack) -> Path | None:
+    """Make a folder that is locked and, when `stack` is unwound, removed; None if it is gone."""
+    # Not the process id: containers that share a disk repeat them, and threads share theirs.
+    place = folder / _UNFINISHED.format(secrets.token_hex(8))
+    stack.callback(shutil.rmtree, place, ignore_errors=True)  # first: a signal may come any time
+    place.mkdir()
+    try:
+        descriptor = os.open(place, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+        stack.callback(os.close, descriptor)
         hold_shared(descriptor)
-        with contextlib.suppress(FileNotFoundError):
-            if os.path.samestat(os.stat(place), os.fstat(descriptor)):
-                return place, descriptor
-        os.close(descriptor)
+        return place if os.path.samestat(os.stat(place), os.fstat(descriptor)) else None
+    except FileNotFoundError:
+        return None
 
 
 def sync(path: Path) -> None:

@@ -20,7 +20,7 @@ from bitzoo.errors import FoldedModelError, ParityError, UsageError
 from bitzoo.exporters.export_formats import FORMATS, ExportFormat
 from bitzoo.exporters.file_metadata import metadata_of
 from bitzoo.exporters.probe import REASON, SEED, TOLERANCES, Probe, make_probes
-from bitzoo.files import workspace
+from bitzoo.files import user_path, workspace
 from bitzoo.models.bit import BiT
 from bitzoo.zoo.classifier import Classifier, load_classifier
 from bitzoo.zoo.info import EXPORT_REPORT_SUFFIX
@@ -142,7 +142,7 @@ def export(
         ParityError: If the deviation exceeds the tolerance; then no output is left.
         BitzooError: As `bitzoo.create_model` raises.
     """
-    path = Path(out).expanduser()
+    path = user_path(out)
     form = _check_output(to, path, dtype, force=force)
     network = load_classifier(model)
     _check_network(network)

@@ -31,7 +31,7 @@ from bitzoo.converters.parity.verify import verify as verify_files
 from bitzoo.display import Displayed
 from bitzoo.errors import NotServedError, ParityError, UsageError
 from bitzoo.fetch.http import base_url, download
-from bitzoo.files import Progress, cache_dir, check_replaceable
+from bitzoo.files import Progress, cache_dir, check_replaceable, user_path
 from bitzoo.locks import file_lock
 from bitzoo.zoo.resolve import (
     fetched,
@@ -170,7 +170,7 @@ def convert(
             f'{report}: with `check="none"` there is no proof to report. Leave one of them out.'
         )
     url, spec = _find_address(src, source_format)
-    local = None if url else Path(src).expanduser()
+    local = None if url else user_path(src)
     measured: ParityReport | None = None
 
     def keep(proof: ParityReport) -> None:
@@ -183,7 +183,7 @@ def convert(
         if local:  # opened first, so that its problems are reported before anything else is done
             source, identity = stack.enter_context(open_source(local)), None
         output = _find_output(local or _name_of(url, spec), dst, target)
-        proof_path = Path(report).expanduser() if report else output.with_name(REPORT_NAME)
+        proof_path = user_path(report) if report else output.with_name(REPORT_NAME)
         _check_places(local, output, proof_path, force=force, contents=target.format.contents)
         if not local:
             path = stack.enter_context(_fetched(url, keep=keep_source))
@@ -237,8 +237,8 @@ def verify(
     wanted = _find_check(check)
     if wanted is Check.NONE:
         raise UsageError('`check="none"` would prove nothing. Use weights or logits.')
-    source, output = Path(src).expanduser(), Path(dst).expanduser()
-    place = Path(report).expanduser() if report else None
+    source, output = user_path(src), user_path(dst)
+    place = user_path(report) if report else None
     _require_different(source=source, output=output, report=place)
     proof = verify_files(source, output, check=wanted, progress=progress)
     if place:
@@ -251,7 +251,7 @@ def _find_output(source: Path, dst: str | os.PathLike[str] | None, target: Targe
     default = default_output(source, target.format.name)
     if not dst:
         return default
-    place = Path(dst).expanduser()
+    place = user_path(dst)
     return place / default.name if place.is_dir() and not target.format.weights else place
 
 

@@ -28,7 +28,7 @@ from bitzoo.errors import CheckpointError, HubError, UsageError
 from bitzoo.fetch.http import base_url, download, forget, how_fetched
 from bitzoo.fetch.hub_client import MANIFEST_NAME
 from bitzoo.fetch.hub_snapshot import HubAddress, fetch_snapshot, is_hub_address
-from bitzoo.files import cache_dir
+from bitzoo.files import cache_dir, user_path
 from bitzoo.locks import file_lock
 
 WEIGHTS_NAME = "model.safetensors"
@@ -85,7 +85,7 @@ def locate(place: str | os.PathLike[str], *, progress: bool | None = None) -> Lo
     if is_address(place):
         path = fetch(str(place), progress=progress)
         return Located(path, identity_of_download(path))
-    path = Path(place).expanduser()
+    path = user_path(place)
     if not path.is_dir():
         return Located(path)
     weights = path / WEIGHTS_NAME

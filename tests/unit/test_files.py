@@ -180,17 +180,34 @@ class TestNaming:
 
 
 class TestHome:
-    def test_is_missing(self, monkeypatch):
+    """A user id that the system does not know, as in containers, without HOME."""
+
+    @pytest.fixture(autouse=True)
+    def without_home(self, monkeypatch):
         for name in ("HOME", "BITZOO_CACHE", "XDG_CACHE_HOME"):
             monkeypatch.delenv(name, raising=False)
-        monkeypatch.setattr(os.path, "expanduser", lambda path: path)
-        with pytest.raises(StorageError, match=r"no entry\)\. Set BITZOO_CACHE to a folder"):
+        monkeypatch.setattr(os, "getuid", lambda: 54_321)
+
+    def test_the_cache_has_no_place(self):
+        says = (
+            r"~/\.cache: expected a home folder for ~, found none: HOME is not set, and the system "
+            r"does not know it for user id 54321\. Set BITZOO_CACHE to a folder that can be written"
+        )
+        with pytest.raises(StorageError, match=says):
             cache_dir()
 
+    def test_a_path_of_the_users(self):
+        with pytest.raises(
+            StorageError, match=r"~/a\.npz: .* Give the path without ~, or set HOME"
+        ):
+            files.user_path("~/a.npz")
+
     def test_is_not_needed_with_a_cache_folder(self, monkeypatch, tmp_path):
-        monkeypatch.setattr(os.path, "expanduser", lambda path: path)
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-        monkeypatch.delenv("BITZOO_CACHE", raising=False)
         assert cache_dir() == tmp_path / "bitzoo"
         monkeypatch.setenv("BITZOO_CACHE", str(tmp_path / "own"))
         assert cache_dir() == tmp_path / "own"
+
+    def test_writing_needs_none(self, tmp_path):
+        files.write_text(tmp_path / "x", "text")
+        assert names(tmp_path) == ["x"]
