@@ -112,6 +112,11 @@ def replaced(path: Path, *, durable: bool = False) -> Iterator[Path]:
         raise
 
 
+def reason_of(error: OSError) -> str:
+    """Return what the system refused, in its own words; libraries add pages to them."""
+    return os.strerror(error.errno) if error.errno else " ".join(str(error).split())
+
+
 def write_text(path: Path, text: str) -> None:
     """Write text atomically, UTF-8 with plain newlines."""
     with replaced(path) as temporary:
@@ -222,7 +227,7 @@ def new_output(
     except OSError as error:
         if isinstance(error, BitzooError):
             raise
-        raise UsageError(f"{path}: cannot be written ({error.strerror or error}).") from error
+        raise UsageError(f"{path}: cannot be written ({reason_of(error)}).") from error
 
 
 def _give_name(temporary: Path, path: Path, *, force: bool, is_folder: bool) -> None:

@@ -36,7 +36,7 @@ from bitzoo.converters.source import Source
 from bitzoo.converters.streaming import worker_pool
 from bitzoo.display import Displayed
 from bitzoo.errors import BitzooError, ParityError, UsageError
-from bitzoo.files import Progress, sha256_of, workspace, write_json
+from bitzoo.files import Progress, reason_of, sha256_of, workspace, write_json
 from bitzoo.locks import folder_lock
 from bitzoo.models.architecture import Architecture
 
@@ -359,7 +359,7 @@ def _write_errors(path: Path) -> Iterator[None]:
     except OSError as error:
         if isinstance(error, BitzooError):
             raise
-        raise UsageError(f"{path}: cannot be written ({error.strerror or error}).") from error
+        raise UsageError(f"{path}: cannot be written ({reason_of(error)}).") from error
 
 
 def load_reports(path: Path) -> dict[str, Any]:
