@@ -117,7 +117,7 @@ class InProcess:
         reported = []
         try:
             while True:
-                reported.append(self.next())
+                reported.append(self.next(timeout=240))  # the first waits for torch's import
         except EOFError:
             self.process.join(60)
             assert self.process.exitcode == 0, self.process.exitcode
