@@ -1,7 +1,9 @@
-"""Files on this disk: atomic writes, locks between processes, hashes.
+"""Files on this disk: atomic writes, hashes, and where the cache is.
 
 Every file that bitzoo writes appears under its name by an atomic rename, so it is never seen
-incomplete; what a failed write leaves is removed. A lock per name keeps processes apart.
+incomplete. Until then it lies in a hidden workspace beside that name, ``.bitzoo-<random>.tmp``,
+which is removed at the end. A process that is killed cannot do that; its workspace, which is locked
+for as long as the process lives, is removed by the next one that writes there.
 """
 
 from __future__ import annotations
@@ -9,56 +11,110 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import logging
 import os
 import secrets
 import shutil
+import time
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from bitzoo.errors import BitzooError, StorageError, UsageError
+from bitzoo.locks import IDLE_SECONDS, claimed, hold_shared
 
 Progress = Callable[[str, int, int], None]
 """Called as ``progress(task, done, total)`` during the work."""
 
+Naming = Callable[[], AbstractContextManager[object]]
+"""Called when an output is complete; it gets its name in the body of the returned context."""
+
 _HASH_BYTES = 1 << 20
 _UNFINISHED = ".bitzoo-{}.tmp"
-_log = logging.getLogger(__name__)
+_REPLACED = "replaced"
+"""Folder in a workspace: the output that is being replaced, until the new one has its name."""
 
 
 def cache_dir() -> Path:
-    """Return the cache folder: BITZOO_CACHE, $XDG_CACHE_HOME/bitzoo or ~/.cache/bitzoo."""
+    """Return the cache folder: BITZOO_CACHE, $XDG_CACHE_HOME/bitzoo or ~/.cache/bitzoo.
+
+    Raises:
+        StorageError: If none of them is known, because the user has no home folder.
+    """
     if own := os.environ.get("BITZOO_CACHE"):
-        return Path(own).expanduser()
+        return user_path(own)
     xdg = Path(os.environ.get("XDG_CACHE_HOME", ""))  # ignored unless absolute, as specified
-    return (xdg if xdg.is_absolute() else Path.home() / ".cache") / "bitzoo"
+    if not xdg.is_absolute():
+        xdg = user_path("~/.cache", "Set BITZOO_CACHE to a folder that can be written.")
+    return xdg / "bitzoo"
+
+
+def user_path(
+    text: str | os.PathLike[str], advice: str = "Give the path without ~, or set HOME."
+) -> Path:
+    """Return a path as given by a user, with ``~`` as the home folder.
+
+    Raises:
+        StorageError: If the path needs a home folder that does not exist; ends with `advice`.
+    """
+    try:
+        return Path(text).expanduser()
+    except RuntimeError as error:
+        raise StorageError(
+            f"{os.fspath(text)}: expected a home folder for ~, found none: HOME is not set, and "
+            f"the system does not know it for user id {os.getuid()}. {advice}"
+        ) from error
 
 
 # --- writing ------------------------------------------------------------------------------------
 
 
 @contextmanager
+def workspace(folder: Path) -> Iterator[Path]:
+    """Yield a new hidden folder inside `folder`, for what is not finished; removed at the end.
+
+    First, what killed processes left in `folder` is removed.
+
+    Raises:
+        OSError: If it cannot be created.
+    """
+    remove_unfinished(folder)
+    with contextlib.ExitStack() as stack:
+        while not (place := _hold_new(folder, stack)):
+            pass  # another process took it for abandoned
+        yield place
+
+
+@contextmanager
 def replaced(path: Path, *, durable: bool = False) -> Iterator[Path]:
-    """Yield a temporary path next to `path` that replaces it if the body succeeds.
+    """Yield a temporary path that replaces `path` if the body succeeds.
 
     Args:
         path: The final name; an existing file is replaced atomically. Its folder must exist.
         durable: Whether to sync the bytes to disk before the rename, so that not even a power
             failure leaves a damaged file under the name.
+
+    Raises:
+        OSError: If it cannot be written; the error names `path`, not the temporary path.
     """
-    temporary = _temporary(path)
     try:
-        yield temporary
-        if durable:
-            sync(temporary)
-        os.replace(temporary, path)
-        if durable:
-            sync(path.parent)
-    finally:
-        with contextlib.suppress(OSError):  # if the disk is gone, the body has already raised
-            temporary.unlink(missing_ok=True)
+        with workspace(path.parent) as place:
+            temporary = place / path.name
+            yield temporary
+            if durable:
+                sync(temporary)
+            os.replace(temporary, path)
+            if durable:
+                sync(path.parent)
+    except OSError as error:
+        if not isinstance(error, BitzooError) and error.errno is not None:
+            error.filename, error.filename2 = os.fspath(path), None
+        raise
+
+
+def reason_of(error: OSError) -> str:
+    """Return what the system refused, in its own words; libraries add pages to them."""
+    return os.strerror(error.errno) if error.errno else " ".join(str(error).split())
 
 
 def write_text(path: Path, text: str) -> None:
@@ -73,9 +129,50 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 
 
 def remove_unfinished(folder: Path) -> None:
-    """Remove what killed processes left half-written; only for who alone writes to the folder."""
-    for leftover in folder.glob(_UNFINISHED.format("*")):
-        leftover.unlink(missing_ok=True)
+    """Remove what killed processes left half-written in a folder.
+
+    If the folder is in the cache, the same is done in all of the cache. Workspaces that a living
+    process holds stay, and so does what cannot be removed.
+    """
+    folders = [folder]
+    with contextlib.suppress(OSError):
+        if folder.is_relative_to(cache := cache_dir()):
+            folders += [*cache.glob("*/"), *cache.glob("*/*/")]
+    for place in folders:
+        with contextlib.suppress(OSError):
+            for left in list(place.glob(_UNFINISHED.format("*"))):
+                _remove_left(left)
+
+
+def _remove_left(left: Path) -> None:
+    """Remove a workspace that no process holds; an output that it was replacing goes back."""
+    with contextlib.suppress(OSError), claimed(left) as free:
+        if not free:
+            return
+        if not left.is_dir():  # as earlier versions wrote, without a lock
+            if time.time() - left.stat().st_mtime > IDLE_SECONDS:
+                left.unlink()
+            return
+        kept = left / _REPLACED
+        for output in list(kept.iterdir()) if kept.is_dir() else ():
+            if not os.path.lexists(left.parent / output.name):
+                os.replace(output, left.parent / output.name)
+        shutil.rmtree(left)
+
+
+def _hold_new(folder: Path, stack: contextlib.ExitStack) -> Path | None:
+    """Make a folder that is locked and, when `stack` is unwound, removed; None if it is gone."""
+    # Not the process id: containers that share a disk repeat them, and threads share theirs.
+    place = folder / _UNFINISHED.format(secrets.token_hex(8))
+    stack.callback(shutil.rmtree, place, ignore_errors=True)  # first: a signal may come any time
+    place.mkdir()
+    try:
+        descriptor = os.open(place, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+        stack.callback(os.close, descriptor)
+        hold_shared(descriptor)
+        return place if os.path.samestat(os.stat(place), os.fstat(descriptor)) else None
+    except FileNotFoundError:
+        return None
 
 
 def sync(path: Path) -> None:
@@ -89,7 +186,12 @@ def sync(path: Path) -> None:
 
 @contextmanager
 def new_output(
-    path: Path, size: int, *, force: bool, contents: Collection[str] | None = None
+    path: Path,
+    size: int,
+    *,
+    force: bool,
+    contents: Collection[str] | None = None,
+    naming: Naming = nullcontext,
 ) -> Iterator[Path]:
     """Yield a temporary path that becomes the output `path` if the body succeeds.
 
@@ -99,6 +201,7 @@ def new_output(
         force: Whether an existing output may be replaced.
         contents: For a folder, the names that a folder to be replaced may contain; the temporary
             folder is created. None for a file.
+        naming: See `Naming`.
 
     Raises:
         UsageError: If `path` may not or cannot be written.
@@ -106,30 +209,32 @@ def new_output(
     check_replaceable(path, force=force, contents=contents)
     if not path.parent.is_dir():
         raise UsageError(f"{path}: there is no folder {path.parent}. Create it first.")
+    remove_unfinished(path.parent)  # first, because it frees space
     free = shutil.disk_usage(path.parent).free
     if free < size:
         raise UsageError(
             f"{path}: needs {size:,} bytes, but its disk has only {free:,} free. Free some space, "
             "or choose another output."
         )
-    temporary = _temporary(path)
     try:
-        if contents is not None:
-            temporary.mkdir()
-        yield temporary
-        if contents is not None and path.is_dir():
-            _swap(temporary, path)
-        elif contents is not None or force or not _link(temporary, path):
-            os.replace(temporary, path)
+        with workspace(path.parent) as place:
+            temporary = place / path.name
+            if contents is not None:
+                temporary.mkdir()
+            yield temporary
+            with naming():
+                _give_name(temporary, path, force=force, is_folder=contents is not None)
     except OSError as error:
         if isinstance(error, BitzooError):
             raise
-        raise UsageError(f"{path}: cannot be written ({error.strerror or error}).") from error
-    finally:
-        if contents is not None:
-            shutil.rmtree(temporary, ignore_errors=True)
-        else:
-            temporary.unlink(missing_ok=True)
+        raise UsageError(f"{path}: cannot be written ({reason_of(error)}).") from error
+
+
+def _give_name(temporary: Path, path: Path, *, force: bool, is_folder: bool) -> None:
+    if is_folder and path.is_dir():
+        _swap(temporary, path)
+    elif is_folder or force or not _link(temporary, path):
+        os.replace(temporary, path)
 
 
 def check_replaceable(path: Path, *, force: bool, contents: Collection[str] | None = None) -> None:
@@ -156,11 +261,6 @@ def check_replaceable(path: Path, *, force: bool, contents: Collection[str] | No
             raise UsageError(f"{path}: expected a new folder, found a file. Choose another output.")
 
 
-def _temporary(path: Path) -> Path:
-    # Not the process id: containers that share a disk repeat them, and threads share theirs.
-    return path.with_name(_UNFINISHED.format(secrets.token_hex(4)))
-
-
 def _link(temporary: Path, path: Path) -> bool:
     """Give a file a second, unused name; False if the file system has no hard links.
 
@@ -179,91 +279,14 @@ def _link(temporary: Path, path: Path) -> bool:
 
 def _swap(temporary: Path, path: Path) -> None:
     """Replace a folder by another; the old one is removed only when the new one is in place."""
-    old = path.with_name(f"{temporary.name}.old")
+    old = temporary.with_name(_REPLACED) / path.name
+    old.parent.mkdir()
     os.replace(path, old)
     try:
         os.replace(temporary, path)
     except OSError:
         os.replace(old, path)
         raise
-    shutil.rmtree(old, ignore_errors=True)
-
-
-# --- locks --------------------------------------------------------------------------------------
-
-
-@contextmanager
-def file_lock(path: Path) -> Iterator[None]:
-    """Hold the lock of `path` among all processes of this machine; waits until it is free.
-
-    The lock is the file ``<path>.lock``, which is not removed; a process that dies releases it.
-    It is not reentrant, and `bitzoo.fetch.http.download` takes the lock of its own target.
-
-    Missing parent folders are created.
-
-    Raises:
-        StorageError: If the lock file cannot be written.
-    """
-    import filelock
-
-    lock = filelock.FileLock(f"{path}.lock")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            lock.acquire(timeout=0)
-        except filelock.Timeout:
-            _log.warning("Waiting for another process that is using %s", path)
-            lock.acquire(timeout=-1)
-    except OSError as error:
-        raise unwritable(path, error) from error
-    try:
-        yield
-    finally:
-        lock.release()
-
-
-@contextmanager
-def folder_lock(folder: Path) -> Iterator[None]:
-    """Hold an advisory lock on a folder itself, without a lock file in it."""
-    import fcntl
-
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
-
-
-def hold_shared(file: IO[bytes]) -> None:
-    """Mark an open file as in use, for as long as its descriptor or a map of it exists.
-
-    Nothing is marked on a file system that has no locks, or where `is_held` asks at this moment.
-    """
-    import fcntl
-
-    with contextlib.suppress(OSError):
-        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-
-
-def is_held(path: Path) -> bool:
-    """Whether any process has the file in use; also if that cannot be found out."""
-    import fcntl
-
-    try:
-        with path.open("rb") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return True
-    return False
-
-
-def unwritable(path: Path, error: OSError) -> StorageError:
-    """Return the error that says what to do about a path that cannot be written."""
-    return StorageError(
-        f"{path} cannot be written: {error}. Make the folder writable, or point BITZOO_CACHE to "
-        "one that is."
-    )
 
 
 # --- reading ------------------------------------------------------------------------------------

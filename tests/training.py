@@ -27,7 +27,7 @@ SMALL = Architecture((1, 1, 1, 1), 0.5)
 
 _server = multiprocessing.get_context("forkserver")
 _server.set_forkserver_preload(
-    ["torch", "torch._dynamo", "sklearn.datasets", "bitzoo.training.trainer"]
+    ["torch", "torch._dynamo", "sklearn.datasets", "bitzoo.runs.finetune", "bitzoo.hub.publish"]
 )
 
 
@@ -117,7 +117,7 @@ class InProcess:
         reported = []
         try:
             while True:
-                reported.append(self.next())
+                reported.append(self.next(timeout=240))  # the first waits for torch's import
         except EOFError:
             self.process.join(60)
             assert self.process.exitcode == 0, self.process.exitcode

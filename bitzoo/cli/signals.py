@@ -7,7 +7,10 @@ import sys
 from types import FrameType
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-_BOOKKEEPING = {"threading", "concurrent", "weakref", "_weakrefset", "queue", "logging"}
+_BOOKKEEPING = {
+    *("threading", "concurrent", "weakref", "_weakrefset", "queue", "logging"),
+    "importlib",  # which keeps a lock for each module, in weak references
+}
 """Modules in which an exception from a signal handler can leave a lock held or a thread unlisted,
 so that the process waits for ever. In weak reference callbacks the exception would be swallowed."""
 _RETRY_SECONDS = 0.01

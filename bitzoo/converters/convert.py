@@ -8,7 +8,7 @@ output's name until every requested proof has passed. The model's record is writ
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -43,7 +43,7 @@ from bitzoo.converters.source import EPS_EXACT_SCALE, KERNEL_SCALE, Array, Sourc
 from bitzoo.converters.streaming import Block, Slabs, WorkerPool, plan_blocks, worker_pool
 from bitzoo.converters.writer import Writer
 from bitzoo.errors import CheckpointError, UsageError
-from bitzoo.files import Progress, new_output, write_json
+from bitzoo.files import Naming, Progress, new_output, write_json
 from bitzoo.models.architecture import Slot
 
 LOGITS_DEVIATION = "logits_relative_l2"
@@ -107,6 +107,7 @@ def convert(
     identity: Identity | None = None,
     compare: bool = False,
     prove: Prove | None = None,
+    naming: Naming = nullcontext,
     force: bool = False,
     progress: Progress | None = None,
 ) -> Conversion:
@@ -122,6 +123,7 @@ def convert(
         compare: Whether to read every block back, map it to the source's axis order, and compare
             the bits; `Conversion.weights` has the result.
         prove: See `Prove`.
+        naming: See `bitzoo.files.Naming`.
         force: Whether an existing output may be replaced.
         progress: Called with the progress in bytes read and written.
 
@@ -144,7 +146,7 @@ def convert(
         info, notes = _what_is_known(original, inventory, target, identity)
         room = target.itemsize * inventory.num_params * target.format.copies
         contents = target.format.contents or None
-        with new_output(output, room, force=force, contents=contents) as temporary:
+        with new_output(output, room, force=force, contents=contents, naming=naming) as temporary:
             job = _Job(original, inventory, temporary, target, info, compare, progress)
             sha256, info, weights = job.run()
             rounded = bool(_rounded(inventory, target))

@@ -24,6 +24,7 @@ def read_state_dict(
     progress: Progress | None = None,
     *,
     scaled: bool = False,
+    mmap: bool = True,
 ) -> dict[str, torch.Tensor]:
     """Return the checkpoint's tensors under timm's names, float32, OIHW.
 
@@ -35,6 +36,7 @@ def read_state_dict(
         inventory: The result of `identify` for it.
         progress: Called as bytes are read.
         scaled: Whether to accept scaled kernels (`eps_exact`) and return them as they are.
+        mmap: Whether to map the file if possible; False always reads it into memory.
 
     Raises:
         CheckpointError: If kernels are scaled, or a checksum inside the file does not match.
@@ -49,7 +51,8 @@ def read_state_dict(
         for slot, tensor in inventory.tensors.items()
     )
     if as_stored and len(inventory.tensors) == len(source.tensors):
-        tensors: dict[str, torch.Tensor] = load_file(source.path)
+        backend = "mmap" if mmap else "pread"
+        tensors: dict[str, torch.Tensor] = load_file(source.path, backend=backend)
         return tensors
     arrays = read_arrays(source, inventory, progress, scaled=scaled)
     return {name: torch.from_numpy(array) for name, array in arrays.items()}

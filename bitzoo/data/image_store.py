@@ -23,7 +23,8 @@ import numpy.typing as npt
 from bitzoo.data import pixel_cache
 from bitzoo.data.decode_workers import Decoder, Pixels8, count_cores, image_of
 from bitzoo.errors import UsageError
-from bitzoo.files import Progress, file_lock, sha256_of
+from bitzoo.files import Progress, cache_dir, sha256_of
+from bitzoo.locks import file_lock
 from bitzoo.models.preprocessing import read_rgb
 
 if TYPE_CHECKING:
@@ -150,7 +151,7 @@ def open_pixels(
     split: Split,
     size: int,
     *,
-    cache: Path,
+    cache: Path | None = None,
     budget_bytes: int,
     workers: int | None = None,
     progress: Progress | None = None,
@@ -164,7 +165,7 @@ def open_pixels(
     Args:
         split: Examples; those without `sha256` are read once to compute it.
         size: Both edges of every image, in pixels.
-        cache: Folder of decoded images of all data sets: ``cache_dir() / "pixels"``.
+        cache: Folder of decoded images of all data sets; default ``cache_dir() / "pixels"``.
         budget_bytes: Most bytes that the whole folder may hold. Shards that no process uses are
             removed to make room, least recently used first. 0 never caches.
         workers: Number of worker processes; None means one per core that this process may use.
@@ -184,10 +185,13 @@ def open_pixels(
         hashes = _content_hashes(split.examples, workers, report)
         by_hash = dict(zip(hashes, split.examples, strict=True))
         try:
+            cache = cache or cache_dir() / "pixels"
             found = _fill_cache(cache, size, by_hash, budget_bytes, workers, report)
         except OSError as error:
             _log.warning(
-                "Images are decoded at every step: the cache %s cannot be used: %s", cache, error
+                "Images are decoded at every step: the cache %s cannot be used: %s",
+                cache or "of decoded images",
+                error,
             )
         else:
             if found is not None:

@@ -33,7 +33,8 @@ import numpy as np
 import PIL
 
 from bitzoo.data.decode_workers import Decoder, Pixels8
-from bitzoo.files import hold_shared, is_held, remove_unfinished, replaced
+from bitzoo.files import remove_unfinished, replaced
+from bitzoo.locks import hold_shared, is_held
 
 if TYPE_CHECKING:
     from bitzoo.data.dataset import Example

@@ -20,6 +20,7 @@ from bitzoo.errors import FoldedModelError, ParityError, UsageError
 from bitzoo.exporters.export_formats import FORMATS, ExportFormat
 from bitzoo.exporters.file_metadata import metadata_of
 from bitzoo.exporters.probe import REASON, SEED, TOLERANCES, Probe, make_probes
+from bitzoo.files import user_path, workspace
 from bitzoo.models.bit import BiT
 from bitzoo.zoo.classifier import Classifier, load_classifier
 from bitzoo.zoo.info import EXPORT_REPORT_SUFFIX
@@ -143,7 +144,7 @@ def export(
         ParityError: If the deviation exceeds the tolerance; then no output is left.
         BitzooError: As `bitzoo.create_model` raises.
     """
-    path = Path(out).expanduser()
+    path = user_path(out)
     form = _check_output(to, path, dtype, force=force)
     network = load_classifier(model, weights)
     _check_network(network)
@@ -208,9 +209,7 @@ def _aside(path: Path, form: ExportFormat) -> Iterator[Path]:
 
     `path` itself is moved last, so that it appears only when everything is complete.
     """
-    folder = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    folder.mkdir()
-    try:
+    with workspace(path.parent) as folder:
         yield folder / path.name
         places = _places(form, path)
         for place in reversed(places):
@@ -218,8 +217,6 @@ def _aside(path: Path, form: ExportFormat) -> Iterator[Path]:
         for place in places:
             if (folder / place.name).exists():
                 os.replace(folder / place.name, place)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _remove(place: Path) -> None:

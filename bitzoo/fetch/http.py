@@ -26,7 +26,8 @@ from typing import TYPE_CHECKING
 
 from bitzoo.catalogue.registry import BASE_URL
 from bitzoo.errors import BitzooError, DownloadError, NotServedError
-from bitzoo.files import file_lock, sync, unwritable, write_json
+from bitzoo.files import sync, write_json
+from bitzoo.locks import file_lock, unwritable
 
 if TYPE_CHECKING:
     import httpx

@@ -16,7 +16,7 @@ from bitzoo.catalogue.registry import get_spec, list_models
 from bitzoo.display import Displayed
 from bitzoo.errors import BitzooError, HubError, HubUnreachableError, UsageError
 from bitzoo.fetch.hub_client import check_repo, connect
-from bitzoo.files import Progress, write_json
+from bitzoo.files import Progress, user_path, write_json
 from bitzoo.hub.remote import check_access
 from bitzoo.hub.repo_files import card_of
 from bitzoo.hub.staging import Prepared, drop_weights, prepare
@@ -177,7 +177,7 @@ def publish(
     is_batch = len(targets) > 1 or _is_pattern(name)
     if is_batch and (folder or license or repo):
         raise UsageError("`folder`, `license` and `repo` are for one model; a pattern takes `org`.")
-    staging = _Staging(Path(folder).expanduser() if folder else None, license, vouch, progress)
+    staging = _Staging(user_path(folder) if folder else None, license, vouch, progress)
     if dry_run:
         with _offline():
             results = _plan_all(targets, options, staging, on_result if is_batch else None)

@@ -16,7 +16,7 @@ from bitzoo.converters.parity.verify import REPORT_NAME, load_reports
 from bitzoo.errors import UsageError
 from bitzoo.fetch.http import is_offline
 from bitzoo.fetch.hub_client import MANIFEST_NAME, check_repo
-from bitzoo.files import Progress, cache_dir, file_lock, sha256_of, write_json
+from bitzoo.files import Progress, cache_dir, remove_unfinished, sha256_of, write_json
 from bitzoo.hub.proven_weights import prove_file, prove_released, prove_run
 from bitzoo.hub.repo_files import Stated, write_repo_files
 from bitzoo.hub.repo_manifest import (
@@ -34,6 +34,7 @@ from bitzoo.hub.targets import (
     Released,
     RunFolder,
 )
+from bitzoo.locks import file_lock
 from bitzoo.model_cards.text import validate_card
 from bitzoo.zoo.resolve import WEIGHTS_NAME, released_url
 
@@ -154,9 +155,10 @@ def _make(
 ) -> None:
     _require_ours(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    for left in folder.glob(".bitzoo-*.tmp"):  # from a killed process, because we hold the lock
-        left.unlink(missing_ok=True)
+    remove_unfinished(folder)
     (folder / MANIFEST_NAME).unlink(missing_ok=True)  # first: a folder without it is not ready
+    # and then the note, by which `_require_ours` knows the files that a killed process leaves
+    write_json(folder / NOTE_NAME, read_json(folder / NOTE_NAME) | {"repo": repo})
     if isinstance(target, Released):
         proven = prove_released(target.spec, folder, progress)
     elif isinstance(target, CheckpointFile):

@@ -11,6 +11,7 @@ from bitzoo.converters.formats.timm_config import CONFIG_NAME, is_timm_config
 from bitzoo.converters.open import open_source
 from bitzoo.errors import UsageError
 from bitzoo.fetch.hub_client import MANIFEST_NAME
+from bitzoo.files import user_path
 from bitzoo.small_files import read_json
 from bitzoo.zoo.resolve import WEIGHTS_NAME, is_address, is_location
 
@@ -81,7 +82,7 @@ def find_target(model: str) -> PublishTarget:
             f"{model}: expected a catalogue name, a file or a folder, found an address. Fetch it "
             "first with `bitzoo convert --src ADDRESS`."
         )
-    path = Path(model).expanduser()
+    path = user_path(model)
     if not is_location(model):
         spec = get_spec(model)
         spec.url("npz")  # raises, with the reason, for a checkpoint that was never released

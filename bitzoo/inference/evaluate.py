@@ -15,7 +15,7 @@ from bitzoo.data.dataset import DataSource, Split, read_dataset
 from bitzoo.data.image_store import open_pixels
 from bitzoo.data.validation import inspect
 from bitzoo.errors import UsageError
-from bitzoo.files import Progress, cache_dir
+from bitzoo.files import Progress
 from bitzoo.inference.metrics import Evaluation, Integers, checked_labels
 from bitzoo.inference.optimize import best_device
 from bitzoo.inference.runner import Runner, batches_of, compute_dtype, one_ahead
@@ -76,7 +76,6 @@ def evaluate(
     with open_pixels(
         split,
         create_transform(network).crop,
-        cache=cache_dir() / "pixels",
         budget_bytes=int(cache_gb * 1e9),
         workers=workers,
         progress=progress,

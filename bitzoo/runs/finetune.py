@@ -282,12 +282,13 @@ def _run(
         run_dir.open(identity, resume=resume, overwrite=overwrite)
     processes.wait_for_everyone()
     callbacks.on_start(recipe)
-    with Session(Task(network, recipe, images, summary, config), run_dir, callbacks) as session:
+    task = Task(network, recipe, images, summary, config)
+    with Session(task, run_dir, identity, callbacks) as session:
         steps, stopped, rate = session.train()
         final = None
         if not stopped:
             final = session.evaluate(steps)
-            session.write_artifacts(final, identity)
+            session.write_artifacts(final)
     processes.wait_for_everyone()
     return FinetuneResult(out, recipe, steps, stopped, final, rate)
 

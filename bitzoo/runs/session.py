@@ -11,13 +11,12 @@ from typing import TYPE_CHECKING, Any
 from bitzoo.data.dataset import ImageSet, Split
 from bitzoo.data.image_store import Pixels, open_pixels
 from bitzoo.data.validation import DataSummary
-from bitzoo.files import cache_dir
 from bitzoo.inference.evaluate import evaluate_pixels, labels_of
 from bitzoo.inference.metrics import Evaluation
 from bitzoo.models.bit import BiT
 from bitzoo.runs.config import Callbacks, FinetuneConfig
 from bitzoo.runs.report.artifacts import FinishedRun, write_artifacts
-from bitzoo.runs.run_dir import RunDir
+from bitzoo.runs.run_dir import STARTED_WITH, RunDir, digest_of
 from bitzoo.runs.tensorboard import Track, tracker
 from bitzoo.training.checkpointing import latest_checkpoint
 from bitzoo.training.distributed import join_processes
@@ -54,8 +53,19 @@ class Session:
     Every process has a session; only the main process evaluates, records, reports and writes.
     """
 
-    def __init__(self, task: Task, run_dir: RunDir, callbacks: Callbacks) -> None:
+    def __init__(
+        self, task: Task, run_dir: RunDir, identity: Mapping[str, Any], callbacks: Callbacks
+    ) -> None:
+        """Set up; nothing is opened yet.
+
+        Args:
+            task: What the run works on.
+            run_dir: Where it goes.
+            identity: The run's options, as in `run.json`.
+            callbacks: Callbacks during the run.
+        """
         self._task, self._run_dir, self._callbacks = task, run_dir, callbacks
+        self._identity = identity
         self._processes = join_processes()
         self._resources = contextlib.ExitStack()
         self._track: Track = lambda step, metrics: None
@@ -102,19 +112,20 @@ class Session:
         self._callbacks.on_eval(step, found)
         return found
 
-    def write_artifacts(self, found: Evaluation | None, identity: Mapping[str, Any]) -> None:
-        """Write the artifacts of a finished run.
+    def write_artifacts(self, found: Evaluation | None) -> None:
+        """Write the artifacts of a finished run, whose final evaluation is `found`.
 
-        Args:
-            found: The final evaluation.
-            identity: The run's options, as in `run.json`.
+        Raises:
+            UsageError: If they cannot be written, as on a full disk.
         """
         if self._processes.is_main_process:
             task = self._task
             finished = FinishedRun(
                 task.network, task.recipe, task.images, task.summary, found, self._held_out
             )
-            write_artifacts(self._run_dir.folder, finished, identity, self._run_dir.history())
+            history = self._run_dir.history()
+            with self._run_dir.writing():
+                write_artifacts(self._run_dir.folder, finished, self._identity, history)
 
     @property
     def _freeze(self) -> bool:
@@ -126,7 +137,6 @@ class Session:
             open_pixels(
                 split,
                 size,
-                cache=cache_dir() / "pixels",
                 budget_bytes=int(config.cache_gb * 1e9),
                 workers=config.workers,
                 progress=self._callbacks.progress,
@@ -145,6 +155,7 @@ class Session:
             task.config,
             folder=self._run_dir.checkpoints,
             start=start,
+            about={STARTED_WITH: digest_of(self._identity)},
             on_step=self._record,
             on_eval=self._on_eval,
         )
@@ -167,7 +178,7 @@ class Session:
     def _go_back_to(self, step: int) -> None:
         """Drop what was recorded after `step` updates."""
         if self._is_main:
-            self._run_dir.rewind(step)
+            self._run_dir.rewind(step, self._task.recipe.schedule.steps)
             folder = self._run_dir.folder
             self._track = self._resources.enter_context(tracker(folder, step))
 

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from bitzoo.converters.formats.safetensors import SafetensorsWriter
 from bitzoo.errors import BitzooError, CheckpointError, UsageError
-from bitzoo.files import remove_unfinished, replaced
+from bitzoo.files import replaced
 
 _NAME = re.compile(r"step-(\d{8,18})\.safetensors")
 _NO_HASH = "0" * 64
@@ -80,7 +80,6 @@ def save_checkpoint(
     path = folder / f"step-{step:08d}.safetensors"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        remove_unfinished(folder)
         with replaced(path, durable=True) as unfinished:
             _write(unfinished, step, state, meta)
     except OSError as error:
@@ -135,7 +134,11 @@ def read_checkpoint(path: Path) -> Checkpoint:
 def _files(folder: Path) -> dict[int, Path]:
     """Return step -> file of every checkpoint, damaged or not."""
     paths = folder.iterdir() if folder.is_dir() else ()
-    return {int(match[1]): path for path in paths if (match := _NAME.fullmatch(path.name))}
+    return {
+        int(match[1]): path
+        for path in paths
+        if (match := _NAME.fullmatch(path.name)) and path.is_file()  # opening a pipe would wait
+    }
 
 
 def _write(path: Path, step: int, state: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:

@@ -93,6 +93,7 @@ def train(
     *,
     folder: Path | None = None,
     start: Checkpoint | None = None,
+    about: Mapping[str, Any] | None = None,
     on_step: Callable[[dict[str, float]], None] = lambda metrics: None,
     on_eval: Callable[[int], None] = lambda step: None,
 ) -> TrainResult:
@@ -111,6 +112,7 @@ def train(
         options: How to train.
         folder: Where checkpoints go; None writes none. One is written at the end too.
         start: Checkpoint to resume from; only the main process needs it.
+        about: What the metadata of checkpoints say about the run, JSON-serializable.
         on_step: Called after each step with `step` (updates made), `loss` (of the whole batch,
             before the update), `lr` and `images_per_s`; in every process, with the same loss.
         on_eval: Called with the number of updates made, after every `eval_every` updates but not
@@ -144,7 +146,7 @@ def train(
                 stopped = trainer.any_process(asked()) and step < steps
                 due = stopped or step == steps or _is_due(step, options.checkpoint_every)
                 if due and folder and trainer.processes.is_main_process:
-                    meta = {"loop": trainer.facts()}
+                    meta = {**(about or {}), "loop": trainer.facts()}
                     saved = save_checkpoint(
                         folder, step, trainer.state(), meta, keep=options.keep_checkpoints
                     )

@@ -28,7 +28,6 @@ from bitzoo.converters.parity.verify import (
     Check,
     ParityReport,
     convert_and_prove,
-    drop_report,
     load_reports,
     save_report,
 )
@@ -36,7 +35,8 @@ from bitzoo.converters.parity.verify import verify as verify_files
 from bitzoo.display import Displayed
 from bitzoo.errors import NotServedError, ParityError, UsageError
 from bitzoo.fetch.http import base_url, download
-from bitzoo.files import Progress, cache_dir, check_replaceable, file_lock
+from bitzoo.files import Progress, cache_dir, check_replaceable, user_path
+from bitzoo.locks import file_lock
 from bitzoo.zoo.resolve import (
     fetched,
     identity_of_download,
@@ -173,7 +173,7 @@ def convert(
         ParityError: If a proof fails; then no output is left, and the error's `report` has the
             figures.
     """
-    place = Path(dst).expanduser() if dst else None
+    place = user_path(dst) if dst else None
     target = Target(choose_format(place, to), dtype, eps_exact)
     wanted = _find_check(check)
     if report and wanted is Check.NONE:
@@ -182,7 +182,7 @@ def convert(
         )
     _require_report_name(report)
     url, spec = _find_address(src, source_format)
-    local = None if url else Path(src).expanduser()
+    local = None if url else user_path(src)
     measured: ParityReport | None = None
 
     def keep(proof: ParityReport) -> None:
@@ -209,16 +209,14 @@ def convert(
                 check=wanted,
                 identity=identity,
                 force=force,
+                hash_output=True,
                 progress=progress,
                 on_report=keep,
+                report_path=proof_path,
             )
         except ParityError as error:
             error.report = measured
             raise
-        if proof:
-            save_report(proof, proof_path)
-        else:
-            drop_report(proof_path, output.name)
     if place and to is None and not (place.is_dir() or has_known_ending(place)):
         note = (
             f"The name {place.name} has no ending of a checkpoint format: a {target.to} file is "
@@ -259,7 +257,7 @@ def verify(
     wanted = _find_check(check)
     if wanted is Check.NONE:
         raise UsageError('`check="none"` would prove nothing. Use weights or logits.')
-    source, output = Path(src).expanduser(), Path(dst).expanduser()
+    source, output = user_path(src), user_path(dst)
     _require_report_name(report)
     place = _find_report(report)
     _require_different(source=source, output=output, report=place)
@@ -271,7 +269,7 @@ def verify(
 
 def _find_report(report: str | os.PathLike[str] | None) -> Path | None:
     """Return where the proof goes: `report`, or its own name in the folder `report`."""
-    place = Path(report).expanduser() if report else None
+    place = user_path(report) if report else None
     return place / REPORT_NAME if place and place.is_dir() else place
 
 
@@ -380,7 +378,7 @@ def _check_places(
 
 
 def _require_different(**files: Path | None) -> None:
-    places = [os.path.realpath(path.expanduser()) for path in files.values() if path]
+    places = [os.path.realpath(path) for path in files.values() if path]
     if len(set(places)) < len(places):
         listed = ", ".join(f"{role} {path}" for role, path in files.items() if path)
         raise UsageError(

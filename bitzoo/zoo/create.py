@@ -41,6 +41,7 @@ def create_model(
     out_indices: Iterable[int] = ...,
     output_stride: int = ...,
     weights: str | None = ...,
+    mmap: bool = ...,
     progress: bool | None = ...,
 ) -> BiT: ...
 
@@ -56,6 +57,7 @@ def create_model(
     out_indices: Iterable[int] = ...,
     output_stride: int = ...,
     weights: str | None = ...,
+    mmap: bool = ...,
     progress: bool | None = ...,
 ) -> FeatureExtractor: ...
 
@@ -71,6 +73,7 @@ def create_model(
     out_indices: Iterable[int] = ...,
     output_stride: int = ...,
     weights: str | None = ...,
+    mmap: bool = ...,
     progress: bool | None = ...,
 ) -> BiT | FeatureExtractor: ...
 
@@ -85,13 +88,15 @@ def create_model(
     out_indices: Iterable[int] = (0, 1, 2, 3, 4),
     output_stride: int = 32,
     weights: str | None = None,
+    mmap: bool = True,
     progress: bool | None = None,
 ) -> BiT | FeatureExtractor:
     """Create a BiT network with Google's weights, your own, or random ones.
 
     Tensors that the weights overwrite are not initialised: the network is built without storage and
     takes the file's memory-mapped tensors, so that a converted file of 4.4 GB loads at once and is
-    read as it is used. Writing to the tensors never changes the file.
+    read as it is used. Writing to the tensors never changes the file. Whoever changes the file in
+    place changes the network, or ends the process; docs/saving.md has the safe ways.
 
     Args:
         model: A catalogue name (``BiT-M-R101x1``; case, ``-`` and ``_`` do not matter), or a
@@ -110,6 +115,8 @@ def create_model(
         weights: Which weights of a training checkpoint: ``ema`` (averages over training), ``raw``,
             or the name of their place in the file. None for averages if there are any, as in timm;
             the log says what was taken, and so does `info(model).provenance`.
+        mmap: Whether tensors may be mapped from the file. False reads them into memory, so that
+            nothing that happens to the file afterwards matters.
         progress: Whether to show a progress bar while fetching; None shows it on a terminal.
 
     Returns:
@@ -148,7 +155,7 @@ def create_model(
             network = wanted.build(inventory.architecture, inventory.num_classes)
             info = _random(info)
         else:
-            network = _load(source, inventory, wanted)
+            network = _load(source, inventory, wanted, mmap=mmap)
         network.info = _info_of(network, info)
     return network
 
@@ -235,7 +242,9 @@ class _Wanted:
         return BiT(architecture, classes, output_stride=self.output_stride)
 
 
-def _load(source: Source, inventory: Inventory, wanted: _Wanted) -> BiT | FeatureExtractor:
+def _load(
+    source: Source, inventory: Inventory, wanted: _Wanted, *, mmap: bool
+) -> BiT | FeatureExtractor:
     """Build a network without storage and hand it the file's tensors."""
     classes = wanted.num_classes
     new_head = classes is not None and classes != inventory.num_classes
@@ -243,7 +252,7 @@ def _load(source: Source, inventory: Inventory, wanted: _Wanted) -> BiT | Featur
         network = (replace(wanted, num_classes=0) if new_head else wanted).build(
             inventory.architecture, inventory.num_classes
         )
-    state = read_state_dict(source, inventory)
+    state = read_state_dict(source, inventory, mmap=mmap)
     found, channels = inventory.architecture.in_chans, network.architecture.in_chans
     if channels != found:
         stem = name_of(_STEM, "timm")

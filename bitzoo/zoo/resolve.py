@@ -27,7 +27,8 @@ from bitzoo.errors import CheckpointError, HubError, UsageError
 from bitzoo.fetch.http import base_url, download, forget, how_fetched
 from bitzoo.fetch.hub_client import MANIFEST_NAME
 from bitzoo.fetch.hub_snapshot import HubAddress, fetch_snapshot, is_hub_address
-from bitzoo.files import cache_dir, file_lock
+from bitzoo.files import cache_dir, user_path
+from bitzoo.locks import file_lock
 from bitzoo.small_files import read_json
 
 WEIGHTS_NAME = "model.safetensors"
@@ -92,7 +93,7 @@ def locate(
     if is_address(place):
         path = fetch(str(place), progress=progress, weights=weights)
         return Located(path, identity_of_download(path))
-    path = Path(place).expanduser()
+    path = user_path(place)
     if not path.is_dir():
         return Located(path)
     file = path / WEIGHTS_NAME
@@ -237,16 +238,15 @@ def find_weights(spec: ModelSpec, *, progress: bool | None = None) -> Located:
             _check_is(spec, source)
             identity = identity_of_download(source, spec)
             # not at the top: most models are on this disk already, and need no proof
-            from bitzoo.converters.parity.verify import (
-                REPORT_NAME,
-                Check,
-                convert_and_prove,
-                save_report,
-            )
+            from bitzoo.converters.parity.verify import REPORT_NAME, Check, convert_and_prove
 
-            _, report = convert_and_prove(source, target, check=Check.WEIGHTS, identity=identity)
-            if report:
-                save_report(report, target.with_name(REPORT_NAME))
+            convert_and_prove(
+                source,
+                target,
+                check=Check.WEIGHTS,
+                identity=identity,
+                report_path=target.with_name(REPORT_NAME),
+            )
     return Located(target, identity)
 
 

@@ -226,6 +226,23 @@ def test_bad_data_is_one_report_before_the_first_step(workspace: Path) -> None:
     assert not (workspace / "none").exists()
 
 
+def test_without_a_place_for_the_cache(workspace: Path) -> None:
+    """A user id without a home folder: images are decoded at each step, and the run says so."""
+    code = "import os, sys; os.getuid = lambda: 54_321; from bitzoo.cli.main import main; main()"
+    environment = {k: v for k, v in os.environ.items() if k not in ("HOME", "XDG_CACHE_HOME")}
+    words = ["finetune", "--model", "small.npz", "--data", "digits", "--out", "homeless", *STEPS]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *words],
+        cwd=workspace, env={**environment, "OMP_NUM_THREADS": "1"},
+        capture_output=True, text=True, timeout=250,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+    assert "the cache of decoded images cannot be used: ~/.cache: expected a home" in done.stderr
+    assert "Set BITZOO_CACHE to a folder that can be written." in done.stderr
+    assert not (workspace / "~").exists()
+
+
 def test_the_plan_is_printed(workspace: Path) -> None:
     plan = run(workspace, "hyperrule", "--examples", "20000", "--size", "95x96", "--json").stdout
     recipe = json.loads(plan)

@@ -221,6 +221,7 @@ class TestDamage:
 
     def test_an_unfinished_file_is_ignored_and_removed_with_the_next_save(self, folder):
         unfinished = folder / ".bitzoo-00c0ffee.tmp"
+        unfinished.mkdir()
         shutil.copy(folder / "step-00000002.safetensors", unfinished)
         assert latest_checkpoint(folder).step == 2
         save_checkpoint(folder, 4, make_state(), {})

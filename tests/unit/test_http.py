@@ -25,7 +25,8 @@ from servers import Fault, FileServer
 from bitzoo.errors import DownloadError, StorageError
 from bitzoo.fetch import http
 from bitzoo.fetch.http import base_url, download, how_fetched, is_offline
-from bitzoo.files import cache_dir, file_lock
+from bitzoo.files import cache_dir
+from bitzoo.locks import file_lock
 
 OLD = random.Random(1).randbytes(1_200_000)
 NEW = random.Random(2).randbytes(700_000)

@@ -40,12 +40,15 @@ finally:
     assert result.stdout.splitlines() in (["free"], ["came back", "free"])
 
 
-def test_a_signal_is_not_swallowed_by_a_weak_reference():
+@pytest.mark.parametrize("module", ["weakref", "importlib._bootstrap"])
+def test_a_signal_is_not_swallowed_by_a_weak_reference(module):
     """An exception in a callback of `weakref` would be printed and forgotten."""
-    result = run(r"""
+    result = run(
+        f"module = {module!r}"
+        r"""
 import weakref
 class Thing: pass
-names = {"__name__": "weakref", "os": os}
+names = {"__name__": module, "os": os}
 body = "os.kill(os.getpid(), 15)\n " + "sum(range(100_000))\n " * 20
 exec(f"def callback(_):\n {body}", names)
 thing = Thing()
@@ -53,7 +56,8 @@ reference = weakref.ref(thing, names["callback"])
 del thing
 time.sleep(10)
 print("went on")
-""")
+"""
+    )
     assert (result.returncode, result.stdout, result.stderr) == (143, "", "")
 
 

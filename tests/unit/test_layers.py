@@ -14,7 +14,7 @@ import bitzoo
 PACKAGE = Path(bitzoo.__file__).parent
 
 LAYERS = [
-    ["_version", "errors", "files", "display", "small_files"],
+    ["_version", "errors", "locks", "files", "display", "small_files"],
     ["models"],
     ["catalogue", "fetch"],
     ["converters", "model_cards", "data", "zoo"],
@@ -34,7 +34,8 @@ may import all, and nothing imports it.
 SIBLINGS = {
     "fetch": {"catalogue"},
     "errors": {"display"},
-    "files": {"errors"},
+    "files": {"errors", "locks"},
+    "locks": {"errors"},
     "small_files": {"errors"},
     "zoo": {"converters"},
     "hub": {"exporters"},

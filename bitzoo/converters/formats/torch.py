@@ -15,7 +15,7 @@ import sys
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, cast
 
 import numpy as np
 
@@ -321,7 +321,8 @@ class _Permuted(StoredTensor):
 class TorchWriter(Writer):
     """Writes a PyTorch state dict, float32 or float64.
 
-    Tensors are collected in a temporary file next to it; PyTorch saves them from its memory map.
+    Tensors are collected in a temporary file next to it, in the same workspace; PyTorch saves them
+    from its memory map.
     """
 
     def __init__(
@@ -349,7 +350,13 @@ class TorchWriter(Writer):
 
         self._writer.finish({})
         tensors = load_file(self._temporary)
-        torch.save(OrderedDict((name, tensors[name]) for name in self._order), self._path)
+        with self._path.open("wb") as file:
+            kept = _KeepingError(file)
+            state = OrderedDict((name, tensors[name]) for name in self._order)
+            try:
+                torch.save(state, cast("IO[bytes]", kept))
+            except RuntimeError as error:  # what PyTorch makes of it does not give the reason
+                raise kept.error or error from error
         self.close()
 
     def close(self) -> None:
@@ -361,6 +368,26 @@ class TorchWriter(Writer):
 def is_torch_archive(directory: bytes) -> bool:
     """Whether the end of a zip file, which has the names, is that of an archive of PyTorch."""
     return any(mark.encode() in directory for mark in _MARKS)
+
+
+class _KeepingError:
+    """A file that remembers why it could not be written."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self.error: OSError | None = None
+
+    def write(self, data: bytes) -> int:
+        """Write all of `data`."""
+        try:
+            return self._file.write(data)
+        except OSError as error:
+            self.error = error
+            raise
+
+    def flush(self) -> None:
+        """Write what is buffered."""
+        self._file.flush()
 
 
 def _is_tensor(value: Any) -> bool:

@@ -10,7 +10,9 @@ mapping.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from enum import Enum
 from pathlib import Path
@@ -34,8 +36,9 @@ from bitzoo.converters.parity.weights import NEAREST, WeightsProof, prove_weight
 from bitzoo.converters.source import Source
 from bitzoo.converters.streaming import worker_pool
 from bitzoo.display import Displayed
-from bitzoo.errors import ParityError, UsageError
-from bitzoo.files import Progress, folder_lock, sha256_of, write_json
+from bitzoo.errors import BitzooError, ParityError, UsageError
+from bitzoo.files import Progress, reason_of, sha256_of, workspace, write_json
+from bitzoo.locks import folder_lock
 from bitzoo.models.architecture import Architecture
 from bitzoo.small_files import read_json
 
@@ -165,6 +168,7 @@ def convert_and_prove(
     hash_output: bool | None = None,
     progress: Progress | None = None,
     on_report: Callable[[ParityReport], None] | None = None,
+    report_path: Path | None = None,
 ) -> tuple[Conversion, ParityReport | None]:
     """Convert a checkpoint; the output gets its name only if it passes the requested proofs.
 
@@ -179,6 +183,7 @@ def convert_and_prove(
             compared. The bits are proven without it, and it takes longer than proving them.
         progress: Called with the progress in bytes.
         on_report: Called with the figures before they are checked.
+        report_path: Where the proof is written, as `report_replaced` does; None for nowhere.
 
     Raises:
         ParityError: If a proof fails; then no output is left.
@@ -206,6 +211,9 @@ def convert_and_prove(
             on_report(report)
         report.require()
 
+    def naming() -> AbstractContextManager[object]:
+        return report_replaced(report_path, output.name, report) if report_path else nullcontext()
+
     conversion = convert(
         source,
         output,
@@ -213,6 +221,7 @@ def convert_and_prove(
         identity=identity,
         compare=check is not Check.NONE,
         prove=prove,
+        naming=naming,
         force=force,
         progress=progress,
     )
@@ -321,28 +330,58 @@ def save_report(report: ParityReport, path: Path) -> None:
     Raises:
         UsageError: If the file cannot be written, or contains something else.
     """
-    name = str(report.output["name"])
-    _rewrite(path, lambda entries: entries.update({name: report.to_dict()}))
+    with report_replaced(path, str(report.output["name"]), report):
+        pass
 
 
-def drop_report(path: Path, name: str) -> None:
-    """Remove the proof of a file that was replaced by an unproven one.
+@contextmanager
+def report_replaced(path: Path, name: str, report: ParityReport | None) -> Iterator[None]:
+    """Replace the proof of an output around the body, which gives the output its name.
+
+    The old proof is removed before the body and the new one appears after it, so that there is
+    never a proof beside a file that it does not describe, even if the process is killed. Both are
+    written beforehand: a full disk is noticed while the old output and its proof are there.
+
+    Args:
+        path: The `parity.json`, or the file in its place.
+        name: The output's name.
+        report: The new proof; None if the output is not proven.
 
     Raises:
-        UsageError: If the report cannot be written, or contains something else.
+        UsageError: If the proof cannot be written, or the file contains something else.
     """
-    if name in load_reports(path):
-        _rewrite(path, lambda entries: entries.pop(name, None))
+    with ExitStack() as stack:
+        with _write_errors(path):
+            stack.enter_context(folder_lock(path.parent))
+            place = stack.enter_context(workspace(path.parent))
+            before = load_reports(path)
+            others = {key: entry for key, entry in before.items() if key != name}
+            versions = {"before": before, "without": others}
+            if report:
+                versions["after"] = {**before, name: report.to_dict()}
+            for version, entries in versions.items():
+                write_json(place / version, entries)
+            if name in before:
+                os.replace(place / "without", path)
+        try:
+            yield
+        except BaseException:
+            if name in before:
+                os.replace(place / "before", path)
+            raise
+        if report:
+            with _write_errors(path):
+                os.replace(place / "after", path)
 
 
-def _rewrite(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
+@contextmanager
+def _write_errors(path: Path) -> Iterator[None]:
     try:
-        with folder_lock(path.parent):
-            entries = load_reports(path)
-            change(entries)
-            write_json(path, entries)
+        yield
     except OSError as error:
-        raise UsageError(f"{path}: cannot be written ({error.strerror or error}).") from error
+        if isinstance(error, BitzooError):
+            raise
+        raise UsageError(f"{path}: cannot be written ({reason_of(error)}).") from error
 
 
 def load_reports(path: Path) -> dict[str, Any]:

@@ -1,0 +1,213 @@
+"""Files appear complete or not at all, and nothing unfinished stays behind."""
+
+import errno
+import os
+import shutil
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+
+import pytest
+
+from bitzoo import files
+from bitzoo.errors import StorageError, UsageError
+from bitzoo.files import cache_dir, new_output, remove_unfinished, replaced, workspace
+from bitzoo.locks import hold_shared
+
+PAUSE = """
+import sys, time
+from pathlib import Path
+from bitzoo.files import {function}
+with {function}(Path(sys.argv[1]){more}) as place:
+    {body}
+    print("is in", flush=True)
+    time.sleep(60)
+"""
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+@pytest.fixture
+def pause():
+    """Start a process that stops inside a context manager of `files`."""
+    started = []
+
+    def begin(function, path, more="", body="place.write_text('half')"):
+        code = PAUSE.format(function=function, more=more, body=body)
+        command = [sys.executable, "-c", code, str(path)]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        started.append(process)
+        assert process.stdout.readline() == "is in\n"
+        return process
+
+    yield begin
+    for process in started:
+        kill(process)
+        process.stdout.close()
+
+
+def kill(process):
+    process.kill()
+    process.wait()
+
+
+class TestLeftovers:
+    @pytest.mark.parametrize(
+        ("function", "more", "body"),
+        [
+            ("replaced", "", "place.write_text('half')"),
+            ("new_output", ", 1, force=False", "place.write_text('half')"),
+            ("new_output", ", 1, force=False, contents=('a',)", "(place / 'a').write_text('x')"),
+        ],
+        ids=["file", "output", "folder"],
+    )
+    def test_of_a_killed_process_go_with_the_next_write(
+        self, tmp_path, pause, function, more, body
+    ):
+        process = pause(function, tmp_path / "x", more, body)
+        with replaced(tmp_path / "other") as new:
+            new.write_text("done")
+        assert len(names(tmp_path)) == 2  # what a living process writes stays
+        kill(process)
+        assert len(names(tmp_path)) == 2
+        with replaced(tmp_path / "other") as new:
+            new.write_text("done")
+        assert names(tmp_path) == ["other"]
+
+    def test_anywhere_in_the_cache(self, tmp_path, pause, monkeypatch):
+        monkeypatch.setenv("BITZOO_CACHE", str(tmp_path))
+        one, other = tmp_path / "models/one", tmp_path / "publish/other"
+        for folder in (one, other):
+            folder.mkdir(parents=True)
+        kill(pause("replaced", one / "model.safetensors"))
+        assert len(names(one)) == 1
+        files.write_text(other / "card", "text")
+        assert (names(one), names(other)) == ([], ["card"])
+
+    def test_free_their_space_before_it_is_counted(self, tmp_path, pause, monkeypatch):
+        kill(pause("replaced", tmp_path / "x"))
+        usage = shutil.disk_usage
+
+        def measured(path):
+            assert names(tmp_path) == []
+            return usage(path)
+
+        monkeypatch.setattr(shutil, "disk_usage", measured)
+        with new_output(tmp_path / "y", 1, force=False) as new:
+            new.write_text("done")
+        assert names(tmp_path) == ["y"]
+
+    def test_a_replaced_folder_goes_back_if_the_new_one_has_not_its_name(self, tmp_path):
+        kept = tmp_path / ".bitzoo-00c0ffee.tmp/replaced/x"
+        kept.mkdir(parents=True)
+        (kept / "model").write_text("old")
+        remove_unfinished(tmp_path)
+        assert (tmp_path / "x/model").read_text() == "old"
+        assert names(tmp_path) == ["x"]
+
+    def test_a_replaced_folder_does_not_replace_the_new_one(self, tmp_path):
+        (tmp_path / ".bitzoo-00c0ffee.tmp/replaced/x").mkdir(parents=True)
+        (tmp_path / "x").mkdir()
+        (tmp_path / "x/model").write_text("new")
+        remove_unfinished(tmp_path)
+        assert (tmp_path / "x/model").read_text() == "new"
+        assert names(tmp_path) == ["x"]
+
+    def test_files_of_earlier_versions_go_after_a_day(self, tmp_path):
+        old, new = tmp_path / ".bitzoo-00000001.tmp", tmp_path / ".bitzoo-00000002.tmp"
+        for path in (old, new):
+            path.write_text("half")
+        before = time.time() - 25 * 3600
+        os.utime(old, (before, before))
+        remove_unfinished(tmp_path)
+        assert names(tmp_path) == [new.name]
+
+    def test_a_link_of_that_name_is_not_followed(self, tmp_path):
+        (tmp_path / "precious").mkdir()
+        (tmp_path / "precious/file").write_text("mine")
+        (tmp_path / ".bitzoo-00c0ffee.tmp").symlink_to(tmp_path / "precious")
+        remove_unfinished(tmp_path)
+        assert (tmp_path / "precious/file").read_text() == "mine"
+
+    def test_a_workspace_taken_for_abandoned_is_made_again(self, tmp_path, monkeypatch):
+        """Between making and locking a workspace, another process may have removed it."""
+        original, taken = hold_shared, list[list[str]]()
+
+        def late(descriptor):
+            if not taken:
+                taken.append(names(tmp_path))
+                remove_unfinished(tmp_path)
+            original(descriptor)
+
+        monkeypatch.setattr(files, "hold_shared", late)
+        with workspace(tmp_path) as place:
+            assert place.is_dir()
+            assert [place.name] != taken[0]
+        assert names(tmp_path) == []
+
+
+class TestNaming:
+    def test_happens_in_the_given_context(self, tmp_path):
+        seen = []
+
+        @contextmanager
+        def naming():
+            seen.append((tmp_path / "x").exists())
+            yield
+            seen.append((tmp_path / "x").exists())
+
+        with new_output(tmp_path / "x", 1, force=False, naming=naming) as new:
+            new.write_text("done")
+        assert seen == [False, True]
+
+    def test_errors_name_the_output(self, tmp_path):
+        with (
+            pytest.raises(OSError, match="No space left") as caught,
+            replaced(tmp_path / "x") as new,
+        ):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(new))
+        assert caught.value.filename == str(tmp_path / "x")
+        says = r"/x: cannot be written \(No space left on device\)"
+        with (
+            pytest.raises(UsageError, match=says),
+            new_output(tmp_path / "x", 1, force=False) as new,
+        ):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(new))
+        assert names(tmp_path) == []
+
+
+class TestHome:
+    """A user id that the system does not know, as in containers, without HOME."""
+
+    @pytest.fixture(autouse=True)
+    def without_home(self, monkeypatch):
+        for name in ("HOME", "BITZOO_CACHE", "XDG_CACHE_HOME"):
+            monkeypatch.delenv(name, raising=False)
+        monkeypatch.setattr(os, "getuid", lambda: 54_321)
+
+    def test_the_cache_has_no_place(self):
+        says = (
+            r"~/\.cache: expected a home folder for ~, found none: HOME is not set, and the system "
+            r"does not know it for user id 54321\. Set BITZOO_CACHE to a folder that can be written"
+        )
+        with pytest.raises(StorageError, match=says):
+            cache_dir()
+
+    def test_a_path_of_the_users(self):
+        with pytest.raises(
+            StorageError, match=r"~/a\.npz: .* Give the path without ~, or set HOME"
+        ):
+            files.user_path("~/a.npz")
+
+    def test_is_not_needed_with_a_cache_folder(self, monkeypatch, tmp_path):
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+        assert cache_dir() == tmp_path / "bitzoo"
+        monkeypatch.setenv("BITZOO_CACHE", str(tmp_path / "own"))
+        assert cache_dir() == tmp_path / "own"
+
+    def test_writing_needs_none(self, tmp_path):
+        files.write_text(tmp_path / "x", "text")
+        assert names(tmp_path) == ["x"]
