@@ -23,6 +23,7 @@ from bitzoo.converters.parity.verify import (
     verify,
 )
 from bitzoo.errors import CheckpointError, DownloadError, UsageError
+from bitzoo.fetch.addresses import shown
 from bitzoo.fetch.http import base_url, is_offline
 from bitzoo.files import Progress, write_json
 from bitzoo.hub.repo_manifest import FileRecord, require_proof
@@ -66,7 +67,7 @@ def prove_released(spec: ModelSpec, folder: Path, progress: Progress | None) -> 
         with fetched(url, keep=is_offline()) as source:
             _require_release(spec, source)
             identity = identity_of_download(source, spec)
-            return _convert(source, folder, progress, identity, _shown(url, spec))
+            return _convert(source, folder, progress, identity, _origin(url, spec))
     except DownloadError as error:
         if not is_offline():
             raise
@@ -151,15 +152,12 @@ def _with_identity(info: ModelInfo, identity: Identity | None) -> ModelInfo:
     return replace(info, identity=identity).completed_by_catalogue()
 
 
-def _shown(url: str, spec: ModelSpec) -> dict[str, Any]:
+def _origin(url: str, spec: ModelSpec) -> dict[str, Any]:
     """Return where a release was fetched from, without credentials, and Google's own address."""
     official = spec.url("npz")
     if base_url() == BASE_URL:
         return {"url": official}
-    scheme, _, rest = url.partition("://")
-    host, _, path = rest.partition("/")
-    plain = f"{scheme}://{host.rpartition('@')[2]}/{path.partition('?')[0]}"
-    return {"url": plain, "note": f"a mirror; Google's own file is {official}"}
+    return {"url": shown(url), "note": f"a mirror; Google's own file is {official}"}
 
 
 def _require_release(spec: ModelSpec, path: Path) -> None:

@@ -31,9 +31,11 @@ from bitzoo.converters.parity.verify import (
 from bitzoo.converters.parity.verify import verify as verify_files
 from bitzoo.display import Displayed
 from bitzoo.errors import NotServedError, ParityError, UsageError
-from bitzoo.fetch.http import base_url, download
+from bitzoo.fetch.addresses import joined, path_of
+from bitzoo.fetch.http import download
 from bitzoo.files import Progress, cache_dir, check_replaceable, file_lock
 from bitzoo.zoo.resolve import (
+    address_of,
     fetched,
     identity_of_download,
     is_address,
@@ -284,7 +286,7 @@ def _find_address(
     if source_format in (None, "npz"):
         return released_url(spec), spec
     spec.url(source_format)  # raises, listing the released formats, if this is not one
-    return base_url() + spec.files[source_format], spec
+    return address_of(spec.files[source_format]), spec
 
 
 def _name_of(url: str, spec: ModelSpec | None) -> Path:
@@ -304,11 +306,11 @@ def _is_local(src: str | os.PathLike[str]) -> bool:
 @contextmanager
 def _fetched(url: str, *, keep: bool) -> Iterator[Path]:
     """Provide the cached copy of a checkpoint, like `fetched`, or of a TF-Hub module's folder."""
-    if not url.endswith("/"):
+    if not path_of(url).endswith("/"):
         with fetched(url, keep=keep) as path:
             yield path
         return
-    folder = cache_dir() / "downloads" / "tfhub" / Path(url).name
+    folder = cache_dir() / "downloads" / "tfhub" / name_in(url)
     with file_lock(folder):
         for names in _MODULE_FILES:
             _download_first(url, names, folder)
@@ -321,7 +323,7 @@ def _download_first(url: str, names: Sequence[str], folder: Path) -> None:
     """Fetch the first of `names` that the server has."""
     for name in names:
         try:
-            download(url + name, folder / name)
+            download(joined(url, name), folder / name)
             return
         except NotServedError as error:
             refused = error

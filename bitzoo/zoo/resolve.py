@@ -15,7 +15,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from urllib.parse import urlsplit
 
 from bitzoo.catalogue.model_info import Identity, ModelInfo
 from bitzoo.catalogue.registry import BASE_URL, ModelSpec, find_spec
@@ -25,6 +24,7 @@ from bitzoo.converters.identify import identify
 from bitzoo.converters.model_record import COMPANIONS
 from bitzoo.converters.open import is_checkpoint_folder, open_source
 from bitzoo.errors import CheckpointError, HubError, UsageError
+from bitzoo.fetch.addresses import joined, path_of
 from bitzoo.fetch.http import base_url, download, forget, how_fetched
 from bitzoo.fetch.hub_client import MANIFEST_NAME
 from bitzoo.fetch.hub_snapshot import HubAddress, fetch_snapshot, is_hub_address
@@ -110,7 +110,7 @@ def identity_of_download(path: Path, spec: ModelSpec | None = None) -> Identity 
         return Identity(spec.name, "mirror", "from an unknown address") if spec else None
     at_google = how.url.startswith(BASE_URL)
     if spec is None and at_google:
-        spec = find_spec(PurePosixPath(urlsplit(how.url).path).stem)
+        spec = find_spec(PurePosixPath(name_in(how.url)).stem)
         if spec is None or how.url not in {spec.url(kind) for kind in spec.files}:
             return None
     if spec is None:
@@ -185,13 +185,19 @@ def fetched(url: str, *, keep: bool = True, progress: bool | None = None) -> Ite
 
 
 def name_in(url: str) -> str:
-    """Return the file name in an address."""
-    return PurePosixPath(urlsplit(url).path).name or "checkpoint"
+    """Return the file name in an address.
+
+    Raises:
+        DownloadError: If it is not an http or https address.
+    """
+    name = PurePosixPath(path_of(url)).name
+    return "checkpoint" if name in ("", "..") else name
 
 
 def _cached(url: str) -> Path:
+    name = name_in(url)
     key = hashlib.sha256(url.encode()).hexdigest()[:16]
-    return cache_dir() / "downloads" / key / name_in(url)
+    return cache_dir() / "downloads" / key / name
 
 
 def released_url(spec: ModelSpec) -> str:
@@ -201,7 +207,19 @@ def released_url(spec: ModelSpec) -> str:
         WeightsUnavailableError: If Google never released it.
     """
     spec.url("npz")  # raises, with the reason, for a checkpoint that was never released
-    return base_url() + spec.files["npz"]
+    return address_of(spec.files["npz"])
+
+
+def address_of(file: str) -> str:
+    """Return the address of a released file in Google's bucket or the mirror.
+
+    Args:
+        file: Its path there, as in `ModelSpec.files`.
+
+    Raises:
+        DownloadError: If BITZOO_MIRROR is not an address.
+    """
+    return joined(base_url(), file)
 
 
 def find_weights(spec: ModelSpec, *, progress: bool | None = None) -> Located:
