@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import struct
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
@@ -24,6 +25,7 @@ from bitzoo.converters.source import RawFile, Source
 from bitzoo.errors import CheckpointError
 
 KNOWN = ".npz, safetensors, Keras .h5, PyTorch, TensorFlow checkpoint, or a folder of these"
+_SUFFIXES = (".npz", ".safetensors", ".h5", ".hdf5", ".pth", ".pt", ".bin", ".tar", ".gz", ".ckpt")
 _HDF5 = b"\x89HDF\r\n\x1a\n"
 _OTHERS: list[tuple[bytes, str]] = [
     (b"\x93NUMPY", "a single NumPy array (.npy)"),
@@ -53,6 +55,7 @@ def open_source(path: Path, *, unpack: bool = True) -> Source:
         what = "a folder" if path.is_dir() else "a special file" if path.exists() else "nothing"
         raise CheckpointError(
             f"{path}: expected a checkpoint file, found {what} there. Check the path."
+            f"{_hub_hint(path)}"
         )
     with closing(RawFile(path)) as file:
         head = file.read(0, 4096)
@@ -65,6 +68,14 @@ def open_source(path: Path, *, unpack: bool = True) -> Source:
             "Check the path, or fetch the file again."
         )
     return opener(path)
+
+
+def _hub_hint(path: Path) -> str:
+    """Return a hint for what looks like the name of a repository on the Hub."""
+    is_name = re.fullmatch(r"[\w.-]+/[\w.-]+", str(path)) and not path.parent.exists()
+    if not is_name or path.suffix.lower() in _SUFFIXES:
+        return ""
+    return f" For a repository of the Hugging Face Hub, write hub:{path}."
 
 
 @contextmanager

@@ -220,6 +220,7 @@ class Deadline:
         if self._socket:
             with contextlib.suppress(OSError):  # it ended by itself
                 self._socket.shutdown(socket.SHUT_RDWR)
+            self._socket.close()
 
 
 def certificates() -> ssl.SSLContext:

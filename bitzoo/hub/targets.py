@@ -11,7 +11,9 @@ from bitzoo.converters.formats.hf_folder import read_json
 from bitzoo.converters.formats.timm_config import CONFIG_NAME, is_timm_config
 from bitzoo.converters.open import open_source
 from bitzoo.errors import UsageError
+from bitzoo.fetch.addresses import without_secrets
 from bitzoo.fetch.hub_client import MANIFEST_NAME
+from bitzoo.fetch.hub_snapshot import is_hub_address
 from bitzoo.zoo.resolve import WEIGHTS_NAME, is_address, is_location
 
 
@@ -76,10 +78,11 @@ def find_target(model: str) -> PublishTarget:
         UsageError: If it is an address.
         CheckpointError: If it is not a checkpoint that bitzoo reads.
     """
-    if is_address(model) or model.startswith("hub:"):
+    if is_address(model) or is_hub_address(model):
         raise UsageError(
-            f"{model}: expected a catalogue name, a file or a folder, found an address. Fetch it "
-            "first with `bitzoo convert --src ADDRESS`."
+            f"{without_secrets(model)}: expected a catalogue name, a file or a folder, found an "
+            "address. Convert it first with `bitzoo convert --src ADDRESS`, then give the file "
+            "that this writes."
         )
     path = Path(model).expanduser()
     if not is_location(model):

@@ -33,6 +33,7 @@ from bitzoo.display import Displayed
 from bitzoo.errors import NotServedError, ParityError, UsageError
 from bitzoo.fetch.addresses import joined, path_of
 from bitzoo.fetch.http import download
+from bitzoo.fetch.hub_snapshot import HubAddress, is_hub_address
 from bitzoo.files import Progress, cache_dir, check_replaceable, file_lock
 from bitzoo.zoo.resolve import (
     address_of,
@@ -40,6 +41,7 @@ from bitzoo.zoo.resolve import (
     identity_of_download,
     is_address,
     is_location,
+    locate,
     name_in,
     released_url,
 )
@@ -138,7 +140,8 @@ def convert(
     """Convert a checkpoint and prove that nothing changed; `bitzoo convert` does the same.
 
     Args:
-        src: A checkpoint in any format that bitzoo reads, its address, or a catalogue name.
+        src: A checkpoint in any format that bitzoo reads, its address (http, https or
+            ``hub:organisation/name``), or a catalogue name.
         dst: File or folder to write to; default next to the source, or in the working directory if
             the source is fetched.
         to: Format to write: ``safetensors``, ``npz``, ``h5``, ``timm``, ``transformers`` (a
@@ -172,7 +175,7 @@ def convert(
             f'{report}: with `check="none"` there is no proof to report. Leave one of them out.'
         )
     url, spec = _find_address(src, source_format)
-    local = None if url else Path(src).expanduser()
+    local = None if url or is_hub_address(src) else Path(src).expanduser()
     measured: ParityReport | None = None
 
     def keep(proof: ParityReport) -> None:
@@ -182,12 +185,15 @@ def convert(
             save_report(proof, proof_path)
 
     with ExitStack() as stack:
-        if local:  # opened first, so that its problems are reported before anything else is done
+        hub = locate(src) if is_hub_address(src) else None
+        if hub:
+            source, identity = stack.enter_context(open_source(hub.path)), hub.identity
+        elif local:  # opened first, so that its problems are reported before anything else is done
             source, identity = stack.enter_context(open_source(local)), None
-        output = _find_output(local or _name_of(url, spec), dst, target)
+        output = _find_output(local or _name_of(src, url, spec), dst, target)
         proof_path = Path(report).expanduser() if report else output.with_name(REPORT_NAME)
         _check_places(local, output, proof_path, force=force, contents=target.format.contents)
-        if not local:
+        if url:
             path = stack.enter_context(_fetched(url, keep=keep_source))
             source = stack.enter_context(open_source(path))
             identity = identity_of_download(path, spec)
@@ -289,8 +295,10 @@ def _find_address(
     return address_of(spec.files[source_format]), spec
 
 
-def _name_of(url: str, spec: ModelSpec | None) -> Path:
+def _name_of(src: str | os.PathLike[str], url: str, spec: ModelSpec | None) -> Path:
     """Return what a fetched file is called: as the release of that name, if there is one."""
+    if not url:
+        return Path(HubAddress.parse(str(src)).repo.partition("/")[2] + ".bin")
     name = name_in(url)
     spec = spec or find_spec(Path(name).stem)
     return Path(f"{spec.name}.npz" if spec else name)

@@ -11,6 +11,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from pathlib import Path, PurePosixPath
 
 from bitzoo.catalogue.model_info import Identity, ModelInfo
 from bitzoo.catalogue.registry import BASE_URL, ModelSpec, find_spec
-from bitzoo.converters.formats.hf_folder import read_json
+from bitzoo.converters.formats.hf_folder import WEIGHT_FILES, parts_of, read_json
 from bitzoo.converters.formats.timm_config import RECORD_KEY
 from bitzoo.converters.identify import identify
 from bitzoo.converters.model_record import COMPANIONS
@@ -31,6 +32,7 @@ from bitzoo.fetch.hub_snapshot import HubAddress, fetch_snapshot, is_hub_address
 from bitzoo.files import cache_dir, file_lock
 
 WEIGHTS_NAME = "model.safetensors"
+_HUB_PAGE = re.compile(r"https://(?:huggingface\.co|hf\.co)/([\w.-]+/[\w.-]+)/?(?:tree/main/?)?")
 _SUFFIXES = (".npz", ".safetensors")
 _log = logging.getLogger(__name__)
 
@@ -69,19 +71,22 @@ def locate(place: str | os.PathLike[str], *, progress: bool | None = None) -> Lo
     Args:
         place: A file; a folder with `model.safetensors` and optionally `config.json`, or any other
             folder that `open_source` reads; an http(s) URL; ``hub:organisation/name@revision`` for
-            a repository of the Hugging Face Hub.
+            a repository of the Hugging Face Hub, also with timm's prefix ``hf-hub:``.
         progress: Whether to show a progress bar; None shows it on a terminal.
 
     Raises:
+        UsageError: If it is the address of a page, or not an address in the Hub.
         CheckpointError: If there is no checkpoint, or it is not what its manifest says.
         DownloadError: If the address cannot be fetched.
         HubError: If the Hub does not have it, denies access, or cannot be reached.
     """
     if is_hub_address(place):
         address = HubAddress.parse(str(place))
-        folder = fetch_snapshot(address, WEIGHTS_NAME, COMPANIONS)
-        return Located(folder / WEIGHTS_NAME, manifest_identity(folder, str(address)))
+        path = fetch_snapshot(address, WEIGHT_FILES, COMPANIONS, parts_of)
+        identity = manifest_identity(path.parent, str(address))
+        return Located(path if path.name == WEIGHTS_NAME else path.parent, identity)
     if is_address(place):
+        _require_file_address(str(place))
         path = fetch(str(place), progress=progress)
         return Located(path, identity_of_download(path))
     path = Path(place).expanduser()
@@ -95,6 +100,16 @@ def locate(place: str | os.PathLike[str], *, progress: bool | None = None) -> Lo
             "file itself."
         )
     return Located(weights if weights.is_file() else path)
+
+
+def _require_file_address(url: str) -> None:
+    """Raise for the address of a repository's page, which people copy from their browser."""
+    match = _HUB_PAGE.fullmatch(url)
+    if match:
+        raise UsageError(
+            f"{url} is the page of a repository of the Hugging Face Hub. To load its weights, "
+            f"write hub:{match[1]}."
+        )
 
 
 def identity_of_download(path: Path, spec: ModelSpec | None = None) -> Identity | None:
@@ -298,7 +313,7 @@ def _from_hub(spec: ModelSpec) -> Located | None:
     repository = f"{organisation}/{spec.name}"
     try:
         address = HubAddress.parse(repository)
-        folder = fetch_snapshot(address, WEIGHTS_NAME)
+        folder = fetch_snapshot(address, [WEIGHTS_NAME]).parent
     except (HubError, UsageError) as error:
         _log.warning(
             "%s cannot be loaded from the Hub (%s); using Google's file instead.",

@@ -15,15 +15,26 @@ from bitzoo.errors import CheckpointError
 from bitzoo.files import sha256_of
 
 WEIGHT_NAMES = ("model.safetensors", "pytorch_model.bin")
-INDEX_NAMES = tuple(f"{name}.index.json" for name in WEIGHT_NAMES)
+_INDEX = ".index.json"
+WEIGHT_FILES = tuple(f"{name}{end}" for name in WEIGHT_NAMES for end in ("", _INDEX))
+"""All files with weights, in the order in which they are looked for: safetensors first."""
 _MAX_JSON = 4 << 20
 _MAX_SHARDS = 1_000
 
 
 def find_weights(folder: Path) -> Path | None:
     """Return a folder's weight file or index, safetensors first, or None if it has none."""
-    names = (*WEIGHT_NAMES[:1], *INDEX_NAMES[:1], *WEIGHT_NAMES[1:], *INDEX_NAMES[1:])
-    return next((folder / name for name in names if (folder / name).is_file()), None)
+    return next((folder / name for name in WEIGHT_FILES if (folder / name).is_file()), None)
+
+
+def parts_of(weights: Path) -> frozenset[str]:
+    """Return the names of the shards that an index lists; none for a file with weights.
+
+    Raises:
+        CheckpointError: If the index is damaged, or names files outside its folder.
+    """
+    is_index = weights.name.endswith(_INDEX)
+    return frozenset(_read_index(weights).values()) if is_index else frozenset()
 
 
 class FolderSource(Source):
@@ -100,7 +111,19 @@ def _open_part(weights: Path, file: Path) -> Source:
             f"{weights}: expected the shard {file.name} in the same folder, but there is no such "
             "file. Download it."
         )
+    _require_inside(weights.parent, file)
     return SafetensorsSource(file) if file.suffix == ".safetensors" else TorchSource(file)
+
+
+def _require_inside(folder: Path, file: Path) -> None:
+    """Raise if a shard is a link to a file elsewhere; the Hub's cache links to its own blobs."""
+    root, target = folder.resolve(), file.resolve()
+    blobs = root.parent.parent / "blobs" if root.parent.name == "snapshots" else root
+    if not (target.is_relative_to(root) or target.is_relative_to(blobs)):
+        raise CheckpointError(
+            f"{file}: expected a shard in the folder of its index, found a link out of it. If you "
+            "trust it, put the file itself there."
+        )
 
 
 def _read_index(path: Path) -> dict[str, str]:
