@@ -85,10 +85,10 @@ def without_secrets(text: str) -> str:
     The passwords and queries of the addresses in the environment are removed wherever they stand,
     because libraries quote parts of an address too.
     """
-    text = _IN_TEXT.sub(lambda match: _shown_in_text(match[0]), text)
+    text = _IN_TEXT.sub(lambda match: _shown_in_text(match[0]), _HUB_TOKEN.sub("<token>", text))
     for secret in sorted(_secrets_of_environment(), key=len, reverse=True):
         text = text.replace(secret, HIDDEN)
-    return _HUB_TOKEN.sub("<token>", text)
+    return text
 
 
 def parse(address: str, variable: str = "") -> Address:
@@ -120,7 +120,8 @@ def parse(address: str, variable: str = "") -> Address:
             f"{wrong}expected no spaces and control characters. Write a space as %20."
         )
     userinfo, at, place = authority.rpartition("@")
-    host, port = _host_and_port(place, wrong)
+    # browsers read a \ as /, so that the host would be another
+    host, port = _host_and_port("" if "\\" in authority else place, wrong)
     scheme = match[1].lower()
     user, _, password = userinfo.partition(":")
     return Address(

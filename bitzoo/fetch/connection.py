@@ -52,6 +52,7 @@ class Connections:
             read: Seconds within which the next byte must arrive.
         """
         self._timeouts = connect, read
+        self._first: Address | None = None
         self._clients: dict[tuple[bool, object], httpx.Client] = {}
         self._stack = contextlib.ExitStack()
 
@@ -70,7 +71,7 @@ class Connections:
             DownloadError: If the settings do not allow a connection, or a redirect leads nowhere.
             httpx.HTTPError: If the connection fails, or is too slow.
         """
-        hop = address
+        self._first = hop = address
         for _ in range(MAX_REDIRECTS + 1):
             auth = address.auth if hop.origin == address.origin else None
             with self._send(hop, headers, auth) as response:
@@ -108,6 +109,13 @@ class Connections:
         finally:
             response.close()
 
+    def _check_redirect(self, response: httpx.Response) -> None:
+        """Refuse a redirect before the client reads it, whose errors are another's words."""
+        assert self._first is not None
+        if response.has_redirect_location:
+            hop = parse(str(response.request.url))
+            redirected(hop, response.headers["location"], self._first)
+
     def _client(self, hop: Address) -> httpx.Client:
         import httpx
 
@@ -122,6 +130,7 @@ class Connections:
                 proxy=way,
                 verify=certificates() if needs_tls else False,  # nothing to verify in plain http
                 timeout=httpx.Timeout(read, connect=connect),
+                event_hooks={"response": [self._check_redirect]},
                 limits=httpx.Limits(max_keepalive_connections=0),  # a deadline is per connection
             )
             self._clients[key] = self._stack.enter_context(client)
