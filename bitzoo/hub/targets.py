@@ -14,6 +14,7 @@ from bitzoo.errors import UsageError
 from bitzoo.fetch.addresses import without_secrets
 from bitzoo.fetch.hub_client import MANIFEST_NAME
 from bitzoo.fetch.hub_snapshot import is_hub_address
+from bitzoo.hub.repo_manifest import require_own_files
 from bitzoo.zoo.resolve import WEIGHTS_NAME, is_address, is_location
 
 
@@ -75,13 +76,13 @@ def find_target(model: str) -> PublishTarget:
     Raises:
         UnknownModelError: If it is neither a path nor a name.
         WeightsUnavailableError: If Google never released it.
-        UsageError: If it is an address.
+        UsageError: If it is an address, or a folder with links to files elsewhere.
         CheckpointError: If it is not a checkpoint that bitzoo reads.
     """
     if is_address(model) or is_hub_address(model):
         raise UsageError(
             f"{without_secrets(model)}: expected a catalogue name, a file or a folder, found an "
-            "address. Convert it first with `bitzoo convert --src ADDRESS`, then give the file "
+            "address. Fetch it first with `bitzoo convert --src ADDRESS`, then give the file "
             "that this writes."
         )
     path = Path(model).expanduser()
@@ -90,10 +91,12 @@ def find_target(model: str) -> PublishTarget:
         spec.url("npz")  # raises, with the reason, for a checkpoint that was never released
         return Released(spec)
     if path.is_dir() and (path / MANIFEST_NAME).is_file():
+        require_own_files(path)
         return PreparedFolder(path)
     config = path / CONFIG_NAME
     is_folder = (path / WEIGHTS_NAME).is_file() and config.is_file()
     if is_folder and is_timm_config(read_json(config)):
+        require_own_files(path)
         return RunFolder(path)
     open_source(path).close()  # reports its problems before the Hub is asked
     return CheckpointFile(path)
