@@ -6,6 +6,7 @@ as are the passwords in addresses.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -46,6 +47,7 @@ def connect() -> HfApi:
     Raises:
         HubUnreachableError: If the settings (HF_ENDPOINT, proxies, certificates) cannot be used.
     """
+    _check_endpoint()
     from huggingface_hub import HfApi, constants
 
     from bitzoo.fetch.connection import certificates, check_certificates
@@ -64,12 +66,25 @@ def connect() -> HfApi:
     return HfApi(library_name="bitzoo", library_version=__version__)
 
 
+def _check_endpoint() -> None:
+    """Raise for an HF_ENDPOINT with which the client cannot even be imported."""
+    stated = os.environ.get("HF_ENDPOINT", "").strip()
+    if not stated:
+        return
+    try:
+        parse(stated, "HF_ENDPOINT")
+    except DownloadError as error:
+        raise HubUnreachableError(f"The Hub cannot be contacted: {error}") from None
+
+
 def check_repo(repo: str) -> str:
     """Return `repo` if it is a full repository name.
 
     Raises:
         UsageError: If it is not of the form ``organisation/name``, or not valid on the Hub.
+        HubUnreachableError: If HF_ENDPOINT is not an address.
     """
+    _check_endpoint()
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
