@@ -13,7 +13,7 @@ import logging
 import os
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -24,7 +24,7 @@ from bitzoo.converters.formats.timm_config import RECORD_KEY
 from bitzoo.converters.identify import identify
 from bitzoo.converters.model_record import COMPANIONS
 from bitzoo.converters.open import is_checkpoint_folder, open_source
-from bitzoo.errors import CheckpointError, HubError, UsageError
+from bitzoo.errors import CheckpointError, HubError, StorageError, UsageError
 from bitzoo.fetch.addresses import joined, path_of
 from bitzoo.fetch.http import base_url, download, forget, how_fetched
 from bitzoo.fetch.hub_client import MANIFEST_NAME
@@ -188,12 +188,19 @@ def fetched(url: str, *, keep: bool = True, progress: bool | None = None) -> Ite
         DownloadError: If it cannot be fetched.
     """
     path = _cached(url)
-    with file_lock(path.parent):  # not the file's own lock, which the download takes
+    with ExitStack() as stack:
+        try:  # not the file's own lock, which the download takes
+            stack.enter_context(file_lock(path.parent))
+        except StorageError:
+            if not path.is_file():
+                raise
+            keep = True  # a cache that cannot be written, but has the file
         download(url, path, progress=progress)
         try:
             yield path
         except CheckpointError:
-            forget(path)
+            with suppress(OSError):
+                forget(path)
             raise
         if not keep:
             forget(path)

@@ -13,6 +13,7 @@ from bitzoo.cli.main import app
 from bitzoo.errors import DownloadError
 from bitzoo.fetch import http
 from bitzoo.hub.publish import card, publish
+from bitzoo.hub.upload import Plan
 from bitzoo.models.architecture import ARCHITECTURES, Architecture
 
 DTD = "BiT-M-R50x1-run0-dtd"
@@ -60,6 +61,22 @@ def test_no_address(monkeypatch, capsys, tmp_path, mirror, message, words):
     assert "same" not in error
 
 
+def test_a_cache_that_cannot_be_written_but_has_the_file(tmp_path):
+    write_npz(tmp_path / "x.npz", make_checkpoint(num_classes=5))
+    with FileServer(tmp_path) as server:
+        url = server.url + "x.npz"
+        bitzoo.convert(url, "a.safetensors", check="none", keep_source=True)
+        (folder,) = (tmp_path / "cache" / "downloads").glob("*/x.npz")
+        lock = folder.parent.with_name(folder.parent.name + ".lock")
+        lock.unlink()
+        lock.mkdir()  # fails as a read-only disk does, also for root
+        bitzoo.convert(url, "b.safetensors", check="none")
+        assert len(server.requests) == 1
+    first, second = (tmp_path / f"{name}.safetensors" for name in "ab")
+    assert first.read_bytes() == second.read_bytes()
+    assert folder.is_file()
+
+
 def secrets_in(folder):
     found = []
     for path in folder.rglob("*"):
@@ -82,10 +99,11 @@ def test_no_secret_is_written_or_said(monkeypatch, tmp_path, caplog):
         plan = publish(DTD, repo="lab/x", dry_run=True)
         assert server.requests[-1].headers["authorization"] == "Basic bWU6czNzYW1l"
         model = bitzoo.create_model(DTD, pretrained=True)
+    assert isinstance(plan, Plan)
     address = f"{server.url}bit/vtab/{DTD}.npz?***"
     manifest = json.loads((plan.prepared.folder / "manifest.json").read_text())
     assert manifest["source"]["url"] == address
-    assert result.info.identity.evidence == f"{address}" == model.info.identity.evidence
+    assert result.info.identity.evidence == address == model.info.identity.evidence
     said = [str(caught.value), *caplog.messages, json.dumps(result.to_dict()), str(plan.to_dict())]
     said += [repr(result), repr(model.info), card(result.output)]
     for secret in SECRETS:

@@ -10,6 +10,7 @@ from checkpoints import make_checkpoint, write_npz
 import bitzoo
 from bitzoo.errors import ParityError, UsageError
 from bitzoo.hub.publish import card, publish
+from bitzoo.hub.upload import Plan
 from bitzoo.models.architecture import ARCHITECTURES, Architecture
 from bitzoo.zoo.conversion import convert
 
@@ -61,6 +62,7 @@ class TestIdentityInAProof:
     def test_it_stays_one_in_what_is_published(self, converted, tmp_path):
         state(converted, basis="google")
         plan = publish(converted, repo="lab/x", dry_run=True, folder=tmp_path / "made")
+        assert isinstance(plan, Plan)
         assert plan.prepared.info.identity.basis == "stated"
         manifest = json.loads((tmp_path / "made" / "manifest.json").read_text())
         assert (manifest["model"], manifest["identity"]["basis"]) == (None, "stated")
