@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from bitzoo.catalogue.model_info import Identity, ModelInfo, Provenance
+from bitzoo.catalogue.model_info import Basis, Identity, ModelInfo, Provenance
 from bitzoo.catalogue.registry import ModelSpec, find_spec
 from bitzoo.converters.dtypes import describe_changes, holds
 from bitzoo.converters.formats.hf_config import (
@@ -106,15 +106,28 @@ def recognised(source: Source, inventory: Inventory) -> tuple[Identity, tuple[st
     if spec is None:
         return Identity(), ()
     if not spec.fits(inventory.architecture, inventory.num_classes):
-        return Identity(), (differs_from(spec, inventory),)
+        return Identity(), (differs_from(spec, inventory, basis),)  # type: ignore[arg-type]
     evidence = f"{source.path.name} says so" if said else source.path.name
     return Identity(spec.name, basis, evidence), ()  # type: ignore[arg-type]
 
 
-def differs_from(spec: ModelSpec, inventory: Inventory) -> str:
-    """Return a note that a file is named after a release but contains another network."""
+def differs_from(spec: ModelSpec, inventory: Inventory, basis: Basis) -> str:
+    """Return a note that a file is said to be a release but contains another network.
+
+    Args:
+        spec: The release.
+        inventory: What the file contains.
+        basis: Who says that it is the release.
+    """
+    said = {
+        "google": "Fetched from Google as",
+        "mirror": "Fetched as",
+        "manifest": "Listed in its manifest as",
+        "vouched": "Vouched for as",
+        "stated": "Said to be",
+    }.get(basis, "Named like")
     return (
-        f"Named like {spec.name} ({spec.arch_name}, {spec.num_classes:,} classes), but its tensors "
+        f"{said} {spec.name} ({spec.arch_name}, {spec.num_classes:,} classes), but its tensors "
         f"are {inventory.title}. The tensors decide."
     )
 
@@ -130,7 +143,7 @@ def _identity(
             return (Identity() if known.name else known), ()
         if spec.fits(inventory.architecture, inventory.num_classes):
             return known, ()
-        return Identity(), (differs_from(spec, inventory),)
+        return Identity(), (differs_from(spec, inventory, known.basis),)
     if info.base or info.run:  # someone's own model, regardless of its file name
         return info.identity, ()
     return recognised(source, inventory)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import struct
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
@@ -26,6 +27,7 @@ from bitzoo.converters.source import RawFile, Source
 from bitzoo.errors import CheckpointError
 
 KNOWN = ".npz, safetensors, Keras .h5, PyTorch, TensorFlow checkpoint, or a folder of these"
+_SUFFIXES = (".npz", ".safetensors", ".h5", ".hdf5", ".pth", ".pt", ".bin", ".tar", ".gz", ".ckpt")
 _HDF5 = b"\x89HDF\r\n\x1a\n"
 _Opener = Callable[[Path, str | None], Source]
 _HDF5_STARTS = (0, 512, 1024, 2048)
@@ -54,7 +56,9 @@ def open_source(path: Path, *, unpack: bool = True, weights: str | None = None) 
         what, advice = "a special file" if path.exists() else "nothing", "Check the path."
         if path.is_dir():
             what, advice = name_folder(path)
-        raise CheckpointError(f"{path}: expected a checkpoint file, found {what} there. {advice}")
+        raise CheckpointError(
+            f"{path}: expected a checkpoint file, found {what} there. {advice}{_hub_hint(path)}"
+        )
     with closing(RawFile(path)) as raw:
         head, tail = (
             raw.read(0, 4096),
@@ -67,6 +71,14 @@ def open_source(path: Path, *, unpack: bool = True, weights: str | None = None) 
             f"{path}: expected a BiT checkpoint ({KNOWN}), found {what}. {advice}"
         )
     return opener(path, weights)
+
+
+def _hub_hint(path: Path) -> str:
+    """Return a hint for what looks like the name of a repository on the Hub."""
+    is_name = re.fullmatch(r"[\w.-]+/[\w.-]+", str(path)) and not path.parent.exists()
+    if not is_name or path.suffix.lower() in _SUFFIXES:
+        return ""
+    return f" For a repository of the Hugging Face Hub, write hub:{path}."
 
 
 @contextmanager

@@ -4,6 +4,8 @@ Bytes are collected in ``<target>.part``. ``<target>.part.json`` beside it says 
 file they belong to, so that a later call, in this process or another, continues where the last one
 stopped. Only a part with the right size and MD5 is renamed to ``target``. One lock per file keeps
 two processes from fetching the same file.
+
+Messages and notes have addresses in the form that `bitzoo.fetch.addresses.shown` gives.
 """
 
 from __future__ import annotations
@@ -19,38 +21,58 @@ import re
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bitzoo.catalogue.registry import BASE_URL
 from bitzoo.errors import BitzooError, DownloadError, NotServedError
+from bitzoo.fetch.addresses import Address, joined, parse, without_secrets
 from bitzoo.files import sync, write_json
 from bitzoo.locks import file_lock, unwritable
 
 if TYPE_CHECKING:
     import httpx
 
+    from bitzoo.fetch.connection import Connections
+
 CONNECT_TIMEOUT = 10.0
 READ_TIMEOUT = 30.0
+"""Seconds without a byte; `bitzoo.fetch.connection` has the limits for slow ones."""
 RETRIES = 5
-"""Attempts after the first; the count restarts whenever a connection made real progress."""
+"""Attempts without progress after the first; attempts that made progress do not count."""
 LONGEST_WAIT = 120.0
 """Seconds; a server that asks for more with Retry-After is retried after this long."""
-PROGRESS_BYTES = 1_000_000
-"""Fewest bytes that count as real progress, and smallest transfer with a progress bar."""
+PROGRESS_BYTES = 16_000
+"""Fewest new bytes of an attempt that count as progress: a line that breaks again and again still
+completes a download, and a server that sends a few bytes each time is given up."""
+BAR_BYTES = 1_000_000
+"""Smallest transfer with a progress bar."""
+MAX_BYTES = 64 << 30
+"""Bytes after which a body of unstated length is taken to be endless; the largest release has
+4 GB."""
 
 _STRONG_ETAG = re.compile(r'"[\x21\x23-\x7e]*"')
 _MD5 = re.compile(r"\bmd5=([\w+/=]+)")
-_CONTENT_RANGE = re.compile(r"bytes (\d{1,19})-\d+/(\d+|\*)")
+_CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,19})-[0-9]+/([0-9]+|\*)")
+_LENGTH = re.compile(r"[0-9]{1,19}")
 _sleep = time.sleep
 _log = logging.getLogger(__name__)
 
 
 def base_url() -> str:
-    """Return the base URL of the released files, ending in a slash: BITZOO_MIRROR or `BASE_URL`."""
-    return (os.environ.get("BITZOO_MIRROR", "").strip() or BASE_URL).rstrip("/") + "/"
+    """Return the base URL of the released files, ending in a slash: BITZOO_MIRROR or `BASE_URL`.
+
+    A mirror's query, such as a token, comes after the slash: `joined` adds a file before it.
+
+    Raises:
+        DownloadError: If BITZOO_MIRROR is not an http or https address.
+    """
+    mirror = os.environ.get("BITZOO_MIRROR", "").strip()
+    if mirror:
+        parse(mirror, "BITZOO_MIRROR")
+    return joined(mirror or BASE_URL, "")
 
 
 def is_offline() -> bool:
@@ -62,13 +84,14 @@ def download(url: str, target: Path, *, progress: bool | None = None) -> Path:
     """Download the file at `url` to `target`, unless `target` already exists.
 
     The next call resumes an interrupted download (Ctrl-C, a killed process, a lost connection).
-    Connection errors and the statuses 408, 429 and 5xx are retried with growing pauses.
+    Connection errors, connections that are too slow, and the statuses 408, 429 and 5xx are retried
+    with growing pauses, as long as there is progress.
 
     Args:
-        url: http or https; redirects are followed.
+        url: http or https; redirects are followed, but not from https to http.
         target: Final path; missing parent folders are created. An existing file is never touched.
         progress: True shows a progress bar, False does not; None shows it on a terminal. Transfers
-            below `PROGRESS_BYTES` show none.
+            below `BAR_BYTES` show none.
 
     Returns:
         `target`, complete, with its size and (if the server states one) its MD5 checked.
@@ -79,17 +102,17 @@ def download(url: str, target: Path, *, progress: bool | None = None) -> Path:
     """
     if target.is_file():
         return target
-    shown = _check_url(url)
+    address = parse(url)
     if is_offline():
         raise DownloadError(
             f"{target.name} is not at {target}, and BITZOO_OFFLINE forbids downloading it. Unset "
-            f"BITZOO_OFFLINE, or download {shown} elsewhere and put it there, or point "
+            f"BITZOO_OFFLINE, or download {address.shown} elsewhere and put it there, or point "
             f"BITZOO_CACHE at a folder that has it."
         )
     wanted = sys.stderr.isatty() if progress is None else progress
     with file_lock(target), _storage_errors_of(target):
         if not target.is_file():  # the process that held the lock may have downloaded it
-            _fetch(url, _Part(target, shown), wanted)
+            _fetch(address, _Part(target, address), wanted)
     return target
 
 
@@ -129,29 +152,35 @@ def _note_of(target: Path) -> Path:
 class _Version:
     """Identifies the version of a file that a server is sending."""
 
-    url: str  # without credentials
+    url: str  # as shown
+    key: str  # a hash of the address, so that files that differ by their query are told apart
     validator: str  # strong ETag or Last-Modified date, for If-Range; empty forbids resuming
     size: int | None  # of the whole file; None if the server does not state it
     md5: str | None  # of the whole file, base64, as in x-goog-hash; None if not stated
 
     @classmethod
-    def of(cls, response: httpx.Response, shown: str) -> _Version:
+    def of(cls, response: httpx.Response, address: Address) -> _Version:
         headers = response.headers
         etag, date = headers.get("etag", ""), headers.get("last-modified", "")
         validator = etag if _STRONG_ETAG.fullmatch(etag) else date if date.isascii() else ""
         length = headers.get("content-length", "")
         md5 = _MD5.search(headers.get("x-goog-hash", ""))
-        return cls(shown, validator, int(length) if length.isdigit() else None, md5 and md5[1])
+        size = int(length) if _LENGTH.fullmatch(length) else None
+        return cls(address.shown, _key_of(address), validator, size, md5 and md5[1])
 
 
-_NO_VERSION = _Version("", "", None, None)
+def _key_of(address: Address) -> str:
+    return hashlib.sha256(address.url.encode()).hexdigest()[:16]
+
+
+_NO_VERSION = _Version("", "", "", None, None)
 
 
 class _Part:
     """The bytes fetched so far, and the version of the file that they belong to."""
 
-    def __init__(self, target: Path, url: str) -> None:
-        self.target, self.url = target, url
+    def __init__(self, target: Path, address: Address) -> None:
+        self.target, self.address, self.url = target, address, address.shown
         self.path = target.with_name(target.name + ".part")
         self.note = target.with_name(target.name + ".part.json")
         self.size, self.digest = 0, hashlib.md5(usedforsecurity=False)
@@ -168,8 +197,9 @@ class _Part:
             version = _Version(**json.loads(self.note.read_text()))
         except (OSError, ValueError, TypeError):
             return _NO_VERSION
-        usable = version.url == self.url and version.validator and self.path.is_file()
-        return version if usable else _NO_VERSION
+        usable = version.key == _key_of(self.address) and version.validator
+        there = self.path.is_file() and not self.path.is_symlink()
+        return version if usable and there else _NO_VERSION
 
     def _count(self, block: bytes) -> None:
         self.size += len(block)
@@ -193,7 +223,7 @@ class _Part:
             return False
         start, total = match.groups()
         same_size = total in ("*", str(self.version.size))
-        same_tag = _Version.of(response, self.url).validator in ("", self.version.validator)
+        same_tag = _Version.of(response, self.address).validator in ("", self.version.validator)
         return int(start) == self.size and same_size and same_tag
 
     def restart(self, version: _Version) -> None:
@@ -201,9 +231,22 @@ class _Part:
         self.version = version
         write_json(self.note, asdict(version))
 
-    def write_from(self, response: httpx.Response, advance: Callable[[int], object]) -> None:
-        with self.path.open("ab") as file:
-            for chunk in response.iter_raw():
+    def write_from(self, chunks: Iterable[bytes], advance: Callable[[int], object]) -> None:
+        """Append a body.
+
+        Raises:
+            DownloadError: If it is endless, or longer than the server stated.
+        """
+        most = MAX_BYTES if self.version.size is None else self.version.size
+        with open(self.path, "ab", opener=_without_links) as file:
+            for chunk in chunks:
+                if self.size + len(chunk) > most:
+                    self.discard()
+                    raise DownloadError(
+                        f"{self.url} cannot be downloaded: the server sent more than {most:,} "
+                        "bytes, which is not what it stated or not a checkpoint. Nothing was "
+                        "kept. Check the URL (and BITZOO_MIRROR)."
+                    )
                 file.write(chunk)
                 file.flush()  # so that a killed process loses nothing that arrived
                 self._count(chunk)
@@ -231,16 +274,20 @@ class _Part:
         self.digest = hashlib.md5(usedforsecurity=False)
 
 
-def _fetch(url: str, part: _Part, wanted: bool) -> None:
+def _without_links(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NOFOLLOW, 0o666)
+
+
+def _fetch(address: Address, part: _Part, wanted: bool) -> None:
     """Download, check and rename; a file that fails its check is downloaded once more."""
-    import httpx
+    # not at the top: TLS takes a while to import, and most files are here already
+    from bitzoo.fetch.connection import Connections
 
     problem = None
-    timeout = httpx.Timeout(READ_TIMEOUT, connect=CONNECT_TIMEOUT)
-    with httpx.Client(timeout=timeout, follow_redirects=True) as client:
+    with Connections(CONNECT_TIMEOUT, READ_TIMEOUT) as connections:
         for _ in range(2):
             if not part.is_complete:
-                _transfer(client, url, part, wanted)
+                _transfer(connections, address, part, wanted)
             problem = part.problem()
             if problem is None:
                 return part.keep()
@@ -252,23 +299,28 @@ def _fetch(url: str, part: _Part, wanted: bool) -> None:
     )
 
 
-def _transfer(client: httpx.Client, url: str, part: _Part, wanted: bool) -> None:
+def _transfer(connections: Connections, address: Address, part: _Part, wanted: bool) -> None:
     """Fetch all bytes into the part, over as many connections as necessary."""
     import httpx
+
+    from bitzoo.fetch.connection import explained
 
     failures, best = 0, part.size
     while True:
         try:
-            return _attempt(client, url, part, wanted)
-        except (httpx.UnsupportedProtocol, httpx.TooManyRedirects, httpx.InvalidURL) as error:
+            return _attempt(connections, address, part, wanted)
+        except (httpx.UnsupportedProtocol, httpx.InvalidURL) as error:
             raise DownloadError(
-                f"{part.url} cannot be downloaded: {error}. Check the URL (and BITZOO_MIRROR)."
-            ) from error
+                f"{part.url} cannot be downloaded: {without_secrets(str(error))}. Check the URL "
+                "(and BITZOO_MIRROR)."
+            ) from None
         except (httpx.HTTPStatusError, httpx.TransportError) as error:
             if part.size >= best + PROGRESS_BYTES:
                 failures, best = 0, part.size
             failures += 1
-            reason = str(error) or type(error).__name__
+            reason = explained(error, address)
+            if _is_final(error):
+                raise DownloadError(f"{part.url} could not be downloaded: {reason}.") from error
             if failures > RETRIES:
                 raise DownloadError(
                     f"{part.url} could not be downloaded, {failures} attempts failed: {reason}. "
@@ -280,13 +332,22 @@ def _transfer(client: httpx.Client, url: str, part: _Part, wanted: bool) -> None
         _sleep(wait)
 
 
-def _attempt(client: httpx.Client, url: str, part: _Part, wanted: bool) -> None:
+def _is_final(error: httpx.HTTPError) -> bool:
+    """Whether trying again cannot help: a certificate, or a proxy that asks for credentials."""
+    return bool(re.match(r"4\d\d |Invalid username", str(error))) or (
+        "CERTIFICATE_VERIFY_FAILED" in str(error)
+    )
+
+
+def _attempt(connections: Connections, address: Address, part: _Part, wanted: bool) -> None:
     """Make one connection: start over on 200, continue from the end of the part on 206."""
     import httpx
 
-    with client.stream("GET", url, headers=part.request_headers()) as response:
-        _check_status(response, part.url)
-        fresh = _Version.of(response, part.url) if response.status_code == 200 else None
+    from bitzoo.fetch.connection import steady
+
+    with connections.get(address, part.request_headers()) as response:
+        _check_status(response, part)
+        fresh = _Version.of(response, address) if response.status_code == 200 else None
         if not fresh and not part.continues_with(response):
             part.discard()
             raise httpx.RemoteProtocolError(
@@ -296,16 +357,44 @@ def _attempt(client: httpx.Client, url: str, part: _Part, wanted: bool) -> None:
         _check_space(size, part)
         if fresh:  # the first request, or the file changed, or the server ignores Range
             part.restart(fresh)
+        chunks = steady(response.iter_raw(), httpx.ReadTimeout)
+        if response.headers.get("content-type", "").startswith("text/html"):
+            chunks = _not_a_page(chunks, part)
         with _progress_bar(part.target.name, size, part.size, wanted) as advance:
-            part.write_from(response, advance)
+            part.write_from(chunks, advance)
     if size is not None and part.size < size:
         raise httpx.RemoteProtocolError(f"only {part.size:,} of {size:,} bytes arrived")
 
 
-def _check_status(response: httpx.Response, url: str) -> None:
+def _not_a_page(chunks: Iterator[bytes], part: _Part) -> Iterator[bytes]:
+    """Yield a body that its server calls a web page, if it is none.
+
+    Raises:
+        NotServedError: If it is one.
+    """
+    first = next(chunks, b"")
+    if not part.size and first.lstrip().startswith(b"<"):
+        part.discard()
+        raise NotServedError(
+            f"{part.url} could not be downloaded: expected a file, the server sent a web page. It "
+            "may ask you to log in, or to confirm something. Open the address in a browser, or "
+            "ask for one that leads to the file itself."
+        )
+    yield first
+    yield from chunks
+
+
+def _check_status(response: httpx.Response, part: _Part) -> None:
     import httpx
 
+    from bitzoo.fetch.proxies import proxy_to
+
     code = response.status_code
+    if code == 407 and (proxy := proxy_to(part.address)):
+        raise DownloadError(
+            f"{part.url} could not be downloaded: {proxy} asks for a user name and a password "
+            f"(407). Put them into {proxy.variable}: http://USER:PASSWORD@HOST:PORT."
+        )
     answer = f"{code} {response.reason_phrase}".strip()
     if code in (408, 429) or code >= 500:
         problem = f"the server answered {answer}"
@@ -315,7 +404,7 @@ def _check_status(response: httpx.Response, url: str) -> None:
         answer += f" in {encoding} encoding"
     if code not in (200, 206, 416) or encoding != "identity":
         raise NotServedError(
-            f"{url} could not be downloaded: expected the unencoded file, the server answered "
+            f"{part.url} could not be downloaded: expected the unencoded file, the server answered "
             f"{answer}. Check the name and that the file is public; if there is a copy elsewhere, "
             f"set BITZOO_MIRROR to that copy's base URL."
         )
@@ -351,16 +440,6 @@ def _pause(failures: int, error: httpx.HTTPError) -> float:
     return min(max(wait, 0.0), LONGEST_WAIT)
 
 
-def _check_url(url: str) -> str:
-    """Refuse URLs that are not http(s); return the URL without credentials, for messages."""
-    if not re.match(r"https?://[^/]", url, re.IGNORECASE):
-        raise DownloadError(
-            f"{url!r} cannot be downloaded: expected a URL that starts with https:// or http://. "
-            f"For a file on this machine, give its path instead."
-        )
-    return re.sub(r"^(\w+://)[^/?#]*@", r"\1", url)
-
-
 @contextlib.contextmanager
 def _storage_errors_of(path: Path) -> Iterator[None]:
     try:
@@ -376,7 +455,7 @@ def _progress_bar(
     label: str, total: int | None, done: int, wanted: bool
 ) -> Iterator[Callable[[int], object]]:
     """Show a bar on stderr from `done` to `total` bytes; yields the function that advances it."""
-    if not wanted or (total is not None and total - done < PROGRESS_BYTES):
+    if not wanted or (total is not None and total - done < BAR_BYTES):
         yield lambda count: None
         return
     from rich import progress

@@ -1,17 +1,29 @@
 """Hugging Face Hub client: create it, check repository names, and turn its errors into messages.
 
-No token ever leaves this module: the client finds it by itself, and it is removed from messages.
+No token ever leaves this module: the client finds it by itself, and it is removed from messages,
+as are the passwords in addresses.
 """
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
 from bitzoo._version import __version__
-from bitzoo.errors import BitzooError, HubError, HubUnreachableError, UsageError
+from bitzoo.errors import (
+    BitzooError,
+    DownloadError,
+    HubError,
+    HubUnreachableError,
+    MissingExtraError,
+    UsageError,
+)
+from bitzoo.fetch.addresses import parse, without_secrets
+from bitzoo.files import unwritable
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -20,15 +32,49 @@ MANIFEST_NAME = "manifest.json"
 """A repository's manifest of its files: where they come from, and their SHA-256."""
 TIMEOUT = 10.0
 """Seconds that the first request may take; the client itself has no timeout for it."""
-_RETRY = "Run the same command again later. Re-running is safe: files already uploaded are skipped."
-_TOKENS = re.compile(r"\bhf_[A-Za-z0-9]{8,}")
+Purpose = Literal["load", "publish"]
+"""What the Hub is asked for: an error's advice depends on it."""
+_RETRY: dict[Purpose, str] = {
+    "load": "Try again later.",
+    "publish": "Run the same command again later. Re-running is safe: files already uploaded are "
+    "skipped.",
+}
 
 
 def connect() -> HfApi:
-    """Return a client for the Hub at HF_ENDPOINT or huggingface.co."""
-    from huggingface_hub import HfApi
+    """Return a client for the Hub at HF_ENDPOINT or huggingface.co.
 
+    Raises:
+        HubUnreachableError: If the settings (HF_ENDPOINT, proxies, certificates) cannot be used.
+    """
+    _check_endpoint()
+    from huggingface_hub import HfApi, constants
+
+    from bitzoo.fetch.connection import certificates, check_certificates
+    from bitzoo.fetch.hub_guard import guard_client
+    from bitzoo.fetch.proxies import proxy_to
+
+    try:
+        address = parse(constants.ENDPOINT, "HF_ENDPOINT")
+        proxy_to(address)
+        check_certificates()
+        if address.scheme == "https":
+            certificates()
+    except (DownloadError, MissingExtraError) as error:
+        raise HubUnreachableError(f"The Hub cannot be contacted: {error}") from None
+    guard_client()
     return HfApi(library_name="bitzoo", library_version=__version__)
+
+
+def _check_endpoint() -> None:
+    """Raise for an HF_ENDPOINT with which the client cannot even be imported."""
+    stated = os.environ.get("HF_ENDPOINT", "").strip()
+    if not stated:
+        return
+    try:
+        parse(stated, "HF_ENDPOINT")
+    except DownloadError as error:
+        raise HubUnreachableError(f"The Hub cannot be contacted: {error}") from None
 
 
 def check_repo(repo: str) -> str:
@@ -36,7 +82,9 @@ def check_repo(repo: str) -> str:
 
     Raises:
         UsageError: If it is not of the form ``organisation/name``, or not valid on the Hub.
+        HubUnreachableError: If HF_ENDPOINT is not an address.
     """
+    _check_endpoint()
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
@@ -60,21 +108,33 @@ def has_token() -> bool:
 
 
 @contextmanager
-def hub_errors(repo: str) -> Iterator[None]:
+def hub_errors(repo: str, purpose: Purpose = "load") -> Iterator[None]:
     """Turn the client's errors in the body into errors that say what to do.
 
+    Args:
+        repo: What the message is about.
+        purpose: What the body is for.
+
     Raises:
+        StorageError: If the cache cannot be written.
         HubUnreachableError: If the Hub cannot be reached, or answers 429 or 5xx.
         HubError: For all other errors of the client or the Hub.
     """
-    kinds: tuple[type[Exception], ...] = (OSError, ValueError, RuntimeError, *_transport_errors())
+    from bitzoo.fetch.connection import secrets_kept_out_of_logs
+
+    kinds: tuple[type[Exception], ...] = (
+        *(OSError, ValueError, RuntimeError),
+        *(TypeError, LookupError, AttributeError),  # an answer of another form than expected
+        *_transport_errors(),
+    )
     try:
-        yield
+        with secrets_kept_out_of_logs():
+            yield
     except BitzooError:
         raise
     except kinds as error:
         cause = error.__cause__ if isinstance(error, RuntimeError) and error.__cause__ else error
-        explained = _explain(cause, repo)
+        explained = _explain(cause, repo, purpose)
         if _without_tokens(str(cause)) != str(cause) or _without_tokens(str(error)) != str(error):
             raise explained from None  # a traceback would show the token
         raise explained from error
@@ -89,17 +149,21 @@ def status_of(error: BaseException) -> int | None:
 
 
 def _transport_errors() -> tuple[type[Exception], ...]:
-    """Return the base class of all connection errors of the client's HTTP library."""
+    """Return the base classes of all errors of the client's HTTP library."""
+    import sys
+
     from huggingface_hub.errors import HfHubHTTPError
 
-    return tuple(
+    found = tuple(
         base
         for base in HfHubHTTPError.__mro__
         if base.__module__.startswith("httpx") and issubclass(base, Exception)
     )
+    libraries = {sys.modules[base.__module__.partition(".")[0]] for base in found}
+    return (*found, *(library.InvalidURL for library in libraries))
 
 
-def _explain(error: BaseException, repo: str) -> HubError:
+def _explain(error: BaseException, repo: str, purpose: Purpose) -> BitzooError:
     status = status_of(error)
     reason = _without_tokens(_brief(error))
     known = _known(error, repo, reason)
@@ -109,14 +173,31 @@ def _explain(error: BaseException, repo: str) -> HubError:
         return HubError(_unauthorized(repo))
     if status is None and isinstance(error, (*_transport_errors(), ConnectionError)):
         return HubUnreachableError(
-            f"{repo}: the Hub cannot be reached ({reason}). Check the connection and HF_ENDPOINT. "
-            + _RETRY
+            f"{repo}: the Hub cannot be reached ({_with_settings(error, reason)}). Check the "
+            f"connection and HF_ENDPOINT. {_RETRY[purpose]}"
         )
     if status == 429 or (status is not None and status >= 500):
         return HubUnreachableError(
-            f"{repo}: the Hub cannot answer now (status {status}: {reason}). {_RETRY}"
+            f"{repo}: the Hub cannot answer now (status {status}: {reason}). {_RETRY[purpose]}"
         )
-    return HubError(_refused(repo, status, reason))
+    if status is None and isinstance(error, OSError) and error.errno:
+        return unwritable(Path(str(error.filename or "The cache")), error)
+    if isinstance(error, (TypeError, LookupError, AttributeError, ValueError)) and status is None:
+        return HubError(
+            f"{repo}: the Hub's answer has another form than expected ({type(error).__name__}: "
+            f"{reason}). Check HF_ENDPOINT, and whether the network asks you to log in."
+        )
+    return HubError(_refused(repo, status, reason, purpose))
+
+
+def _with_settings(error: BaseException, reason: str) -> str:
+    """Add to a reason what the connection went through."""
+    from huggingface_hub import constants
+
+    from bitzoo.fetch.connection import explained
+
+    whole = explained(error, parse(constants.ENDPOINT, "HF_ENDPOINT"))
+    return reason + whole.removeprefix(without_secrets(str(error)) or type(error).__name__)
 
 
 def _known(error: BaseException, repo: str, reason: str) -> HubError | None:
@@ -186,16 +267,20 @@ def _unauthorized(repo: str) -> str:
     )
 
 
-def _refused(repo: str, status: int | None, reason: str) -> str:
+def _refused(repo: str, status: int | None, reason: str, purpose: Purpose) -> str:
     advice = {
-        403: "The token has no permission for this. Use one with write access to "
-        f"{repo.partition('/')[0]}, or ask its owners for the role.",
+        403: "The token has no permission for this. Use one with "
+        f"{'write' if purpose == 'publish' else 'read'} access to {repo.partition('/')[0]}, or ask "
+        "its owners for the role.",
+        407: "The proxy asks for a user name and a password: put them into HTTP_PROXY or "
+        "HTTPS_PROXY, as http://USER:PASSWORD@HOST:PORT.",
         409: "The name is taken, or someone else is changing the repository. Choose another name.",
         412: "The repository changed since the plan was made, and nothing was committed. Run the "
         "same command again: it makes a new plan, and files already uploaded are skipped.",
     }
     answer = f"the Hub refused (status {status}: {reason})." if status else f"{reason}."
-    return f"{repo}: {answer} " + advice.get(status or 0, "Nothing was committed.")
+    otherwise = "Nothing was committed." if purpose == "publish" else "Nothing was loaded."
+    return f"{repo}: {answer} " + advice.get(status or 0, otherwise)
 
 
 def _brief(error: BaseException) -> str:
@@ -209,4 +294,4 @@ def _without_tokens(text: str) -> str:
 
     if own := get_token():
         text = text.replace(own, "<token>")
-    return _TOKENS.sub("<token>", text)
+    return without_secrets(text)

@@ -22,7 +22,8 @@ from bitzoo.converters.parity.verify import (
     save_report,
     verify,
 )
-from bitzoo.errors import CheckpointError, DownloadError, UsageError
+from bitzoo.errors import CheckpointError, DownloadError, ParityError, UsageError
+from bitzoo.fetch.addresses import shown
 from bitzoo.fetch.http import base_url, is_offline
 from bitzoo.files import Progress, write_json
 from bitzoo.hub.repo_manifest import FileRecord, require_proof
@@ -66,7 +67,7 @@ def prove_released(spec: ModelSpec, folder: Path, progress: Progress | None) -> 
         with fetched(url, keep=is_offline()) as source:
             _require_release(spec, source)
             identity = identity_of_download(source, spec)
-            return _convert(source, folder, progress, identity, _shown(url, spec))
+            return _convert(source, folder, progress, identity, _origin(url, spec))
     except DownloadError as error:
         if not is_offline():
             raise
@@ -81,8 +82,8 @@ def prove_released(spec: ModelSpec, folder: Path, progress: Progress | None) -> 
         "the copy that bitzoo converted earlier, with its weights proven then; publishing with "
         "the network compares it with Google's file again"
     )
-    copied = _copy(kept.path, folder, progress, note)
-    return replace(copied, info=_with_identity(copied.info, kept.identity), complete=False)
+    copied = _copy(kept.path, folder, progress, note, kept.identity)
+    return replace(copied, complete=False)
 
 
 def prove_file(path: Path, folder: Path, progress: Progress | None) -> Proven:
@@ -98,7 +99,7 @@ def prove_file(path: Path, folder: Path, progress: Progress | None) -> Proven:
     entry = reports.get(path.name)
     if entry is None or not path.is_file():
         return _convert(path, folder, progress, None, {})
-    if isinstance(entry, dict) and not entry.get("output", {}).get("sha256"):
+    if isinstance(entry, dict) and entry.get("output") and not _sha256_in(entry):
         raise UsageError(
             f"{path}: the proof next to it does not state for which bytes it is, because it was "
             "made without logits. Convert the source again with `bitzoo convert --check logits "
@@ -116,6 +117,11 @@ def prove_file(path: Path, folder: Path, progress: Progress | None) -> Proven:
     return proven
 
 
+def _sha256_in(entry: Mapping[str, Any]) -> object:
+    output = entry["output"]
+    return output.get("sha256") if isinstance(output, dict) else None
+
+
 def prove_run(path: Path, folder: Path, progress: Progress | None) -> Proven:
     """Copy a run's weights into `folder`, and prove that the network computes their function."""
     reports = load_reports(path / REPORT_NAME)
@@ -128,38 +134,36 @@ def prove_run(path: Path, folder: Path, progress: Progress | None) -> Proven:
 def describe_file(path: Path) -> Proven:
     """Return what a checkpoint file is, without a proof."""
     with open_source(path) as source:
-        info, _ = read_info(source, identify(source))
         file = {"name": path.name, "bytes": source.size, "sha256": source.sha256(), "url": None}
-    reports = load_reports(path.with_name(REPORT_NAME))
-    proven = _proven_identity(reports.get(path.name), str(file["sha256"]))
-    return Proven(file, {}, _with_identity(info, proven))
+        reports = load_reports(path.with_name(REPORT_NAME))
+        claimed = _claimed_identity(reports.get(path.name), str(file["sha256"]))
+        info, _ = read_info(source, identify(source), claimed)
+    return Proven(file, {}, info)
 
 
-def _proven_identity(entry: object, sha256: str) -> Identity | None:
-    """Return the identity that a proof states for exactly these bytes; None if it states none."""
-    if not isinstance(entry, dict) or entry.get("output", {}).get("sha256") != sha256:
+def _claimed_identity(entry: object, sha256: str) -> Identity | None:
+    """Return the identity that a proof states for exactly these bytes; None if it states none.
+
+    It stays a claim: nobody signs a proof, and who reads it has not compared the bytes with those
+    of the release.
+    """
+    if not isinstance(entry, dict):
         return None
-    said = entry.get("identity")
+    output, said = entry.get("output"), entry.get("identity")
+    if not isinstance(output, dict) or output.get("sha256") != sha256:
+        return None
     if not isinstance(said, dict) or not said.get("name"):
         return None
-    return ModelInfo.from_dict({"architecture": "", "num_classes": 0, "identity": said}).identity
+    stated = ModelInfo.from_dict({"architecture": "", "num_classes": 0, "identity": said}).identity
+    return stated.as_claim(f"the {REPORT_NAME} next to it")
 
 
-def _with_identity(info: ModelInfo, identity: Identity | None) -> ModelInfo:
-    if identity is None or identity.spec is None:
-        return info
-    return replace(info, identity=identity).completed_by_catalogue()
-
-
-def _shown(url: str, spec: ModelSpec) -> dict[str, Any]:
+def _origin(url: str, spec: ModelSpec) -> dict[str, Any]:
     """Return where a release was fetched from, without credentials, and Google's own address."""
     official = spec.url("npz")
     if base_url() == BASE_URL:
         return {"url": official}
-    scheme, _, rest = url.partition("://")
-    host, _, path = rest.partition("/")
-    plain = f"{scheme}://{host.rpartition('@')[2]}/{path.partition('?')[0]}"
-    return {"url": plain, "note": f"a mirror; Google's own file is {official}"}
+    return {"url": shown(url), "note": f"a mirror; Google's own file is {official}"}
 
 
 def _require_release(spec: ModelSpec, path: Path) -> None:
@@ -201,7 +205,18 @@ def _saved(
 
 
 def _proven(report: Mapping[str, Any], info: ModelInfo, origin: Mapping[str, Any]) -> Proven:
-    source = {key: report["source"][key] for key in ("name", "bytes", "sha256")}
+    try:
+        stated = report["source"]
+        source = {
+            "name": str(stated["name"]),
+            "bytes": int(stated["bytes"]),
+            "sha256": str(stated["sha256"]),
+        }
+    except (KeyError, TypeError, ValueError) as error:
+        raise ParityError(
+            f"The {REPORT_NAME} of {info.path} does not say what was converted ({error!r:.200}). "
+            "Convert the source again with `bitzoo convert`."
+        ) from error
     return Proven(source | {"url": None} | dict(origin), report, info)
 
 
@@ -211,22 +226,28 @@ def _copied(path: Path, folder: Path, reports: Mapping[str, Any]) -> Proven:
     report = reports[path.name]
     report = {**report, "output": {**report["output"], "name": WEIGHTS_NAME}}
     write_json(folder / REPORT_NAME, {WEIGHTS_NAME: report})
-    identity = _proven_identity(report, report["output"]["sha256"])
-    return _proven(report, _with_identity(_info_in(path), identity), {})
+    identity = _claimed_identity(report, report["output"]["sha256"])
+    return _proven(report, _info_in(path, identity), {})
 
 
-def _copy(path: Path, folder: Path, progress: Progress | None, note: str) -> Proven:
+def _copy(
+    path: Path,
+    folder: Path,
+    progress: Progress | None,
+    note: str,
+    identity: Identity | None = None,
+) -> Proven:
     """Copy a file unchanged, and compare its network with the reference."""
     with open_source(path) as source:
         if source.names != "timm" or source.metadata.get("format") != "pt":
-            return _convert(path, folder, progress, None, {"note": note})
+            return _convert(path, folder, progress, identity, {"note": note})
     target = folder / WEIGHTS_NAME
     shutil.copyfile(path, target)
     report = verify(path, target, check=Check.LOGITS, progress=progress)
     report.require()
-    return _saved(report, folder, _info_in(path), {"note": note})
+    return _saved(report, folder, _info_in(path, identity), {"note": note})
 
 
-def _info_in(path: Path) -> ModelInfo:
+def _info_in(path: Path, identity: Identity | None) -> ModelInfo:
     with open_source(path) as source:
-        return read_info(source, identify(source))[0]
+        return read_info(source, identify(source), identity)[0]

@@ -214,7 +214,7 @@ def card(
         BitzooError: As reading the model raises.
     """
     target = find_target(os.fspath(model))
-    repo = repo or f"YOUR-NAME/{target.title}"
+    repo = check_repo(repo) if repo else f"YOUR-NAME/{target.title}"
     return card_of(target, repo, license=license, vouch=vouch)
 
 

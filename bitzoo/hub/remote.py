@@ -52,7 +52,7 @@ def read_state(api: HfApi, repo: str) -> RemoteState | None:
     """
     from huggingface_hub.errors import HfHubHTTPError
 
-    with hub_errors(repo):
+    with hub_errors(repo, "publish"):
         try:
             info = api.model_info(repo, timeout=TIMEOUT)
         except HfHubHTTPError as error:
@@ -70,7 +70,7 @@ def read_files(api: HfApi, repo: str, revision: str | None) -> dict[str, RemoteF
     """Return those of `repo_manifest.ALLOWED` that a revision has."""
     from huggingface_hub.hf_api import RepoFile
 
-    with hub_errors(repo):
+    with hub_errors(repo, "publish"):
         entries = api.get_paths_info(repo, list(ALLOWED), revision=revision)
     return {
         entry.path: RemoteFile(
@@ -111,7 +111,7 @@ def check_access(api: HfApi, repo: str, *, write: bool = True) -> RemoteState | 
 def _ask(question: Callable[[], object], repo: str, refusals: tuple[int, ...]) -> None:
     """Ask the Hub; if it does not support the question, the upload itself will tell."""
     try:
-        with hub_errors(repo):
+        with hub_errors(repo, "publish"):
             question()
     except HubUnreachableError:
         raise

@@ -23,16 +23,21 @@ from bitzoo.errors import UsageError
 from bitzoo.fetch.hub_client import MANIFEST_NAME
 from bitzoo.files import read_json_lines, write_json, write_text
 from bitzoo.hub.proven_weights import Proven, describe_file
-from bitzoo.hub.repo_manifest import CARD_NAME, LICENSE_NAME, FileRecord, listed_records
+from bitzoo.hub.repo_manifest import (
+    CARD_NAME,
+    LICENSE_NAME,
+    METRICS_NAME,
+    FileRecord,
+    listed_records,
+)
 from bitzoo.hub.targets import CheckpointFile, PreparedFolder, PublishTarget, Released, RunFolder
 from bitzoo.model_cards.facts import license_text
 from bitzoo.model_cards.render import CardSubject, card_metadata, render_card
 from bitzoo.model_cards.run_card import complete_draft
-from bitzoo.model_cards.text import validate_card
+from bitzoo.model_cards.text import escape, validate_card
 from bitzoo.small_files import read_json
 from bitzoo.zoo.resolve import WEIGHTS_NAME
 
-_METRICS_NAME = "metrics.jsonl"
 _PACKAGES = ("bitzoo", "numpy", "torch", "safetensors")
 _PUBLISHER = "the publisher"
 
@@ -173,7 +178,7 @@ def _run_card(path: Path, repo: str, info: ModelInfo, proof: Mapping[str, Any] |
     """
     draft = _draft(path) or _plain_draft(path, info)
     return complete_draft(
-        draft, repo=repo, info=info, history=read_json_lines(path / _METRICS_NAME), proof=proof
+        draft, repo=repo, info=info, history=read_json_lines(path / METRICS_NAME), proof=proof
     )
 
 
@@ -183,12 +188,13 @@ def _draft(path: Path) -> str | None:
 
 
 def _plain_draft(path: Path, info: ModelInfo) -> str:
-    title = path.resolve().name
-    known = f", fine-tuned from {info.base.name}" if info.base and info.base.name else ""
+    title = escape(path.resolve().name)
+    base = info.base.name if info.base else None
+    known = f", fine-tuned from {escape(base)}" if base else ""
+    network = escape(info.architecture) or "of unknown architecture"
     return (
         f"---\n{card_metadata(info)}\n---\n\n# {title}\n\n## What it is\n\nA Big Transfer (BiT) "
-        f"network, {info.architecture or 'of unknown architecture'}{known}. Its author has not "
-        "described it.\n"
+        f"network, {network}{known}. Its author has not described it.\n"
     )
 
 

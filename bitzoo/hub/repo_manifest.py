@@ -11,13 +11,15 @@ from typing import Any
 
 from bitzoo.converters.formats.timm_config import CONFIG_NAME
 from bitzoo.converters.parity.verify import REPORT_NAME, load_reports
-from bitzoo.errors import CheckpointError, ParityError
+from bitzoo.errors import CheckpointError, ParityError, UsageError
 from bitzoo.fetch.hub_client import MANIFEST_NAME
 from bitzoo.files import sha256_of
 from bitzoo.zoo.resolve import WEIGHTS_NAME
 
 CARD_NAME = "README.md"
 LICENSE_NAME = "LICENSE"
+METRICS_NAME = "metrics.jsonl"
+"""A run's metrics, of which a card has the curves."""
 ALLOWED = (WEIGHTS_NAME, CONFIG_NAME, CARD_NAME, REPORT_NAME, MANIFEST_NAME, LICENSE_NAME)
 """All files of a repository; nothing else is ever uploaded."""
 NOTE_NAME = "publication.json"
@@ -36,6 +38,27 @@ class FileRecord:
     def of(cls, path: Path) -> FileRecord:
         """Return size and SHA-256 of a file."""
         return cls(path.stat().st_size, sha256_of(path))
+
+
+def require_own_files(folder: Path) -> None:
+    """Raise if what would be published is a link to a file elsewhere.
+
+    Links within the folder are followed, and those of the Hub's cache to its own files.
+
+    Raises:
+        UsageError: With the link and where it leads.
+    """
+    root = folder.resolve()
+    blobs = root.parent.parent / "blobs" if root.parent.name == "snapshots" else root
+    for name in (*ALLOWED, METRICS_NAME):
+        path = folder / name
+        target = path.resolve()
+        inside = target.is_relative_to(root) or target.is_relative_to(blobs)
+        if path.is_symlink() and not inside:
+            raise UsageError(
+                f"{path} is a link to {target}, outside the folder, whose content would be "
+                "published. If that is what you want, put a copy of the file there instead."
+            )
 
 
 def git_sha1(path: Path) -> str:
@@ -102,7 +125,9 @@ def check_files(folder: Path, *, weights: bool = True) -> dict[str, FileRecord]:
     Raises:
         ParityError: If the weights are not the bytes that were proven.
         CheckpointError: If another file was changed, or one is missing.
+        UsageError: If one is a link to a file elsewhere.
     """
+    require_own_files(folder)
     files = manifest_files(folder)
     for name, stated in files.items():
         path = folder / name

@@ -22,6 +22,7 @@ from bitzoo.hub.repo_files import Stated, write_repo_files
 from bitzoo.hub.repo_manifest import (
     ALLOWED,
     CARD_NAME,
+    METRICS_NAME,
     NOTE_NAME,
     FileRecord,
     check_files,
@@ -202,6 +203,6 @@ def _origin(
         proof = load_reports(target.path.with_name(REPORT_NAME)).get(target.path.name)
         with open_source(target.path) as source:
             return origin | {"file": target.path.name, "sha256": source.sha256(), "proof": proof}
-    names = (WEIGHTS_NAME, CONFIG_NAME, CARD_NAME, REPORT_NAME, "metrics.jsonl")
+    names = (WEIGHTS_NAME, CONFIG_NAME, CARD_NAME, REPORT_NAME, METRICS_NAME)
     paths = [target.path / name for name in names if (target.path / name).is_file()]
     return origin | {"files": {path.name: sha256_of(path) for path in paths}}

@@ -10,8 +10,11 @@ from bitzoo.catalogue.registry import ModelSpec, get_spec
 from bitzoo.converters.formats.timm_config import CONFIG_NAME, is_timm_config
 from bitzoo.converters.open import open_source
 from bitzoo.errors import UsageError
+from bitzoo.fetch.addresses import without_secrets
 from bitzoo.fetch.hub_client import MANIFEST_NAME
+from bitzoo.fetch.hub_snapshot import is_hub_address
 from bitzoo.files import user_path
+from bitzoo.hub.repo_manifest import require_own_files
 from bitzoo.small_files import read_json
 from bitzoo.zoo.resolve import WEIGHTS_NAME, is_address, is_location
 
@@ -74,13 +77,14 @@ def find_target(model: str) -> PublishTarget:
     Raises:
         UnknownModelError: If it is neither a path nor a name.
         WeightsUnavailableError: If Google never released it.
-        UsageError: If it is an address.
+        UsageError: If it is an address, or a folder with links to files elsewhere.
         CheckpointError: If it is not a checkpoint that bitzoo reads.
     """
-    if is_address(model) or model.startswith("hub:"):
+    if is_address(model) or is_hub_address(model):
         raise UsageError(
-            f"{model}: expected a catalogue name, a file or a folder, found an address. Fetch it "
-            "first with `bitzoo convert --src ADDRESS`."
+            f"{without_secrets(model)}: expected a catalogue name, a file or a folder, found an "
+            "address. Fetch it first with `bitzoo convert --src ADDRESS`, then give the file "
+            "that this writes."
         )
     path = user_path(model)
     if not is_location(model):
@@ -88,10 +92,12 @@ def find_target(model: str) -> PublishTarget:
         spec.url("npz")  # raises, with the reason, for a checkpoint that was never released
         return Released(spec)
     if path.is_dir() and (path / MANIFEST_NAME).is_file():
+        require_own_files(path)
         return PreparedFolder(path)
     config = path / CONFIG_NAME
     is_folder = (path / WEIGHTS_NAME).is_file() and config.is_file()
     if is_folder and is_timm_config(read_json(config)):
+        require_own_files(path)
         return RunFolder(path)
     open_source(path).close()  # reports its problems before the Hub is asked
     return CheckpointFile(path)

@@ -215,7 +215,7 @@ def _is_same(prepared: Prepared, name: str, facts: FileRecord, there: RemoteFile
 def _create(api: HfApi, repo: str, options: Options) -> RemoteState:
     """Create the repository, and make sure that it is private if requested."""
     try:
-        with hub_errors(repo):
+        with hub_errors(repo, "publish"):
             api.create_repo(repo, private=True if options.private else None)
     except HubError as error:
         if status_of(error) != 409:
@@ -241,7 +241,7 @@ def _commit(api: HfApi, plan: Plan, state: RemoteState) -> Publication:
     with ExitStack() as stack:
         operations = [_addition(api, prepared, name, stack) for name in plan.sent]
         try:
-            with hub_errors(prepared.repo):
+            with hub_errors(prepared.repo, "publish"):
                 made: CommitInfo = api.create_commit(
                     prepared.repo,
                     operations,
@@ -335,7 +335,7 @@ def _proposed_already(api: HfApi, plan: Plan) -> Publication | None:
 
 
 def _tag(api: HfApi, repo: str, commit: str, tag: str) -> None:
-    with hub_errors(repo):
+    with hub_errors(repo, "publish"):
         tags = {ref.name: ref.target_commit for ref in api.list_repo_refs(repo).tags}
     if tags.get(tag) == commit:
         return
@@ -344,7 +344,7 @@ def _tag(api: HfApi, repo: str, commit: str, tag: str) -> None:
             f"{repo}: the tag {tag} already names commit {tags[tag]}, but these files are in "
             f"{commit}. Choose another `tag`."
         )
-    with hub_errors(repo):
+    with hub_errors(repo, "publish"):
         api.create_tag(repo, tag=tag, revision=commit)
 
 

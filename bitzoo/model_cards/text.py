@@ -18,17 +18,34 @@ if TYPE_CHECKING:
 
 _CONTROLS = "\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x84\x86-\x9f\ud800-\udfff\ufffe\uffff"
 _NOT_TEXT = re.compile(f"[{_CONTROLS}]")
+_DIRECTIONS = re.compile("[\u202a-\u202e\u2066-\u2069]")
+"""Marks that show the text after them in another order than it is written in."""
 
 
 def escape(text: object) -> str:
-    """Escape text so that Markdown shows it unchanged, also in a table; returns one line."""
-    return re.sub(r"([\\`*_{}\[\]<>|#&~$])", r"\\\1", " ".join(str(text).split()))
+    """Escape text so that Markdown shows it unchanged, also in a table; returns one line.
+
+    Everything in a card that others wrote goes through here or through `code`: names of folders,
+    classes and models, and whatever a file states about itself.
+    """
+    marked = re.sub(r"([\\`*_{}\[\]<>|#&~$])", r"\\\1", _one_line(text))
+    # what is a list, a rule or the line below a heading at the beginning of a line
+    start = r"^([-+](?=\s|$)|[-=](?=[-=\s]*$)|\d+(?=[.)](?:\s|$)))"
+    return re.sub(start, _escaped_start, marked)
+
+
+def _escaped_start(match: re.Match[str]) -> str:
+    return f"{match[1]}\\" if match[1].isdigit() else f"\\{match[1]}"
 
 
 def code(text: object) -> str:
     """Return text as a code span of one line, also for tables, without what would end the span."""
-    plain = " ".join(str(text).split()).replace("`", "'").replace("|", "\\|")
-    return f"`{plain}`"
+    plain = _one_line(text).replace("`", "'").replace("|", "\\|")
+    return f"`{plain or ' '}`"
+
+
+def _one_line(text: object) -> str:
+    return _DIRECTIONS.sub("\ufffd", " ".join(str(text).split()))
 
 
 @functools.cache

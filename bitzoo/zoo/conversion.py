@@ -34,14 +34,18 @@ from bitzoo.converters.parity.verify import (
 from bitzoo.converters.parity.verify import verify as verify_files
 from bitzoo.display import Displayed
 from bitzoo.errors import NotServedError, ParityError, UsageError
-from bitzoo.fetch.http import base_url, download
+from bitzoo.fetch.addresses import joined, path_of
+from bitzoo.fetch.http import download
+from bitzoo.fetch.hub_snapshot import HubAddress, is_hub_address
 from bitzoo.files import Progress, cache_dir, check_replaceable, user_path
 from bitzoo.locks import file_lock
 from bitzoo.zoo.resolve import (
+    address_of,
     fetched,
     identity_of_download,
     is_address,
     is_location,
+    locate,
     name_in,
     released_url,
 )
@@ -141,7 +145,8 @@ def convert(
     """Convert a checkpoint and prove that nothing changed; `bitzoo convert` does the same.
 
     Args:
-        src: A checkpoint in any format that bitzoo reads, its address, or a catalogue name.
+        src: A checkpoint in any format that bitzoo reads, its address (http, https or
+            ``hub:organisation/name``), or a catalogue name.
         dst: File or folder to write to; default next to the source, or in the working directory if
             the source is fetched.
         to: Format to write: ``safetensors``, ``npz``, ``h5``, ``timm``, ``transformers`` (a
@@ -182,7 +187,7 @@ def convert(
         )
     _require_report_name(report)
     url, spec = _find_address(src, source_format)
-    local = None if url else user_path(src)
+    local = None if url or is_hub_address(src) else user_path(src)
     measured: ParityReport | None = None
 
     def keep(proof: ParityReport) -> None:
@@ -192,12 +197,16 @@ def convert(
             save_report(proof, proof_path)
 
     with ExitStack() as stack:
-        if local:  # opened first, so that its problems are reported before anything else is done
+        hub = locate(src, weights=weights) if is_hub_address(src) else None
+        if hub:
+            source = stack.enter_context(open_source(hub.path, weights=weights))
+            identity = hub.identity
+        elif local:  # opened first, so that its problems are reported before anything else is done
             source, identity = stack.enter_context(open_source(local, weights=weights)), None
-        output = _find_output(local or _name_of(url, spec), place, target)
+        output = _find_output(local or _name_of(src, url, spec), place, target)
         proof_path = _find_report(report) or output.with_name(REPORT_NAME)
         _check_places(local, output, proof_path, force=force, contents=target.format.contents)
-        if not local:
+        if url:
             path = stack.enter_context(_fetched(url, keep=keep_source))
             source = stack.enter_context(open_source(path, weights=weights))
             identity = identity_of_download(path, spec)
@@ -316,11 +325,13 @@ def _find_address(
     if source_format in (None, "npz"):
         return released_url(spec), spec
     spec.url(source_format)  # raises, listing the released formats, if this is not one
-    return base_url() + spec.files[source_format], spec
+    return address_of(spec.files[source_format]), spec
 
 
-def _name_of(url: str, spec: ModelSpec | None) -> Path:
+def _name_of(src: str | os.PathLike[str], url: str, spec: ModelSpec | None) -> Path:
     """Return what a fetched file is called: as the release of that name, if there is one."""
+    if not url:
+        return Path(HubAddress.parse(str(src)).repo.partition("/")[2] + ".bin")
     name = name_in(url)
     spec = spec or find_spec(Path(name).stem)
     return Path(f"{spec.name}.npz" if spec else name)
@@ -336,11 +347,11 @@ def _is_local(src: str | os.PathLike[str]) -> bool:
 @contextmanager
 def _fetched(url: str, *, keep: bool) -> Iterator[Path]:
     """Provide the cached copy of a checkpoint, like `fetched`, or of a TF-Hub module's folder."""
-    if not url.endswith("/"):
+    if not path_of(url).endswith("/"):
         with fetched(url, keep=keep) as path:
             yield path
         return
-    folder = cache_dir() / "downloads" / "tfhub" / Path(url).name
+    folder = cache_dir() / "downloads" / "tfhub" / name_in(url)
     with file_lock(folder):
         for names in _MODULE_FILES:
             _download_first(url, names, folder)
@@ -353,7 +364,7 @@ def _download_first(url: str, names: Sequence[str], folder: Path) -> None:
     """Fetch the first of `names` that the server has."""
     for name in names:
         try:
-            download(url + name, folder / name)
+            download(joined(url, name), folder / name)
             return
         except NotServedError as error:
             refused = error

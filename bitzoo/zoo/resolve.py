@@ -11,19 +11,21 @@ import hashlib
 import json
 import logging
 import os
+import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from urllib.parse import urlsplit
 
 from bitzoo.catalogue.model_info import Identity, ModelInfo
 from bitzoo.catalogue.registry import BASE_URL, ModelSpec, find_spec
+from bitzoo.converters.formats.hf_folder import WEIGHT_FILES, parts_of
 from bitzoo.converters.formats.timm_config import RECORD_KEY
 from bitzoo.converters.identify import identify
 from bitzoo.converters.model_record import COMPANIONS
 from bitzoo.converters.open import is_checkpoint_folder, open_source
-from bitzoo.errors import CheckpointError, HubError, UsageError
+from bitzoo.errors import CheckpointError, HubError, StorageError, UsageError
+from bitzoo.fetch.addresses import joined, path_of
 from bitzoo.fetch.http import base_url, download, forget, how_fetched
 from bitzoo.fetch.hub_client import MANIFEST_NAME
 from bitzoo.fetch.hub_snapshot import HubAddress, fetch_snapshot, is_hub_address
@@ -32,6 +34,7 @@ from bitzoo.locks import file_lock
 from bitzoo.small_files import read_json
 
 WEIGHTS_NAME = "model.safetensors"
+_HUB_PAGE = re.compile(r"https://(?:huggingface\.co|hf\.co)/([\w.-]+/[\w.-]+)/?(?:tree/main/?)?")
 _SUFFIXES = (".npz", ".safetensors")
 _log = logging.getLogger(__name__)
 
@@ -77,20 +80,23 @@ def locate(
     Args:
         place: A file; a folder with `model.safetensors` and optionally `config.json`, or any other
             folder that `open_source` reads; an http(s) URL; ``hub:organisation/name@revision`` for
-            a repository of the Hugging Face Hub.
+            a repository of the Hugging Face Hub, also with timm's prefix ``hf-hub:``.
         progress: Whether to show a progress bar; None shows it on a terminal.
         weights: Which weights will be read; see `open_source`.
 
     Raises:
+        UsageError: If it is the address of a page, or not an address in the Hub.
         CheckpointError: If there is no checkpoint, or it is not what its manifest says.
         DownloadError: If the address cannot be fetched.
         HubError: If the Hub does not have it, denies access, or cannot be reached.
     """
     if is_hub_address(place):
         address = HubAddress.parse(str(place))
-        folder = fetch_snapshot(address, WEIGHTS_NAME, COMPANIONS)
-        return Located(folder / WEIGHTS_NAME, manifest_identity(folder, str(address)))
+        path = fetch_snapshot(address, WEIGHT_FILES, COMPANIONS, parts_of)
+        identity = manifest_identity(path.parent, str(address))
+        return Located(path if path.name == WEIGHTS_NAME else path.parent, identity)
     if is_address(place):
+        _require_file_address(str(place))
         path = fetch(str(place), progress=progress, weights=weights)
         return Located(path, identity_of_download(path))
     path = user_path(place)
@@ -106,6 +112,16 @@ def locate(
     return Located(file if file.is_file() else path)
 
 
+def _require_file_address(url: str) -> None:
+    """Raise for the address of a repository's page, which people copy from their browser."""
+    match = _HUB_PAGE.fullmatch(url)
+    if match:
+        raise UsageError(
+            f"{url} is the page of a repository of the Hugging Face Hub. To load its weights, "
+            f"write hub:{match[1]}."
+        )
+
+
 def identity_of_download(path: Path, spec: ModelSpec | None = None) -> Identity | None:
     """Return which release a fetched file is, according to its origin; None if not known.
 
@@ -119,7 +135,7 @@ def identity_of_download(path: Path, spec: ModelSpec | None = None) -> Identity 
         return Identity(spec.name, "mirror", "from an unknown address") if spec else None
     at_google = how.url.startswith(BASE_URL)
     if spec is None and at_google:
-        spec = find_spec(PurePosixPath(urlsplit(how.url).path).stem)
+        spec = find_spec(PurePosixPath(name_in(how.url)).stem)
         if spec is None or how.url not in {spec.url(kind) for kind in spec.files}:
             return None
     if spec is None:
@@ -182,25 +198,38 @@ def fetched(url: str, *, keep: bool = True, progress: bool | None = None) -> Ite
         DownloadError: If it cannot be fetched.
     """
     path = _cached(url)
-    with file_lock(path.parent):  # not the file's own lock, which the download takes
+    with ExitStack() as stack:
+        try:  # not the file's own lock, which the download takes
+            stack.enter_context(file_lock(path.parent))
+        except StorageError:
+            if not path.is_file():
+                raise
+            keep = True  # a cache that cannot be written, but has the file
         download(url, path, progress=progress)
         try:
             yield path
         except CheckpointError:
-            forget(path)
+            with suppress(OSError):
+                forget(path)
             raise
         if not keep:
             forget(path)
 
 
 def name_in(url: str) -> str:
-    """Return the file name in an address."""
-    return PurePosixPath(urlsplit(url).path).name or "checkpoint"
+    """Return the file name in an address.
+
+    Raises:
+        DownloadError: If it is not an http or https address.
+    """
+    name = PurePosixPath(path_of(url)).name
+    return "checkpoint" if name in ("", "..") else name
 
 
 def _cached(url: str) -> Path:
+    name = name_in(url)
     key = hashlib.sha256(url.encode()).hexdigest()[:16]
-    return cache_dir() / "downloads" / key / name_in(url)
+    return cache_dir() / "downloads" / key / name
 
 
 def released_url(spec: ModelSpec) -> str:
@@ -210,7 +239,19 @@ def released_url(spec: ModelSpec) -> str:
         WeightsUnavailableError: If Google never released it.
     """
     spec.url("npz")  # raises, with the reason, for a checkpoint that was never released
-    return base_url() + spec.files["npz"]
+    return address_of(spec.files["npz"])
+
+
+def address_of(file: str) -> str:
+    """Return the address of a released file in Google's bucket or the mirror.
+
+    Args:
+        file: Its path there, as in `ModelSpec.files`.
+
+    Raises:
+        DownloadError: If BITZOO_MIRROR is not an address.
+    """
+    return joined(base_url(), file)
 
 
 def find_weights(spec: ModelSpec, *, progress: bool | None = None) -> Located:
@@ -288,7 +329,7 @@ def _from_hub(spec: ModelSpec) -> Located | None:
     repository = f"{organisation}/{spec.name}"
     try:
         address = HubAddress.parse(repository)
-        folder = fetch_snapshot(address, WEIGHTS_NAME)
+        folder = fetch_snapshot(address, [WEIGHTS_NAME]).parent
     except (HubError, UsageError) as error:
         _log.warning(
             "%s cannot be loaded from the Hub (%s); using Google's file instead.",

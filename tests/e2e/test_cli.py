@@ -296,7 +296,8 @@ class TestConvert:
         assert_holds(tmp_path / f"{DTD}.safetensors", arrays)
         # this one is small, and the converter sees that it is not what its name says
         assert "model    not a known release\n" in printed
-        assert f"note     Named like {DTD} (R50x1, 47 classes), but its tensors are" in printed
+        said = "Fetched as" if by_name else "Named like"
+        assert f"note     {said} {DTD} (R50x1, 47 classes), but its tensors are" in printed
         kept = [name for name in files_in(cache) if not name.endswith(".lock")]
         expected = [f"{DTD}.npz", f"{DTD}.npz.fetched.json"] if keep else []  # and its origin
         assert [Path(name).name for name in kept] == expected

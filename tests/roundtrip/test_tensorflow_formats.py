@@ -193,7 +193,7 @@ def test_a_catalogue_name_by_its_tfhub_module(tmp_path, files, expected, monkeyp
             name, tmp_path / "a.safetensors", source_format="tfhub", check="weights"
         )
     assert data_section(tmp_path / "a.safetensors") == expected
-    assert f"Named like {name} (R50x1, 102 classes), but its" in " ".join(result.notes)
+    assert f"Fetched as {name} (R50x1, 102 classes), but its" in " ".join(result.notes)
     assert not list((tmp_path / "cache" / "downloads" / "tfhub").glob("*.tfhub/*"))
 
 

@@ -355,7 +355,7 @@ def test_a_catalogue_name_by_its_h5_file(tmp_path, command, monkeypatch):
         monkeypatch.setenv("BITZOO_MIRROR", server.url)
         code, out, err = command("--src", "BiT-S-R50x3", *arguments)
     assert (code, err) == (0, "")
-    assert "Named like BiT-S-R50x3 (R50x3, 1,000 classes), but its tensors are" in out
+    assert "Fetched as BiT-S-R50x3 (R50x3, 1,000 classes), but its tensors are" in out
     with open_source(tmp_path / "a.safetensors") as source:
         assert "model" not in source.metadata
 

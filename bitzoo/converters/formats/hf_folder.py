@@ -15,7 +15,9 @@ from bitzoo.errors import CheckpointError
 from bitzoo.small_files import read_json
 
 WEIGHT_NAMES = ("model.safetensors", "pytorch_model.bin")
-INDEX_NAMES = tuple(f"{name}.index.json" for name in WEIGHT_NAMES)
+_INDEX = ".index.json"
+WEIGHT_FILES = tuple(f"{name}{end}" for name in WEIGHT_NAMES for end in ("", _INDEX))
+"""All files with weights, in the order in which they are looked for: safetensors first."""
 _MAX_SHARDS = 1_000
 _MAX_NAME_BYTES = 255
 """What file systems allow; a longer name is an error of the system already when it is looked up."""
@@ -23,8 +25,17 @@ _MAX_NAME_BYTES = 255
 
 def find_weights(folder: Path) -> Path | None:
     """Return a folder's weight file or index, safetensors first, or None if it has none."""
-    names = (*WEIGHT_NAMES[:1], *INDEX_NAMES[:1], *WEIGHT_NAMES[1:], *INDEX_NAMES[1:])
-    return next((folder / name for name in names if (folder / name).is_file()), None)
+    return next((folder / name for name in WEIGHT_FILES if (folder / name).is_file()), None)
+
+
+def parts_of(weights: Path) -> frozenset[str]:
+    """Return the names of the shards that an index lists; none for a file with weights.
+
+    Raises:
+        CheckpointError: If the index is damaged, or names files outside its folder.
+    """
+    is_index = weights.name.endswith(_INDEX)
+    return frozenset(_read_index(weights).values()) if is_index else frozenset()
 
 
 class FolderSource(Source):
@@ -110,8 +121,20 @@ def _open_part(weights: Path, file: Path, choice: str | None) -> SafetensorsSour
             f"{weights}: expected the shard {file.name} in the same folder, but there is no such "
             "file. Download it."
         )
+    _require_inside(weights.parent, file)
     reader = SafetensorsSource if file.suffix == ".safetensors" else TorchSource
     return reader(file, choice)
+
+
+def _require_inside(folder: Path, file: Path) -> None:
+    """Raise if a shard is a link to a file elsewhere; the Hub's cache links to its own blobs."""
+    root, target = folder.resolve(), file.resolve()
+    blobs = root.parent.parent / "blobs" if root.parent.name == "snapshots" else root
+    if not (target.is_relative_to(root) or target.is_relative_to(blobs)):
+        raise CheckpointError(
+            f"{file}: expected a shard in the folder of its index, found a link out of it. If you "
+            "trust it, put the file itself there."
+        )
 
 
 def _read_index(path: Path) -> dict[str, str]:
