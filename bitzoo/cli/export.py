@@ -60,33 +60,38 @@ def export(
 
 
 def _print(model: str, report: ExportReport) -> None:
+    from bitzoo.exporters.export_formats import FORMATS
     from bitzoo.exporters.probe import REASON
 
-    known = report.metadata
+    known, not_judged = report.metadata, FORMATS[report.to].not_judged
     print_facts(
         [
             ("model", f"{model}, {known['architecture']}, {known['num_classes']} classes"),
             ("output", report.path),
             ("images", known["input"]),
+            ("shapes", known["shapes"]),
             ("kernels", known["kernels"]),
-            ("run by", report.runtime),
             ("report", report.report),
         ]
     )
-    say("")
-    print_table(
-        ("probe images", "relative L2", "largest", "of", "same top-1", "allowed", ""),
-        [
-            (
-                f"{found.images} x {found.size} px",
-                f"{found.relative_l2:.1e}",
-                f"{found.max_abs:.1e}",
-                f"{found.max_logit:.1e}",
-                f"{found.top1_equal} of {found.images}",
-                f"{report.tolerance:.0e}",
-                "ok",
-            )
-            for found in report.deviations
-        ],
-    )
+    for judged in report.judged:
+        say(f"\n{judged.setting}: {judged.runtime} on {judged.device}, in {judged.precision}")
+        print_table(
+            ("probe images", "relative L2", "largest", "of", "same top-1", "allowed", ""),
+            [
+                (
+                    f"{found.images} x {found.size} px",
+                    f"{found.relative_l2:.1e}",
+                    f"{found.max_abs:.1e}",
+                    f"{found.max_logit:.1e}",
+                    f"{found.top1_equal} of {found.images}",
+                    f"{judged.tolerance:.0e}",
+                    "ok",
+                )
+                for found in judged.deviations
+            ],
+        )
+    if report.exact:
+        say(f"\nIn float32 on every processor: {report.exact}")
+    say("\n" + textwrap.fill(f"Not judged: {'; '.join(not_judged)}.", 100))
     say("\n" + textwrap.fill(f"Allowed is a {REASON}.", 100))

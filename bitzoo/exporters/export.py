@@ -11,19 +11,73 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from bitzoo._version import __version__
 from bitzoo.converters.dtypes import DTYPES
 from bitzoo.converters.formats.timm_config import RECORD_KEY
 from bitzoo.converters.parity.deviation import Deviation
 from bitzoo.display import Displayed
 from bitzoo.errors import FoldedModelError, ParityError, UsageError
-from bitzoo.exporters.export_formats import FORMATS, ExportFormat
-from bitzoo.exporters.file_metadata import metadata_of
-from bitzoo.exporters.probe import REASON, SEED, TOLERANCES, Probe, make_probes
-from bitzoo.files import user_path, workspace
+from bitzoo.exporters.disk import disk_errors, require_room
+from bitzoo.exporters.export_formats import FORMATS, ExportFormat, Setting
+from bitzoo.exporters.file_metadata import EXACT_KEY, metadata_of
+from bitzoo.exporters.probe import REASON, SEED, Probe, make_probes, tolerance_for
+from bitzoo.files import check_replaceable, user_path, workspace
 from bitzoo.models.bit import BiT
 from bitzoo.zoo.classifier import Classifier, load_classifier
 from bitzoo.zoo.info import EXPORT_REPORT_SUFFIX
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A file, run under one setting.
+
+    Attributes:
+        setting: The setting's name.
+        options: What the runtime was given; nothing for its defaults.
+        runtime: The runtime and its version.
+        device: What it ran on.
+        precision: What it computed in, as the runtime says.
+        tolerance: Largest relative L2 distance that passes.
+        deviations: One per set of probe images.
+    """
+
+    setting: str
+    options: Mapping[str, str]
+    runtime: str
+    device: str
+    precision: str
+    tolerance: float
+    deviations: tuple[Deviation, ...]
+
+    @property
+    def passed(self) -> bool:
+        """Whether every distance is within the tolerance."""
+        return not self.failed()
+
+    def failed(self) -> list[Deviation]:
+        """Return the deviations beyond the tolerance."""
+        return [found for found in self.deviations if not found.within(self.tolerance)]
+
+    def in_words(self) -> str:
+        """Return setting, device and distances as a line."""
+        found = ", ".join(f"{one.relative_l2:.1e} at {one.size} px" for one in self.deviations)
+        return (
+            f"{self.runtime} on {self.device}, in {self.precision}: {found} relative L2 "
+            f"(allowed: {self.tolerance:.0e})"
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return it as JSON-ready data."""
+        probes = [asdict(found) for found in self.deviations]
+        own = {name: getattr(self, name) for name in ("setting", "runtime", "device", "precision")}
+        return own | {
+            "options": dict(self.options),
+            "tolerance": self.tolerance,
+            "passed": self.passed,
+            "probes": probes,
+        }
 
 
 @dataclass(frozen=True, repr=False)
@@ -34,27 +88,41 @@ class ExportReport(Displayed):
         path: The file or folder.
         to: Its format, a key of `FORMATS`.
         dtype: Dtype that kernels are stored in.
-        runtime: The runtime that ran it, as a phrase.
         metadata: Its metadata.
-        deviations: One per set of probe images.
+        judged: How it was run and how far it deviated; the runtime's defaults come first, and the
+            most exact setting last.
     """
 
     path: Path
     to: str
     dtype: str
-    runtime: str
     metadata: Mapping[str, str]
-    deviations: tuple[Deviation, ...]
+    judged: tuple[Judged, ...]
+
+    @property
+    def runtime(self) -> str:
+        """The runtime that ran it, as a phrase."""
+        return self.judged[-1].runtime
+
+    @property
+    def deviations(self) -> tuple[Deviation, ...]:
+        """The deviations under the most exact setting, one per set of probe images."""
+        return self.judged[-1].deviations
 
     @property
     def tolerance(self) -> float:
-        """Largest relative L2 distance that passes."""
-        return TOLERANCES[self.dtype]
+        """Largest relative L2 distance that passes under the most exact setting."""
+        return self.judged[-1].tolerance
 
     @property
     def passed(self) -> bool:
-        """Whether every distance is within the tolerance."""
-        return all(found.within(self.tolerance) for found in self.deviations)
+        """Whether every distance is within its tolerance, under every setting."""
+        return all(judged.passed for judged in self.judged)
+
+    @property
+    def exact(self) -> str:
+        """The line of Python that runs it in float32; empty if the defaults always do."""
+        return self.metadata.get(EXACT_KEY, "")
 
     def to_dict(self) -> dict[str, Any]:
         """Return the report as JSON-ready data."""
@@ -64,11 +132,10 @@ class ExportReport(Displayed):
             "dtype": self.dtype,
             "bitzoo_version": __version__,
             "passed": self.passed,
-            "runtime": self.runtime,
             "oracle": "NumPy float64 reference",
-            "tolerance": self.tolerance,
+            "judged": [judged.to_dict() for judged in self.judged],
+            "not_judged": list(FORMATS[self.to].not_judged),
             "tolerance_rule": REASON,
-            "probes": [asdict(found) for found in self.deviations],
             "seed": SEED,
             "metadata": {key: text for key, text in self.metadata.items() if key != RECORD_KEY},
             RECORD_KEY: json.loads(self.metadata[RECORD_KEY]),
@@ -81,16 +148,13 @@ class ExportReport(Displayed):
 
     def display_rows(self) -> list[tuple[str, object]]:
         """Return readable names and values."""
-        found = ", ".join(
-            f"{deviation.relative_l2:.1e} at {deviation.size} px" for deviation in self.deviations
-        )
         return [
             ("output", self.path),
             ("format", self.to),
             ("network", self.metadata.get("architecture", "")),
             ("kernels", self.metadata.get("kernels", self.dtype)),
-            ("run by", self.runtime),
-            ("relative L2", f"{found} (allowed: {self.tolerance:.0e})"),
+            *((judged.setting, judged.in_words()) for judged in self.judged),
+            *([("exact with", self.exact)] if self.exact else []),
             ("passed", self.passed),
             ("report", self.report),
         ]
@@ -101,14 +165,15 @@ class ExportReport(Displayed):
         Raises:
             ParityError: With the images, the deviation and the tolerance.
         """
-        for found in self.deviations:
-            if not found.within(self.tolerance):
+        for judged in self.judged:
+            for found in judged.failed():
                 raise ParityError(
-                    f"{self.path.name}: at {found.size} px {self.runtime} computes outputs that "
-                    f"are {found.relative_l2:.2e} away from the float64 reference (relative L2), "
-                    f"expected at most {self.tolerance:.0e} with {self.dtype} kernels. The file "
-                    "does not compute what the network does, so it was removed. Try another "
-                    'version of the exporter or the runtime, or `dtype="float32"`.'
+                    f"{self.path.name}: at {found.size} px {judged.runtime} ({judged.setting}, in "
+                    f"{judged.precision}) computes outputs that are {found.relative_l2:.2e} away "
+                    "from the float64 reference (relative L2), expected at most "
+                    f"{judged.tolerance:.0e} with {self.dtype} kernels. The file does not compute "
+                    "what the network does, so it was removed. Try another version of the exporter "
+                    'or the runtime, or `dtype="float32"`.'
                 )
 
 
@@ -142,18 +207,24 @@ def export(
         UsageError: If options contradict each other, or the output exists.
         MissingExtraError: If the format's libraries are not installed.
         ParityError: If the deviation exceeds the tolerance; then no output is left.
+        StorageError: If the disk is full or the folder cannot be written; then no output is left.
         BitzooError: As `bitzoo.create_model` raises.
     """
     path = user_path(out)
     form = _check_output(to, path, dtype, force=force)
+    _check_source(model, form, path)
     network = load_classifier(model, weights)
     _check_network(network)
+    size = _stored_bytes(network, dtype)
+    require_room(path, size)
     probes = make_probes(network)
     metadata = metadata_of(network, dtype)
-    with _aside(path, form) as aside:
+    if form.exact:
+        metadata[EXACT_KEY] = form.exact.format(name=path.name)
+    with disk_errors(path, size), _aside(path, form) as aside:
         form.writer()(network, aside, dtype=dtype, metadata=metadata)
-        deviations, runtime = _judge(form, aside, probes)
-        report = ExportReport(path, to, dtype, runtime, metadata, deviations)
+        judged = tuple(_judge(form, setting, aside, probes, dtype) for setting in form.settings)
+        report = ExportReport(path, to, dtype, metadata, judged)
         report.require()
         text = json.dumps(report.to_dict(), indent=2) + "\n"
         _report_of(aside).write_text(text, encoding="utf-8")
@@ -174,12 +245,37 @@ def _check_output(to: str, path: Path, dtype: str, *, force: bool) -> ExportForm
         raise UsageError(f"{path}: {to} is a folder, but this is a file's name. Rename `out`.")
     if not path.parent.is_dir():
         raise UsageError(f"{path}: there is no folder {path.parent}. Create it first.")
-    taken = [place for place in _places(form, path) if os.path.lexists(place)]
-    if taken and not force:
-        raise UsageError(
-            f"{taken[0]} already exists. Choose another `out`, or replace it with `force=True`."
-        )
+    for place in form.places(path)[:-1]:
+        if os.path.lexists(place) and not path.exists():
+            raise UsageError(
+                f"{place} exists without {path.name}, so it is not of an earlier export, and this "
+                "one would replace it. Choose another `out`."
+            )
+    for place in _places(form, path):
+        check_replaceable(place, force=force, contents=form.contents if place == path else None)
     return form
+
+
+def _check_source(model: Classifier, form: ExportFormat, path: Path) -> None:
+    """Raise if the output would replace what the model is read from."""
+    if not isinstance(model, (str, os.PathLike)):
+        return
+    source = Path(model).expanduser()
+    for place in _places(form, path):
+        if source.exists() and place.exists() and source.samefile(place):
+            raise UsageError(
+                f"{place}: the export would replace the model that it is made from. Choose another "
+                "`out`."
+            )
+
+
+def _stored_bytes(model: BiT, dtype: str) -> int:
+    """Return the bytes of the parameters in the file."""
+    width = getattr(torch, dtype).itemsize
+    return sum(
+        parameter.numel() * (width if parameter.ndim == 4 else torch.float32.itemsize)
+        for parameter in model.parameters()
+    )
 
 
 def _check_network(model: BiT) -> None:
@@ -197,10 +293,18 @@ def _check_network(model: BiT) -> None:
 
 
 def _judge(
-    form: ExportFormat, path: Path, probes: list[Probe]
-) -> tuple[tuple[Deviation, ...], str]:
-    run, runtime = form.loader()(path)
-    return tuple(probe.judge(run) for probe in probes), runtime
+    form: ExportFormat, setting: Setting, path: Path, probes: list[Probe], dtype: str
+) -> Judged:
+    opened = form.loader()(path, setting.options)
+    return Judged(
+        setting.name,
+        setting.options,
+        opened.runtime,
+        opened.device,
+        opened.precision,
+        tolerance_for(dtype, opened.precision),
+        tuple(probe.judge(opened.run) for probe in probes),
+    )
 
 
 @contextmanager

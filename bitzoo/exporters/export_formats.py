@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -20,6 +21,9 @@ Run = Callable[[npt.NDArray[np.float32]], npt.NDArray[np.float32]]
 """Images (batch, channels, height, width) in [-1, 1] -> logits."""
 
 
+NO_OPTIONS: Mapping[str, str] = MappingProxyType({})
+
+
 class Write(Protocol):
     """Signature of a format's writer; `export_onnx` describes the arguments."""
 
@@ -27,6 +31,40 @@ class Write(Protocol):
         self, model: BiT, path: Path, *, dtype: str = ..., metadata: Mapping[str, str] | None = ...
     ) -> None:
         """Write the network to `path`."""
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A written file, opened by its runtime.
+
+    Attributes:
+        run: Runs it.
+        runtime: The runtime with its version and what else it was left to do.
+        device: What it runs on.
+        precision: What it computes in, as the runtime says; the first word is a dtype.
+    """
+
+    run: Run
+    runtime: str
+    device: str
+    precision: str
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One way to run files of a format, under which each is judged.
+
+    Attributes:
+        name: For people.
+        options: For the runtime; none for its defaults.
+    """
+
+    name: str = "defaults"
+    options: Mapping[str, str] = field(default_factory=lambda: NO_OPTIONS)
+
+
+Load = Callable[[Path, Mapping[str, str]], Opened]
+"""Signature of the function that opens a file with its runtime, with options for it."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +77,11 @@ class ExportFormat:
         load: Name of the function that opens a written file with its runtime.
         suffix: Required ending of the path; empty for a folder.
         beside: Names of files that may be next to it; ``{stem}`` is its name without suffix.
+        contents: For a folder, the names that one to be replaced may contain; None for a file.
+        settings: How a written file is judged; the runtime's defaults come first.
+        exact: The line of Python that runs file ``{name}`` in float32 everywhere, if the defaults
+            may not.
+        not_judged: Other ways to run it that change the numbers, and how to keep them exact.
     """
 
     module: str
@@ -46,15 +89,19 @@ class ExportFormat:
     load: str
     suffix: str
     beside: tuple[str, ...] = ()
+    contents: frozenset[str] | None = None
+    settings: tuple[Setting, ...] = (Setting(),)
+    exact: str = ""
+    not_judged: tuple[str, ...] = ()
 
     def writer(self) -> Write:
         """Import and return the function that writes."""
         function: Write = getattr(self._imported(), self.write)
         return function
 
-    def loader(self) -> Callable[[Path], tuple[Run, str]]:
-        """Import and return the function that opens: path -> (`Run`, the runtime as a phrase)."""
-        function: Callable[[Path], tuple[Run, str]] = getattr(self._imported(), self.load)
+    def loader(self) -> Load:
+        """Import and return the function that opens a file: path, options -> `Opened`."""
+        function: Load = getattr(self._imported(), self.load)
         return function
 
     def places(self, path: Path) -> list[Path]:
@@ -67,12 +114,58 @@ class ExportFormat:
 
 
 FORMATS = {
-    "onnx": ExportFormat("onnx", "export_onnx", "load_onnx", ".onnx", ("{stem}.onnx.data",)),
-    "openvino": ExportFormat(
-        "openvino", "export_openvino", "load_openvino", ".xml", ("{stem}.bin",)
+    "onnx": ExportFormat(
+        "onnx",
+        "export_onnx",
+        "load_onnx",
+        ".onnx",
+        ("{stem}.onnx.data",),
+        not_judged=(
+            "execution providers other than the CPU's: CUDA computes in TF32 unless its option "
+            "use_tf32 is 0, and others choose for themselves",
+        ),
     ),
-    "torch-export": ExportFormat("torch_export", "export_torch", "load_torch", ".pt2"),
-    "savedmodel": ExportFormat("savedmodel", "export_savedmodel", "load_savedmodel", ""),
+    "openvino": ExportFormat(
+        "openvino",
+        "export_openvino",
+        "load_openvino",
+        ".xml",
+        ("{stem}.bin",),
+        settings=(Setting(), Setting("exact", {"INFERENCE_PRECISION_HINT": "f32"})),
+        exact='openvino.Core().compile_model("{name}", "CPU", '
+        '{{"INFERENCE_PRECISION_HINT": "f32"}})',
+        not_judged=(
+            "the defaults on other processors: where the processor has bfloat16, OpenVINO computes "
+            "in it (2e-2 was observed), and reads no precision from the file",
+            "devices other than the CPU: GPUs compute in float16 by default",
+        ),
+    ),
+    "torch-export": ExportFormat(
+        "torch_export",
+        "export_torch",
+        "load_torch",
+        ".pt2",
+        not_judged=(
+            "GPUs: convolutions compute in TF32 unless torch.backends.cudnn.allow_tf32 is False",
+            "another torch.set_float32_matmul_precision than the one named",
+            "torch.compile and AOTInductor",
+        ),
+    ),
+    "savedmodel": ExportFormat(
+        "savedmodel",
+        "export_savedmodel",
+        "load_savedmodel",
+        "",
+        contents=frozenset(
+            {"saved_model.pb", "variables", "assets", "assets.extra", "fingerprint.pb"}
+        ),
+        not_judged=(
+            "oneDNN switched the other way (TF_ENABLE_ONEDNN_OPTS): it sums in another order",
+            "GPUs, which compute in TF32 unless "
+            "tf.config.experimental.enable_tensor_float_32_execution(False) is called",
+            "TensorFlow Lite and XLA",
+        ),
+    ),
 }
 """Value of the option `to` -> the format."""
 

@@ -7,10 +7,14 @@ from dataclasses import asdict
 
 from bitzoo._version import __version__
 from bitzoo.converters.formats.timm_config import RECORD_KEY
+from bitzoo.exporters.graph import MIN_SIDE
 from bitzoo.models.bit import BiT
+from bitzoo.models.image_input import words_for_channels
 from bitzoo.zoo.info import info, transform_of
 
-INPUT_RANGE = "RGB in [-1, 1]: (pixels from 0 to 255) / 127.5 - 1"
+INPUT_RANGE = "{channels} in [-1, 1]: (pixels from 0 to 255) / 127.5 - 1"
+EXACT_KEY = "exact_with"
+"""Key of the line of Python that runs the file in float32, where the defaults may not."""
 
 
 def metadata_of(model: BiT, dtype: str = "float32") -> dict[str, str]:
@@ -31,7 +35,8 @@ def metadata_of(model: BiT, dtype: str = "float32") -> dict[str, str]:
         "model": known.identity.name,
         "architecture": known.architecture,
         "num_classes": str(known.num_classes),
-        "input": INPUT_RANGE,
+        "input": INPUT_RANGE.format(channels=words_for_channels(model.architecture.in_chans)),
+        "shapes": f"any number of images; height and width of {MIN_SIDE} px and more",
         "preprocessing": json.dumps(asdict(transform_of(known))) if usable else None,
         "activation": known.activation,
         "class_names": json.dumps(names) if names else None,

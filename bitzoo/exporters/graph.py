@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.fx.experimental import _config
 from torch.nn import functional as F
 from torch.nn.utils import parametrize
 
@@ -24,8 +25,8 @@ from bitzoo.models.bit import BiT, fold
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
 
-MIN_SIDE = 33
-"""Smallest image side: below it the last map is one pixel, which a traced graph does not allow."""
+MIN_SIDE = 32
+"""Smallest image side that the files are declared, and tested, to take."""
 INPUT = "images"
 _TRACED = (2, 64)
 """Batch size and side of the images to trace with; any numbers but 0 and 1 keep the axes free."""
@@ -75,7 +76,8 @@ def trace(graph: Graph) -> ExportedProgram:
     """
     batch, side = _TRACED
     images = torch.zeros(batch, graph.in_chans, side, side)
-    with torch.no_grad():
+    # Else the tracer takes a last map of one pixel (images of 32 px) for another program.
+    with torch.no_grad(), _config.patch(backed_size_oblivious=True):
         program = torch.export.export(graph, (images,), dynamic_shapes=(free_axes(),))
     for node in program.graph.nodes:
         node.meta.pop("stack_trace", None)  # it contains paths of this machine

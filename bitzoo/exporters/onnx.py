@@ -9,8 +9,9 @@ from typing import Any
 
 import torch
 
-from bitzoo.exporters.export_formats import Run, import_extra
+from bitzoo.exporters.export_formats import NO_OPTIONS, Opened, import_extra
 from bitzoo.exporters.graph import INPUT, Graph, free_axes, trace
+from bitzoo.exporters.this_processor import processor
 from bitzoo.models.bit import BiT
 
 OPSET = 20
@@ -53,15 +54,26 @@ def export_onnx(
     program.save(os.fspath(path), external_data=stored > _EMBEDDED_BYTES)
 
 
-def load_onnx(path: Path) -> tuple[Run, str]:
-    """Open an ONNX file with ONNX Runtime on the CPU, with its default optimizations."""
+def load_onnx(path: Path, options: Mapping[str, str] = NO_OPTIONS) -> Opened:
+    """Open an ONNX file with ONNX Runtime on the CPU, with its default optimizations.
+
+    Args:
+        path: The file.
+        options: Entries for the session's configuration.
+    """
     runtime = import_extra("onnxruntime", "onnx")
-    session = runtime.InferenceSession(os.fspath(path), providers=["CPUExecutionProvider"])
+    settings = runtime.SessionOptions()
+    for key, value in options.items():
+        settings.add_session_config_entry(key, value)
+    session = runtime.InferenceSession(
+        os.fspath(path), settings, providers=["CPUExecutionProvider"]
+    )
 
     def run(images: Any) -> Any:
         return session.run(None, {INPUT: images})[0]
 
-    return run, f"ONNX Runtime {runtime.__version__}, its default optimizations"
+    phrase = f"ONNX Runtime {runtime.__version__}, its default optimizations"
+    return Opened(run, phrase, processor(), "float32")
 
 
 def _forget_origin(model: Any) -> None:

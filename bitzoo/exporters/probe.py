@@ -21,12 +21,24 @@ PROBES = ((224, 1), (97, 2))
 SEED = 2020
 TILE = 32
 TOLERANCES = {"float32": 5e-4, "float16": 2e-2, "bfloat16": 1e-1}
-"""By the dtype that kernels are stored in; see `REASON`."""
+"""By the widest rounding: of stored kernels or of the computation; see `REASON`."""
 REASON = (
     "relative L2 distance to the float64 reference. With float32 kernels, rounding alone causes "
     "1e-6 (R50x1) to 1e-4 (R152x2), a max-pool that pads with -inf 2e-3 to 2e-1 on these images; "
-    "rounding the kernels themselves causes about 1e-3 (float16) and 1e-2 (bfloat16)"
+    "rounding the kernels themselves causes about 1e-3 (float16) and 1e-2 (bfloat16), computing "
+    "in bfloat16 about 2e-2"
 )
+
+
+def tolerance_for(dtype: str, precision: str) -> float:
+    """Return the tolerance for kernels stored in `dtype` and computation in `precision`.
+
+    Args:
+        dtype: A key of `TOLERANCES`.
+        precision: As in `Opened`; a first word that is no key of `TOLERANCES` adds nothing.
+    """
+    words = precision.replace(",", " ").split()
+    return max(TOLERANCES[dtype], TOLERANCES.get(words[0] if words else "", 0.0))
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,9 @@ import numpy.typing as npt
 
 from bitzoo.converters.parity import reference_tensorflow
 from bitzoo.converters.parity.reference_tensorflow import load_tensorflow
-from bitzoo.exporters.export_formats import Run
+from bitzoo.exporters.export_formats import NO_OPTIONS, Opened
 from bitzoo.exporters.names import google_tensors
+from bitzoo.exporters.this_processor import processor
 from bitzoo.models.bit import BiT, fold
 
 IMAGES = "images_from_minus1_to_1"
@@ -69,10 +70,14 @@ def export_savedmodel(
     tf.saved_model.save(module, os.fspath(path), signatures=signatures)
 
 
-def load_savedmodel(path: Path) -> tuple[Run, str]:
+def load_savedmodel(path: Path, options: Mapping[str, str] = NO_OPTIONS) -> Opened:
     """Open a SavedModel in TensorFlow, with its graph optimizations, for its default signature.
 
     The network takes channels last; the images that `Run` takes are transposed here.
+
+    Args:
+        path: The folder.
+        options: None: TensorFlow reads its settings when it is imported.
     """
     tf = load_tensorflow()
     module = tf.saved_model.load(os.fspath(path))
@@ -84,7 +89,13 @@ def load_savedmodel(path: Path) -> tuple[Run, str]:
         run.module = module  # type: ignore[attr-defined]
         return logits
 
-    return run, f"TensorFlow {tf.__version__}, its graph optimizations"
+    onednn = os.environ.get("TF_ENABLE_ONEDNN_OPTS", "unset")
+    return Opened(
+        run,
+        f"TensorFlow {tf.__version__}, its graph optimizations",
+        processor(),
+        f"float32, TF_ENABLE_ONEDNN_OPTS {onednn}",
+    )
 
 
 def _signature(tf: Any, function: Any, name: str, shape: list[int | None], dtype: Any) -> Any:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 
-from bitzoo.exporters.export_formats import Run
+from bitzoo.exporters.export_formats import NO_OPTIONS, Opened
 from bitzoo.exporters.graph import Graph, trace
+from bitzoo.exporters.this_processor import processor
 from bitzoo.models.bit import BiT
 
 
@@ -25,15 +27,60 @@ def export_torch(
         dtype: Dtype that kernels are stored in; computation stays in float32.
         metadata: Text to store in the archive's `extra_files`, each under its key.
     """
-    torch.export.save(trace(Graph(model, dtype)), os.fspath(path), extra_files=dict(metadata or {}))
+    program = trace(Graph(model, dtype))
+    with path.open("wb") as file:
+        kept = _Kept(file)
+        torch.export.save(program, kept, extra_files=dict(metadata or {}))
+        kept.require()
 
 
-def load_torch(path: Path) -> tuple[Run, str]:
-    """Open an archive with `torch.export.load`."""
+class _Kept(io.RawIOBase):
+    """Writes to a file and never raises: the first error is kept for `require`.
+
+    torch writes archives from C++ and completes them in a destructor, where an exception ends the
+    process (SIGABRT on a full disk). What comes after an error is dropped.
+    """
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._error: OSError | None = None
+
+    def writable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        return offset  # torch rewinds what it has written; nobody reads it here
+
+    def write(self, data: Any) -> int:
+        if self._error is None:
+            try:
+                self._file.write(data)
+            except OSError as error:
+                self._error = error
+        return len(data)
+
+    def require(self) -> None:
+        """Raise the first error, or that of writing what is still buffered."""
+        if self._error is not None:
+            raise self._error
+        self._file.flush()
+
+
+def load_torch(path: Path, options: Mapping[str, str] = NO_OPTIONS) -> Opened:
+    """Open an archive with `torch.export.load`.
+
+    Args:
+        path: The ``.pt2``.
+        options: None: torch has its settings for the whole process.
+    """
     module = torch.export.load(os.fspath(path)).module()
 
     def run(images: Any) -> Any:
         with torch.no_grad():
             return module(torch.from_numpy(images)).numpy()
 
-    return run, f"torch {torch.__version__}, torch.export.load"
+    precision = f"float32, matmul precision {torch.get_float32_matmul_precision()}"
+    return Opened(run, f"torch {torch.__version__}, torch.export.load", processor(), precision)

@@ -23,7 +23,7 @@ from bitzoo.errors import (
     UsageError,
 )
 from bitzoo.fetch.addresses import parse, without_secrets
-from bitzoo.files import unwritable
+from bitzoo.locks import unwritable
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi

@@ -79,7 +79,7 @@ def _onnxruntime(model: BiT, device: torch.device, dtype: torch.dtype) -> Run:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "model.onnx")
         export_onnx(model, path)
-        run, _ = load_onnx(path)
+        run = load_onnx(path).run
     return lambda images: torch.from_numpy(run(images.numpy()))
 
 

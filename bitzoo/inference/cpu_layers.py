@@ -86,6 +86,11 @@ class PackedConv2d(nn.Module):
         self._window = (plain.padding, plain.stride, plain.dilation, plain.groups)
         self._packed: tuple[list[int], Tensor] = ([], plain.weight.detach())
 
+    @property
+    def weight(self) -> Tensor:
+        """The kernel, in the order that it is packed in."""
+        return self._packed[1]
+
     def forward(self, x: Tensor) -> Tensor:
         """Convolve `x` (batch, in, height, width)."""
         operators, shape = torch.ops.mkldnn, list(x.shape)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import logging
+from typing import TYPE_CHECKING, NoReturn
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -9,12 +12,20 @@ from torch import Tensor
 from bitzoo.errors import LayoutError, UsageError
 from bitzoo.inference.backends import BACKENDS
 from bitzoo.models.bit import BiT
+from bitzoo.models.image_input import SCALING, require_images, words_for_channels
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 COMPUTE_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 """Dtypes that a network may compute in, by name; in training its parameters stay float32."""
 
 _PROBES = 4
 _PROBE_SIDE = 224
+_FARTHEST = 1.5
+"""Images resized as floats overshoot [-1, 1] by up to 0.4 (bicubic, at a corner); more is another
+scale, such as [0, 255] or a division by ImageNet's standard deviation, which reaches 2.6."""
+_log = logging.getLogger(__name__)
 
 
 class Optimized:
@@ -30,10 +41,16 @@ class Optimized:
     def __init__(self, model: BiT, backend: str, device: torch.device, dtype: torch.dtype) -> None:
         self.backend, self.device, self.dtype = backend, device, dtype
         self.in_chans = model.architecture.in_chans
+        self._outputs = model.num_classes or model.num_features
         self._run = BACKENDS[backend].build(model, device, dtype)
+        self._has_looked = False
 
     def __call__(self, images: Tensor) -> Tensor:
         """Return the logits of images, or pooled features if the model has no head.
+
+        Shape and type are checked at each call, the values only of the first images, for which a
+        warning is logged if they are not scaled to [-1, 1]. [0, 1] is within, so that it cannot be
+        told from [-1, 1].
 
         Args:
             images: (batch, channels, height, width), RGB scaled to [-1, 1], of any float type, on
@@ -43,14 +60,52 @@ class Optimized:
             Shape (batch, num_classes), float32, on `device`.
 
         Raises:
-            LayoutError: If `images` has the wrong dimensions or channels.
+            LayoutError: If `images` has the wrong dimensions or channels, or is no float tensor.
         """
-        if images.ndim != 4 or images.shape[1] != self.in_chans:
-            raise LayoutError(
-                f"Images must be (batch, channels, height, width) with {self.in_chans} channels, "
-                f"found shape {tuple(images.shape)}. Add the batch dimension or put channels first."
-            )
+        require_images(images, self.in_chans, None)
+        if images.numel() == 0:  # on which every runtime would stop with words of its own
+            if len(images):
+                raise LayoutError(f"Images must have pixels, found shape {tuple(images.shape)}.")
+            return torch.empty(0, self._outputs, device=self.device)
+        if not self._has_looked:
+            self._look(images)
+        return self._compute(images)
+
+    def _compute(self, images: Tensor) -> Tensor:
         return self._run(images.detach().to(self.device, torch.float32))
+
+    def _look(self, images: Tensor) -> None:
+        self._has_looked = True
+        least, most = (float(bound) for bound in images.detach().aminmax())
+        if max(-least, most) > _FARTHEST:
+            _log.warning(
+                "Images must be %s in [-1, 1], found values from %.4g to %.4g: the network was not "
+                "trained for them. Scale pixels (0 to 255): %s.",
+                words_for_channels(self.in_chans),
+                least,
+                most,
+                SCALING,
+            )
+
+    def __copy__(self) -> Self:
+        """Return itself: nothing that a caller can see ever changes."""
+        return self
+
+    def __deepcopy__(self, memo: object) -> Self:
+        """Return itself, as `__copy__` does."""
+        return self
+
+    def __reduce__(self) -> NoReturn:
+        """Refuse to be pickled: it has kernels packed for this machine, and runtimes' sessions.
+
+        Raises:
+            UsageError: With what to do instead.
+        """
+        raise UsageError(
+            "An optimized model cannot be pickled or sent to another process: its kernels are "
+            "packed for this processor. Pickle the model itself, and call bitzoo.optimize on it "
+            "where it is loaded."
+        )
 
 
 def optimize(
@@ -125,5 +180,5 @@ def deviation(optimized: Optimized, model: BiT) -> float:
     with torch.inference_mode():
         parameter = next(model.parameters())
         expected = model(images.to(parameter)).float().cpu()
-        difference = optimized(images).cpu() - expected
+        difference = optimized._compute(images).cpu() - expected
     return float(difference.norm() / expected.norm()) if expected.any() else 0.0

@@ -58,9 +58,11 @@ class Stage(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Pass `x` through the units, storing only their inputs with `grad_checkpointing`."""
-        recompute = self.grad_checkpointing and self.training
         for unit in self.blocks:
-            x = checkpoint(unit, x, use_reentrant=False) if recompute else unit(x)
+            if not torch.jit.is_scripting() and self.grad_checkpointing and self.training:
+                x = checkpoint(unit, x, use_reentrant=False)
+            else:
+                x = unit(x)
         return x
 
 
@@ -88,6 +90,8 @@ class Backbone(nn.Module):
     Raises:
         ArchitectureError: If `output_stride` is another number.
     """
+
+    __jit_unused_properties__ = ("folded", "num_classes")  # not compiled by torch.jit.script
 
     info: Any = None
     """What is known of the model, a `bitzoo.catalogue.model_info.ModelInfo`, if `create_model` made
@@ -151,15 +155,19 @@ class Backbone(nn.Module):
 
         Raises:
             UsageError: If an index is out of range or there is none.
-            LayoutError: If `x` has the wrong dimensions or channels.
+            LayoutError: If `x` has the wrong dimensions, channels or dtype.
         """
-        wanted = _resolve_indices(indices, len(self.stages) + 1)
-        maps = {0: self.stem.convolve(x)}
-        x = self.stem.pool(maps[0]) if max(wanted) else x
+        return self._maps(x, _resolve_indices(indices, len(self.stages) + 1))
+
+    def _maps(self, x: Tensor, wanted: list[int]) -> list[Tensor]:
+        x = self.stem.convolve(x)
+        maps = {0: x}
+        last = max(wanted)
+        if last > 0:
+            x = self.stem.pool(x)
         for index, stage in enumerate(self.stages, start=1):
-            if index > max(wanted):
-                break
-            x = stage(x)
+            if index <= last:
+                x = stage(x)
             if index in wanted:
                 maps[index] = x
         return [maps[index] for index in wanted]
@@ -253,13 +261,14 @@ class BiT(Backbone):
         """Return the logits of images, or pooled features if there is no head.
 
         Args:
-            x: Images, shape (batch, channels, height, width), RGB scaled to [-1, 1].
+            x: Images, shape (batch, channels, height, width), RGB scaled to [-1, 1], in the
+                parameters' dtype (under autocast also in others). The scale is not checked.
 
         Returns:
             Shape (batch, num_classes), or (batch, num_features) without a head.
 
         Raises:
-            LayoutError: If `x` has the wrong dimensions or channels.
+            LayoutError: If `x` has the wrong dimensions, channels or dtype.
         """
         return self.forward_head(self.forward_features(x))
 
@@ -318,22 +327,23 @@ class FeatureExtractor(Backbone):
     ) -> None:
         indices = _resolve_indices(out_indices, NUM_BLOCKS + 1)
         super().__init__(architecture, output_stride, num_blocks=max(indices))
-        self.out_indices = indices
+        self.out_indices = tuple(indices)
+        self._wanted = indices  # a list, which a script can search
         self.feature_info = FeatureInfo(self.feature_info[i] for i in indices)
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """Return the maps of images (batch, channels, height, width), ordered as `out_indices`."""
-        return self.forward_intermediates(x, self.out_indices)
+        return self._maps(x, self._wanted)
 
 
-def _resolve_indices(indices: Iterable[int] | None, count: int) -> tuple[int, ...]:
+def _resolve_indices(indices: Iterable[int] | None, count: int) -> list[int]:
     wanted = tuple(range(count) if indices is None else indices)
     if not wanted or not all(-count <= index < count for index in wanted):
         raise UsageError(
             f"Feature indices must be from 0 to {count - 1}, or from {-count} to -1 to count from "
             f"the end, and at least one is needed; found {wanted!r}."
         )
-    return tuple(index % count for index in wanted)
+    return [index % count for index in wanted]
 
 
 AnyBackbone = TypeVar("AnyBackbone", bound=Backbone)

@@ -2,6 +2,10 @@
 
 Numbers and structure follow Google's release (google-research/big_transfer,
 bit_pytorch/models.py); module names are timm's.
+
+`torch.fx` traces the layers and `torch.jit.script` compiles them. What depends on shapes or dtypes
+is therefore a function that a tracer records as one step (`torch.fx.wrap`), and `raise` with a
+message stands where a script does not compile it.
 """
 
 from __future__ import annotations
@@ -15,6 +19,7 @@ from torch.nn import functional as F
 
 from bitzoo.errors import ArchitectureError, LayoutError
 from bitzoo.models.architecture import GROUPS
+from bitzoo.models.image_input import require_images
 
 REFERENCE_EPS = 1e-10
 """Added to a kernel's variance in the release; timm and transformers add 1e-8."""
@@ -22,6 +27,10 @@ REFERENCE_EPS = 1e-10
 _RGB = 3
 
 
+torch.fx.wrap("require_images")
+
+
+@torch.fx.wrap
 def standardize_kernel(weight: Tensor, eps: float = REFERENCE_EPS) -> Tensor:
     """Give each output filter zero mean and unit variance.
 
@@ -40,7 +49,8 @@ def standardize_kernel(weight: Tensor, eps: float = REFERENCE_EPS) -> Tensor:
 
     Source: arXiv 1903.10520; eps from google-research/big_transfer, bit_pytorch/models.py.
     """
-    _require_4d(weight, "standardize")
+    if not torch.jit.is_scripting():
+        _require_4d(weight, "standardize")
     kernel = weight if weight.dtype == torch.float64 else weight.float()
     # Layer normalization without scale and shift computes exactly this formula in one pass, several
     # times faster than separate mean, variance and division. The order of a filter's elements does
@@ -101,7 +111,7 @@ class GroupNormReLU(nn.GroupNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalize and rectify `x` (batch, channels, height, width)."""
-        return F.relu_(super().forward(x))
+        return F.relu_(F.group_norm(x, self.num_groups, self.weight, self.bias, self.eps))
 
 
 class Stem(nn.Module):
@@ -115,14 +125,10 @@ class Stem(nn.Module):
         """Map images to stride 2, the network's first intermediate.
 
         Raises:
-            LayoutError: If `x` is not (batch, channels, height, width) with the right channels.
+            LayoutError: If `x` is not (batch, channels, height, width) with the right channels,
+                and of the kernels' dtype.
         """
-        if x.ndim != 4 or x.shape[1] != self.conv.in_channels:
-            raise LayoutError(
-                "Images must have shape (batch, channels, height, width) with "
-                f"{self.conv.in_channels} channels, found shape {tuple(x.shape)}. Add the batch "
-                "dimension, put channels first, or create the model with other `in_chans`."
-            )
+        require_images(x, self.conv.in_channels, self.conv.weight.dtype)
         y: Tensor = self.conv(x)
         return y
 
@@ -158,7 +164,9 @@ class Unit(nn.Module):
         """Map (batch, in, height, width) to (batch, out, height/stride, width/stride)."""
         y: Tensor = self.norm1(x)
         # A projected shortcut starts from the normalized input, a plain one from the input itself.
-        shortcut: Tensor = x if self.downsample is None else self.downsample(y)
+        shortcut = x
+        if self.downsample is not None:
+            shortcut = self.downsample(y)
         y = self.conv1(y)
         y = self.conv2(self.norm2(y))
         y = self.conv3(self.norm3(y))
@@ -178,11 +186,17 @@ class ZeroConv2d(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (batch, in, height, width) to (batch, out, height, width)."""
-        if x.shape[2:] != (1, 1):
-            return super().forward(x)
-        # oneDNN's convolution would take four times as long for 8 pooled maps and 21,843 classes.
-        y = F.linear(x.flatten(1), self.weight.flatten(1), self.bias)
-        return y[:, :, None, None]
+        return pixelwise(x, self.weight, self.bias)
+
+
+@torch.fx.wrap
+def pixelwise(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Convolve `x` (batch, in, height, width) with a 1x1 kernel (out, in, 1, 1)."""
+    if x.shape[2] != 1 or x.shape[3] != 1:
+        return F.conv2d(x, weight, bias)
+    # oneDNN's convolution would take four times as long for 8 pooled maps and 21,843 classes.
+    y = F.linear(x.flatten(1), weight.flatten(1), bias)
+    return y[:, :, None, None]
 
 
 class Head(nn.Module):

@@ -7,8 +7,10 @@ itself compares with is bitzoo's NumPy reference.
 import functools
 import json
 import logging
+import resource
 import sys
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -30,10 +32,10 @@ from bitzoo.cli import main
 from bitzoo.cli.export import export as command
 from bitzoo.converters.dtypes import DTYPES
 from bitzoo.converters.parity.reference_tensorflow import load_tensorflow
-from bitzoo.errors import FoldedModelError, MissingExtraError, ParityError, UsageError
+from bitzoo.errors import FoldedModelError, MissingExtraError, ParityError, StorageError, UsageError
 from bitzoo.exporters import graph, probe, torch_export
 from bitzoo.exporters.export import export
-from bitzoo.exporters.export_formats import FORMATS
+from bitzoo.exporters.export_formats import FORMATS, Setting
 from bitzoo.exporters.file_metadata import metadata_of
 from bitzoo.models.architecture import Architecture
 from bitzoo.models.bit import BiT, fold
@@ -54,6 +56,7 @@ FACTS = (
     "activation",
     "class_names",
     "kernels",
+    "shapes",
     "model_info",
 )
 
@@ -112,12 +115,17 @@ def exported(model, good_trace, tmp_path_factory):
     def make(to, dtype):
         path = tmp_path_factory.mktemp("export") / NAMES[to]
         with pytest.MonkeyPatch.context() as patch:
-            if dtype == "float32":  # all formats from one trace: each takes seconds
-                for module in ("onnx", "openvino", "torch_export"):
-                    patch.setattr(f"bitzoo.exporters.{module}.trace", lambda graph: good_trace)
+            if dtype == "float32":
+                plant_everywhere(patch, good_trace)
             return path, export(model, to, path, dtype=dtype)
 
     return lambda to, dtype="float32": make(to, dtype)
+
+
+def plant_everywhere(patch, trace):
+    """Let all formats be made from one trace: each takes seconds."""
+    for module in ("onnx", "openvino", "torch_export"):
+        patch.setattr(f"bitzoo.exporters.{module}.trace", lambda graph: trace)
 
 
 def traced(model, pool):
@@ -201,7 +209,7 @@ STORED = {"float32": 4, "float16": 2, "bfloat16": 2}
 def test_a_file_computes_googles_function(exported, arrays, to, dtype):
     path, report = exported(to, dtype)
     least, most = DISTANCES[dtype]
-    runtime, _ = FORMATS[to].loader()(path)
+    runtime = FORMATS[to].loader()(path, {}).run
     for size in ((1, 97, 97), (3, 64, 80), (2, 33, 50)):
         x = images(*size)
         assert least < distance(runtime(x), run(arrays, x).logits) < most
@@ -244,13 +252,15 @@ def test_what_lies_there_afterwards(exported, to):
 def test_a_file_says_what_it_reads_and_what_its_outputs_mean(exported, to):
     path, report = exported(to)
     facts = facts_in(to, path)
-    assert facts == report.metadata
+    assert facts == dict(report.metadata)
     assert json.loads(facts["class_names"]) == CLASSES
     preprocessing = {"crop": 64, "resize": 80, "interpolation": "bicubic", "square": False}
     assert json.loads(facts["preprocessing"]) == preprocessing
     info = ModelInfo.from_dict(json.loads(facts["model_info"]))
     assert list(info.own_names) == CLASSES
     assert (info.activation, info.identity.name) == ("sigmoid", None)
+    line = 'openvino.Core().compile_model("a.xml", "CPU", {"INFERENCE_PRECISION_HINT": "f32"})'
+    assert facts.pop("exact_with", "") == (line if to == "openvino" else "") == report.exact
     told = ("class_names", "preprocessing", "model_info")
     facts = {k: v for k, v in facts.items() if k not in told}
     assert facts == {
@@ -260,6 +270,7 @@ def test_a_file_says_what_it_reads_and_what_its_outputs_mean(exported, to):
         "activation": "sigmoid",
         "input": "RGB in [-1, 1]: (pixels from 0 to 255) / 127.5 - 1",
         "kernels": "standardized once, stored as float32; for inference only",
+        "shapes": "any number of images; height and width of 32 px and more",
     }
 
 
@@ -304,7 +315,7 @@ def test_parameters_too_large_for_one_file(tmp_path, arrays, model, monkeypatch)
     export(model, "onnx", tmp_path / "a.onnx")
     assert files_in(tmp_path) == ["a.onnx", "a.onnx.data", "a.onnx.export.json"]
     assert (tmp_path / "a.onnx").stat().st_size < 1 << 20
-    runtime, _ = FORMATS["onnx"].loader()(tmp_path / "a.onnx")
+    runtime = FORMATS["onnx"].loader()(tmp_path / "a.onnx", {}).run
     x = images(1, 64, 64)
     assert distance(runtime(x), run(arrays, x).logits) < 1e-5
 
@@ -338,6 +349,119 @@ def test_an_encoder_gives_features(tmp_path, folder, arrays):
     assert list(found) == ["features"]
     assert distance(found["features"].numpy(), run(arrays, x).pooled) < 1e-5
     assert graph.Graph(encoder).output == "features"
+
+
+@pytest.mark.parametrize("to", NAMES)
+@pytest.mark.parametrize(
+    "size", [(1, 32, 32), (5, 33, 47), (2, 47, 65), (1, 32, 200), (1, 480, 480)]
+)
+def test_a_file_takes_what_the_model_takes(exported, model, to, size):
+    path, report = exported(to)
+    assert report.metadata["shapes"] == "any number of images; height and width of 32 px and more"
+    x = images(*size)
+    with torch.no_grad():
+        expected = model(torch.from_numpy(x))
+    assert distance(opened(to, path).run(x), expected) < 1e-5
+
+
+# --- under which settings -------------------------------------------------------------------------
+
+
+@functools.cache
+def opened(to, path, **options):
+    return FORMATS[to].loader()(path, options)
+
+
+def test_openvino_is_judged_as_users_run_it_and_exactly(exported, model):
+    path, report = exported("openvino")
+    core = openvino.Core()
+    hint = {"INFERENCE_PRECISION_HINT": "f32"}
+    ways = ({}, hint)
+    assert [(one.setting, dict(one.options)) for one in report.judged] == [
+        ("defaults", {}),
+        ("exact", hint),
+    ]
+    for judged, options in zip(report.judged, ways, strict=True):
+        compiled = core.compile_model(path, "CPU", options)
+        narrow = "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES") and not options
+        assert judged.precision == ("bfloat16" if narrow else "float32")
+        assert judged.tolerance == (1e-1 if narrow else 5e-4)
+        assert judged.device == core.get_property("CPU", "FULL_DEVICE_NAME")
+        assert judged.runtime == f"OpenVINO {openvino.__version__.partition('-')[0]}"
+        probes = probe.make_probes(model)
+        for made, found in zip(probes, judged.deviations, strict=True):
+            given = np.ascontiguousarray(made.images.transpose(0, 3, 1, 2))
+            here = distance(compiled(given)[0], made.expected)
+            assert found.relative_l2 == pytest.approx(here, rel=0.5)
+    record = report.to_dict()["judged"]
+    assert [one["precision"] for one in record] == [one.precision for one in report.judged]
+    assert record[1]["options"] == hint
+    assert eval(report.exact.replace("a.xml", str(path)), {"openvino": openvino})  # the line runs
+
+
+def test_the_ir_states_its_precision(exported):
+    """As other options stand there that OpenVINO reads; one day it may read this one."""
+    network = openvino.Core().read_model(exported("openvino")[0])
+    assert network.get_rt_info(["runtime_options", "INFERENCE_PRECISION_HINT"]).value == "f32"
+
+
+@pytest.mark.parametrize(
+    ("to", "precision", "not_judged"),
+    [
+        ("onnx", "float32", "execution providers other than the CPU's: CUDA computes in TF32"),
+        ("openvino", "float32", "where the processor has bfloat16, OpenVINO computes in it"),
+        ("torch-export", "float32, matmul precision highest", "cudnn.allow_tf32 is False"),
+        ("savedmodel", "float32, TF_ENABLE_ONEDNN_OPTS ", "tensor_float_32_execution(False)"),
+    ],
+)
+def test_the_record_says_what_was_judged_and_what_was_not(exported, to, precision, not_judged):
+    record = exported(to)[1].to_dict()
+    assert record["judged"][0]["setting"] == "defaults"
+    assert record["judged"][0]["options"] == {}
+    last = record["judged"][-1]
+    assert last["precision"].startswith(precision)
+    assert (last["passed"], record["passed"]) == (True, True)
+    assert last["device"]
+    assert any(not_judged in line for line in record["not_judged"])
+
+
+def test_defaults_that_compute_in_bfloat16_are_stated_and_allowed_for(
+    monkeypatch, tmp_path, model, plant, good_trace
+):
+    """A runtime that is 2e-2 off by default, as OpenVINO is where the processor has bfloat16."""
+    plant(good_trace)
+    real = FORMATS["torch-export"].loader()
+
+    def load(path, options):
+        exact = real(path, {})
+        if options:
+            return exact
+        return replace(exact, run=lambda x: exact.run(x) * 1.02, precision="bfloat16")
+
+    monkeypatch.setattr(torch_export, "load_torch", load)
+    settings = (Setting(), Setting("exact", {"precise": "yes"}))
+    form = replace(FORMATS["torch-export"], settings=settings, exact='load("{name}")')
+    monkeypatch.setitem(FORMATS, "torch-export", form)
+    report = export(model, "torch-export", tmp_path / "a.pt2")
+    off, exact = report.judged
+    assert (off.precision, off.tolerance, exact.tolerance) == ("bfloat16", 1e-1, 5e-4)
+    assert all(found.relative_l2 == pytest.approx(0.02, rel=1e-3) for found in off.deviations)
+    assert all(found.relative_l2 < 1e-5 for found in exact.deviations)
+    rows = dict(report.display_rows())
+    assert "in bfloat16: 2.0e-02 at 64 px" in rows["defaults"]
+    assert "in float32" in rows["exact"]
+    assert rows["exact with"] == 'load("a.pt2")'
+    # The same distance in float32 is a fault.
+    monkeypatch.setattr(
+        torch_export, "load_torch", lambda path, options: replace(load(path, {}), precision="f32")
+    )
+    with pytest.raises(ParityError, match=r"\(defaults, in f32\) computes outputs that are 2\.0"):
+        export(model, "torch-export", tmp_path / "b.pt2")
+
+
+def test_gray_images_are_not_called_rgb():
+    gray = BiT(Architecture(TINY, 0.5, 1), 10)
+    assert metadata_of(gray)["input"] == "1 channel in [-1, 1]: (pixels from 0 to 255) / 127.5 - 1"
 
 
 # --- what must not be -----------------------------------------------------------------------------
@@ -377,6 +501,59 @@ def test_a_taken_name(tmp_path, model, plant, good_trace, name):
     assert export(model, "torch-export", tmp_path / "a.pt2", force=True).passed
     assert files_in(tmp_path) == LEFT["torch-export"]
     assert (tmp_path / name).read_bytes() != b"mine"
+
+
+@pytest.mark.parametrize("to", NAMES)
+def test_a_full_disk(tmp_path, model, to, good_trace, monkeypatch):
+    """A limit on the size of files fails a write halfway, as a full disk does."""
+    plant_everywhere(monkeypatch, good_trace)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (3 << 20, hard))
+    try:
+        with pytest.raises(StorageError, match=rf"{NAMES[to]}: cannot be written \(File too"):
+            export(model, to, tmp_path / NAMES[to])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("to", NAMES)
+def test_a_disk_without_room_is_told_before_the_work(tmp_path, model, to, monkeypatch):
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=1 << 20))
+    says = r"needs 8,\d{3},\d{3} bytes, but its disk has only 1,048,576 free\. Free some space"
+    with pytest.raises(StorageError, match=says):
+        export(model, to, tmp_path / NAMES[to])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_other_faults_of_a_library_are_not_blamed_on_the_disk(tmp_path, model, monkeypatch):
+    def fail(*arguments):
+        raise RuntimeError("a fault of its own")
+
+    monkeypatch.setattr(torch_export, "trace", fail)
+    with pytest.raises(RuntimeError, match="a fault of its own"):
+        export(model, "torch-export", tmp_path / "a.pt2")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_an_export_never_replaces(tmp_path, model, folder):
+    """With `force` too: folders with other files, the model itself, and its lookalikes."""
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "1.jpg").write_text("mine")
+    with pytest.raises(UsageError, match=r"expected a new folder, found one with 1\.jpg"):
+        export(model, "savedmodel", tmp_path / "photos", force=True)
+    (tmp_path / "a.onnx").mkdir()
+    with pytest.raises(UsageError, match="already exists"):
+        export(model, "onnx", tmp_path / "a.onnx", force=True)
+    (tmp_path / "pytorch_model.bin").write_text("weights")
+    with pytest.raises(UsageError, match=r"model\.bin exists without pytorch_model\.xml, so it is"):
+        export(model, "openvino", tmp_path / "pytorch_model.xml", force=True)
+    (tmp_path / "a.bin").symlink_to(tmp_path / "pytorch_model.bin")
+    (tmp_path / "a.xml").write_text("")
+    with pytest.raises(UsageError, match="would replace the model that it is made from"):
+        export(tmp_path / "pytorch_model.bin", "openvino", tmp_path / "a.xml", force=True)
+    assert (tmp_path / "photos" / "1.jpg").read_text() == "mine"
+    assert (tmp_path / "pytorch_model.bin").read_text() == "weights"
 
 
 @pytest.mark.parametrize(
@@ -453,15 +630,16 @@ def test_the_command_replaces_a_folder_and_prints_json(
 ):
     out = tmp_path / "a"
     out.mkdir()
-    (out / "old").write_text("")
+    (out / "saved_model.pb").write_text("")
     call = ("export", folder, "--to", "savedmodel", "--out", out, "--json", "--dtype", "bfloat16")
     assert invoke(monkeypatch, *call) == 2
     assert "a already exists" in capfd.readouterr().err
     assert invoke(monkeypatch, *call, "--force") == 0
     record = json.loads(capfd.readouterr().out)
-    assert (record["name"], record["dtype"], record["tolerance"]) == ("a", "bfloat16", 1e-1)
+    assert (record["name"], record["dtype"]) == ("a", "bfloat16")
+    assert [judged["tolerance"] for judged in record["judged"]] == [1e-1]
     assert files_in(tmp_path) == LEFT["savedmodel"]
-    runtime, _ = FORMATS["savedmodel"].loader()(out)
+    runtime = FORMATS["savedmodel"].loader()(out, {}).run
     x = images(1, 64, 64)
     least, most = DISTANCES["bfloat16"]
     assert least < distance(runtime(x), run(arrays, x).logits) < most
@@ -494,6 +672,6 @@ def test_r50x1(tmp_path, monkeypatch, to, dtype):
     report = export(network, to, tmp_path / NAMES[to], dtype=dtype)
     most = PROMISED if dtype == "float32" else 5e-2
     assert all(found.relative_l2 < most for found in report.deviations)
-    runtime, _ = FORMATS[to].loader()(tmp_path / NAMES[to])
+    runtime = FORMATS[to].loader()(tmp_path / NAMES[to], {}).run
     x = images(2, 97, 128)
     assert distance(runtime(x), run(arrays, x).logits) < most

@@ -186,5 +186,5 @@ def test_features_only_models_are_refused(weights, tmp_path):
 
 @pytest.mark.parametrize("shape", [(3, 40, 40), (1, 4, 40, 40)])
 def test_images_of_another_shape_are_refused(model, shape):
-    with pytest.raises(LayoutError, match="3 channels, found shape"):
+    with pytest.raises(LayoutError, match=r"3 channels, .* found shape"):
         optimize(model)(torch.zeros(shape))

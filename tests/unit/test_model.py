@@ -199,7 +199,7 @@ class TestStructure:
     @pytest.mark.parametrize("shape", [(3, 64, 64), (2, 64, 64, 3), (2, 1, 64, 64)])
     def test_refuses_images_of_another_layout(self, shape):
         for model in (make_model(), fold(make_model()), FeatureExtractor(SMALL)):
-            with pytest.raises(LayoutError, match=r"with 3 channels, found shape \(") as error:
+            with pytest.raises(LayoutError, match=r"with 3 channels, .*found shape \(") as error:
                 model(torch.zeros(shape))
             assert str(shape) in str(error.value)
 
