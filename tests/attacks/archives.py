@@ -8,12 +8,11 @@ import random
 import tarfile
 from pathlib import Path
 
-from safetensors.torch import save
-
 from attacks import npz_files, safetensors_files
 from attacks.checkpoints_under_attack import PART, Base, CheckpointTarget
 from attacks.judges import Arrays
 from attacks.mutations import TEXTS, damage, odd_number
+from safetensors.torch import save
 
 NAME = "module.tar"
 

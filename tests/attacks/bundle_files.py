@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-
 from attacks import tensor_bundles as bundles
 from attacks.checkpoints_under_attack import WHOLE, Base, CheckpointTarget
 from attacks.mutations import TEXTS, damage, odd_number
@@ -56,8 +55,12 @@ def make_bases(folder: Path) -> list[Base]:
 
 
 def prefix_of(path: Path) -> Path:
-    """What TensorFlow calls the checkpoint at a path."""
-    return path / "variables" / "variables" if path.is_dir() else path
+    """What TensorFlow calls the checkpoint at a path; the hubs' names of shards are unknown to it."""
+    prefix = path / "variables" / "variables" if path.is_dir() else path
+    shard = prefix.with_name(f"{prefix.name}.data-00000-of-00001")
+    if (hub := prefix.with_name(f"{prefix.name}.data@1")).exists() and not shard.exists():
+        shard.symlink_to(hub)
+    return prefix
 
 
 def structured(base: Base, rng: random.Random, place: Path) -> tuple[Path, str]:
@@ -224,7 +227,7 @@ def _change_objects(
         return "no objects"
     fields = {number: value for number, _, value in bundles.read_fields(pairs[at][1])}
     name = _shard(base)
-    data, start, size = base.files[name], int(fields.get(4, 0)), int(fields.get(5, 0))
+    data, start = base.files[name], int(fields.get(4, 0))
     length, begin = bundles.read_varint(data, start)
     graph = data[begin + 4 : begin + 4 + length]
     if rng.random() < 0.5:

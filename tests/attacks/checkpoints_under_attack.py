@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from attacks.engine import READ
+from attacks.judges import Arrays, Judge
+from attacks.mutations import Ranges, damage
 from checkpoints import as_timm, make_checkpoint
 from numpy.typing import NDArray
 
-from attacks.engine import READ
-from attacks.judges import Arrays, Judge, RefusedError
-from attacks.mutations import Ranges, damage
 from bitzoo.converters.identify import identify
 from bitzoo.converters.open import open_source
 from bitzoo.converters.state_dict import read_arrays

@@ -65,7 +65,10 @@ class Target(Protocol):
 
     name: str
     judge: str
-    """Name of the independent reader that has to be apart, because it can crash; else empty."""
+    """Name of the independent reader that has to be apart, because it can crash; else empty.
+
+    A target may also have `weight`, its share of all inputs (1 unless said), and `cpu_seconds`.
+    """
 
     def prepare(self, folder: Path, judge: Judge | None) -> None:
         """Make the undamaged files, and learn what is in them."""
@@ -123,19 +126,28 @@ class Tally:
 
 
 def examine(
-    target: Target, number: int, place: Path, judge: Judge | None, keep: Path | None
+    target: Target,
+    number: int,
+    place: Path,
+    judge: Judge | None,
+    keep: Path | None = None,
+    note: Callable[[str], None] = str,
 ) -> Result:
     """Make input `number`, read it, and compare; in a process that may die of it."""
     rng = random.Random(f"{target.name}:{number}")
     case = target.attack(rng, place)
+    note(case.label)
     if keep:
         shutil.copytree(place, keep / f"{target.name}-{number}", symlinks=True)
     before, cpu = _reset_peak(), _cpu()
-    signal.setitimer(signal.ITIMER_PROF, CPU_SECONDS)
+    most = getattr(target, "cpu_seconds", CPU_SECONDS)
+    signal.setitimer(signal.ITIMER_REAL, WALL_SECONDS)
+    signal.setitimer(signal.ITIMER_PROF, most)
     outcome, detail, ours = _try(lambda: target.read(case), case.path)
     signal.setitimer(signal.ITIMER_PROF, 0)
+    signal.setitimer(signal.ITIMER_REAL, 0)  # the judge has limits of its own
     cpu, grown = _cpu() - cpu, max(0, _status("VmHWM") - before)
-    if cpu > CPU_SECONDS:
+    if cpu > most:
         outcome, detail = "hung", f"{cpu:.1f} s"
     elif grown > MOST_GROWTH:
         outcome, detail = "grew", f"{outcome}: {detail}"
@@ -208,7 +220,7 @@ class _Slot:
         self.place = folder / "place"
         self.errors = folder / "errors"
         self.judges: dict[str, Judge] = {}
-        self.shared = mmap.mmap(-1, 16)
+        self.shared = mmap.mmap(-1, 256)
         self.batch: _Batch | None = None
         self.pid = self.pipe = -1
         self.rest = b""
@@ -223,6 +235,7 @@ class _Slot:
         judge = self.judge(batch.target)
         self.batch, self.rest = batch, b""
         self.note(batch.start)
+        self.note_label("")
         self.pipe, write = os.pipe()
         self.pid = os.fork()
         if not self.pid:
@@ -240,6 +253,14 @@ class _Slot:
     def note(self, number: int) -> None:
         """Leave the number of the input in memory that survives the worker."""
         self.shared[:8] = struct.pack("<q", number)
+
+    def note_label(self, label: str) -> None:
+        """The same with what was done to it."""
+        self.shared[8:] = label.encode(errors="replace")[:248].ljust(248, b"\0")
+
+    @property
+    def label(self) -> str:
+        return self.shared[8:].rstrip(b"\0").decode(errors="replace")
 
     @property
     def number(self) -> int:
@@ -260,9 +281,7 @@ class _Slot:
         for number in range(batch.start, batch.stop):
             self.note(number)
             self.place.mkdir()
-            signal.setitimer(signal.ITIMER_REAL, WALL_SECONDS)
-            result = examine(batch.target, number, self.place, judge, self.keep)
-            signal.setitimer(signal.ITIMER_REAL, 0)
+            result = examine(batch.target, number, self.place, judge, self.keep, self.note_label)
             os.write(write, json.dumps(vars(result)).encode() + b"\n")
             shutil.rmtree(self.place)
 
@@ -292,11 +311,9 @@ class _Slot:
             raise RuntimeError(f"{batch.target.name}:{self.number}: the suite failed\n{said}")
         code = os.WTERMSIG(status) if os.WIFSIGNALED(status) else -os.WEXITSTATUS(status)
         name = signal.Signals(code).name if code > 0 else f"exit {-code}"
-        hung = code in (signal.SIGPROF, signal.SIGALRM)
         words = " ".join(said.split())[-200:]
-        yield Result(
-            batch.target.name, self.number, "hung" if hung else "crashed", f"{name} {words}"
-        )
+        outcome = "hung" if code in (signal.SIGPROF, signal.SIGALRM) else "crashed"
+        yield Result(batch.target.name, self.number, outcome, f"{name} {words}", self.label)
         if self.number + 1 < batch.stop:
             self.start(_Batch(batch.target, self.number + 1, batch.stop))
 
@@ -368,23 +385,19 @@ def run(
 
 def _plan(targets: list[Target], inputs: int | None, first: int) -> Iterator[_Batch]:
     """Yield batches in turn, so that time that runs out is missing everywhere alike."""
+    weights = {target.name: float(getattr(target, "weight", 1)) for target in targets}
     share = {
-        target.name: None
-        if inputs is None
-        else inputs // len(targets) + (i < inputs % len(targets))
-        for i, target in enumerate(targets)
+        name: None if inputs is None else max(1, round(inputs * weight / sum(weights.values())))
+        for name, weight in weights.items()
     }
-    start = 0
-    while True:
-        size = BATCH
-        todo = [t for t in targets if share[t.name] is None or start < (share[t.name] or 0)]
-        if not todo:
-            return
+    done = dict.fromkeys(share, 0)
+    while todo := [t for t in targets if (most := share[t.name]) is None or done[t.name] < most]:
         for target in todo:
-            most = share[target.name]
-            stop = start + size if most is None else min(start + size, most)
+            start, most = done[target.name], share[target.name]
+            stop = start + max(1, round(BATCH * weights[target.name]))
+            stop = stop if most is None else min(stop, most)
+            done[target.name] = stop
             yield _Batch(target, first + start, first + stop)
-        start += size
 
 
 def _memory() -> str | None:

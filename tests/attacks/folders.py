@@ -13,16 +13,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from checkpoints import write_npz
-from safetensors.torch import save
-
 from attacks import safetensors_files
 from attacks.checkpoints_under_attack import PART, WHOLE, Attacked, Base, CheckpointTarget
 from attacks.engine import READ
 from attacks.judges import Arrays, Judge
 from attacks.mutations import change_json, damaged_json, dump_json
-from bitzoo.catalogue.model_info import ModelInfo
+from checkpoints import write_npz
+from safetensors.torch import save
+
 from bitzoo.catalogue.metadata import Preprocessing
+from bitzoo.catalogue.model_info import ModelInfo
 from bitzoo.converters.convert import convert
 from bitzoo.converters.formats.checkpoint_formats import Target as Format
 from bitzoo.converters.formats.timm_config import render_timm_config

@@ -172,8 +172,9 @@ def read_tensorflow(path: Path) -> Arrays:
     found: Arrays = {}
     for name, shape in reader.get_variable_to_shape_map().items():
         if dtypes[name].is_floating and _bounded(shape):
-            value = np.asarray(reader.get_tensor(name))
-            found[name] = value.astype(np.float32) if dtypes[name] == tf.bfloat16 else value
+            with contextlib.suppress(Exception):  # a damaged tensor says nothing about the others
+                value = np.asarray(reader.get_tensor(name))
+                found[name] = value.astype(np.float32) if dtypes[name] == tf.bfloat16 else value
     return found
 
 

@@ -9,10 +9,9 @@ from typing import Any
 
 import h5py
 import numpy as np
-from formats import write_keras
-
 from attacks.checkpoints_under_attack import PART, WHOLE, Base, CheckpointTarget
 from attacks.mutations import TEXTS, damage, odd_number
+from formats import write_keras
 
 NAME = "bit.h5"
 

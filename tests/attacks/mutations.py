@@ -67,7 +67,7 @@ def _set(content: bytearray, rng: random.Random, at: int, other: bytes) -> None:
 
 
 def _number(content: bytearray, rng: random.Random, at: int, other: bytes) -> None:
-    code = rng.choice("<B <H <I <Q >H >I >Q".split())
+    code = rng.choice(["<B", "<H", "<I", "<Q", ">H", ">I", ">Q"])
     size = struct.calcsize(code)
     old = int.from_bytes(content[at : at + size], "little" if code[0] == "<" else "big")
     new = odd_number(rng, old) % (1 << 8 * size)

@@ -8,7 +8,6 @@ import zipfile
 from pathlib import Path
 
 import numpy as np
-
 from attacks.checkpoints_under_attack import PART, WHOLE, Base, CheckpointTarget
 from attacks.judges import Arrays
 from attacks.mutations import TEXTS, Member, Ranges, change_zip, damage, odd_number, write_zip

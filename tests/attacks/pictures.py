@@ -15,14 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from images import photo
-from numpy.typing import NDArray
-from PIL import Image, ImageOps
-
 from attacks.checkpoints_under_attack import Attacked, Base
 from attacks.engine import READ
 from attacks.judges import Judge
 from attacks.mutations import damage, odd_number
+from images import photo
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+
 from bitzoo.data.dataset import Example
 from bitzoo.data.decode_workers import Decoder
 from bitzoo.data.validation import check_image

@@ -6,6 +6,8 @@ from attacks.archives import TAR
 from attacks.bundle_files import TENSORFLOW
 from attacks.engine import Target
 from attacks.folders import CONFIG, SHARDS
+from attacks.injections import INJECTIONS
+from attacks.interruptions import INTERRUPTIONS
 from attacks.keras_files import KERAS
 from attacks.npz_files import NPZ
 from attacks.pictures import PICTURES
@@ -13,7 +15,7 @@ from attacks.records import RECORDS
 from attacks.safetensors_files import SAFETENSORS
 from attacks.torch_files import TORCH
 
-ALL: tuple[Target, ...] = (
+READERS: tuple[Target, ...] = (
     NPZ,
     SAFETENSORS,
     KERAS,
@@ -25,4 +27,6 @@ ALL: tuple[Target, ...] = (
     RECORDS,
     PICTURES,
 )
-TARGETS = {target.name: target for target in ALL}
+COMMANDS: tuple[Target, ...] = (INTERRUPTIONS, INJECTIONS)
+"""Whole commands: each costs a hundred times what an input of a reader costs."""
+TARGETS = {target.name: target for target in (*READERS, *COMMANDS)}

@@ -16,6 +16,7 @@ from attacks.checkpoints_under_attack import Attacked, Base
 from attacks.engine import READ
 from attacks.judges import Judge
 from attacks.mutations import TEXTS, damage, damaged_json, dump_json
+
 from bitzoo.converters.parity.verify import load_reports
 from bitzoo.data.readers import read_listing
 from bitzoo.errors import BitzooError

@@ -10,13 +10,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from checkpoints import as_timm
-from formats import as_bit_pytorch
-from safetensors.torch import load_file, save
-
 from attacks.checkpoints_under_attack import PART, WHOLE, Base, CheckpointTarget
 from attacks.judges import Arrays
 from attacks.mutations import TEXTS, change_json, damage, dump_json, odd_number, odd_value
+from checkpoints import as_timm
+from formats import as_bit_pytorch
+from safetensors.torch import load_file, save
 
 TRANSFORMERS = {
     "stem.conv.weight": "bit.embedder.convolution.weight",

@@ -11,14 +11,12 @@ from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from formats import as_bit_pytorch
-
 from attacks.checkpoints_under_attack import PART, WHOLE, Base, CheckpointTarget
 from attacks.mutations import TEXTS, Member, change_zip, damage, odd_number, write_zip
 from attacks.npz_files import zip_ranges
 from attacks.safetensors_files import timm_tensors, transformers_tensors
+from formats import as_bit_pytorch
 
 NAME = "bit.pth"
 
