@@ -8,6 +8,7 @@ PYTHONPATH=tests python -m attacks --replay npz:17 --keep folder
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import re
 import sys
@@ -35,6 +36,7 @@ def main() -> int:
     parser.add_argument("--replay", action="append", default=[], metavar="READER:NUMBER")
     parser.add_argument("--keep", type=Path, help="folder to write the inputs of --replay to")
     parser.add_argument("--log", type=Path, help="file for all findings, one a line")
+    parser.add_argument("--results", type=Path, help="file for all results, as JSON lines")
     parser.add_argument("--write", action="store_true", help="write the figures into docs/")
     options = parser.parse_args()
     if options.replay:
@@ -60,6 +62,9 @@ def main() -> int:
         report=report,
     )
     took = time.monotonic() - started
+    if options.results:
+        lines = (json.dumps(vars(result)) + "\n" for result in tally.all)
+        options.results.write_text("".join(lines))
     print(table(tally))
     kinds = Counter((f.target, f.outcome, _kind(f)) for f in tally.findings)
     for (target, outcome, kind), count in kinds.most_common(60):

@@ -18,7 +18,7 @@ NAME = "module.tar"
 
 
 def make_bases(folder: Path) -> list[Base]:
-    """An archive, and a compressed one, of a folder with a checkpoint, and of a checkpoint alone."""
+    """An archive, and a compressed one, of a folder with a checkpoint, and of one alone."""
     npz = npz_files.make_bases(folder)[0].files["bit.npz"]
     weights = save(safetensors_files.timm_tensors(PART))
     config = b'{"architecture": "resnetv2_50x1_bit"}'
@@ -54,12 +54,13 @@ def _tar(members: list[tuple[tarfile.TarInfo, bytes]], form: int = tarfile.GNU_F
 
 
 def _headers(data: bytes) -> list[tuple[int, int]]:
-    with tarfile.open(fileobj=io.BytesIO(data)) as archive:
-        return [(member.offset, member.offset + 512) for member in archive]
+    """Where the members' headers are; the content has none that look like one."""
+    starts = range(0, len(data) - 511, 512)
+    return [(start, start + 512) for start in starts if data[start + 257 : start + 262] == b"ustar"]
 
 
 def structured(base: Base, rng: random.Random, place: Path) -> tuple[Path, str]:
-    """Members that are no files, that lead elsewhere, or whose headers are odd, under right sums."""
+    """Members that are no files, lead elsewhere, or have odd headers, under right checksums."""
     members = [(_info(name, content), content) for name, content in base.make.items()]
     form = rng.choice((tarfile.GNU_FORMAT, tarfile.PAX_FORMAT, tarfile.USTAR_FORMAT))
     labels = []
@@ -112,7 +113,9 @@ _NAMES = (
 )
 
 
-def _change(members: list[tuple[tarfile.TarInfo, bytes]], rng: random.Random) -> str:
+def _change(  # noqa: C901 - one case per kind of damage
+    members: list[tuple[tarfile.TarInfo, bytes]], rng: random.Random
+) -> str:
     kind = rng.choice(
         ("type", "name", "twice", "more", "pax", "size", "gone", "content", "order", "link")
     )
@@ -164,8 +167,8 @@ def _changed_header(data: bytes, rng: random.Random) -> bytes:
     """Change a header and make its checksum right again."""
     content, starts = bytearray(data), _headers(data) or [(0, 512)]
     start, _ = rng.choice(starts)
-    head, _ = damage(bytes(content[start : start + 512]), rng)
-    head = bytearray(head[:512].ljust(512, b"\0"))
+    changed, _ = damage(bytes(content[start : start + 512]), rng)
+    head = bytearray(changed[:512].ljust(512, b"\0"))
     if rng.random() < 0.5:
         size = odd_number(rng, len(data)) % (1 << 33)
         head[124:136] = (

@@ -55,7 +55,7 @@ def make_bases(folder: Path) -> list[Base]:
 
 
 def prefix_of(path: Path) -> Path:
-    """What TensorFlow calls the checkpoint at a path; the hubs' names of shards are unknown to it."""
+    """What TensorFlow calls the checkpoint at a path; it does not know the hubs' shard names."""
     prefix = path / "variables" / "variables" if path.is_dir() else path
     shard = prefix.with_name(f"{prefix.name}.data-00000-of-00001")
     if (hub := prefix.with_name(f"{prefix.name}.data@1")).exists() and not shard.exists():
@@ -301,11 +301,8 @@ def _other_files(base: Base, rng: random.Random, place: Path) -> tuple[Path, str
         shard.write_bytes(b"")
     elif kind == "renamed":
         number = rng.choice((0, 1, 99999))
-        shard.rename(
-            shard.with_name(
-                f"{shard.name.split('.data')[0]}.data-{number:05d}-of-{rng.choice((1, 2, 99999)):05d}"
-            )
-        )
+        count, prefix = rng.choice((1, 2, 99999)), shard.name.split(".data")[0]
+        shard.rename(shard.with_name(f"{prefix}.data-{number:05d}-of-{count:05d}"))
     elif kind == "hub":
         shard.rename(shard.with_name(shard.name.split(".data")[0] + ".data@1"))
     else:

@@ -65,7 +65,7 @@ class Base:
     files: dict[str, bytes]
     entry: str = ""
     whole: bool = False
-    hot: dict[str, Ranges] = field(default_factory=dict)
+    hot: Mapping[str, Ranges] = field(default_factory=dict)
     make: Any = None
     pairs: dict[str, tuple[str, tuple[int, ...]]] = field(default_factory=dict)
     shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
@@ -129,7 +129,7 @@ class CheckpointTarget:
             theirs = self._judged(case, judge)
             if base.whole:
                 base.pairs = _pair(as_timm(WHOLE), theirs)
-                ours = {key: value for key, value in self.read(case).items()}
+                ours = self.read(case)
                 assert base.pairs.keys() == ours.keys(), (
                     self.name,
                     base.name,

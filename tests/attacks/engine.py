@@ -22,9 +22,10 @@ import tempfile
 import time
 import traceback
 import warnings
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -45,11 +46,13 @@ MOST_WORDS = 2_000
 MOST_DIFF = 20_000
 """The same for the list of all tensors that do not fit."""
 BATCH = 50
+_FAILED = 70
+"""Exit status of a worker that could not do its work."""
 READ, REFUSED = "equal", "refused"
 FINE = (READ, REFUSED)
-FINDINGS = ("crashed", "hung", "grew", "different", "unread", "message")
+FINDINGS = ("crashed", "hung", "grew", "different", "unread", "message", "suite")
 """What may not happen. `unread`: the independent reader refuses what bitzoo reads; `message`: an
-error's words are too long, unprintable, or do not name the file."""
+error's words are too long, unprintable, or do not name the file; `suite`: it is at fault itself."""
 OUTCOMES = (*FINE, *FINDINGS)
 
 
@@ -106,11 +109,13 @@ class Tally:
 
     counts: dict[str, Counter[str]] = field(default_factory=dict)
     findings: list[Result] = field(default_factory=list)
+    all: list[Result] = field(default_factory=list)
     slowest: float = 0.0
     largest: int = 0
 
     def add(self, result: Result) -> None:
         self.counts.setdefault(result.target, Counter())[result.outcome] += 1
+        self.all.append(result)
         if result.outcome in FINDINGS:
             self.findings.append(result)
         else:
@@ -239,7 +244,7 @@ class _Slot:
         self.pipe, write = os.pipe()
         self.pid = os.fork()
         if not self.pid:
-            status = 70
+            status = _FAILED
             try:
                 os.close(self.pipe)
                 self._work(batch, judge, write)
@@ -307,12 +312,11 @@ class _Slot:
         if status == 0:
             return
         said = self.errors.read_text(errors="replace")
-        if os.WIFEXITED(status) and os.WEXITSTATUS(status) == 70:
-            raise RuntimeError(f"{batch.target.name}:{self.number}: the suite failed\n{said}")
         code = os.WTERMSIG(status) if os.WIFSIGNALED(status) else -os.WEXITSTATUS(status)
         name = signal.Signals(code).name if code > 0 else f"exit {-code}"
         words = " ".join(said.split())[-200:]
         outcome = "hung" if code in (signal.SIGPROF, signal.SIGALRM) else "crashed"
+        outcome = "suite" if code == -_FAILED else outcome
         yield Result(batch.target.name, self.number, outcome, f"{name} {words}", self.label)
         if self.number + 1 < batch.stop:
             self.start(_Batch(batch.target, self.number + 1, batch.stop))
@@ -353,34 +357,36 @@ def run(
     targets = list(targets)
     root = Path(tempfile.mkdtemp(prefix="attack-", dir=_memory()))
     slots = [_Slot(root / str(i), keep) for i in range(workers or len(os.sched_getaffinity(0)))]
-    tally, end = Tally(), None if seconds is None else time.monotonic() + seconds
+    end = None if seconds is None else time.monotonic() + seconds
     try:
         for target in targets:
             (root / target.name).mkdir()
             target.prepare(root / target.name, slots[0].judge(target))
         batches = _plan(targets, inputs if end is None else None, first)
-        waiting: deque[_Slot] = deque(slots)
-        while True:
-            while waiting and (end is None or time.monotonic() < end):
-                batch = next(batches, None)
-                if batch is None:
-                    break
-                waiting.popleft().start(batch)
-            busy = {slot.pipe: slot for slot in slots if slot.batch}
-            if not busy:
-                return tally
-            for pipe in select.select(list(busy), [], [])[0]:
-                slot = busy[pipe]
-                for result in slot.results():
-                    tally.add(result)
-                    if report:
-                        report(result)
-                if slot.batch is None:
-                    waiting.append(slot)
+        due = takewhile(lambda _: end is None or time.monotonic() < end, batches)
+        tally = Tally()
+        for result in _work(slots, due):
+            tally.add(result)
+            if report:
+                report(result)
+        return tally
     finally:
         for slot in slots:
             slot.close()
         shutil.rmtree(root, ignore_errors=True)
+
+
+def _work(slots: list[_Slot], batches: Iterator[_Batch]) -> Iterator[Result]:
+    """Give every slot one batch after the other, and yield what they report."""
+    while True:
+        for slot in slots:
+            if slot.batch is None and (batch := next(batches, None)):
+                slot.start(batch)
+        busy = {slot.pipe: slot for slot in slots if slot.batch}
+        if not busy:
+            return
+        for pipe in select.select(list(busy), [], [])[0]:
+            yield from busy[pipe].results()
 
 
 def _plan(targets: list[Target], inputs: int | None, first: int) -> Iterator[_Batch]:

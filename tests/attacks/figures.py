@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 from pathlib import Path
 
-from attacks.engine import FINDINGS, READ, REFUSED, Tally
+from attacks.engine import OUTCOMES, READ, Tally
 
 PAGE = Path(__file__).parents[2] / "docs" / "attacks.md"
 BEGIN, END = "<!-- figures -->\n", "<!-- /figures -->\n"
@@ -13,16 +13,10 @@ BEGIN, END = "<!-- figures -->\n", "<!-- /figures -->\n"
 
 def table(tally: Tally) -> str:
     """One row per reader, and their sum."""
-    columns = ("inputs", "refused", "read, equal", *FINDINGS)
+    columns = ("inputs", *("read, equal" if name == READ else name for name in OUTCOMES))
     rows = []
-    for name, counts in sorted(tally.counts.items()):
-        figures = [
-            sum(counts.values()),
-            counts[REFUSED],
-            counts[READ],
-            *(counts[f] for f in FINDINGS),
-        ]
-        rows.append((name, figures))
+    for name, counts in tally.counts.items():
+        rows.append((name, [sum(counts.values()), *(counts[outcome] for outcome in OUTCOMES)]))
     rows.append(("all", [sum(column) for column in zip(*(r[1] for r in rows), strict=True)]))
     lines = [f"| reader | {' | '.join(columns)} |", "|---" + "|---:" * len(columns) + "|"]
     lines += [f"| {name} | {' | '.join(f'{n:,}' for n in figures)} |" for name, figures in rows]

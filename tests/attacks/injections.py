@@ -1,4 +1,4 @@
-"""Names and texts that mean something to a terminal, to Markdown or to YAML, wherever one can stand.
+"""Names and texts that mean something to a terminal, to Markdown or to YAML.
 
 A file, a folder, a class, a tensor, a model or an entry of metadata bears one; then `bitzoo` speaks
 of it. Its words must leave a terminal alone, whatever the exit code.
@@ -14,16 +14,16 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from safetensors.torch import save
-
 from attacks.checkpoints_under_attack import WHOLE
 from attacks.engine import READ, REFUSED
 from attacks.interruptions import _command
 from attacks.judges import Judge
 from attacks.safetensors_files import timm_tensors
+from safetensors.torch import save
 
 TEXTS = (
-    "\x1b[31mred\x1b[0m", "\x1b]0;title\x07", "\x1b]8;;http://evil\x1b\\here", "a\nb", "a\rb", "\x9b31m",
+    "\x1b[31mred\x1b[0m", "\x1b]0;title\x07", "\x1b]8;;http://evil\x1b\\here", "a\nb",
+    "a\rb", "\x9b31m",
     "\u202egnp.exe", "\u2066x\u2069", "\u200f\u200e", "\x7f\x08\x08", "\u2028next", "\x85",
     "[link](http://evil)", "<script>alert(1)</script>", "| a | b |", "`code`", "# title", "---",
     "a: b", "- a", "{a: b}", "!!python/object:os.system", "*bold*", "x\n---\nlicense: evil\n---",

@@ -25,10 +25,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from checkpoints import make_checkpoint, write_npz
-
 from attacks.engine import READ
 from attacks.judges import Judge
+from checkpoints import make_checkpoint, write_npz
+
 from bitzoo.cli.main import main
 
 FORMATS = {
@@ -139,7 +139,7 @@ class InterruptionsTarget:
 def _command(
     words: list[str], folder: Path, step: int = -1, error: int = 0, limit: int = 0
 ) -> tuple[int, str]:
-    """Run `bitzoo` in a process of its own: the exit code (minus a signal's number) and its words."""
+    """Run `bitzoo` in a process of its own: exit code, or minus a signal's number; its words."""
     with tempfile.TemporaryFile() as out:
         pid = os.fork()
         if not pid:

@@ -59,7 +59,8 @@ class Judge:
             RefusedError: If the reader refuses the file, or dies of it.
         """
         process, number = self._process, (os.getpid() << 32) + next(self._ids) % (1 << 32)
-        assert process.stdin is not None and process.stdout is not None
+        assert process.stdin is not None
+        assert process.stdout is not None
         request = {"id": number, "path": str(path), "out": str(out)}
         process.stdin.write(json.dumps(request).encode() + b"\n")
         while True:
@@ -79,7 +80,8 @@ class Judge:
 
     def close(self) -> None:
         """End the process."""
-        assert self._process.stdin is not None and self._process.stdout is not None
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
         self._process.stdin.close()
         self._process.kill()
         self._process.wait()

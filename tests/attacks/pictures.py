@@ -127,10 +127,10 @@ def _plainly(path: Path) -> NDArray[np.uint8] | None:
         with Image.open(path, formats=sorted(set(Image.OPEN) - PROGRAMS)) as image:
             image.load()
             mode = image.mode
-            image = ImageOps.exif_transpose(image) if _has_exif(image) else image
+            upright = ImageOps.exif_transpose(image) if _has_exif(image) else image
             if mode not in _PLAIN or "transparency" in image.info:
                 return None
-            rgb = image.convert("RGB")
+            rgb = upright.convert("RGB")
             return np.asarray(rgb.resize((SIZE, SIZE), Image.Resampling.BILINEAR))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from attacks.archives import TAR
 from attacks.bundle_files import TENSORFLOW
+from attacks.downloads import DOWNLOADS
 from attacks.engine import Target
 from attacks.folders import CONFIG, SHARDS
 from attacks.injections import INJECTIONS
@@ -27,6 +28,6 @@ READERS: tuple[Target, ...] = (
     RECORDS,
     PICTURES,
 )
-COMMANDS: tuple[Target, ...] = (INTERRUPTIONS, INJECTIONS)
+COMMANDS: tuple[Target, ...] = (INTERRUPTIONS, INJECTIONS, DOWNLOADS)
 """Whole commands: each costs a hundred times what an input of a reader costs."""
 TARGETS = {target.name: target for target in (*READERS, *COMMANDS)}
