@@ -100,7 +100,8 @@ class Result:
 
     def __str__(self) -> str:
         words = f"{self.target}:{self.number} {self.outcome} [{self.label}] {self.detail}"
-        return f"{words} ({self.cpu:.2f} s, {self.grown >> 20} MiB)"
+        line = f"{words} ({self.cpu:.2f} s, {self.grown >> 20} MiB)"
+        return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
 
 
 @dataclass
