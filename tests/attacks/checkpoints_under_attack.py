@@ -167,19 +167,18 @@ class CheckpointTarget:
             return read_arrays(source, identify(source))
 
     def _read_part(self, case: Attacked, shapes: Mapping[str, tuple[int, ...]] | None) -> Arrays:
+        """Read every tensor of a part, if they are those that it had, as of a network."""
         with open_source(case.path) as source:
+            found = {name: tensor.shape for name, tensor in source.tensors.items() if tensor.shape}
             try:
                 identify(source)
             except TensorMismatchError as error:  # as it must: a part is no network
+                if shapes is not None and (found != shapes or len(found) != len(source.tensors)):
+                    raise
                 if "do not fit it" not in str(error):
                     raise
             source.sha256()
-            # what a network would have in another shape is refused before it is read
-            return {
-                name: np.array(tensor.read())
-                for name, tensor in source.tensors.items()
-                if (shapes is None and tensor.shape) or (shapes or {}).get(name) == tensor.shape
-            }
+            return {name: np.array(source.tensors[name].read()) for name in found}
 
     def _judged(self, case: Attacked, judge: Judge | None) -> Arrays:
         path = self.judged_path(case.path)

@@ -122,25 +122,25 @@ def _keras_names(group: Any, key: str) -> Iterator[str]:
 
 
 def read_torch(path: Path) -> Arrays:
-    """As `torch.load` reads it without a memory map, and with the archive's own checksums."""
-    import argparse
-    import collections
-    import datetime
-    import pathlib
+    """As `torch.load` reads it without a memory map, and with the archive's own checksums.
+
+    What it refuses because of objects beside the network is read once more with these left unbuilt.
+    """
+    import pickle
     import zipfile
 
     import torch
 
-    harmless: list[Any] = [argparse.Namespace, collections.defaultdict, datetime.datetime]
-    harmless += [(kind, f"__builtin__.{kind.__name__}") for kind in (dict, list, int, float, set)]
-    harmless += [pathlib.PosixPath, pathlib.PurePosixPath, np.dtype, np.ndarray]
-    harmless += [*_numpy_functions(), *{type(np.dtype(code)) for code in ("f4", "f8", "i4", "i8")}]
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             if bad := archive.testzip():
                 raise ValueError(f"CRC-32 of {bad}")
-    with torch.serialization.safe_globals(harmless):
+    try:
         content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        content = torch.load(
+            path, map_location="cpu", weights_only=False, pickle_module=_data_only_pickle()
+        )
     found: Arrays = {}
 
     def walk(value: object, at: str, depth: int) -> None:
@@ -159,10 +159,50 @@ def read_torch(path: Path) -> Arrays:
     return found
 
 
-def _numpy_functions() -> Iterator[Any]:
-    core = np._core if hasattr(np, "_core") else np.core  # type: ignore[attr-defined]
-    yield core.multiarray.scalar
-    yield core.multiarray._reconstruct
+_BUILT = {
+    ("torch._utils", "_rebuild_tensor_v2"),
+    ("torch._utils", "_rebuild_parameter"),
+    ("torch", "Size"),
+    ("collections", "OrderedDict"),
+    ("collections", "Counter"),
+}
+_DATA = {"argparse", "collections", "datetime", "decimal", "fractions", "pathlib", "types", "uuid"}
+_DATA |= {"numpy", "numpy.dtypes", "numpy.core.multiarray", "numpy._core.multiarray", "_codecs"}
+_DATA |= {"pathlib._local", "copyreg", "torch.torch_version"}
+_PLAIN = {"bool", "bytearray", "bytes", "complex", "dict", "float", "frozenset", "int", "list"}
+_PLAIN |= {"object", "range", "set", "slice", "str", "tuple"}
+
+
+class _Unbuilt(dict):  # type: ignore[type-arg]
+    """Stands for an object of another class, whatever it would be made of."""
+
+    def __init__(self, *_: object, **__: object) -> None:
+        super().__init__()
+
+    def __setstate__(self, state: object) -> None:
+        """Nothing is done with it."""
+
+    append = extend = add = __setstate__
+
+
+def _data_only_pickle() -> Any:
+    """A pickle module, for `torch.load`, that builds tensors and nothing else."""
+    import pickle
+    import types
+
+    class Unpickler(pickle.Unpickler):
+        def find_class(self, module: str, name: str) -> Any:
+            if (module, name) in _BUILT:
+                return super().find_class(module, name)
+            plain = module in ("builtins", "__builtin__") and name in _PLAIN
+            if plain or module in _DATA or (module.startswith("torch") and name[:1] != "_"):
+                return _Unbuilt
+            raise pickle.UnpicklingError(f"{module}.{name}")
+
+    def load(file: Any, **options: Any) -> Any:
+        return Unpickler(file, **options).load()
+
+    return types.SimpleNamespace(Unpickler=Unpickler, load=load, __name__="data_only")
 
 
 def read_tensorflow(path: Path) -> Arrays:

@@ -36,7 +36,7 @@ def results(tmp_path_factory):
     out = tmp_path_factory.mktemp("attacks") / "results.jsonl"
     said, errors = start("-m", "attacks", str(INPUTS), "--results", str(out))
     assert out.is_file(), said + errors
-    found = {name: [] for name in TARGETS}
+    found: dict[str, list] = {name: [] for name in TARGETS}
     for line in out.read_text().splitlines():
         result = json.loads(line)
         found[result["target"]].append(result)
@@ -66,7 +66,7 @@ def test_commands_are_attacked_too(results):
 @pytest.fixture(scope="module")
 def seen():
     said, errors = start("-m", "attacks.known_faults")
-    found = {name: [] for name in EXPECTED}
+    found: dict[str, list] = {name: [] for name in EXPECTED}
     for line in said.splitlines():
         name, outcome, detail = line.split("\t")
         found[name].append((outcome, detail))
@@ -82,7 +82,7 @@ def test_the_suite_sees_each_kind_of_fault(seen, name):
 
 
 def test_an_input_is_made_of_its_number_alone(tmp_path):
-    files = []
+    files: list[dict[str, bytes]] = []
     for folder in (tmp_path / "one", tmp_path / "two"):
         start("-m", "attacks", "--replay", "npz:7", "--replay", "tar:5", "--keep", str(folder))
         made = (path for path in folder.rglob("*") if path.is_file())

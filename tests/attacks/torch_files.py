@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
+import collections
+import datetime
 import io
+import pathlib
 import pickletools
 import random
 import struct
@@ -11,6 +15,7 @@ from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from attacks.checkpoints_under_attack import PART, WHOLE, Base, CheckpointTarget
 from attacks.mutations import TEXTS, Member, change_zip, damage, odd_number, write_zip
@@ -34,6 +39,8 @@ def make_bases(folder: Path) -> list[Base]:
         "bfloat16": OrderedDict((name, tensor.bfloat16()) for name, tensor in part.items()),
         "double": OrderedDict((name, tensor.double()) for name, tensor in part.items()),
         "training": _training(part),
+        "averaged": {"state_dict": part, "state_dict_ema": {n: t + 9 for n, t in part.items()}},
+        "trainer": _training(part) | _objects(),
         "whole": OrderedDict(timm_tensors(WHOLE)),
     }
     bases = []
@@ -41,7 +48,7 @@ def make_bases(folder: Path) -> list[Base]:
         new, old = io.BytesIO(), io.BytesIO()
         torch.save(content, new)
         bases.append(_archive(name, new.getvalue()))
-        if name in ("timm", "bfloat16", "views", "training"):
+        if name in ("timm", "bfloat16", "views", "training", "trainer"):
             torch.save(content, old, _use_new_zipfile_serialization=False)
             bases.append(_pickles(f"{name} pickled", old.getvalue(), part))
     return bases
@@ -66,6 +73,17 @@ def _training(part: dict[str, torch.Tensor]) -> dict[str, Any]:
         "epoch": 3,
         "model": part,
         "optimizer": {"state": {0: {"momentum_buffer": part["norm.weight"] * 2}}, "lr": 0.1},
+    }
+
+
+def _objects() -> dict[str, Any]:
+    """Objects that only hold data, as trainers save them too."""
+    return {
+        "args": argparse.Namespace(lr=0.1, name="run", out=pathlib.PurePosixPath("out")),
+        "counts": collections.defaultdict(dict, a={"b": 1}),
+        "best": np.float64(0.5),
+        "when": datetime.datetime(2020, 1, 2, 3, 4),
+        "rng": torch.arange(64, dtype=torch.uint8),
     }
 
 
