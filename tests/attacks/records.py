@@ -50,9 +50,9 @@ RUN = {
     "seed": 0,
 }
 METRICS = [
-    {"step": 1, "loss": 0.7, "lr": 0.003},
-    {"step": 2, "loss": 0.6, "val_accuracy": 0.5},
-    {"step": 4, "loss": 0.2, "time": 3.5, "note": "x"},
+    {"event": "train", "step": 1, "loss": 0.7, "lr": 0.003, "images_per_second": 3.5},
+    {"event": "eval", "step": 2, "top1": 0.5, "top5": 1.0, "loss": 0.6, "count": 9, "x": "y"},
+    {"event": "train", "step": 4, "loss": 0.2, "lr": 0.003, "images_per_second": 3.6},
 ]
 CSV = b'path,label,split\r\na/1.png,cat,train\r\n"b,2.png","the ""dog""",val\r\nc.png,newt,test\r\n'
 JSONL = [{"path": "a/1.png", "label": "cat"}, {"path": "b.png", "label": 2}]
@@ -134,7 +134,7 @@ def _run_agrees(data: bytes, found: Any) -> bool:
 def _read_metrics(path: Path) -> Any:
     run = RunDir(path.parent)
     history = run.history()
-    run.rewind(2)
+    run.rewind(2, 6)
     return history, run.history()
 
 
