@@ -45,12 +45,13 @@ class DownloadsTarget:
 
     name: str = "downloads"
     judge: str = ""
-    weight: float = 0.02
+    weight: float = 0.005
     cpu_seconds: float = 20.0
 
     def prepare(self, folder: Path, judge: Judge | None) -> None:
         """Waits between attempts are left out: what they are is tested elsewhere."""
         http._sleep = lambda seconds: None
+        http.READ_TIMEOUT = 1.0
 
     def attack(self, rng: random.Random, place: Path) -> Served:
         old, new = rng.randbytes(SIZE), rng.randbytes(SIZE - rng.choice((0, 0, 7)))

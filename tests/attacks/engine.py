@@ -30,6 +30,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from attacks.judges import Judge
+from attacks.quick_processes import fork_limited_processes
 
 from bitzoo.errors import BitzooError, TensorMismatchError
 
@@ -359,6 +360,7 @@ def run(
     root = Path(tempfile.mkdtemp(prefix="attack-", dir=_memory()))
     slots = [_Slot(root / str(i), keep) for i in range(workers or len(os.sched_getaffinity(0)))]
     end = None if seconds is None else time.monotonic() + seconds
+    fork_limited_processes()
     try:
         for target in targets:
             (root / target.name).mkdir()
