@@ -69,7 +69,8 @@ def structured(base: Base, rng: random.Random, place: Path) -> tuple[Path, str]:
     try:
         data = _tar(members, form)
     except (ValueError, tarfile.TarError, OverflowError, UnicodeError):
-        data, labels = _tar(members[:1]), [*labels, "(not writable)"]
+        members = [(_info(name, content), content) for name, content in base.make.items()]
+        data, labels = _tar(members), [*labels, "(not writable)"]
     if rng.random() < 0.4:
         data = _changed_header(data, rng)
         labels.append("header")

@@ -9,10 +9,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from attacks import tensor_bundles as bundles
 from attacks.checkpoints_under_attack import WHOLE, Base, CheckpointTarget
 from attacks.mutations import TEXTS, damage, odd_number
+from checkpoints import write_npz
 
 _ENTRIES = {
     "tf1": "bit.ckpt",
@@ -27,7 +27,7 @@ _ENTRIES = {
 
 def make_bases(folder: Path) -> list[Base]:
     """What TensorFlow wrote, in a process of its own."""
-    np.savez(folder / "whole.npz", **WHOLE)
+    write_npz(folder / "whole.npz", WHOLE)
     script = Path(__file__).with_name("tensorflow_bases.py")
     done = subprocess.run(
         [sys.executable, str(script), str(folder / "whole.npz"), str(folder / "made")],

@@ -138,7 +138,7 @@ def examine(
     place: Path,
     judge: Judge | None,
     keep: Path | None = None,
-    note: Callable[[str], None] = str,
+    note: Callable[[str], object] = str,
 ) -> Result:
     """Make input `number`, read it, and compare; in a process that may die of it."""
     rng = random.Random(f"{target.name}:{number}")
@@ -278,8 +278,8 @@ class _Slot:
         errors = os.open(self.errors, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(errors, 2)
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: not to outlive the engine
-        for number in (signal.SIGPROF, signal.SIGALRM, signal.SIGXFSZ):
-            signal.signal(number, signal.SIG_DFL)
+        for kind in (signal.SIGPROF, signal.SIGALRM, signal.SIGXFSZ):
+            signal.signal(kind, signal.SIG_DFL)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         limit = _status("VmSize") + MOST_ADDED
@@ -314,7 +314,7 @@ class _Slot:
         if status == 0:
             return
         said = self.errors.read_text(errors="replace")
-        code = os.WTERMSIG(status) if os.WIFSIGNALED(status) else -os.WEXITSTATUS(status)
+        code = int(os.WTERMSIG(status)) if os.WIFSIGNALED(status) else -os.WEXITSTATUS(status)
         name = signal.Signals(code).name if code > 0 else f"exit {-code}"
         words = " ".join(said.split())[-200:]
         outcome = "hung" if code in (signal.SIGPROF, signal.SIGALRM) else "crashed"

@@ -173,7 +173,7 @@ _PLAIN = {"bool", "bytearray", "bytes", "complex", "dict", "float", "frozenset",
 _PLAIN |= {"object", "range", "set", "slice", "str", "tuple"}
 
 
-class _Unbuilt(dict):  # type: ignore[type-arg]
+class _Unbuilt(dict[str, Any]):
     """Stands for an object of another class, whatever it would be made of."""
 
     def __init__(self, *_: object, **__: object) -> None:
@@ -294,14 +294,14 @@ def _serve(read: Callable[[Path], Arrays], shared: mmap.mmap) -> None:
         try:
             tensors, position = [], 0
             with open(request["out"], "wb") as out:
-                for name, array in read(Path(request["path"])).items():
-                    data = np.asarray(array)
-                    if data.dtype.kind in "OSUVM":
+                for name, found in read(Path(request["path"])).items():
+                    array = np.asarray(found)
+                    if array.dtype.kind in "OSUVM":
                         continue
-                    data = np.ascontiguousarray(data, data.dtype.newbyteorder("<"))
-                    raw = data.tobytes() + b"\0" * (-data.nbytes % 16)
-                    shape = np.shape(array)
-                    tensors.append([name, data.dtype.str, shape, position, data.nbytes])
+                    array = np.ascontiguousarray(array, array.dtype.newbyteorder("<"))
+                    raw = array.tobytes() + b"\0" * (-array.nbytes % 16)
+                    shape = np.shape(found)
+                    tensors.append([name, array.dtype.str, shape, position, array.nbytes])
                     out.write(raw)
                     position += len(raw)
             answer = {"id": request["id"], "tensors": tensors}

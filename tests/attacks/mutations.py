@@ -9,7 +9,7 @@ import struct
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 Ranges = Sequence[tuple[int, int]]
 ODD = (0, 1, 2, 0x7F, 0x80, 0xFF, 0x7FFF, 0xFFFF, 1 << 20, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF)
@@ -246,11 +246,12 @@ def damaged_json(data: bytes, rng: random.Random) -> tuple[bytes, str]:
 
 # --- zip ----------------------------------------------------------------------------------------
 
-_LOCAL = (("version", "H"), ("flags", "H"), ("method", "H"), ("time", "I"), ("crc", "I"))
+Fields: TypeAlias = "tuple[tuple[str, str], ...]"
+_LOCAL: Fields = (("version", "H"), ("flags", "H"), ("method", "H"), ("time", "I"), ("crc", "I"))
 _LOCAL = (*_LOCAL, ("packed", "I"), ("size", "I"), ("names", "H"), ("extras", "H"))
-_CENTRAL = (("made", "H"), *_LOCAL, ("comments", "H"), ("disk", "H"), ("inner", "H"))
+_CENTRAL: Fields = (("made", "H"), *_LOCAL, ("comments", "H"), ("disk", "H"), ("inner", "H"))
 _CENTRAL = (*_CENTRAL, ("outer", "I"), ("offset", "I"))
-_END = (("disk", "H"), ("start_disk", "H"), ("here", "H"), ("all", "H"))
+_END: Fields = (("disk", "H"), ("start_disk", "H"), ("here", "H"), ("all", "H"))
 _END = (*_END, ("bytes", "I"), ("offset", "I"), ("comments", "H"))
 _MOST = {"H": 0xFFFF, "I": 0xFFFFFFFF}
 

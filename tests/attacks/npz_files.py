@@ -6,6 +6,7 @@ import io
 import random
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from attacks.checkpoints_under_attack import PART, WHOLE, Base, CheckpointTarget
@@ -75,7 +76,7 @@ def structured(base: Base, rng: random.Random, place: Path) -> tuple[Path, str]:
     return base.write(place, {"bit.npz": data}), label
 
 
-DTYPES = (
+DTYPES: tuple[Any, ...] = (
     "<f4",
     ">f4",
     "<f2",

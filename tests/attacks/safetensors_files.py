@@ -140,7 +140,9 @@ def changed_header(  # noqa: C901 - one case per kind of damage
         header[rng.choice((*TEXTS, name + ":0", name + " "))] = header.pop(name)
     elif kind == "metadata":
         key = rng.choice((*header.get("__metadata__", {}), rng.choice(TEXTS), "kernel_scale"))
-        header["__metadata__"][key] = rng.choice((odd_value(rng), rng.choice(TEXTS), "10"))
+        header.setdefault("__metadata__", {})[key] = rng.choice(
+            (odd_value(rng), rng.choice(TEXTS), "10")
+        )
         if rng.random() < 0.2:
             header["__metadata__"] = odd_value(rng)
     elif kind == "gone":
