@@ -5,9 +5,11 @@ PYTHON ?= python3
 BIN := .venv/bin
 LOWEST := .venv-lowest
 WHEEL := .venv-wheel
+BUDGET ?= 10000
+ATTACK = PYTHONPATH=tests $(BIN)/python -m attacks
 DEFAULT_TESTS := -m "not full_size" --numprocesses auto --maxprocesses 8 --dist loadfile
 
-.PHONY: quickstart test test-full test-lowest coverage lint format dist test-wheel bench bench-quick readme cards clean
+.PHONY: quickstart test test-full test-lowest attack attack-figures coverage lint format dist test-wheel bench bench-quick readme cards clean
 
 quickstart: .venv/.installed  ## the main job, end to end, on a small random checkpoint
 	$(BIN)/bitzoo quickstart
@@ -20,6 +22,12 @@ test-full: .venv/.installed-dev  ## the full-size tests alone; gigabytes of disk
 
 test-lowest: $(LOWEST)/.installed  ## the default tests with the lowest version of every dependency
 	$(LOWEST)/bin/python -m pytest $(DEFAULT_TESTS)
+
+attack: .venv/.installed-dev  ## damaged files and more; BUDGET=100000 inputs or 10m, READERS="npz torch", REPLAY=npz:17
+	$(ATTACK) $(if $(REPLAY),$(addprefix --replay ,$(REPLAY)),$(BUDGET) $(READERS))
+
+attack-figures: .venv/.installed-dev  ## the same, over everything, and the figures into docs/attacks.md
+	$(ATTACK) $(BUDGET) --write
 
 coverage: .venv/.installed-dev  ## the default tests, with the lines and branches that none of them runs
 	$(BIN)/python -m pytest $(DEFAULT_TESTS) --cov --cov-report=term --cov-report=html
