@@ -8,13 +8,13 @@ import tarfile
 import tempfile
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 
 from bitzoo.converters.formats.foreign import name_file
 from bitzoo.converters.formats.zip_members import no_space_to_unpack
 from bitzoo.converters.limits import require_plausible
-from bitzoo.converters.source import Source, brief
+from bitzoo.converters.source import Array, Scratch, Source, StoredTensor, brief
 from bitzoo.errors import CheckpointError, damage_reported
 from bitzoo.files import sha256_of
 
@@ -66,13 +66,17 @@ class ArchiveSource(Source):
         self.path = path
         self._folder = tempfile.TemporaryDirectory(prefix="bitzoo-")
         try:
-            root = Path(self._folder.name) / "unpacked"
+            self._root = root = Path(self._folder.name) / "unpacked"
             _unpack(path, root)
             self._inner = _open_below(path, root, open_inner)
         except BaseException:
             self._folder.cleanup()
             raise
-        self.names, self.tensors = self._inner.names, self._inner.tensors
+        self.names = self._inner.names
+        self.tensors = {
+            name: _ArchivedTensor(tensor, path, root)
+            for name, tensor in self._inner.tensors.items()
+        }
         self.metadata, self.notes = self._inner.metadata, self._inner.notes
         self.taken = self._inner.taken
         self.graph, self.folder = self._inner.graph, self._inner.folder
@@ -84,7 +88,8 @@ class ArchiveSource(Source):
 
     def sha256(self, advance: Callable[[int], None] | None = None) -> str:
         """Hash the archive, and check the checksums of the checkpoint in it."""
-        self._inner.sha256()
+        with _told_of_archive(self.path, self._root):
+            self._inner.sha256()
         return sha256_of(self.path, advance=advance)
 
     def close(self) -> None:
@@ -187,8 +192,35 @@ def _open_below(path: Path, root: Path, open_inner: Callable[[Path], Source]) ->
         if not folder.is_dir():
             break
         entries = list(folder.iterdir())
-    try:
+    with _told_of_archive(path, root):
         return open_inner(folder)
+
+
+class _ArchivedTensor(StoredTensor):
+    """A tensor of the unpacked checkpoint, whose errors name the archive."""
+
+    def __init__(self, inner: StoredTensor, path: Path, root: Path) -> None:
+        self.name, self.shape, self.dtype = inner.name, inner.shape, inner.dtype
+        self._inner, self._path, self._root = inner, path, root
+
+    @property
+    def nbytes(self) -> int:
+        return self._inner.nbytes
+
+    @property
+    def stored_dtype(self) -> str:
+        return self._inner.stored_dtype
+
+    def read_slab(self, axis: int, start: int, stop: int, scratch: Scratch | None = None) -> Array:
+        with _told_of_archive(self._path, self._root):
+            return self._inner.read_slab(axis, start, stop, scratch)
+
+
+@contextmanager
+def _told_of_archive(path: Path, root: Path) -> Iterator[None]:
+    """Let errors about an unpacked file name the archive, which the user knows."""
+    try:
+        yield
     except CheckpointError as error:
-        reason = str(error).replace(str(folder), folder.name if folder != root else "its content")
+        reason = str(error).replace(f"{root}/", "").replace(str(root), "its content")
         raise CheckpointError(f"{path}: in the archive, {reason}") from error

@@ -367,13 +367,16 @@ def _read_header(value: memoryview | None) -> tuple[int, Literal["<", ">"]]:
     if value is None:
         raise ValueError("its index has no header")
     header = Message(value)
-    count, endianness, oldest = header.number(1), header.number(2), header.message(3).number(2)
+    count, endianness, versions = header.number(1), header.number(2), header.message(3)
     if not 1 <= count <= MAX_SHARDS:
         raise ValueError(f"its index counts {count:,} shards, expected 1 to {MAX_SHARDS}")
     if endianness not in (0, 1):
         raise ValueError(f"its order of bytes is {endianness}, expected 0 or 1")
-    if oldest > _VERSION:
-        raise ValueError(f"it is of version {oldest} of the format, expected {_VERSION}")
+    written, oldest = versions.number(1), versions.number(2)
+    if written < 0 or oldest > _VERSION:
+        raise ValueError(f"it needs version {oldest} of the format, expected {_VERSION}")
+    if versions.has(3):  # bad_consumers: readers of versions that are known to misread it
+        raise ValueError("it lists versions of the format that cannot read it")
     return count, ">" if endianness else "<"
 
 
