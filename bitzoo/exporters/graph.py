@@ -77,7 +77,8 @@ def trace(graph: Graph) -> ExportedProgram:
     batch, side = _TRACED
     images = torch.zeros(batch, graph.in_chans, side, side)
     # Else the tracer takes a last map of one pixel (images of 32 px) for another program.
-    with torch.no_grad(), _config.patch(backed_size_oblivious=True):
+    one_pixel: Any = _config
+    with torch.no_grad(), one_pixel.patch(backed_size_oblivious=True):
         program = torch.export.export(graph, (images,), dynamic_shapes=(free_axes(),))
     for node in program.graph.nodes:
         node.meta.pop("stack_trace", None)  # it contains paths of this machine

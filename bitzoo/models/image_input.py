@@ -35,7 +35,8 @@ def require_images(images: Tensor, channels: int, dtype: torch.dtype | None) -> 
                 f"Images must be (batch, channels, height, width) with {channels} channels, found "
                 f"shape {images.shape}"
             )
-    elif not torch.jit.is_tracing():  # where comparing shapes would only warn
+    # While torch.jit traces, comparing shapes would only warn.
+    elif not torch.jit.is_tracing():  # type: ignore[no-untyped-call]
         problem = _problem(images, channels, dtype)
         if problem:
             raise LayoutError(f"{_expected(channels, dtype)}, found {problem}")
