@@ -94,7 +94,7 @@ def info_with(text):
         identity=said,
         label_set=text,
         license=text,
-        preprocessing=Preprocessing(224, 256, text, False, source=text),
+        preprocessing=Preprocessing(224, 256, "bilinear", False, source=text),
         sources={"license": text, "activation": text},
         activation="softmax",
     )

@@ -197,7 +197,7 @@ def expected(tmp_path_factory):
 FOREIGN = {
     "empty": (b"", "found an empty file"),
     "html": (b"<!DOCTYPE html><html><body>404</body></html>", "found a web page or XML text"),
-    "pickle": (pickle.dumps({"model": [1, 2]}), "expected a PyTorch checkpoint, but it"),
+    "pickle": (pickle.dumps({"model": [1, 2]}), "a plain Python pickle"),
     "gzip": (gzip.compress(b"BiT" * 100), "expected a tar archive of a module"),
     "hdf5": (b"\x89HDF\r\n\x1a\n" + bytes(600), "expected a Keras HDF5 file, but it cannot be"),
     "npy": (as_npy(np.zeros(3, "f4")), "found a single NumPy array (.npy)"),
@@ -266,7 +266,7 @@ def test_pickled_objects_are_not_unpickled(tmp_path, refused):
     structured = write_with(tmp_path / "c.npz", stem=as_npy(fields, allow_pickle=True))
     refused(structured, f"tensor {STEM!r} holds pickled")
     (tmp_path / "d.npz").write_bytes(pickle.dumps(Payload(mark)))
-    refused(tmp_path / "d.npz", "expected a PyTorch checkpoint, but it cannot be read")
+    refused(tmp_path / "d.npz", "a pickle that could run code: it asks for io.open")
     assert not mark.exists()
 
 
