@@ -222,12 +222,27 @@ def new_output(
             if contents is not None:
                 temporary.mkdir()
             yield temporary
-            with naming():
-                _give_name(temporary, path, force=force, is_folder=contents is not None)
+            is_named = False
+            try:
+                with naming():
+                    _give_name(temporary, path, force=force, is_folder=contents is not None)
+                    is_named = True
+            except BaseException:
+                if is_named:  # without what `naming` adds, such as its proof, it may not stay
+                    _remove(path)
+                raise
     except OSError as error:
         if isinstance(error, BitzooError):
             raise
         raise UsageError(f"{path}: cannot be written ({reason_of(error)}).") from error
+
+
+def _remove(path: Path) -> None:
+    with contextlib.suppress(OSError):
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
 
 
 def _give_name(temporary: Path, path: Path, *, force: bool, is_folder: bool) -> None:

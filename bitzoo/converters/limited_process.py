@@ -24,7 +24,7 @@ _CODE = (
 )
 _ONE_THREAD = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
 _IN_WORDS = {
-    signal.SIGXCPU: "its structure is not read within {cpu_seconds:g} seconds of computing",
+    signal.SIGPROF: "its structure is not read within {cpu_seconds:g} seconds of computing",
     signal.SIGALRM: f"it is not read within {_WALL_SECONDS} seconds",
     signal.SIGKILL: "the process that reads it was killed, as if memory ran out",
 }
@@ -124,9 +124,8 @@ def answer(module: str, name: str) -> None:
 def _bound(cpu_seconds: float, memory: int) -> None:
     import resource
 
-    used = resource.getrusage(resource.RUSAGE_SELF)
-    seconds = int(used.ru_utime + used.ru_stime + cpu_seconds) + 1
-    _lower(resource.RLIMIT_CPU, seconds)
+    signal.signal(signal.SIGPROF, signal.SIG_DFL)
+    signal.setitimer(signal.ITIMER_PROF, cpu_seconds)  # exact, where RLIMIT_CPU counts seconds
     _lower(resource.RLIMIT_AS, _address_space() + memory)
     _lower(resource.RLIMIT_CORE, 0)
     signal.signal(signal.SIGALRM, signal.SIG_DFL)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import io
 import math
+import re
 import struct
 import sys
 from collections import OrderedDict
@@ -48,6 +49,8 @@ _MAX_NAME = 255
 _MAX_SMALL = 4_096
 """Bound on the records that are no tensors and no pickle."""
 _PICKLE = "data.pkl"
+_NUMBERED = ("version", ".format_version", ".storage_alignment")
+"""Small records that hold a number; PyTorch refuses an archive in which one does not."""
 _MAGIC, _VERSION = 0x1950A86A20F9469CFC6C, 1001
 """The first two pickles of the format before PyTorch 1.6; torch/serialization.py."""
 _FLOATS = {"float64": "f8", "float32": "f4", "float16": "f2", "bfloat16": "u2"}
@@ -165,17 +168,22 @@ class TorchSource(Source):
             if said not in (b"little", b"big"):
                 raise self._damaged(f"its byte order is {said[:20]!r}")
             self._order = "<" if said == b"little" else ">"
+        for name in _NUMBERED:
+            if (record := f"{folder}{name}") in records:
+                said = self._zip.read(record, _MAX_SMALL)
+                if not re.fullmatch(rb"\d{1,9}\s*", said):
+                    raise self._damaged(f"its record {name} is {said[:20]!r}, expected a number")
         pickled = io.BytesIO(self._zip.read(folder + _PICKLE, MAX_BYTES))
         content, storages = self._read_pickle(pickled)
         places = {}
         for key, storage in storages.items():
-            record = records.get(f"{folder}data/{key}")
-            if record is None or record.size != storage.nbytes:
-                found = "no such record" if record is None else f"{record.size:,}"
+            stored = records.get(f"{folder}data/{key}")
+            if stored is None or stored.size != storage.nbytes:
+                found = "no such record" if stored is None else f"{stored.size:,}"
                 raise self._damaged(
                     f"storage {key!r:.40} has {storage.nbytes:,} bytes, found {found}"
                 )
-            places[key] = record.offset
+            places[key] = stored.offset
         return content, places
 
     def _read_stream(self) -> tuple[Any, dict[str, int]]:

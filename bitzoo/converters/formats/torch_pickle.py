@@ -436,9 +436,13 @@ def _naturals(numbers: Any) -> tuple[int, ...]:
     return tuple(_natural(number) for number in numbers)
 
 
-def _tensor(storage: Any, offset: Any, shape: Any, strides: Any, *_: Any) -> PickledTensor:
+def _tensor(
+    storage: Any, offset: Any, shape: Any, strides: Any, requires_grad: Any = False, *_: Any
+) -> PickledTensor:
     if not isinstance(storage, Storage):
         raise TypeError("a tensor without a storage")
+    if not isinstance(requires_grad, bool):
+        raise TypeError("a tensor whose requires_grad is neither true nor false")
     sizes, steps = _naturals(shape), _naturals(strides)
     if len(sizes) != len(steps):
         raise ValueError("a tensor's shape and strides differ in length")
@@ -446,9 +450,9 @@ def _tensor(storage: Any, offset: Any, shape: Any, strides: Any, *_: Any) -> Pic
 
 
 def _tensor_of_dtype(
-    storage: Any, offset: Any, shape: Any, strides: Any, _: Any, __: Any, dtype: Any, *___: Any
+    storage: Any, offset: Any, shape: Any, strides: Any, grad: Any, _: Any, dtype: Any, *__: Any
 ) -> PickledTensor:
-    tensor = _tensor(storage, offset, shape, strides)
+    tensor = _tensor(storage, offset, shape, strides, grad)
     name = dtype.name.removeprefix("torch.")
     return PickledTensor(storage, name, tensor.offset, tensor.shape, tensor.strides)
 
