@@ -14,6 +14,7 @@ _MAX_VARINT = 10
 """Bytes of the longest varint, of 64 bits."""
 MAX_FIELDS = 100_000
 """Bound on the fields of one message; a view of two bytes takes two hundred."""
+_MAX_FIELD = (1 << 29) - 1
 _SIGN, _WRAP = 1 << 63, 1 << 64
 
 
@@ -110,6 +111,8 @@ def _fields(data: memoryview) -> Iterator[tuple[int, int | memoryview]]:
     while position < len(data):
         key, position = read_varint(data, position)
         field, kind = key >> 3, key & 7
+        if not 0 < field <= _MAX_FIELD:
+            raise ValueError(f"a message has a field of number {field}")
         if kind == _VARINT:
             number, position = read_varint(data, position)
             yield field, number
