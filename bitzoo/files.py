@@ -292,24 +292,6 @@ def _swap(temporary: Path, path: Path) -> None:
 # --- reading ------------------------------------------------------------------------------------
 
 
-def read_json_lines(path: Path) -> list[dict[str, Any]]:
-    """Return the objects in a JSON-lines file; empty if there is no such file.
-
-    Lines that are not an object are left out, such as one that a killed process left incomplete.
-    """
-    if not path.is_file():
-        return []
-    records = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            record = json.loads(line)
-        except (ValueError, RecursionError):
-            continue
-        if isinstance(record, dict):
-            records.append(record)
-    return records
-
-
 def sha256_of(*paths: Path, advance: Callable[[int], None] | None = None) -> str:
     """Return the SHA-256 of a file as hex, or of several files one after the other.
 

@@ -8,7 +8,6 @@ converted files; the Hugging Face organisation in ``BITZOO_HUB_ORG``, if set; Go
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import os
 import re
@@ -24,14 +23,20 @@ from bitzoo.converters.formats.timm_config import RECORD_KEY
 from bitzoo.converters.identify import identify
 from bitzoo.converters.model_record import COMPANIONS
 from bitzoo.converters.open import is_checkpoint_folder, open_source
-from bitzoo.errors import CheckpointError, HubError, StorageError, UsageError
+from bitzoo.errors import (
+    CheckpointError,
+    HubError,
+    StorageError,
+    UsageError,
+    damage_reported,
+)
 from bitzoo.fetch.addresses import joined, path_of
 from bitzoo.fetch.http import base_url, download, forget, how_fetched
 from bitzoo.fetch.hub_client import MANIFEST_NAME
 from bitzoo.fetch.hub_snapshot import HubAddress, fetch_snapshot, is_hub_address
 from bitzoo.files import cache_dir, user_path
 from bitzoo.locks import file_lock
-from bitzoo.small_files import read_json
+from bitzoo.small_files import parse_json, read_json
 
 WEIGHTS_NAME = "model.safetensors"
 _HUB_PAGE = re.compile(r"https://(?:huggingface\.co|hf\.co)/([\w.-]+/[\w.-]+)/?(?:tree/main/?)?")
@@ -306,7 +311,9 @@ def kept_weights(spec: ModelSpec) -> Located | None:
         return None
     with open_source(target) as source:
         text = source.metadata.get(RECORD_KEY)
-    record = ModelInfo.from_dict(json.loads(text)) if text else None
+    advice = "Remove the file, and load it again."
+    with damage_reported(f"{target}: {RECORD_KEY}", "bitzoo's record about a model", advice):
+        record = ModelInfo.from_dict(parse_json(text)) if text else None
     return Located(target, record.identity if record else None)
 
 
