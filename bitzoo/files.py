@@ -14,6 +14,7 @@ import json
 import os
 import secrets
 import shutil
+import tempfile
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -70,18 +71,35 @@ def user_path(
 
 
 @contextmanager
-def workspace(folder: Path) -> Iterator[Path]:
+def workspace(folder: Path, *, mode: int = 0o777) -> Iterator[Path]:
     """Yield a new hidden folder inside `folder`, for what is not finished; removed at the end.
 
     First, what killed processes left in `folder` is removed.
+
+    Args:
+        folder: Where it is made.
+        mode: Its permissions, less those of the umask.
 
     Raises:
         OSError: If it cannot be created.
     """
     remove_unfinished(folder)
     with contextlib.ExitStack() as stack:
-        while not (place := _hold_new(folder, stack)):
+        while not (place := _hold_new(folder, mode, stack)):
             pass  # another process took it for abandoned
+        yield place
+
+
+@contextmanager
+def temporary_folder() -> Iterator[Path]:
+    """Yield a new folder among the temporary files (TMPDIR), which only this user can enter.
+
+    It is a `workspace`: if the process is killed, the next one removes it.
+
+    Raises:
+        OSError: If it cannot be created.
+    """
+    with workspace(Path(tempfile.gettempdir()), mode=0o700) as place:
         yield place
 
 
@@ -160,12 +178,12 @@ def _remove_left(left: Path) -> None:
         shutil.rmtree(left)
 
 
-def _hold_new(folder: Path, stack: contextlib.ExitStack) -> Path | None:
+def _hold_new(folder: Path, mode: int, stack: contextlib.ExitStack) -> Path | None:
     """Make a folder that is locked and, when `stack` is unwound, removed; None if it is gone."""
     # Not the process id: containers that share a disk repeat them, and threads share theirs.
     place = folder / _UNFINISHED.format(secrets.token_hex(8))
     stack.callback(shutil.rmtree, place, ignore_errors=True)  # first: a signal may come any time
-    place.mkdir()
+    place.mkdir(mode)
     try:
         descriptor = os.open(place, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
         stack.callback(os.close, descriptor)
@@ -305,24 +323,6 @@ def _swap(temporary: Path, path: Path) -> None:
 
 
 # --- reading ------------------------------------------------------------------------------------
-
-
-def read_json_lines(path: Path) -> list[dict[str, Any]]:
-    """Return the objects in a JSON-lines file; empty if there is no such file.
-
-    Lines that are not an object are left out, such as one that a killed process left incomplete.
-    """
-    if not path.is_file():
-        return []
-    records = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            record = json.loads(line)
-        except (ValueError, RecursionError):
-            continue
-        if isinstance(record, dict):
-            records.append(record)
-    return records
 
 
 def sha256_of(*paths: Path, advance: Callable[[int], None] | None = None) -> str:

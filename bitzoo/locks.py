@@ -54,7 +54,7 @@ def file_lock(path: Path) -> Iterator[None]:
     Raises:
         StorageError: If the lock file cannot be written.
     """
-    lock = Path(f"{path}.lock")
+    lock = lock_of(path)
     with contextlib.ExitStack() as stack:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -62,6 +62,11 @@ def file_lock(path: Path) -> Iterator[None]:
         except OSError as error:
             raise unwritable(path, error) from error
         yield
+
+
+def lock_of(path: Path) -> Path:
+    """Return the file that `file_lock` locks for `path`."""
+    return Path(f"{path}.lock")
 
 
 @contextmanager

@@ -10,14 +10,20 @@ import json
 import math
 import os
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from bitzoo.errors import CheckpointError, damage_reported
 
 MAX_BYTES = 4 << 20
 """Bound on a file of JSON; a model's with 21,843 class names, written three times, has 2.5 MB.
 Parsed, JSON has up to 30 times its bytes."""
+MAX_LINES_BYTES = 256 << 20
+"""Bound on a file of JSON lines; the metrics of a million updates have 100 MB."""
+MAX_LINE_BYTES = 1 << 16
+"""Bound on one of its lines; a longer one counts as damaged."""
 _KINDS = (
     (stat.S_ISDIR, "a folder"),
     (stat.S_ISFIFO, "a pipe"),
@@ -34,6 +40,65 @@ def read_bytes(path: Path, limit: int = MAX_BYTES) -> bytes:
         CheckpointError: If it is something else, as a pipe, or has more than `limit` bytes.
         OSError: If there is no such file, or it may not be read.
     """
+    with _opened(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        # Never more, also if it grows or, as in /proc, states no size.
+        content = file.read(min(size, limit + 1) or limit + 1)
+    if len(content) > limit:
+        raise _too_large(path, limit)
+    return content
+
+
+def read_text(path: Path, limit: int = MAX_BYTES) -> str:
+    """Return the text of a small file for people, such as a card; what is not UTF-8 is replaced.
+
+    Raises:
+        CheckpointError: If it is not a regular file, or has more than `limit` bytes.
+        OSError: If there is no such file, or it may not be read.
+    """
+    text = read_bytes(path, limit).decode("utf-8", errors="replace")
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def read_json_lines(path: Path, limit: int = MAX_LINES_BYTES) -> list[dict[str, Any] | None]:
+    """Return the object in each line of a JSON-lines file, None for lines that have none.
+
+    A last line without its end, as a killed process leaves it, is left out if it has no object.
+    Unlike `parse_json`, this takes NaN and infinity, which a loss can be.
+
+    Raises:
+        CheckpointError: If it is not a regular file, or has more than `limit` bytes.
+        OSError: If there is no such file, or it may not be read.
+    """
+    found: list[dict[str, Any] | None] = []
+    with _opened(path) as file:
+        left, is_start = limit, True
+        while line := file.readline(MAX_LINE_BYTES):
+            left -= len(line)
+            if left < 0:
+                raise _too_large(path, limit)
+            ends = line.endswith(b"\n")
+            if is_start:
+                record = _object_in(line)
+                if ends or record is not None or len(line) == MAX_LINE_BYTES:
+                    found.append(record)
+            else:  # the rest of a line that is too long
+                found[-1] = None
+            is_start = ends
+    return found
+
+
+def _object_in(line: bytes) -> dict[str, Any] | None:
+    try:
+        record = json.loads(line.decode("utf-8", errors="replace"))
+    except (ValueError, RecursionError):
+        return None
+    return record if isinstance(record, dict) else None
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[IO[bytes]]:
+    """Open a regular file; see `read_bytes` for the errors."""
     try:
         # Without O_NONBLOCK, a pipe that nobody writes to is waited on already when it is opened.
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -46,15 +111,9 @@ def read_bytes(path: Path, limit: int = MAX_BYTES) -> bytes:
         if not stat.S_ISREG(mode):
             raise _no_file(path, next((word for is_, word in _KINDS if is_(mode)), "another thing"))
         with open(descriptor, "rb", closefd=False) as file:
-            content = file.read(limit + 1)  # never more, also if it grows or states no size
+            yield file
     finally:
         os.close(descriptor)
-    if len(content) > limit:
-        raise CheckpointError(
-            f"{path}: expected a small file of at most {limit:,} bytes, found more. It is damaged, "
-            "or not what its name says."
-        )
-    return content
 
 
 def read_json(path: Path, limit: int = MAX_BYTES) -> dict[str, Any]:
@@ -102,6 +161,13 @@ def _finite(text: str) -> float:
     if not math.isfinite(number):
         raise ValueError(f"the number {text[:20]} is too large")
     return number
+
+
+def _too_large(path: Path, limit: int) -> CheckpointError:
+    return CheckpointError(
+        f"{path}: expected a small file of at most {limit:,} bytes, found more. It is damaged, "
+        "or not what its name says."
+    )
 
 
 def _no_file(path: Path, found: str) -> CheckpointError:

@@ -11,10 +11,17 @@ from typing import TypeAlias
 
 from bitzoo.data.folder import SPLITS, Listing, Row, order_classes
 from bitzoo.data.problems import DatasetError, Problem, Reason, printable
+from bitzoo.display import shortened
+from bitzoo.errors import CheckpointError, reason_of
+from bitzoo.small_files import parse_json, read_bytes
 
 Fields: TypeAlias = "Mapping[str, object] | str"
 """Column -> value for one line, or what is wrong with the line."""
 
+MAX_BYTES = 1 << 30
+"""Bound on a manifest: millions of lines of 100 bytes have some hundred megabytes."""
+_SHOWN = 100
+"""Characters of a line that a message quotes."""
 _FORM = (
     "a CSV file with a header line path,label or path,label,split, or JSON lines "
     '{"path": "cats/1.jpg", "label": "cat"}'
@@ -29,11 +36,13 @@ def read_manifest(file: Path) -> Listing:
     ignored. Unusable lines become problems of the listing; validation reports missing images.
 
     Raises:
-        DatasetError: If the file is not UTF-8 text, has no header with `path` and `label`, or
-            lists nothing at all.
+        DatasetError: If the file is not UTF-8 text of at most `MAX_BYTES`, has no header with
+            `path` and `label`, or lists nothing at all.
     """
     try:
-        text = file.read_bytes().decode("utf-8-sig")
+        text = read_bytes(file, MAX_BYTES).decode("utf-8-sig")
+    except CheckpointError as error:
+        raise DatasetError(f"The manifest cannot be read: {error}") from error
     except (OSError, UnicodeDecodeError) as error:
         raise DatasetError(
             f"The manifest {_shown(file)} cannot be read: expected UTF-8 text, found {error}. "
@@ -71,13 +80,13 @@ def _row(fields: Fields, folder: Path) -> Row | str:
     for name in ("path", "label", "split"):
         value = fields.get(name, "")
         if isinstance(value, bool) or not isinstance(value, (str, int)):
-            return f"{name} must be text, found {json.dumps(value)}"
+            return f"{name} must be text, found {_quoted(json.dumps(value))}"
         values[name] = str(value).strip()
         if not values[name] and (name in fields or name != "split"):
             return f"{name} is missing" if name not in fields else f"{name} is empty"
     split = values["split"]
     if split and split.lower() not in SPLITS:
-        return f"split must be one of {', '.join(SPLITS)}, found {printable(split)!r}"
+        return f"split must be one of {', '.join(SPLITS)}, found {_quoted(split)!r}"
     if "\0" in values["path"]:
         return "path must not hold the character NUL"
     path, label = values["path"], printable(values["label"])
@@ -89,7 +98,7 @@ def _read_csv(text: str, file: Path) -> Iterator[tuple[int, Fields]]:
     try:
         header = [name.strip().lower() for name in next(lines, [])]
         if not {"path", "label"} <= set(header):
-            found = printable(text.split("\n")[0].strip())
+            found = _quoted(text.partition("\n")[0].strip())
             raise DatasetError(
                 f"The manifest {_shown(file)} must begin with a header line that names the columns "
                 f"path and label (and optionally split), found {found!r}. Insert path,label as the "
@@ -112,11 +121,15 @@ def _read_jsonl(text: str, file: Path) -> Iterator[tuple[int, Fields]]:
         if not line.strip():
             continue
         try:
-            fields = json.loads(line)
+            fields = parse_json(line)
         except (ValueError, RecursionError) as error:
-            yield number, f"not valid JSON: {error}"
+            yield number, f"not valid JSON: {reason_of(error)}"
             continue
         yield number, fields if isinstance(fields, dict) else "expected a JSON object"
+
+
+def _quoted(text: str) -> str:
+    return shortened(printable(text), _SHOWN)
 
 
 def _shown(file: Path) -> str:

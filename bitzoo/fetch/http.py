@@ -13,7 +13,6 @@ from __future__ import annotations
 import base64
 import contextlib
 import hashlib
-import json
 import logging
 import os
 import random
@@ -27,10 +26,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bitzoo.catalogue.registry import BASE_URL
-from bitzoo.errors import BitzooError, DownloadError, NotServedError
+from bitzoo.errors import BitzooError, CheckpointError, DownloadError, NotServedError
 from bitzoo.fetch.addresses import Address, joined, parse, without_secrets
 from bitzoo.files import sync, write_json
 from bitzoo.locks import file_lock, unwritable
+from bitzoo.small_files import read_json
 
 if TYPE_CHECKING:
     import httpx
@@ -132,9 +132,9 @@ class Fetched:
 def how_fetched(target: Path) -> Fetched | None:
     """Return how `download` fetched a file; None if it did not, or left no note of it."""
     try:
-        note = json.loads(_note_of(target).read_text(encoding="utf-8"))
+        note = read_json(_note_of(target))
         return Fetched(str(note["url"]), note["checked"] is True)
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, CheckpointError, KeyError):
         return None
 
 
@@ -168,6 +168,12 @@ class _Version:
         size = int(length) if _LENGTH.fullmatch(length) else None
         return cls(address.shown, _key_of(address), validator, size, md5 and md5[1])
 
+    def is_of_its_types(self) -> bool:
+        """Whether a version that was read from a file has values that `of` can give."""
+        texts = all(isinstance(text, str) for text in (self.url, self.key, self.validator))
+        counts = self.size is None or (type(self.size) is int and self.size >= 0)
+        return texts and counts and (self.md5 is None or isinstance(self.md5, str))
+
 
 def _key_of(address: Address) -> str:
     return hashlib.sha256(address.url.encode()).hexdigest()[:16]
@@ -194,8 +200,10 @@ class _Part:
 
     def _read_note(self) -> _Version:
         try:
-            version = _Version(**json.loads(self.note.read_text()))
-        except (OSError, ValueError, TypeError):
+            version = _Version(**read_json(self.note))
+        except (OSError, CheckpointError, TypeError):
+            return _NO_VERSION
+        if not version.is_of_its_types():
             return _NO_VERSION
         usable = version.key == _key_of(self.address) and version.validator
         there = self.path.is_file() and not self.path.is_symlink()

@@ -8,19 +8,18 @@ used without writing anything, so that a cache may be a copy, or read-only.
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import os
 import re
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from bitzoo.errors import CheckpointError, HubError, HubUnreachableError, UsageError
 from bitzoo.fetch.http import is_offline
 from bitzoo.fetch.hub_client import MANIFEST_NAME, TIMEOUT, check_repo, connect, hub_errors
 from bitzoo.files import cache_dir, sha256_of, write_text
+from bitzoo.small_files import read_json, read_text
 
 PREFIX = "hub:"
 _PREFIXES = (PREFIX, "hf-hub:", "hf_hub:")
@@ -28,6 +27,7 @@ _PREFIXES = (PREFIX, "hf-hub:", "hf_hub:")
 _COMMIT = re.compile("[0-9a-f]{40}")
 _NOT_IN_REVISIONS = re.compile(r"[~^:?*\[\\\"'<>|%#]|\.\.|@\{")
 _LONGEST_REVISION = 200
+_MAX_NOTE = 1_000
 _log = logging.getLogger(__name__)
 
 Parts = Callable[[Path], Collection[str]]
@@ -161,7 +161,7 @@ def _cached(address: HubAddress, weights: Sequence[str], parts: Parts) -> Path |
             repo = cache / f"models--{address.repo.replace('/', '--')}"
             ref = repo / "refs" / address.revision
             learned = ref.stat().st_mtime if ref.is_file() else 0.0
-            commit = ref.read_text(encoding="utf-8").strip() if learned else address.revision
+            commit = _text_in(ref).strip() if learned else address.revision
             if _COMMIT.fullmatch(commit):
                 there = _complete(repo / "snapshots" / commit, weights, parts)
                 found += [(learned, there)] if there else []
@@ -246,7 +246,7 @@ def _check(address: HubAddress, path: Path, manifest: Path) -> None:
     seen = f"{status.st_size} {status.st_mtime_ns}"
     note = cache_dir() / "hub-checked" / expected
     with contextlib.suppress(OSError, ValueError):
-        if note.is_file() and note.read_text(encoding="utf-8") == seen:
+        if note.is_file() and _text_in(note) == seen:
             return
     found = sha256_of(path)
     if found != expected:
@@ -260,6 +260,14 @@ def _check(address: HubAddress, path: Path, manifest: Path) -> None:
         write_text(note, seen)
     except OSError as error:  # a cache that is read-only: it is checked again next time
         _log.debug("%s cannot be written: %s", note, error)
+
+
+def _text_in(path: Path) -> str:
+    """Return the text of a file that the cache has for itself; a pipe or a huge one has none."""
+    try:
+        return read_text(path, _MAX_NOTE)
+    except CheckpointError:
+        return ""
 
 
 def _removed(path: Path) -> str:
@@ -277,11 +285,10 @@ def _removed(path: Path) -> str:
 
 def _stated_sha256(address: HubAddress, name: str, manifest: Path) -> str:
     try:
-        content: Any = json.loads(manifest.read_text(encoding="utf-8"))
-        stated = content["files"][name]["sha256"]
+        stated = read_json(manifest)["files"][name]["sha256"]
         if not re.fullmatch("[0-9a-f]{64}", stated):
             raise ValueError(f"{stated!r:.80} is not a SHA-256")
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError) as error:  # CheckpointError is a ValueError
         raise HubError(
             f"{address}: its {MANIFEST_NAME} does not state the SHA-256 of {name} in bitzoo's "
             f"form ({error!r:.200}). Fetch the files yourself and load them by their path, if you "

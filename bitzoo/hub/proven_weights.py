@@ -16,7 +16,6 @@ from bitzoo.converters.open import open_source
 from bitzoo.converters.parity.verify import (
     REPORT_NAME,
     Check,
-    ParityReport,
     convert_and_prove,
     load_reports,
     save_report,
@@ -25,7 +24,7 @@ from bitzoo.converters.parity.verify import (
 from bitzoo.errors import CheckpointError, DownloadError, ParityError, UsageError
 from bitzoo.fetch.addresses import shown
 from bitzoo.fetch.http import base_url, is_offline
-from bitzoo.files import Progress, write_json
+from bitzoo.files import Progress, replaced, write_json
 from bitzoo.hub.repo_manifest import FileRecord, require_proof
 from bitzoo.zoo.resolve import (
     WEIGHTS_NAME,
@@ -154,7 +153,10 @@ def _claimed_identity(entry: object, sha256: str) -> Identity | None:
         return None
     if not isinstance(said, dict) or not said.get("name"):
         return None
-    stated = ModelInfo.from_dict({"architecture": "", "num_classes": 0, "identity": said}).identity
+    try:
+        stated = Identity.from_dict(said)
+    except CheckpointError:  # of another form
+        return None
     return stated.as_claim(f"the {REPORT_NAME} next to it")
 
 
@@ -184,34 +186,43 @@ def _convert(
     identity: Identity | None,
     origin: Mapping[str, Any],
 ) -> Proven:
+    _forget_proof(folder)
     conversion, report = convert_and_prove(
         source,
         folder / WEIGHTS_NAME,
+        report_path=folder / REPORT_NAME,
         check=Check.LOGITS,
         identity=identity,
         force=True,
         progress=progress,
     )
     assert report is not None
-    return _saved(report, folder, conversion.info, origin)
+    return _proven(report.to_dict(), conversion.info, origin)
 
 
-def _saved(
-    report: ParityReport, folder: Path, info: ModelInfo, origin: Mapping[str, Any]
-) -> Proven:
+def _forget_proof(folder: Path) -> None:
+    """Remove the proof in a folder, whatever it contains, before its weights are replaced.
+
+    If the process is killed, there is no proof rather than one of other weights.
+    """
     (folder / REPORT_NAME).unlink(missing_ok=True)
-    save_report(report, folder / REPORT_NAME)
-    return _proven(report.to_dict(), info, origin)
+
+
+def _put_copy(path: Path, folder: Path) -> Path:
+    """Copy weights into a folder; they get their name when they are complete."""
+    _forget_proof(folder)
+    target = folder / WEIGHTS_NAME
+    with replaced(target) as temporary:
+        shutil.copyfile(path, temporary)
+    return target
 
 
 def _proven(report: Mapping[str, Any], info: ModelInfo, origin: Mapping[str, Any]) -> Proven:
     try:
         stated = report["source"]
-        source = {
-            "name": str(stated["name"]),
-            "bytes": int(stated["bytes"]),
-            "sha256": str(stated["sha256"]),
-        }
+        source = {"name": stated["name"], "bytes": stated["bytes"], "sha256": stated["sha256"]}
+        if [type(value) for value in source.values()] != [str, int, str]:
+            raise TypeError(f"expected text, a number and text, found {source!r:.100}")
     except (KeyError, TypeError, ValueError) as error:
         raise ParityError(
             f"The {REPORT_NAME} of {info.path} does not say what was converted ({error!r:.200}). "
@@ -222,7 +233,7 @@ def _proven(report: Mapping[str, Any], info: ModelInfo, origin: Mapping[str, Any
 
 def _copied(path: Path, folder: Path, reports: Mapping[str, Any]) -> Proven:
     """Copy a file and the proof next to it unchanged."""
-    shutil.copyfile(path, folder / WEIGHTS_NAME)
+    _put_copy(path, folder)
     report = reports[path.name]
     report = {**report, "output": {**report["output"], "name": WEIGHTS_NAME}}
     write_json(folder / REPORT_NAME, {WEIGHTS_NAME: report})
@@ -241,11 +252,10 @@ def _copy(
     with open_source(path) as source:
         if source.names != "timm" or source.metadata.get("format") != "pt":
             return _convert(path, folder, progress, identity, {"note": note})
-    target = folder / WEIGHTS_NAME
-    shutil.copyfile(path, target)
-    report = verify(path, target, check=Check.LOGITS, progress=progress)
+    report = verify(path, _put_copy(path, folder), check=Check.LOGITS, progress=progress)
     report.require()
-    return _saved(report, folder, _info_in(path, identity), {"note": note})
+    save_report(report, folder / REPORT_NAME)
+    return _proven(report.to_dict(), _info_in(path, identity), {"note": note})
 
 
 def _info_in(path: Path, identity: Identity | None) -> ModelInfo:

@@ -21,7 +21,7 @@ from bitzoo.converters.formats.timm_config import (
 from bitzoo.converters.parity.verify import REPORT_NAME
 from bitzoo.errors import UsageError
 from bitzoo.fetch.hub_client import MANIFEST_NAME
-from bitzoo.files import read_json_lines, write_json, write_text
+from bitzoo.files import write_json, write_text
 from bitzoo.hub.proven_weights import Proven, describe_file
 from bitzoo.hub.repo_manifest import (
     CARD_NAME,
@@ -35,7 +35,7 @@ from bitzoo.model_cards.facts import license_text
 from bitzoo.model_cards.render import CardSubject, card_metadata, render_card
 from bitzoo.model_cards.run_card import complete_draft
 from bitzoo.model_cards.text import escape, validate_card
-from bitzoo.small_files import read_json
+from bitzoo.small_files import read_json, read_json_lines, read_text
 from bitzoo.zoo.resolve import WEIGHTS_NAME
 
 _PACKAGES = ("bitzoo", "numpy", "torch", "safetensors")
@@ -148,7 +148,7 @@ def card_of(
         )
     stated = Stated(license.lower() if license else None, vouch)
     if isinstance(target, PreparedFolder):
-        return (target.path / CARD_NAME).read_text(encoding="utf-8", errors="replace")
+        return read_text(target.path / CARD_NAME)
     if isinstance(target, RunFolder):
         return _run_card(target.path, repo, _run_info(target.path, stated), None)
     if isinstance(target, Released):
@@ -177,14 +177,15 @@ def _run_card(path: Path, repo: str, info: ModelInfo, proof: Mapping[str, Any] |
         UsageError: If the draft has no metadata, or cannot be read.
     """
     draft = _draft(path) or _plain_draft(path, info)
-    return complete_draft(
-        draft, repo=repo, info=info, history=read_json_lines(path / METRICS_NAME), proof=proof
-    )
+    metrics = path / METRICS_NAME
+    lines = read_json_lines(metrics) if metrics.is_file() else []
+    history = [record for record in lines if record is not None]
+    return complete_draft(draft, repo=repo, info=info, history=history, proof=proof)
 
 
 def _draft(path: Path) -> str | None:
     draft = path / CARD_NAME
-    return draft.read_text(encoding="utf-8", errors="replace") if draft.is_file() else None
+    return read_text(draft) if draft.is_file() else None
 
 
 def _plain_draft(path: Path, info: ModelInfo) -> str:

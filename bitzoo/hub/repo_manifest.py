@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import json
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,9 +11,10 @@ from typing import Any
 
 from bitzoo.converters.formats.timm_config import CONFIG_NAME
 from bitzoo.converters.parity.verify import REPORT_NAME, load_reports
-from bitzoo.errors import CheckpointError, ParityError, UsageError
+from bitzoo.errors import CheckpointError, ParityError, UsageError, damage_reported
 from bitzoo.fetch.hub_client import MANIFEST_NAME
 from bitzoo.files import sha256_of
+from bitzoo.small_files import read_bytes, read_json
 from bitzoo.zoo.resolve import WEIGHTS_NAME
 
 CARD_NAME = "README.md"
@@ -25,6 +26,7 @@ ALLOWED = (WEIGHTS_NAME, CONFIG_NAME, CARD_NAME, REPORT_NAME, MANIFEST_NAME, LIC
 NOTE_NAME = "publication.json"
 """Local note next to the files: what they were made from, where they were published. Not uploaded.
 """
+_SHA256 = re.compile("[0-9a-f]{64}")
 
 
 @dataclass(frozen=True)
@@ -63,28 +65,20 @@ def require_own_files(folder: Path) -> None:
 
 def git_sha1(path: Path) -> str:
     """Return git's hash of a file's content, which the Hub states for small files."""
-    content = path.read_bytes()
+    content = read_bytes(path)
     return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """Return the JSON object in a file; an empty one if there is no file.
+def read_note(folder: Path) -> dict[str, Any]:
+    """Return a folder's local note, `NOTE_NAME`; an empty one if there is none.
 
     Raises:
-        CheckpointError: If the file contains anything else.
+        CheckpointError: If the file contains anything but a JSON object.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        return read_json(folder / NOTE_NAME)
     except FileNotFoundError:
         return {}
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(
-            f"{path}: expected JSON, found something else ({error}). Remove the folder and "
-            "prepare it again."
-        ) from error
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path}: expected a JSON object, found {type(content).__name__}.")
-    return content
 
 
 def manifest_files(folder: Path) -> dict[str, FileRecord]:
@@ -94,20 +88,30 @@ def manifest_files(folder: Path) -> dict[str, FileRecord]:
         CheckpointError: If there is no manifest, or it is not in bitzoo's form.
     """
     path = folder / MANIFEST_NAME
-    try:
-        listed = read_json(path)["files"]
-        found = {name: FileRecord(int(f["bytes"]), str(f["sha256"])) for name, f in listed.items()}
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise CheckpointError(
-            f"{path}: expected bitzoo's list of files with bytes and sha256, found something else "
-            f"({error!r}). Prepare the folder again."
-        ) from error
+    expected = "bitzoo's list of files with bytes and sha256"
+    with damage_reported(path, expected, "Prepare the folder again."):
+        try:
+            listed = read_json(path)["files"]
+        except FileNotFoundError:
+            raise CheckpointError(
+                f"{path}: there is no such file. Prepare the folder again."
+            ) from None
+        found = {name: _stated(name, facts) for name, facts in listed.items()}
     strange = sorted(found.keys() - set(ALLOWED))
     if strange or WEIGHTS_NAME not in found:
         raise CheckpointError(
             f"{path}: expected {', '.join(ALLOWED)}, found {', '.join(strange) or 'no weights'}."
         )
     return found
+
+
+def _stated(name: str, facts: Mapping[str, Any]) -> FileRecord:
+    size, sha256 = facts["bytes"], facts["sha256"]
+    if type(size) is not int or size < 0:
+        raise TypeError(f"bytes of {name!r:.80} are {size!r:.80}")
+    if not isinstance(sha256, str) or not _SHA256.fullmatch(sha256):
+        raise TypeError(f"sha256 of {name!r:.80} is {sha256!r:.80}")
+    return FileRecord(size, sha256)
 
 
 def listed_records(files: Mapping[str, FileRecord]) -> dict[str, dict[str, Any]]:

@@ -26,7 +26,7 @@ from bitzoo.hub.repo_manifest import (
     NOTE_NAME,
     FileRecord,
     check_files,
-    read_json,
+    read_note,
 )
 from bitzoo.hub.targets import (
     CheckpointFile,
@@ -37,6 +37,7 @@ from bitzoo.hub.targets import (
 )
 from bitzoo.locks import file_lock
 from bitzoo.model_cards.text import validate_card
+from bitzoo.small_files import read_json, read_text
 from bitzoo.zoo.resolve import WEIGHTS_NAME, released_url
 
 
@@ -110,7 +111,7 @@ def prepare(
             raise UsageError(
                 f"{target.path} is already prepared. Leave out `folder`, `license` and `vouch`."
             )
-        made_for = read_json(target.path / NOTE_NAME).get("repo", repo)
+        made_for = read_note(target.path).get("repo", repo)
         if made_for != repo:
             raise UsageError(
                 f"{target.path} is prepared for {made_for}, which its card and manifest name. "
@@ -124,7 +125,7 @@ def prepare(
         if (place / MANIFEST_NAME).is_file():  # raises if a file has changed since
             found = _checked(repo, target, place, kept=folder is not None, weights=False)
             enough = found.has_weights or not weights
-            if enough and _is_made_of(read_json(place / NOTE_NAME), origin):
+            if enough and _is_made_of(read_note(place), origin):
                 return found
         _make(place, target, repo, stated, origin, progress)
         return _checked(repo, target, place, kept=folder is not None)
@@ -140,7 +141,7 @@ def _checked(
     repo: str, target: PublishTarget, folder: Path, *, kept: bool, weights: bool = True
 ) -> Prepared:
     files = check_files(folder, weights=weights)
-    validate_card((folder / CARD_NAME).read_text(encoding="utf-8", errors="replace"))
+    validate_card(read_text(folder / CARD_NAME))
     config = folder / CONFIG_NAME
     info = own_record(read_json(config)) if config.is_file() else None
     return Prepared(repo, target.title, folder, files, kept, info)
@@ -159,7 +160,7 @@ def _make(
     remove_unfinished(folder)
     (folder / MANIFEST_NAME).unlink(missing_ok=True)  # first: a folder without it is not ready
     # and then the note, by which `_require_ours` knows the files that a killed process leaves
-    write_json(folder / NOTE_NAME, read_json(folder / NOTE_NAME) | {"repo": repo})
+    write_json(folder / NOTE_NAME, read_note(folder) | {"repo": repo})
     if isinstance(target, Released):
         proven = prove_released(target.spec, folder, progress)
     elif isinstance(target, CheckpointFile):
@@ -167,7 +168,7 @@ def _make(
     else:
         proven = prove_run(target.path, folder, progress)
     own = {"repo": repo, "made_of": dict(origin), "complete": proven.complete}
-    write_json(folder / NOTE_NAME, read_json(folder / NOTE_NAME) | own)
+    write_json(folder / NOTE_NAME, read_note(folder) | own)
     write_repo_files(folder, target, proven, repo, stated)
 
 

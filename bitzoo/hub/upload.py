@@ -14,7 +14,7 @@ from bitzoo.errors import HubError, HubUnreachableError, ParityError, UsageError
 from bitzoo.fetch.hub_client import hub_errors, status_of
 from bitzoo.files import write_json
 from bitzoo.hub.remote import RemoteFile, RemoteState, read_files, read_state
-from bitzoo.hub.repo_manifest import NOTE_NAME, FileRecord, git_sha1, listed_records, read_json
+from bitzoo.hub.repo_manifest import NOTE_NAME, FileRecord, git_sha1, listed_records, read_note
 from bitzoo.hub.staging import Prepared
 
 if TYPE_CHECKING:
@@ -201,7 +201,8 @@ def carry_out(api: HfApi, plan: Plan) -> Publication:
         files=prepared.files,
     )
     note = prepared.folder / NOTE_NAME
-    write_json(note, read_json(note) | {"published": result.to_dict() | {"hub": _host(api)}})
+    published = result.to_dict() | {"hub": _host(api)}
+    write_json(note, read_note(prepared.folder) | {"published": published})
     return result
 
 
@@ -316,9 +317,9 @@ def _pr_revision(address: str | None) -> str | None:
 
 def _proposed_already(api: HfApi, plan: Plan) -> Publication | None:
     """Return the pull request that an earlier call opened with exactly these files."""
-    note = read_json(plan.prepared.folder / NOTE_NAME).get("published", {})
+    note = read_note(plan.prepared.folder).get("published", {})
     address = note.get("pull_request") if isinstance(note, dict) else None
-    revision = _pr_revision(address)
+    revision = _pr_revision(address) if isinstance(address, str) else None
     if not plan.options.create_pr or revision is None:
         return None
     try:

@@ -7,16 +7,15 @@ A backend turns a model into a function from images (batch, channels, height, wi
 from __future__ import annotations
 
 import copy
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from bitzoo.files import temporary_folder
 from bitzoo.inference.cpu_layers import speed_up, speed_up_compiled
 from bitzoo.models.bit import BiT, fold
 
@@ -76,8 +75,8 @@ def _padded(run: Run) -> Run:
 def _onnxruntime(model: BiT, device: torch.device, dtype: torch.dtype) -> Run:
     from bitzoo.exporters.onnx import export_onnx, load_onnx
 
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, "model.onnx")
+    with temporary_folder() as folder:
+        path = folder / "model.onnx"
         export_onnx(model, path)
         run = load_onnx(path).run
     return lambda images: torch.from_numpy(run(images.numpy()))

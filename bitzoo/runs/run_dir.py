@@ -16,8 +16,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from bitzoo.errors import BitzooError, UsageError
-from bitzoo.files import read_json_lines, remove_unfinished, write_json, write_text
+from bitzoo.errors import BitzooError, CheckpointError, UsageError
+from bitzoo.files import remove_unfinished, write_json, write_text
+from bitzoo.small_files import read_json, read_json_lines
 from bitzoo.training.checkpointing import Checkpoint, latest_checkpoint
 
 RUN_NAME = "run.json"
@@ -122,19 +123,22 @@ class RunDir:
         A last line that a killed process left incomplete is left out in silence: its step is made
         again.
         """
-        with self.writing():
-            lines = read_json_lines(self._metrics)
-            found = [line for line in lines if _is_usable(line)]
-            if self._metrics.is_file():
-                total = self._metrics.read_bytes().count(b"\n")
-                if total > len(found):
-                    _log.warning(
-                        "%s: %d of %d lines are damaged and left out; the weights do not depend "
-                        "on them.",
-                        self._metrics,
-                        total - len(found),
-                        total,
-                    )
+        if not self._metrics.is_file():
+            return []
+        try:
+            with self.writing():
+                lines = read_json_lines(self._metrics)
+        except CheckpointError as error:
+            _log.warning("%s It is left out; the weights do not depend on it.", error)
+            return []
+        found = [line for line in lines if line is not None and _is_usable(line)]
+        if len(lines) > len(found):
+            _log.warning(
+                "%s: %d of %d lines are damaged and left out; the weights do not depend on them.",
+                self._metrics,
+                len(lines) - len(found),
+                len(lines),
+            )
         return found
 
     def _enter(self, identity: Mapping[str, Any], resume: bool, overwrite: bool) -> None:
@@ -172,10 +176,9 @@ class RunDir:
         if not self._record.is_file():  # reading a pipe would wait
             return None
         try:
-            content = json.loads(self._record.read_text(encoding="utf-8"))
-        except (ValueError, RecursionError):
+            return read_json(self._record)
+        except CheckpointError:
             return None
-        return content if isinstance(content, dict) else None
 
     def _require_same_run(self, newest: Checkpoint | None, identity: Mapping[str, Any]) -> None:
         """Check by the newest checkpoint that a run without its options may be continued."""

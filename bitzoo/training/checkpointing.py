@@ -23,7 +23,13 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from bitzoo.converters.formats.safetensors import SafetensorsWriter
-from bitzoo.errors import BitzooError, CheckpointError, UsageError
+from bitzoo.errors import (
+    BitzooError,
+    CheckpointError,
+    UsageError,
+    damage_reported,
+    reason_of,
+)
 from bitzoo.files import replaced
 
 _NAME = re.compile(r"step-(\d{8,18})\.safetensors")
@@ -112,15 +118,21 @@ def read_checkpoint(path: Path) -> Checkpoint:
         CheckpointError: If it is missing, damaged, or not such a file.
     """
     try:
+        if path.exists() and not path.is_file():  # opening a pipe would wait
+            raise ValueError("it is no regular file")
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             state = {name: file.get_tensor(name) for name in sorted(file.keys())}
-        record = json.loads(metadata["bitzoo_checkpoint"])
-        step, meta, stored = int(record["step"]), dict(record["meta"]), metadata["sha256"]
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+        with damage_reported("its header", "a step and its metadata", ""):
+            # Not `parse_json`: a trainer's metadata may have infinity, which JSON does not.
+            record = json.loads(metadata["bitzoo_checkpoint"])
+            step, meta, stored = record["step"], dict(record["meta"]), metadata["sha256"]
+            if type(step) is not int:
+                raise TypeError(f"the step is {step!r:.80}")
+    except (OSError, SafetensorError, ValueError) as error:  # CheckpointError is a ValueError
         raise CheckpointError(
-            f"{path} cannot be read as a training checkpoint ({error}): it is damaged or another "
-            "kind of file."
+            f"{path} cannot be read as a training checkpoint ({reason_of(error)}): it is damaged "
+            "or another kind of file."
         ) from error
     found = _sha256(metadata["bitzoo_checkpoint"], state)
     if found != stored:

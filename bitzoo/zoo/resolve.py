@@ -8,7 +8,6 @@ converted files; the Hugging Face organisation in ``BITZOO_HUB_ORG``, if set; Go
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import os
 import re
@@ -24,14 +23,21 @@ from bitzoo.converters.formats.timm_config import RECORD_KEY
 from bitzoo.converters.identify import identify
 from bitzoo.converters.model_record import COMPANIONS
 from bitzoo.converters.open import is_checkpoint_folder, open_source
-from bitzoo.errors import CheckpointError, HubError, StorageError, UsageError
+from bitzoo.errors import (
+    BitzooError,
+    CheckpointError,
+    HubError,
+    StorageError,
+    UsageError,
+    damage_reported,
+)
 from bitzoo.fetch.addresses import joined, path_of
 from bitzoo.fetch.http import base_url, download, forget, how_fetched
 from bitzoo.fetch.hub_client import MANIFEST_NAME
 from bitzoo.fetch.hub_snapshot import HubAddress, fetch_snapshot, is_hub_address
 from bitzoo.files import cache_dir, user_path
-from bitzoo.locks import file_lock
-from bitzoo.small_files import read_json
+from bitzoo.locks import claimed, file_lock, lock_of
+from bitzoo.small_files import parse_json, read_json
 
 WEIGHTS_NAME = "model.safetensors"
 _HUB_PAGE = re.compile(r"https://(?:huggingface\.co|hf\.co)/([\w.-]+/[\w.-]+)/?(?:tree/main/?)?")
@@ -175,7 +181,7 @@ def manifest_identity(folder: Path, where: str) -> Identity | None:
 def fetch(url: str, *, progress: bool | None = None, weights: str | None = None) -> Path:
     """Return the cached copy of the checkpoint at `url`; fetch it if there is none."""
     path = _cached(url)
-    if not path.is_file():
+    if not path.is_file() or _mark_of(path).is_file():
         with fetched(url, progress=progress), open_source(path, weights=weights) as source:
             identify(source)
             source.sha256()  # reads all of it, which verifies the checksums inside an npz
@@ -205,15 +211,47 @@ def fetched(url: str, *, keep: bool = True, progress: bool | None = None) -> Ite
             if not path.is_file():
                 raise
             keep = True  # a cache that cannot be written, but has the file
+        with suppress(OSError):
+            if keep:
+                _mark_of(path).unlink(missing_ok=True)
+            else:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                _mark_of(path).touch()
         download(url, path, progress=progress)
         try:
             yield path
         except CheckpointError:
             with suppress(OSError):
-                forget(path)
+                _forget(path)
             raise
         if not keep:
-            forget(path)
+            _forget(path)
+
+
+def _mark_of(path: Path) -> Path:
+    """Return the file by which a download is known that nobody wants to keep.
+
+    It is made before the download, so that a process that is killed leaves it behind.
+    """
+    return path.with_name(f"{path.name}.unwanted")
+
+
+def _forget(path: Path) -> None:
+    forget(path)
+    _mark_of(path).unlink(missing_ok=True)
+
+
+def _forget_left(spec: ModelSpec) -> None:
+    """Remove the download of a release that a process killed after its conversion left behind.
+
+    What somebody chose to keep stays, and so does what another process is using.
+    """
+    with suppress(BitzooError, OSError):
+        path = _cached(released_url(spec))
+        if _mark_of(path).is_file():
+            with claimed(lock_of(path.parent)) as free:
+                if free:
+                    _forget(path)
 
 
 def name_in(url: str) -> str:
@@ -268,6 +306,7 @@ def find_weights(spec: ModelSpec, *, progress: bool | None = None) -> Located:
         ParityError: If the converted weights differ from the original.
     """
     if kept := kept_weights(spec):
+        _forget_left(spec)
         return kept
     url, target = released_url(spec), _place_of(spec)
     with file_lock(target):
@@ -306,7 +345,9 @@ def kept_weights(spec: ModelSpec) -> Located | None:
         return None
     with open_source(target) as source:
         text = source.metadata.get(RECORD_KEY)
-    record = ModelInfo.from_dict(json.loads(text)) if text else None
+    advice = "Remove the file, and load it again."
+    with damage_reported(f"{target}: {RECORD_KEY}", "bitzoo's record about a model", advice):
+        record = ModelInfo.from_dict(parse_json(text)) if text else None
     return Located(target, record.identity if record else None)
 
 

@@ -308,7 +308,7 @@ class _Slot:
         assert batch is not None
         self.batch = None
         shutil.rmtree(self.place, ignore_errors=True)
-        for left in self.folder.glob("bitzoo-*"):
+        for left in self.folder.glob("*bitzoo-*"):
             shutil.rmtree(left, ignore_errors=True)
             left.unlink(missing_ok=True)
         if status == 0:

@@ -2,23 +2,32 @@
 
 import errno
 import os
+import re
 import shutil
+import stat
 import subprocess
 import sys
+import tarfile
+import tempfile
 import time
 from contextlib import contextmanager
+from pathlib import Path
 
+import numpy as np
 import pytest
+from checkpoints import make_checkpoint, write_npz
+from formats import write_keras
 
 from bitzoo import files
-from bitzoo.errors import StorageError, UsageError
+from bitzoo.converters.open import open_source
+from bitzoo.errors import CheckpointError, StorageError, UsageError
 from bitzoo.files import cache_dir, new_output, remove_unfinished, replaced, workspace
 from bitzoo.locks import hold_shared
 
 PAUSE = """
 import sys, time
 from pathlib import Path
-from bitzoo.files import {function}
+from bitzoo.{module} import {function}
 with {function}(Path(sys.argv[1]){more}) as place:
     {body}
     print("is in", flush=True)
@@ -35,8 +44,8 @@ def pause():
     """Start a process that stops inside a context manager of `files`."""
     started = []
 
-    def begin(function, path, more="", body="place.write_text('half')"):
-        code = PAUSE.format(function=function, more=more, body=body)
+    def begin(function, path, more="", body="place.write_text('half')", module="files"):
+        code = PAUSE.format(function=function, more=more, body=body, module=module)
         command = [sys.executable, "-c", code, str(path)]
         process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         started.append(process)
@@ -147,6 +156,75 @@ class TestLeftovers:
             assert place.is_dir()
             assert [place.name] != taken[0]
         assert names(tmp_path) == []
+
+
+class TestTemporaryFiles:
+    @pytest.fixture
+    def place(self, tmp_path, monkeypatch):
+        """The folder of temporary files, of this process and of those that it starts."""
+        (tmp_path / "temporary").mkdir()
+        monkeypatch.setenv("TMPDIR", str(tmp_path / "temporary"))
+        monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+        return tmp_path / "temporary"
+
+    @pytest.fixture
+    def archive(self, tmp_path):
+        folder = tmp_path / "module"
+        folder.mkdir()
+        write_npz(folder / "a.npz", make_checkpoint())
+        with tarfile.open(tmp_path / "a.tar", "w") as archive:
+            archive.add(folder / "a.npz", "a.npz")
+        return tmp_path / "a.tar"
+
+    def test_an_unpacked_archive_goes_with_the_next(self, tmp_path, place, pause, archive):
+        assert_left_then_removed(place, pause, archive)
+
+    def test_nobody_else_can_enter(self, place):
+        with files.temporary_folder() as folder:
+            assert folder.parent == place
+            assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+        assert names(place) == []
+
+    def test_decompressed_tensors_have_no_name(self, tmp_path, place):
+        arrays = make_checkpoint()
+        np.savez_compressed(tmp_path / "a.npz", **arrays)
+        write_keras(tmp_path / "a.h5", arrays, compression="gzip", chunks=True)
+        for path in (tmp_path / "a.npz", tmp_path / "a.h5"):
+            with open_source(path) as source:
+                for tensor in source.tensors.values():
+                    tensor.read()
+                assert names(place) == []
+
+    @pytest.mark.parametrize("name", ["a.npz", "a.h5"])
+    def test_no_folder_for_them_is_a_sentence(self, tmp_path, place, monkeypatch, name):
+        arrays = make_checkpoint()
+        np.savez_compressed(tmp_path / "a.npz", **arrays)
+        write_keras(tmp_path / "a.h5", arrays, compression="gzip", chunks=True)
+        place.rmdir()
+        with open_source(tmp_path / name) as source:
+            tensor = max(source.tensors.values(), key=lambda tensor: tensor.nbytes)
+            with pytest.raises(CheckpointError, match=r"\(No such file .*\)\. Set TMPDIR to"):
+                tensor.read()
+
+    def test_are_made_here_only(self):
+        """Those of `tempfile` that have a name stay where a process is killed."""
+        named = re.compile(r"(?<!Un)NamedTemporaryFile|TemporaryDirectory|mkdtemp|mkstemp")
+        package = Path(files.__file__).parent
+        modules = {path: path.read_text() for path in package.rglob("*.py")}
+        assert [path.name for path, text in modules.items() if named.search(text)] == []
+
+
+def assert_left_then_removed(place, pause, archive):
+    body = "next(iter(place.tensors.values())).read()"
+    process = pause("open_source", archive, body=body, module="converters.open")
+    assert len(names(place)) == 1
+    with open_source(archive):
+        assert len(names(place)) == 2  # what a living process has stays
+    kill(process)
+    assert len(names(place)) == 1
+    with open_source(archive):
+        assert len(names(place)) == 1
+    assert names(place) == []
 
 
 class TestNaming:

@@ -1,15 +1,22 @@
 """What a folder says about itself is a claim, and only its own files are published."""
 
 import json
+import os
 import shutil
 import sys
+from pathlib import Path
 
 import pytest
 from checkpoints import make_checkpoint, write_npz
 
 import bitzoo
-from bitzoo.errors import ParityError, UsageError
+from bitzoo import files
+from bitzoo.errors import CheckpointError, ParityError, UsageError
+from bitzoo.fetch.hub_client import MANIFEST_NAME
+from bitzoo.files import sha256_of
+from bitzoo.hub.proven_weights import prove_file
 from bitzoo.hub.publish import card, publish
+from bitzoo.hub.repo_manifest import manifest_files, read_note
 from bitzoo.hub.upload import Plan
 from bitzoo.models.architecture import ARCHITECTURES, Architecture
 from bitzoo.zoo.conversion import convert
@@ -98,6 +105,101 @@ class TestIdentityInAProof:
         path.write_text(json.dumps(proof))
         with pytest.raises(ParityError, match=r"parity\.json .* does not say what was converted"):
             publish(converted, repo="lab/x", dry_run=True)
+
+
+@pytest.fixture(scope="module")
+def other(tmp_path_factory):
+    path = tmp_path_factory.mktemp("other") / "other.npz"
+    return write_npz(path, make_checkpoint(num_classes=47, seed=5))
+
+
+class TestProofsBesideWeights:
+    """Whenever a process is killed, no proof lies beside weights that it does not describe."""
+
+    @pytest.fixture
+    def folder(self, made, tmp_path):
+        """A prepared folder's weights and proof, of another source than those of the tests."""
+        (tmp_path / "folder").mkdir()
+        prove_file(made / "own.safetensors", tmp_path / "folder", None)
+        return tmp_path / "folder"
+
+    def test_killed_when_the_conversion_has_its_name(self, folder, other, monkeypatch):
+        give_name = files._give_name
+
+        def die(temporary, path, **options):
+            give_name(temporary, path, **options)
+            raise SystemExit("as if killed")
+
+        before = sha256_of(folder / "model.safetensors")
+        monkeypatch.setattr(files, "_give_name", die)
+        with pytest.raises(SystemExit):
+            prove_file(other, folder, None)
+        assert sha256_of(folder / "model.safetensors") != before
+        assert [path.name for path in folder.iterdir()] == ["model.safetensors"]
+
+    def test_the_proof_of_a_conversion(self, folder, other):
+        proven = prove_file(other, folder, None)
+        (proof,) = json.loads((folder / "parity.json").read_text()).values()
+        assert proof == proven.report
+        assert proof["output"]["sha256"] == sha256_of(folder / "model.safetensors")
+
+    def test_killed_while_a_copy_is_written(self, folder, made, monkeypatch):
+        def die(source, target):
+            Path(target).write_bytes(b"half of it")
+            raise SystemExit("as if killed")
+
+        before = sha256_of(folder / "model.safetensors")
+        monkeypatch.setattr("shutil.copyfile", die)
+        with pytest.raises(SystemExit):
+            prove_file(made / "own.safetensors", folder, None)
+        assert sha256_of(folder / "model.safetensors") == before
+        assert [path.name for path in folder.iterdir()] == ["model.safetensors"]
+
+
+class TestManifests:
+    """Of a prepared folder: data that anyone can write."""
+
+    @pytest.mark.parametrize(
+        ("facts", "says"),
+        [
+            ({"bytes": "5", "sha256": "0" * 64}, "bytes of 'model.safetensors' are '5'"),
+            ({"bytes": 5.5, "sha256": "0" * 64}, "bytes of 'model.safetensors' are 5.5"),
+            ({"bytes": True, "sha256": "0" * 64}, "bytes of 'model.safetensors' are True"),
+            ({"bytes": -1, "sha256": "0" * 64}, "bytes of 'model.safetensors' are -1"),
+            ({"bytes": 5, "sha256": 5}, "sha256 of 'model.safetensors' is 5"),
+            ({"bytes": 5, "sha256": "A" * 64}, "sha256 of 'model.safetensors' is 'AAAA"),
+            ({"bytes": 5}, "KeyError: 'sha256'"),
+            ([], "list indices must be integers"),
+        ],
+    )
+    def test_of_other_types(self, tmp_path, facts, says):
+        content = {"files": {"model.safetensors": facts}}
+        (tmp_path / MANIFEST_NAME).write_text(json.dumps(content))
+        with pytest.raises(CheckpointError) as caught:
+            manifest_files(tmp_path)
+        assert "expected bitzoo's list of files with bytes and sha256" in str(caught.value)
+        assert says in str(caught.value)
+        assert len(str(caught.value)) < 500
+
+    def test_that_never_end(self, tmp_path):
+        os.mkfifo(tmp_path / MANIFEST_NAME)
+        with pytest.raises(CheckpointError, match="expected a regular file, found a pipe"):
+            manifest_files(tmp_path)
+        (tmp_path / MANIFEST_NAME).unlink()
+        with pytest.raises(CheckpointError, match=r"there is no such file. Prepare the folder"):
+            manifest_files(tmp_path)
+
+    @pytest.mark.parametrize("content", ["[" * 100_000, '{"a": NaN}', "[]", "\xff"])
+    def test_notes_of_another_form(self, tmp_path, content):
+        (tmp_path / "publication.json").write_text(content, encoding="latin-1")
+        with pytest.raises(CheckpointError, match=r"publication\.json: expected (a )?JSON"):
+            read_note(tmp_path)
+
+    def test_a_card_without_end(self, run_folder):
+        with open(run_folder / "README.md", "wb") as file:
+            file.truncate(1 << 40)
+        with pytest.raises(CheckpointError, match="expected a small file of at most 4,194,304"):
+            card(run_folder)
 
 
 @pytest.fixture

@@ -14,8 +14,11 @@ from hub_server import HubServer
 from servers import Fault, FileServer
 
 import bitzoo
+from bitzoo.catalogue.registry import get_spec
 from bitzoo.errors import CheckpointError, DownloadError, WeightsUnavailableError
+from bitzoo.locks import file_lock
 from bitzoo.models.architecture import ARCHITECTURES, Architecture
+from bitzoo.zoo import resolve
 from bitzoo.zoo.resolve import fetch, fetched, find_weights, is_location
 
 DTD = "BiT-M-R50x1-run0-dtd"
@@ -76,7 +79,7 @@ def gets(server):
 def files_in(folder):
     """All files but locks, which stay, and the notes that fetching leaves beside a file."""
     found = [str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()]
-    notes = {f"{name}.fetched.json" for name in found}
+    notes = {f"{name}.{kind}" for name in found for kind in ("fetched.json", "unwanted")}
     return sorted(name for name in found if not name.endswith(".lock") and name not in notes)
 
 
@@ -130,6 +133,42 @@ def test_a_released_name_end_to_end(cache, monkeypatch, tmp_path, caplog):
     monkeypatch.setenv("BITZOO_CACHE", str(tmp_path / "empty"))
     with pytest.raises(DownloadError, match="BITZOO_OFFLINE forbids"):
         bitzoo.create_model(DTD, pretrained=True)
+
+
+@pytest.mark.usefixtures("small_names")
+class TestLeftDownloads:
+    """A process that is killed after its conversion has not yet removed what it downloaded."""
+
+    @pytest.fixture
+    def killed(self, mirror, monkeypatch):
+        def die(path):
+            raise SystemExit("as if killed")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(resolve, "_forget", die)
+            with pytest.raises(SystemExit):
+                find_weights(get_spec(DTD))
+
+    def test_the_next_run_removes_it(self, cache, killed):
+        downloads = [name for name in files_in(cache) if name.startswith("downloads/")]
+        assert any(name.endswith(f"{DTD}.npz") for name in downloads)
+        found = find_weights(get_spec(DTD))
+        assert files_in(cache) == [f"models/{DTD}/model.safetensors", f"models/{DTD}/parity.json"]
+        assert found.path.parent == cache / "models" / DTD
+        left = [path for path in (cache / "downloads").rglob("*") if path.is_file()]
+        assert {path.suffix for path in left} == {".lock"}
+
+    def test_not_while_another_process_is_using_it(self, cache, killed, mirror):
+        before = files_in(cache)
+        with file_lock(resolve._cached(mirror.url + SERVED).parent):
+            find_weights(get_spec(DTD))
+        assert files_in(cache) == before
+
+    def test_what_somebody_keeps_stays(self, cache, killed, mirror, content):
+        path = fetch(mirror.url + SERVED)
+        find_weights(get_spec(DTD))
+        assert path.read_bytes() == content
+        assert gets(mirror) == [SERVED]
 
 
 class TestMirror:

@@ -12,7 +12,7 @@ from bitzoo.converters.formats.timm_config import CONFIG_NAME
 from bitzoo.converters.formats.torch import TorchSource
 from bitzoo.converters.source import KERNEL_SCALE, Source, StoredTensor, brief
 from bitzoo.errors import CheckpointError
-from bitzoo.small_files import read_json
+from bitzoo.small_files import read_bytes, read_json
 
 WEIGHT_NAMES = ("model.safetensors", "pytorch_model.bin")
 _INDEX = ".index.json"
@@ -85,7 +85,7 @@ class FolderSource(Source):
         """Hash the weights: the file, or the index and the shards one after the other."""
         digest = hashlib.sha256()
         for file in self._files[: -len(self._parts)]:  # the index, if there is one
-            digest.update(file.read_bytes())
+            digest.update(read_bytes(file))
         for part in self._parts:
             part.hash_into(digest, advance)
         return digest.hexdigest()

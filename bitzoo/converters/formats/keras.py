@@ -17,7 +17,6 @@ from __future__ import annotations
 import errno
 import math
 import os
-import tempfile
 import threading
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -33,7 +32,7 @@ from bitzoo.converters.limited_process import LimitedProcessError, run_limited
 from bitzoo.converters.source import Array, RawFile, RawTensor, Scratch, Source, StoredTensor
 from bitzoo.converters.writer import Place, SlabWriter
 from bitzoo.errors import CheckpointError, damage_reported
-from bitzoo.files import sha256_of
+from bitzoo.files import sha256_of, temporary_folder
 
 _PREFIX = "resnet/"
 _HEAD = "head/dense"
@@ -178,9 +177,12 @@ class _Unpacked:
         """
         with self._lock:
             if self._file is None:
-                with tempfile.NamedTemporaryFile(prefix="bitzoo-") as named:
-                    self._unpack(named.fileno())
-                    self._file = RawFile(Path(named.name))
+                try:
+                    with temporary_folder() as folder, open(folder / "unpacked", "xb") as unpacked:
+                        self._unpack(unpacked.fileno())
+                        self._file = RawFile(folder / "unpacked")
+                except OSError as error:
+                    raise no_space_to_unpack(self._raw.path, error) from error
             return self._file, self._positions[name]
 
     def close(self) -> None:

@@ -5,10 +5,9 @@ from __future__ import annotations
 import errno
 import shutil
 import tarfile
-import tempfile
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path, PurePosixPath
 
 from bitzoo.converters.formats.foreign import name_file
@@ -16,7 +15,7 @@ from bitzoo.converters.formats.zip_members import no_space_to_unpack
 from bitzoo.converters.limits import require_plausible
 from bitzoo.converters.source import Array, Scratch, Source, StoredTensor, brief
 from bitzoo.errors import CheckpointError, damage_reported
-from bitzoo.files import sha256_of
+from bitzoo.files import sha256_of, temporary_folder
 
 MAX_BYTES = 16 << 30
 """Bound on the unpacked size of an archive; the largest released network has 4.43 GB."""
@@ -64,13 +63,13 @@ class ArchiveSource(Source):
             open_inner: Opens the unpacked checkpoint.
         """
         self.path = path
-        self._folder = tempfile.TemporaryDirectory(prefix="bitzoo-")
+        self._held = ExitStack()
         try:
-            self._root = root = Path(self._folder.name) / "unpacked"
+            self._root = root = self._held.enter_context(temporary_folder()) / "unpacked"
             _unpack(path, root)
             self._inner = _open_below(path, root, open_inner)
         except BaseException:
-            self._folder.cleanup()
+            self._held.close()
             raise
         self.names = self._inner.names
         self.tensors = {
@@ -95,7 +94,7 @@ class ArchiveSource(Source):
     def close(self) -> None:
         """Close the checkpoint, and remove the unpacked files."""
         self._inner.close()
-        self._folder.cleanup()
+        self._held.close()
 
 
 def _unpack(path: Path, root: Path) -> None:

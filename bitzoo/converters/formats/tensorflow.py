@@ -14,10 +14,9 @@ from __future__ import annotations
 
 import os
 import re
-import tempfile
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from bitzoo.converters.averages import choose_average
@@ -29,6 +28,7 @@ from bitzoo.converters.key_mapping import slot_of
 from bitzoo.converters.parity.serving_graph import GRAPH_NAME
 from bitzoo.converters.source import Source, StoredTensor, brief
 from bitzoo.errors import CheckpointError
+from bitzoo.files import temporary_folder
 
 _SHARD = re.compile(r"\.data-(\d{5})-of-(\d{5})$", re.ASCII)
 _HUB_SHARD = re.compile(r"\.data@(\d+)$", re.ASCII)
@@ -114,7 +114,7 @@ class TensorFlowSource(Source):
                 `choose_average`.
         """
         self.path, self.metadata = path, {}
-        self._folder: tempfile.TemporaryDirectory[str] | None = None
+        self._held = ExitStack()
         with _damage_reported(path):
             index = _index(prefix)
             self._bundle = TensorBundle(index, lambda count: _find_shards(path, prefix, count))
@@ -149,16 +149,14 @@ class TensorFlowSource(Source):
     def close(self) -> None:
         """Close the files."""
         self._bundle.close()
-        if self._folder:
-            self._folder.cleanup()
+        self._held.close()
 
     def _readable(self, prefix: Path) -> Path:
         """Return a prefix whose shard names TensorFlow can read; the hubs' names differ."""
         index, *shards = (file.path for file in self._bundle.files)
         if not _HUB_SHARD.search(shards[0].name):
             return prefix
-        self._folder = tempfile.TemporaryDirectory(prefix="bitzoo-")
-        readable = Path(self._folder.name) / "variables"
+        readable = self._held.enter_context(temporary_folder()) / "variables"
         _index(readable).symlink_to(index.resolve())
         _shard(readable, 0, 1).symlink_to(shards[0].resolve())
         return readable

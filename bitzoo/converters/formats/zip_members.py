@@ -10,13 +10,13 @@ import zipfile
 import zlib
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 
 from bitzoo.converters.source import Array, RawFile, RawTensor, Scratch, StoredTensor, brief
 from bitzoo.errors import CheckpointError
+from bitzoo.files import temporary_folder
 
 DAMAGE = (
     zipfile.BadZipFile,
@@ -45,9 +45,12 @@ class Unpacked:
         """Return the file and the position of a member's first byte in it."""
         with self._lock:
             if self._reader is None or self._writer is None:
-                with tempfile.NamedTemporaryFile(prefix="bitzoo-") as named:
-                    self._writer = open(named.name, "wb")  # noqa: SIM115 - closed by close()
-                    self._reader = RawFile(Path(named.name))
+                try:
+                    with temporary_folder() as folder:  # so that a killed process leaves no file
+                        self._writer = open(folder / "unpacked", "xb")  # noqa: SIM115 - see close()
+                        self._reader = RawFile(folder / "unpacked")
+                except OSError as error:
+                    raise no_space_to_unpack(self._archive.filename, error) from error
             if info.filename not in self._positions:
                 self._positions[info.filename] = self._unpack(info, self._writer)
             return self._reader, self._positions[info.filename]

@@ -291,16 +291,20 @@ def _computing_in(network: torch.nn.Module, dtype: torch.dtype) -> Iterator[None
     """Cast each layer's parameters to `dtype` just while it runs: one layer's copy at a time."""
 
     def widen(layer: torch.nn.Module, inputs: object) -> None:
-        for parameter in layer.parameters(recurse=False):
+        for parameter in layer.parameters():
             kept[parameter] = parameter.data
             parameter.data = parameter.data.to(dtype)
 
     def restore(layer: torch.nn.Module, inputs: object, output: object) -> None:
-        for parameter in layer.parameters(recurse=False):
+        for parameter in layer.parameters():
             parameter.data = kept.pop(parameter)
 
     kept: dict[torch.nn.Parameter, torch.Tensor] = {}
-    layers = [module for module in network.modules() if not list(module.children())]
+    # The stem compares its images with its kernels before they are used, so it is one layer here.
+    stem = network.get_submodule("stem")
+    inner = set(stem.modules()) - {stem}
+    layers = [m for m in network.modules() if not list(m.children()) and m not in inner]
+    layers.append(stem)
     hooks = [layer.register_forward_pre_hook(widen) for layer in layers]
     hooks += [layer.register_forward_hook(restore) for layer in layers]
     try:
