@@ -543,7 +543,7 @@ def test_what_an_export_never_replaces(tmp_path, model, folder):
     with pytest.raises(UsageError, match=r"expected a new folder, found one with 1\.jpg"):
         export(model, "savedmodel", tmp_path / "photos", force=True)
     (tmp_path / "a.onnx").mkdir()
-    with pytest.raises(UsageError, match="already exists"):
+    with pytest.raises(UsageError, match=r"a\.onnx: expected a file, found a folder\. Choose"):
         export(model, "onnx", tmp_path / "a.onnx", force=True)
     (tmp_path / "pytorch_model.bin").write_text("weights")
     with pytest.raises(UsageError, match=r"model\.bin exists without pytorch_model\.xml, so it is"):
