@@ -207,6 +207,7 @@ def new_output(
     path: Path,
     size: int,
     *,
+    option: str,
     force: bool,
     contents: Collection[str] | None = None,
     naming: Naming = nullcontext,
@@ -216,6 +217,7 @@ def new_output(
     Args:
         path: The final name.
         size: Bytes that will be written; the disk must have as many free.
+        option: The caller's option that gives `path`, such as ``dst``; errors name it.
         force: Whether an existing output may be replaced.
         contents: For a folder, the names that a folder to be replaced may contain; the temporary
             folder is created. None for a file.
@@ -224,7 +226,7 @@ def new_output(
     Raises:
         UsageError: If `path` may not or cannot be written.
     """
-    check_replaceable(path, force=force, contents=contents)
+    check_replaceable(path, option=option, force=force, contents=contents)
     if not path.parent.is_dir():
         raise UsageError(f"{path}: there is no folder {path.parent}. Create it first.")
     remove_unfinished(path.parent)  # first, because it frees space
@@ -232,7 +234,7 @@ def new_output(
     if free < size:
         raise UsageError(
             f"{path}: needs {size:,} bytes, but its disk has only {free:,} free. Free some space, "
-            "or choose another output."
+            f"or choose another `{option}`."
         )
     try:
         with workspace(path.parent) as place:
@@ -252,6 +254,8 @@ def new_output(
     except OSError as error:
         if isinstance(error, BitzooError):
             raise
+        if isinstance(error, FileExistsError):  # taken in the meantime
+            check_replaceable(path, option=option, force=force, contents=contents)
         raise UsageError(f"{path}: cannot be written ({reason_of(error)}).") from error
 
 
@@ -270,40 +274,45 @@ def _give_name(temporary: Path, path: Path, *, force: bool, is_folder: bool) -> 
         os.replace(temporary, path)
 
 
-def check_replaceable(path: Path, *, force: bool, contents: Collection[str] | None = None) -> None:
+def check_replaceable(
+    path: Path, *, option: str, force: bool, contents: Collection[str] | None = None
+) -> None:
     """Raise if an output exists and may not be replaced; a folder with other files never may.
+
+    Args:
+        path: The output.
+        option: As for `new_output`.
+        force: Whether an existing output may be replaced.
+        contents: As for `new_output`.
 
     Raises:
         UsageError: With what is there.
     """
+    advice = f"Choose another `{option}`"
     if contents is not None and path.is_dir():
         strange = sorted({entry.name for entry in path.iterdir()} - set(contents))
         if strange:
             raise UsageError(
-                f"{path}: expected a new folder, found one with {', '.join(strange[:3])}. Choose "
-                "another output."
+                f"{path}: expected a new folder, found one with {', '.join(strange[:3])}. {advice}."
             )
         if force or not any(path.iterdir()):
             return
-    if path.is_dir() or path.is_symlink() or path.exists():
-        if not force or path.is_dir():
-            raise UsageError(
-                f"{path} already exists. Choose another output, or replace it with `force=True`."
-            )
-        if contents is not None:
-            raise UsageError(f"{path}: expected a new folder, found a file. Choose another output.")
+    elif path.is_dir() or (contents is not None and os.path.lexists(path)):  # not even by force
+        wanted, found = ("a file", "a folder") if contents is None else ("a new folder", "a file")
+        raise UsageError(f"{path}: expected {wanted}, found {found}. {advice}.")
+    if os.path.lexists(path) and not force:
+        raise UsageError(f"{path} already exists. {advice}, or replace it with `force=True`.")
 
 
 def _link(temporary: Path, path: Path) -> bool:
     """Give a file a second, unused name; False if the file system has no hard links.
 
     Raises:
-        UsageError: If the name has been taken in the meantime.
+        FileExistsError: If the name has been taken in the meantime.
     """
     try:
         os.link(temporary, path)
     except FileExistsError:
-        check_replaceable(path, force=False)
         raise
     except OSError:
         return False

@@ -3,6 +3,7 @@
 import os
 import signal
 import time
+from typing import Any
 
 
 def loop(descriptor=0):
@@ -34,7 +35,7 @@ def sums_of_weights(paths):
     """What h5py reads in each of several Keras files: layer and weight -> sum; None for damage."""
     import h5py
 
-    found = []
+    found: list[dict[str, Any] | None] = []
     for path in paths:
         sums = {}
         try:

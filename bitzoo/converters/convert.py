@@ -146,7 +146,9 @@ def convert(
         info, notes = _what_is_known(original, inventory, target, identity)
         room = target.itemsize * inventory.num_params * target.format.copies
         contents = target.format.contents or None
-        with new_output(output, room, force=force, contents=contents, naming=naming) as temporary:
+        with new_output(
+            output, room, option="dst", force=force, contents=contents, naming=naming
+        ) as temporary:
             job = _Job(original, inventory, temporary, target, info, compare, progress)
             sha256, info, weights = job.run()
             rounded = bool(_rounded(inventory, target))

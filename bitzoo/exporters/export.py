@@ -252,7 +252,8 @@ def _check_output(to: str, path: Path, dtype: str, *, force: bool) -> ExportForm
                 "one would replace it. Choose another `out`."
             )
     for place in _places(form, path):
-        check_replaceable(place, force=force, contents=form.contents if place == path else None)
+        contents = form.contents if place == path else None
+        check_replaceable(place, option="out", force=force, contents=contents)
     return form
 
 

@@ -6,7 +6,7 @@ import io
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 import torch
 
@@ -30,7 +30,8 @@ def export_torch(
     program = trace(Graph(model, dtype))
     with path.open("wb") as file:
         kept = _Kept(file)
-        torch.export.save(program, kept, extra_files=dict(metadata or {}))
+        # `write` and `seek` are all that torch calls of a BinaryIO.
+        torch.export.save(program, cast("BinaryIO", kept), extra_files=dict(metadata or {}))
         kept.require()
 
 

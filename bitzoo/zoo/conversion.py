@@ -379,12 +379,7 @@ def _check_places(
     for path in (output, report):
         if not path.parent.is_dir():
             raise UsageError(f"{path}: there is no folder {path.parent}. Create it first.")
-    if contents:
-        check_replaceable(output, force=force, contents=contents)
-    elif output.exists() and not force:
-        raise UsageError(
-            f"{output} already exists. Choose another `dst`, or replace it with `force=True`."
-        )
+    check_replaceable(output, option="dst", force=force, contents=contents or None)
     load_reports(report)  # raises if the file is something else
 
 

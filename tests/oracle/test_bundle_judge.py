@@ -8,6 +8,7 @@ import bundles
 import numpy as np
 import pytest
 
+from bitzoo.converters.formats.tensorflow import TensorFlowSource
 from bitzoo.converters.open import open_source
 
 JUDGE = Path(__file__).parents[1] / "bundle_judge.py"
@@ -20,6 +21,11 @@ def judge(*words):
         [sys.executable, str(JUDGE), *map(str, words)], capture_output=True, text=True, timeout=280
     )
     assert done.returncode == 0, done.stderr[-2000:]
+
+
+def bundle_of(source):
+    assert isinstance(source, TensorFlowSource)
+    return source._bundle
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +46,7 @@ def test_every_number_is_what_tensorflow_reads(folder, form):
         source.sha256()
         ours = {
             key: tensor
-            for key, tensor in source._bundle.tensors.items()
+            for key, tensor in bundle_of(source).tensors.items()
             if tensor.dtype.kind != "V"
         }
         assert ours.keys() == set(judged.files)
@@ -57,13 +63,13 @@ def test_the_files_are_of_the_forms_that_they_are_meant_to_be(folder):
     assert len(list(folder.glob("three_shards.data-*-of-00003"))) == 3
     for form, axis in (("p/rows", 0), ("p/columns", 1)):
         with open_source(folder / "partitioned") as source:
-            tensor = source._bundle.tensors[form]
+            tensor = bundle_of(source).tensors[form]
             assert len(tensor._parts) > 2
             whole, cut = tensor.read(), [slice(None), slice(None)]
             cut[axis] = slice(1, 8)
             np.testing.assert_array_equal(tensor.read_slab(axis, 1, 8), whole[tuple(cut)])
     with open_source(folder / "kinds") as source:
-        stored = {name: tensor.stored_dtype for name, tensor in source._bundle.tensors.items()}
+        stored = {name: tensor.stored_dtype for name, tensor in bundle_of(source).tensors.items()}
     assert stored["bfloat16"] == "bfloat16"
     assert stored["text"] == "string"
 

@@ -149,7 +149,7 @@ def test_without_a_head(tmp_path):
 
 def test_damage_in_what_is_left_out_is_found(tmp_path):
     source = tmp_path / "bv.npz"
-    np.savez(source, **as_big_vision(ARRAYS), **{"opt/x": np.arange(1000, dtype=np.int64)})
+    write_npz(source, as_big_vision(ARRAYS) | {"opt/x": np.arange(1000, dtype=np.int64)})
     data = bytearray(source.read_bytes())
     at = data.index(np.arange(500, 502, dtype=np.int64).tobytes())
     data[at] ^= 1
@@ -172,7 +172,7 @@ def test_the_other_network_of_big_vision_is_refused(tmp_path, prefix):
     names = ["conv_root/kernel", "gn_root/scale", "gn_root/bias", "head/kernel", "head/bias"]
     names += [f"block1/unit1/{layer}/kernel" for layer in ("conv1", "conv2", "conv3", "conv_proj")]
     names += [f"block1/unit1/{layer}/scale" for layer in ("gn1", "gn2", "gn3", "gn_proj")]
-    np.savez(tmp_path / "v1.npz", **{prefix + name: np.ones(4, np.float32) for name in names})
+    write_npz(tmp_path / "v1.npz", {prefix + name: np.ones(4, np.float32) for name in names})
     said = r"v1\.npz: expected BiT as released \(a ResNet-v2.*models/bit\.py: a ResNet-v1"
     with pytest.raises(CheckpointError, match=said):
         convert(tmp_path / "v1.npz")

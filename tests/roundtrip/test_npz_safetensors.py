@@ -467,7 +467,7 @@ def test_places_that_cannot_be_written(tmp_path):
     source = write_npz(tmp_path / "a.npz", SMALL)
     with pytest.raises(UsageError, match=r"there is no folder .*absent\. Create it first"):
         convert(source, tmp_path / "absent" / "b.safetensors")
-    with pytest.raises(UsageError, match="already exists"):
+    with pytest.raises(UsageError, match=r"expected a file, found a folder\. Choose another `dst`"):
         convert(source, tmp_path, force=True)
     with pytest.raises(UsageError, match="there is no folder"):
         convert(source, source / "b.safetensors")

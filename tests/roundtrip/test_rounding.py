@@ -9,6 +9,7 @@ import bisect
 import json
 import logging
 import struct
+from typing import Any
 
 import numpy as np
 import pytest
@@ -136,12 +137,14 @@ def test_the_cast_and_its_judge_against_a_table_of_all_numbers(dtype):
 
 def test_nan_is_rounded_to_nan_only():
     some = np.array([np.nan, 1.0, np.inf, -np.inf])
-    assert judge_rounding(some, some.astype(np.float32), "float32").nearest
-    assert not judge_rounding(some, np.float32([1, 1, np.inf, -np.inf]), "float32").nearest
-    assert not judge_rounding(
-        some, np.float32([np.nan, np.nan, np.inf, -np.inf]), "float32"
-    ).nearest
-    assert not judge_rounding(some, np.float32([np.nan, 1, 3.4e38, -np.inf]), "float32").nearest
+
+    def nearest(*stored):
+        return judge_rounding(some, np.array(stored, np.float32), "float32").nearest
+
+    assert nearest(*some)
+    assert not nearest(1, 1, np.inf, -np.inf)
+    assert not nearest(np.nan, np.nan, np.inf, -np.inf)
+    assert not nearest(np.nan, 1, 3.4e38, -np.inf)
 
 
 def test_a_float32_number_is_no_bfloat16_number():
@@ -261,7 +264,7 @@ def test_float64_files_load_in_the_libraries_they_are_for(tmp_path):
     arrays = {n: a.astype(np.float64) for n, a in make_checkpoint((3, 4, 6, 3), 0.5).items()}
     source = write_npz(tmp_path / "dbl.npz", arrays)
     path = convert(source, target=Target("timm", "float64")).output
-    model = timm.create_model(
+    model: Any = timm.create_model(
         "resnetv2_50x1_bit", num_classes=10, stem_chs=32, channels=(128, 256, 512, 1024)
     )
     timm.models.load_checkpoint(model, str(path))

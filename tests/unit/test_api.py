@@ -29,7 +29,7 @@ from bitzoo.converters.parity.weights import WeightsProof
 from bitzoo.display import MAX_LINES, Displayed
 from bitzoo.errors import CheckpointError, HubError, ParityError, UsageError
 from bitzoo.exporters import export_formats
-from bitzoo.exporters.export import ExportReport
+from bitzoo.exporters.export import ExportReport, Judged
 from bitzoo.hub.publish import BatchPlan, PublishResult, PublishResults
 from bitzoo.hub.repo_manifest import FileRecord
 from bitzoo.hub.staging import Prepared
@@ -203,9 +203,15 @@ def results():
         Predictions([prediction] * 1000),
         Prediction(EVIL, error=EVIL),
         ExportReport(
-            Path(EVIL), "onnx", "float32", EVIL,
-            {"architecture": "R50x1", "model_info": known.to_json()},
-            (Deviation(224, 1, 1e-6, 1e-5, 9.0, 1),),
+            Path(EVIL), "onnx", "float32",
+            {"architecture": EVIL, "exact_with": EVIL, "model_info": known.to_json()},
+            tuple(
+                Judged(
+                    setting, {EVIL: EVIL}, EVIL, EVIL, EVIL, 5e-4,
+                    (Deviation(224, 1, 1e-6, 1e-5, 9.0, 1),) * 20,
+                )
+                for setting in ("defaults", EVIL)
+            ),
         ),
         plan,
         publication,

@@ -68,8 +68,12 @@ class TestLeftovers:
         ("function", "more", "body"),
         [
             ("replaced", "", "place.write_text('half')"),
-            ("new_output", ", 1, force=False", "place.write_text('half')"),
-            ("new_output", ", 1, force=False, contents=('a',)", "(place / 'a').write_text('x')"),
+            ("new_output", ", 1, option='dst', force=False", "place.write_text('half')"),
+            (
+                "new_output",
+                ", 1, option='dst', force=False, contents=('a',)",
+                "(place / 'a').write_text('x')",
+            ),
         ],
         ids=["file", "output", "folder"],
     )
@@ -105,7 +109,7 @@ class TestLeftovers:
             return usage(path)
 
         monkeypatch.setattr(shutil, "disk_usage", measured)
-        with new_output(tmp_path / "y", 1, force=False) as new:
+        with new_output(tmp_path / "y", 1, option="dst", force=False) as new:
             new.write_text("done")
         assert names(tmp_path) == ["y"]
 
@@ -237,7 +241,7 @@ class TestNaming:
             yield
             seen.append((tmp_path / "x").exists())
 
-        with new_output(tmp_path / "x", 1, force=False, naming=naming) as new:
+        with new_output(tmp_path / "x", 1, option="dst", force=False, naming=naming) as new:
             new.write_text("done")
         assert seen == [False, True]
 
@@ -251,7 +255,7 @@ class TestNaming:
         says = r"/x: cannot be written \(No space left on device\)"
         with (
             pytest.raises(UsageError, match=says),
-            new_output(tmp_path / "x", 1, force=False) as new,
+            new_output(tmp_path / "x", 1, option="dst", force=False) as new,
         ):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(new))
         assert names(tmp_path) == []

@@ -9,6 +9,7 @@ import pickle
 import tarfile
 import tempfile
 import zipfile
+from typing import Any
 
 import h5py
 import numpy as np
@@ -22,7 +23,7 @@ from bitzoo.converters.open import open_source
 from bitzoo.errors import CheckpointError
 from bitzoo.files import sha256_of
 
-ARRAYS = make_checkpoint(num_classes=2)
+ARRAYS: dict[str, Any] = make_checkpoint(num_classes=2)
 
 
 def refusal(path):
@@ -199,7 +200,7 @@ def test_a_compressed_npz_of_zeros_is_refused_before_it_is_unpacked(tmp_path, mo
 
 def test_a_shape_of_truth_values(tmp_path):
     path = tmp_path / "a.npz"
-    np.savez(path, **{"resnet/group_norm/gamma": np.zeros((1, 64), np.float32)})
+    write_npz(path, {"resnet/group_norm/gamma": np.zeros((1, 64), np.float32)})
     data = path.read_bytes()
     new = b"'shape': (True, 64), }"
     at = data.index(b"'shape': (1, 64), }")

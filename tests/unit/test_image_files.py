@@ -6,10 +6,11 @@ import stat
 import struct
 import warnings
 import zlib
+from typing import Any
 
 import numpy as np
 import pytest
-from PIL import EpsImagePlugin, Image, ImageFile, features
+from PIL import EpsImagePlugin, Image, ImageFile, UnidentifiedImageError, features
 
 from bitzoo.data.dataset import Example
 from bitzoo.data.decode_workers import Decoder
@@ -83,7 +84,7 @@ def test_ghostscript_is_never_started(tmp_path, ghostscript, kind, name):
     with pytest.raises(UsageError, match="expected an image file of a format"):
         decoder.decode(Example(0, path, key=name))
     decoder.close()
-    with pytest.raises(Image.UnidentifiedImageError):
+    with pytest.raises(UnidentifiedImageError):
         _data_uri(FILES[kind])
     assert not ghostscript()
 
@@ -124,7 +125,7 @@ def test_rows_of_a_data_set_start_no_ghostscript(ghostscript):
     good = io.BytesIO()
     Image.fromarray(PIXELS).save(good, "PNG")
     rows = read_table(Table([POSTSCRIPT, good.getvalue()]), "hf:x").rows
-    with pytest.raises(Image.UnidentifiedImageError):
+    with pytest.raises(UnidentifiedImageError):
         rows[0].load()
     assert np.array_equal(np.array(read_rgb(rows[1].load())), PIXELS)
     grey = read_table(Table([good.getvalue()], mode="L"), "hf:x").rows[0].load()
@@ -149,7 +150,8 @@ def test_a_format_that_the_user_registered_is_read(tmp_path, monkeypatch):
         def _open(self):
             assert self.fp.read(4) == b"MINE"
             self._size, self._mode = (2, 2), "RGB"
-            self.tile = [("raw", (0, 0, 2, 2), 4, ("RGB", 0, 1))]
+            tiles: Any = [("raw", (0, 0, 2, 2), 4, ("RGB", 0, 1))]  # as users write them
+            self.tile = tiles
 
     path = tmp_path / "a.mine"
     path.write_bytes(b"MINE" + bytes(range(12)))
@@ -170,26 +172,29 @@ def write_all(folder):
     exif = Image.Exif()
     exif[0x0112] = 6
     deep = Image.fromarray(RNG.integers(0, 1 << 16, (24, 32), dtype=np.uint16))
-    more = {"save_all": True, "append_images": [image.rotate(90), image.rotate(180)]}
-    wanted = {
+
+    def more():  # new pictures each time: Pillow keeps a JPEG's options in those that it saved
+        return {"save_all": True, "append_images": [image.rotate(90), image.rotate(180)]}
+
+    wanted: dict[str, tuple[Image.Image, dict[str, Any]]] = {
         "rgb.jpg": (image, {"exif": exif}),
         "progressive.jpg": (image, {"progressive": True}),
         "cmyk.jpg": (image.convert("CMYK"), {}),
-        "phone.mpo": (image, more),
+        "phone.mpo": (image, more()),
         "rgb.png": (image, {"exif": exif}),
         "palette.png": (image.convert("P"), {"transparency": 3}),
         "alpha.png": (image.convert("RGBA"), {}),
         "deep.png": (deep, {}),
-        "moving.png": (image, more),
+        "moving.png": (image, more()),
         "rgb.gif": (image.convert("P"), {}),
-        "moving.gif": (image.convert("P"), more),
+        "moving.gif": (image.convert("P"), more()),
         "rgb.bmp": (image, {}),
         "rgb.tif": (image, {}),
         "lzw.tif": (image, {"compression": "tiff_lzw"}),
         "jpeg.tif": (image, {"compression": "jpeg"}),
-        "pages.tif": (image, more),
+        "pages.tif": (image, more()),
         "rgb.webp": (image, {"exif": exif}),
-        "moving.webp": (image, more),
+        "moving.webp": (image, more()),
         "rgb.avif": (image, {}),
         "rgb.jp2": (image, {}),
         "rgb.ppm": (image, {}),
@@ -202,7 +207,7 @@ def write_all(folder):
     for name, (picture, options) in wanted.items():
         needed = needs.get(os.path.splitext(name)[1])
         if needed is None or features.check(needed):
-            picture.save(folder / name, **options)
+            picture.copy().save(folder / name, **options)
     return sorted(folder.iterdir())
 
 

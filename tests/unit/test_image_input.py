@@ -1,7 +1,9 @@
 """Images that the network cannot read, in our words: models, and all that `optimize` makes."""
 
 import logging
+from collections.abc import Callable
 from functools import cache
+from typing import Any
 
 import numpy as np
 import pytest
@@ -28,7 +30,7 @@ def classifier():
 
 @cache
 def readers(name):
-    made = {
+    made: dict[str, Callable[[], Any]] = {
         "classifier": classifier,
         "folded": lambda: fold(classifier()),
         "features": lambda: FeatureExtractor(Architecture(TINY, 0.5)).eval(),

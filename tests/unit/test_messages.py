@@ -19,11 +19,13 @@ from bitzoo.runs.run_dir import RunDir
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    """The working directory, with a checkpoint and what an earlier conversion left."""
+    """The working directory, with a checkpoint and what an earlier conversion and export left."""
     monkeypatch.setenv("BITZOO_CACHE", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
     write_npz(tmp_path / "own.npz", make_checkpoint(num_classes=3))
     (tmp_path / "own.safetensors").write_text("mine")
+    (tmp_path / "own.onnx").write_text("mine")
+    (tmp_path / "taken.onnx").mkdir()
     return tmp_path
 
 
@@ -73,10 +75,22 @@ CASES = {
         "own.pt2: a file of format onnx must end in .onnx. Rename --out.",
     ),
     "a taken export": (
+        lambda: bitzoo.export("own.npz", "onnx", "own.onnx"),
+        ["export", "own.npz", "--to", "onnx", "--out", "own.onnx"],
+        "own.onnx already exists. Choose another `out`, or replace it with `force=True`.",
+        "own.onnx already exists. Choose another --out, or replace it with --force.",
+    ),
+    "a file for a folder": (  # which `force` would not replace
         lambda: bitzoo.export("own.npz", "savedmodel", "own.safetensors"),
         ["export", "own.npz", "--to", "savedmodel", "--out", "own.safetensors"],
-        "own.safetensors already exists. Choose another `out`, or replace it with `force=True`.",
-        "own.safetensors already exists. Choose another --out, or replace it with --force.",
+        "own.safetensors: expected a new folder, found a file. Choose another `out`.",
+        "own.safetensors: expected a new folder, found a file. Choose another --out.",
+    ),
+    "a folder for a file": (
+        lambda: bitzoo.export("own.npz", "onnx", "taken.onnx", force=True),
+        ["export", "own.npz", "--to", "onnx", "--out", "taken.onnx", "--force"],
+        "taken.onnx: expected a file, found a folder. Choose another `out`.",
+        "taken.onnx: expected a file, found a folder. Choose another --out.",
     ),
     "no guesses": (
         lambda: bitzoo.predict("own.npz", ["photo.png"], top=0),

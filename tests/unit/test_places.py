@@ -1,5 +1,7 @@
 """TensorFlow Hub's and Kaggle's names of the catalogue's models."""
 
+from typing import Any
+
 import pytest
 
 from bitzoo.catalogue.places import names_by_handle
@@ -72,14 +74,19 @@ def test_a_folder_of_that_name_is_a_folder(tmp_path, monkeypatch):
     assert is_location("google/bit/m-r50x1")
 
 
+def elsewhere(record):
+    lines: Any = dict(facts(record))["elsewhere"]
+    return "\n".join(lines)
+
+
 def test_info_shows_the_places():
     record = describe("google/bit/m-r50x1")
     assert record["name"] == "BiT-M-R50x1"
     assert [place["outputs"] for place in record["places"]] == ["features", "logits"]
-    shown = "\n".join(dict(facts(record))["elsewhere"])
+    shown = elsewhere(record)
     assert "https://tfhub.dev/google/bit/m-r50x1/1 (features)" in shown
     assert "google/bit/TensorFlow2/m-r50x1-imagenet21k-classification/1" in shown
     assert "images in [0, 1], scaled to [-1, 1] inside" in shown
     assert "unverified" in shown
-    student = "\n".join(dict(facts(describe("BiT-R50x1_224")))["elsewhere"])
+    student = elsewhere(describe("BiT-R50x1_224"))
     assert "images in [-1, 1], unlike Google's own modules" in student

@@ -7,6 +7,7 @@ import random
 import socket
 import time
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -255,6 +256,7 @@ def test_a_record_of_another_form_is_ignored_and_said(folder, key, value, said, 
 
 
 def test_an_identity_of_another_form_is_our_error():
+    wrong: Any
     for wrong in ([], {"basis": "google", "name": []}, {"basis": "trust me"}, None):
         with pytest.raises(CheckpointError, match="identity: expected a name, a basis"):
             Identity.from_dict(wrong)
@@ -304,7 +306,7 @@ def test_classes_that_are_named_by_thousands_of_digits(tmp_path):
 
 # --- random changes -------------------------------------------------------------------------------
 
-VALUES = (
+VALUES: tuple[object, ...] = (
     *(None, True, 0, -1, 2**40, 2**70, 1.5, "", "\x1b[31mred", "a" * 70_000, "relu", 200_000),
     *([], {}, [None], [[]], {"a": 1}, [2**40], ["a"], "9" * 5_000, [[[[[[1]]]]]]),
 )

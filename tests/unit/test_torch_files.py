@@ -19,6 +19,7 @@ import subprocess
 import sys
 import time
 import zipfile
+from typing import Any
 
 import numpy as np
 import pytest
@@ -37,7 +38,7 @@ from bitzoo.errors import CheckpointError, TensorMismatchError, UsageError
 from bitzoo.zoo.classifier import load_classifier
 from bitzoo.zoo.info import describe
 
-ARRAYS = make_checkpoint(num_classes=3)
+ARRAYS: dict[str, Any] = make_checkpoint(num_classes=3)
 OTHERS = make_checkpoint(num_classes=3, seed=5)
 
 
@@ -217,7 +218,8 @@ def judge(path):
 
 
 def test_mutated_files_are_refused_or_right(tmp_path):
-    path, outcomes = tmp_path / "a.pth", collections.Counter()
+    path = tmp_path / "a.pth"
+    outcomes: collections.Counter[str] = collections.Counter()
     for data in mutations(120, seed=1):
         path.write_bytes(data)
         try:
@@ -715,7 +717,7 @@ def test_reading_takes_no_longer_than_hashing(saved):
     """One pass: a damaged bit is found by what hashes the file anyway."""
     path = saved(RAW)
     with open_source(path) as source:
-        advanced = []
+        advanced: list[int] = []
         start = time.process_time()
         source.sha256(advanced.append)
         assert time.process_time() - start < 5
