@@ -284,6 +284,10 @@ def _traits(image: Image.Image) -> Iterator[str]:
         yield "palette"
     if image.mode in ("RGBA", "RGBa", "LA", "La", "PA") or "transparency" in image.info:
         yield "alpha"
+    # For a PNG's EXIF data, Pillow decodes the pixels. An error of theirs, if dropped with those of
+    # the EXIF data, does not come again: the image would count as decoded.
+    if image.format == "PNG":
+        image.load()
     if orientation(image) in range(2, 9):
         yield "EXIF-rotated"
     limit = Image.MAX_IMAGE_PIXELS
