@@ -42,8 +42,9 @@ def read_bytes(path: Path, limit: int = MAX_BYTES) -> bytes:
     """
     with _opened(path) as file:
         size = os.fstat(file.fileno()).st_size
-        # Never more, also if it grows or, as in /proc, states no size.
-        content = file.read(min(size, limit + 1) or limit + 1)
+        if size > limit:
+            raise _too_large(path, limit)
+        content = file.read(size or limit + 1)  # in /proc files state no size
     if len(content) > limit:
         raise _too_large(path, limit)
     return content

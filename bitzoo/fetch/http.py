@@ -267,6 +267,11 @@ class _Part:
         found = base64.b64encode(self.digest.digest()).decode()
         if self.version.md5 not in (None, found):
             return f"expected md5 {self.version.md5} (base64), found {found}"
+        # The hash is of what arrived. Where nothing keeps processes apart, as on a file system
+        # without locks, another may have appended to the same file or replaced it.
+        there = self.path.stat().st_size if self.path.is_file() else 0
+        if there != self.size:
+            return f"expected {self.size:,} bytes in {self.path}, found {there:,}"
         return None
 
     def keep(self) -> None:

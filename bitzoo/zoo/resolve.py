@@ -29,7 +29,7 @@ from bitzoo.errors import (
     HubError,
     StorageError,
     UsageError,
-    damage_reported,
+    reason_of,
 )
 from bitzoo.fetch.addresses import joined, path_of
 from bitzoo.fetch.http import base_url, download, forget, how_fetched
@@ -345,9 +345,13 @@ def kept_weights(spec: ModelSpec) -> Located | None:
         return None
     with open_source(target) as source:
         text = source.metadata.get(RECORD_KEY)
-    advice = "Remove the file, and load it again."
-    with damage_reported(f"{target}: {RECORD_KEY}", "bitzoo's record about a model", advice):
+    try:
         record = ModelInfo.from_dict(parse_json(text)) if text else None
+    except (ValueError, RecursionError) as error:  # CheckpointError is a ValueError
+        raise CheckpointError(
+            f"{target}: expected bitzoo's record about a model in it, but it cannot be read "
+            f"({reason_of(error)}). Remove the file, and load the model again."
+        ) from error
     return Located(target, record.identity if record else None)
 
 

@@ -203,6 +203,29 @@ class TestDamage:
         save_file({"a": torch.zeros(3)}, folder / "step-00000002.safetensors")
         self.falls_back(folder, caplog, "cannot be read as a training checkpoint")
 
+    @pytest.mark.parametrize(
+        ("record", "says"),
+        [
+            ("[" * 100_000, "recursion"),
+            ('{"step": Infinity, "meta": {}}', "the step is inf"),
+            ('{"step": "2", "meta": {}}', "the step is '2'"),
+            ('{"step": 2, "meta": 5}', "'int' object is not iterable"),
+            ("null", "'NoneType' object is not subscriptable"),
+        ],
+    )
+    def test_a_header_of_another_form(self, folder, caplog, record, says):
+        from safetensors.torch import save_file
+
+        header = {"bitzoo_checkpoint": record, "sha256": "0" * 64}
+        save_file({"a": torch.zeros(3)}, folder / "step-00000002.safetensors", header)
+        self.falls_back(folder, caplog, "cannot be read as a training checkpoint")
+        assert says in caplog.text
+
+    def test_a_pipe(self, folder):
+        os.mkfifo(folder / "pipe.safetensors")
+        with pytest.raises(CheckpointError, match=r"training checkpoint \(it is no regular file\)"):
+            read_checkpoint(folder / "pipe.safetensors")
+
     def test_a_flipped_bit_anywhere_is_detected_or_harmless(self, tmp_path):
         state = {"a": torch.arange(3.0)}
         path = save_checkpoint(tmp_path, 1, state, {"x": 1})

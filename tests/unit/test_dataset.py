@@ -15,6 +15,7 @@ from PIL import Image
 from sklearn.model_selection import train_test_split
 
 from bitzoo.data.dataset import DatasetError, Example, read_dataset
+from bitzoo.data.manifest import read_manifest
 from bitzoo.data.problems import Reason
 from bitzoo.errors import MissingExtraError, UsageError
 from bitzoo.models.preprocessing import read_rgb
@@ -299,6 +300,28 @@ class TestManifests:
             DatasetError, match=f"begin with a header line .* found {text.split(chr(10))[0]!r}"
         ):
             read_dataset(self.write(tmp_path, text))
+
+    def test_long_lines_are_not_quoted_whole(self, tmp_path):
+        with pytest.raises(DatasetError, match="begin with a header line") as caught:
+            read_dataset(self.write(tmp_path, "x" * 5_248))
+        assert len(str(caught.value)) < 600
+        long = {"path": "a.jpg", "label": ["x" * 5_000]}
+        split = {"path": "a.jpg", "label": "x", "split": "y" * 5_000}
+        text = "\n".join(map(json.dumps, [long, split]))
+        problems = read_manifest(self.write(tmp_path, text, "a.jsonl")).problems
+        assert ["characters ..." in str(problem) for problem in problems] == [True, True]
+        assert max(len(str(problem)) for problem in problems) < 250
+
+    @pytest.mark.parametrize("name", ["a.csv", "a.jsonl"])
+    def test_that_never_end(self, tmp_path, name):
+        os.mkfifo(tmp_path / name)
+        with pytest.raises(DatasetError, match="expected a regular file, found a pipe"):
+            read_manifest(tmp_path / name)
+        (tmp_path / name).unlink()
+        with open(tmp_path / name, "wb") as file:
+            file.truncate((1 << 30) + 1)
+        with pytest.raises(DatasetError, match="a small file of at most 1,073,741,824 bytes"):
+            read_manifest(tmp_path / name)
 
     @pytest.mark.parametrize(("name", "text"), [("a.csv", "path,label\n"), ("a.jsonl", "\n")])
     def test_no_lines(self, tmp_path, name, text):

@@ -2,6 +2,7 @@
 
 import contextlib
 import gzip
+import os
 import random
 import re
 import threading
@@ -291,6 +292,60 @@ class TestPlantedLinks:
         assert victim.read_text() == "mine"
         assert target.read_bytes() == BODY
         assert not target.is_symlink()
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda note: note.write_text("[" * 100_000),
+        lambda note: note.write_text(note.read_text().replace(": 300000", '": "300000"')),
+        lambda note: note.write_text(note.read_text().replace(": 300000", '": true')),
+        lambda note: note.write_text(re.sub('"md5": ".*"', '"md5": 5', note.read_text())),
+        lambda note: os.truncate(note, 1 << 40),
+        lambda note: (note.unlink(), os.mkfifo(note)),
+    ],
+    ids=["deep", "text", "bool", "md5", "without end", "a pipe"],
+)
+def test_a_damaged_note_of_a_part_starts_over(target, damage):
+    with FileServer({"a.npz": BODY}) as server:
+        server.faults += [Fault(cut_after=20_000), Fault(status=404)]
+        with pytest.raises(NotServedError):
+            download(server.url + "a.npz", target)
+        damage(target.with_name("a.npz.part.json"))
+        download(server.url + "a.npz", target)
+        assert "range" not in server.requests[-1].headers
+    assert target.read_bytes() == BODY
+
+
+@pytest.mark.parametrize("size", [None, 1 << 40])
+def test_a_note_of_a_file_that_never_ends_is_none(target, size):
+    with FileServer({"a.npz": BODY}) as server:
+        download(server.url + "a.npz", target)
+    note = target.with_name("a.npz.fetched.json")
+    if size:
+        os.truncate(note, size)
+    else:
+        note.unlink()
+        os.mkfifo(note)
+    assert how_fetched(target) is None
+
+
+def test_a_file_that_another_process_appends_to_is_not_kept(target, monkeypatch):
+    """Where there are no locks, two processes may fetch the same file."""
+    part, problem, done = target.with_name("a.npz.part"), http._Part.problem, []
+
+    def mixed(self):
+        if not done:
+            done.append(self)
+            with part.open("ab") as file:
+                file.write(b"of the other")
+        return problem(self)
+
+    monkeypatch.setattr(http._Part, "problem", mixed)
+    with FileServer({"a.npz": BODY}) as server:
+        download(server.url + "a.npz", target)
+        assert len(server.requests) == 2
+    assert target.read_bytes() == BODY
 
 
 def test_tokens_are_neither_in_notes_nor_in_names(target):

@@ -245,7 +245,14 @@ def test_a_missing_manifest_is_a_warning(hub, load, files):
 
 @pytest.mark.parametrize(
     "manifest",
-    [b"[]", b"{}", b"no json", b'{"files": {"model.safetensors": {"sha256": "x"}}}'],
+    [
+        b"[]",
+        b"{}",
+        b"no json",
+        b"[" * 100_000,
+        b'{"files": NaN}',
+        b'{"files": {"model.safetensors": {"sha256": "x"}}}',
+    ],
 )
 def test_a_manifest_of_another_form_is_refused(hub, load, files, manifest):
     hub.add_repo("lab/x", files | {"manifest.json": manifest})

@@ -15,6 +15,7 @@ from servers import Fault, FileServer
 
 import bitzoo
 from bitzoo.catalogue.registry import get_spec
+from bitzoo.converters.formats.timm_config import RECORD_KEY
 from bitzoo.errors import CheckpointError, DownloadError, WeightsUnavailableError
 from bitzoo.locks import file_lock
 from bitzoo.models.architecture import ARCHITECTURES, Architecture
@@ -31,6 +32,7 @@ from bitzoo.models.architecture import ARCHITECTURES, Architecture
 ARCHITECTURES["R50x1"] = Architecture((1, 1, 1, 1), 0.5)
 from bitzoo.errors import BitzooError
 from bitzoo.catalogue.registry import get_spec
+from bitzoo.converters.formats.timm_config import RECORD_KEY
 from bitzoo.zoo.resolve import find_weights
 for settings in sys.argv[2:]:
     os.environ.update(json.loads(settings))
@@ -133,6 +135,17 @@ def test_a_released_name_end_to_end(cache, monkeypatch, tmp_path, caplog):
     monkeypatch.setenv("BITZOO_CACHE", str(tmp_path / "empty"))
     with pytest.raises(DownloadError, match="BITZOO_OFFLINE forbids"):
         bitzoo.create_model(DTD, pretrained=True)
+
+
+@pytest.mark.usefixtures("small_names")
+@pytest.mark.parametrize("record", ["[" * 100_000, "5", '{"architecture": NaN}', "{"])
+def test_a_damaged_record_in_the_cache_is_a_sentence(cache, arrays, record):
+    place = cache / "models" / DTD / "model.safetensors"
+    place.parent.mkdir(parents=True)
+    tensors = {name: np.ascontiguousarray(array) for name, array in as_timm(arrays).items()}
+    safetensors.numpy.save_file(tensors, place, {RECORD_KEY: record})
+    with pytest.raises(CheckpointError, match=r"expected bitzoo's record .* Remove the file, and"):
+        find_weights(get_spec(DTD))
 
 
 @pytest.mark.usefixtures("small_names")

@@ -36,6 +36,8 @@ DAMAGE = {
     "not text": lambda path: path.write_bytes(b"\xff\xfe\x00"),
     "a list": lambda path: path.write_text("[1, 2]"),
     "deep": lambda path: path.write_text("[" * 100_000),
+    "infinity": lambda path: path.write_text('{"epochs": Infinity}'),
+    "without end": lambda path: os.truncate(path, 1 << 40),
     "missing": lambda path: path.unlink(),
     "a pipe": lambda path: in_its_place(path, os.mkfifo),
     "a broken link": lambda path: in_its_place(path, lambda path: path.symlink_to("nowhere")),
@@ -171,6 +173,17 @@ class TestMetrics:
         run.rewind(0, 6)
         run.append(TRAIN)
         assert run.history() == [TRAIN]
+
+    def test_without_end(self, run, caplog):
+        self.write(run, TRAIN)
+        os.truncate(run.folder / "metrics.jsonl", 1 << 40)
+        run.rewind(5, 6)
+        assert caplog.messages == [
+            f"{run.folder / 'metrics.jsonl'}: expected a small file of at most 268,435,456 bytes, "
+            "found more. It is damaged, or not what its name says. It is left out; the weights do "
+            "not depend on it."
+        ]
+        assert run.history() == []
 
     def test_a_full_disk_is_a_sentence(self, run):
         (run.folder / "metrics.jsonl").symlink_to("/dev/full")

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import os
 import random
 import socket
@@ -26,7 +27,7 @@ from bitzoo.converters.parity.verify import load_reports
 from bitzoo.data.folder import order_classes
 from bitzoo.data.manifest import read_manifest
 from bitzoo.errors import BitzooError, CheckpointError, UsageError
-from bitzoo.small_files import parse_json, read_json
+from bitzoo.small_files import parse_json, read_json, read_json_lines, read_text
 
 CLASSES = 4
 NAMES = ("a", "b", "c", "d")
@@ -320,6 +321,40 @@ def places_in(content, path=()):
         yield from (
             places_in(value, (*path, key)) if isinstance(value, dict | list) else [(*path, key)]
         )
+
+
+class TestLines:
+    def test_of_objects_and_of_anything_else(self, tmp_path):
+        path = tmp_path / "a.jsonl"
+        path.write_bytes(b'{"a": 1}\n[2]\n\n\xff\n{"loss": NaN}\r\n{"b": "\xff"}\n{"c": 3}\n{"d"')
+        found = read_json_lines(path)
+        assert math.isnan(found[4].pop("loss"))
+        assert found == [{"a": 1}, None, None, None, {}, {"b": "\ufffd"}, {"c": 3}]
+
+    def test_a_line_without_end_is_one_damaged_line(self, tmp_path):
+        path, long = tmp_path / "a.jsonl", b'{"a": "' + b"x" * 300_000 + b'"}'
+        path.write_bytes(b'{"a": 1}\n' + long + b'\n{"b": 2}\n' + long)
+        assert read_json_lines(path) == [{"a": 1}, None, {"b": 2}, None]
+
+    def test_a_file_without_end(self, tmp_path):
+        path = tmp_path / "a.jsonl"
+        path.write_text('{"a": 1}\n' * 10)
+        assert len(read_json_lines(path, 90)) == 10
+        with pytest.raises(CheckpointError, match="small file of at most 89 bytes, found more"):
+            read_json_lines(path, 89)
+
+    def test_a_pipe(self, tmp_path):
+        os.mkfifo(tmp_path / "a.jsonl")
+        with pytest.raises(CheckpointError, match="expected a regular file, found a pipe"):
+            read_json_lines(tmp_path / "a.jsonl")
+
+
+def test_text_for_people(tmp_path):
+    path = tmp_path / "README.md"
+    path.write_bytes(b"a\r\nb\rc\xff\n")
+    assert read_text(path) == "a\nb\nc\ufffd\n"
+    with pytest.raises(CheckpointError, match="small file of at most 7 bytes, found more"):
+        read_text(path, 7)
 
 
 @pytest.mark.parametrize("kind", ["timm", "transformers", "processor"])
