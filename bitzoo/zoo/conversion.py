@@ -13,6 +13,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from bitzoo.catalogue.model_info import ModelInfo
 from bitzoo.catalogue.registry import ModelSpec, find_spec, get_spec
@@ -364,7 +365,8 @@ def _download_first(url: str, names: Sequence[str], folder: Path) -> None:
     """Fetch the first of `names` that the server has."""
     for name in names:
         try:
-            download(joined(url, name), folder / name)
+            # an @ after a host looks like the end of a password, wherever it stands
+            download(joined(url, quote(name)), folder / name)
             return
         except NotServedError as error:
             refused = error

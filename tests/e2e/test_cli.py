@@ -231,7 +231,16 @@ class TestConvert:
             "params": 2_017_578,
             "differing": [],
             "passed": True,
-        }
+            "rounded_to": None,
+            "max_ulp": 0.0,
+            "groups": [
+                {
+                    "source": "float32", "output": "float32", "scale": 1.0, "rounded_to": None,
+                    "tensors": 45, "params": 2_017_578, "differing": 0, "max_ulp": None,
+                    "infinite": 0, "found": "every bit equal", "allowed": "equal",
+                }
+            ],
+        }  # fmt: skip
         assert {entry["size"] for entry in proof["logits"]} == {224, 97}
         assert all(entry["relative_l2"] < 2e-5 for entry in proof["logits"])
 
@@ -355,7 +364,10 @@ class TestVerify:
             (["own.npz", "none.safetensors"], "none.safetensors: expected a checkpoint file"),
             (["own.npz", "own.safetensors", "--check", "none"], "would prove nothing"),
             (["own.npz", "own.npz"], "Expected different files"),
-            (["own.npz", "own.safetensors", "--report", "own.npz"], "Expected different files"),
+            (
+                ["own.npz", "own.safetensors", "--report", "own.npz"],
+                "own.npz: a proof is JSON, and",
+            ),
         ],
     )
     def test_bad_input(self, npz, output, content, tmp_path, arguments, says):
@@ -418,8 +430,9 @@ class TestErrors:
         [
             (["--dst", "no/x.safetensors"], "no/x.safetensors: there is no folder no."),
             (["--report", "no/p.json"], "no/p.json: there is no folder no."),
-            (["--report", "own.npz"], "Expected different files"),
-            (["--dst", "parity.json"], "Expected different files"),
+            (["--report", "own.npz"], "own.npz: a proof is JSON, and this is the name of a"),
+            (["--dst", "parity.json"], "parity.json: bitzoo does not write .json files."),
+            (["--dst", "parity", "--report", "parity"], "Expected different files"),
             (["--report", "notes.txt"], "notes.txt: expected reports of earlier proofs"),
             (
                 ["--check", "none", "--report", "p.json"],

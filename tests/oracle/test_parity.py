@@ -543,11 +543,19 @@ def test_exit_code_0_and_the_report_beside_the_output(tmp_path, command):
     assert report["source"]["bytes"] == source.stat().st_size
     with safe_open(tmp_path / "a.safetensors", "np") as file:
         assert file.metadata()["source_sha256"] == report["source"]["sha256"]
+    (group,) = report["weights"].pop("groups")
+    assert (group["source"], group["output"], group["found"]) == (
+        "float32",
+        "float32",
+        "every bit equal",
+    )
     assert report["weights"] == {
         "tensors": len(HE),
         "params": sum(array.size for array in HE.values()),
         "differing": [],
         "passed": True,
+        "rounded_to": None,
+        "max_ulp": 0.0,
     }
     limits = [(proof["dtype"], proof["tolerance"], proof["size"]) for proof in report["logits"]]
     assert limits == [
