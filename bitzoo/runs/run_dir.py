@@ -16,6 +16,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from bitzoo.display import shortened
 from bitzoo.errors import BitzooError, CheckpointError, UsageError
 from bitzoo.files import remove_unfinished, write_json, write_text
 from bitzoo.small_files import read_json, read_json_lines
@@ -214,13 +215,14 @@ def _is_usable(record: Mapping[str, Any]) -> bool:
 def _require_equal(before: Mapping[str, Any], now: Mapping[str, Any], folder: Path) -> None:
     now = json.loads(json.dumps(now))
     lines = [
-        f"  - {key}: {json.dumps(before.get(key))}\n  + {key}: {json.dumps(now.get(key))}"
+        f"  {sign} {shortened(key, 100)}: {shortened(json.dumps(values.get(key)), 100)}"
         for key in sorted(before.keys() | now.keys())
         if before.get(key) != now.get(key)
+        for sign, values in (("-", before), ("+", now))
     ]
     if lines:
         raise UsageError(
             f"{folder} was started with other options (-) than these (+), so it cannot continue:\n"
-            + "\n".join(lines)
+            + shortened("\n".join(lines), 1_500)
             + "\nUse the same options, or start again in another `out`."
         )

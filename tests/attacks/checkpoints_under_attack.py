@@ -193,10 +193,14 @@ class CheckpointTarget:
         except Exception as error:
             return "unread", f"{type(error).__name__}: {str(error)[:200]}"
         for name, array in ours.items():
-            raw, order = case.base.pairs[name]
+            raw, order = case.base.pairs.get(name, (name, None))
             # under another name, as after a splice, any tensor with these numbers will do
             others = {raw: theirs[raw]} if raw in theirs else theirs
-            found = (_ordered(other, order, array.shape) for other in others.values())
+            found = (
+                _ordered(other, way, array.shape)
+                for other in others.values()
+                for way in ((order,) if order is not None else _ORDERS.get(other.ndim, ()))
+            )
             if not any(one is not None and _same(array, one) for one in found):
                 what = f"other numbers than {raw}" if raw in theirs else f"nobody else has {raw}"
                 return "different", f"{name} {array.shape}: {what}"
