@@ -98,12 +98,14 @@ def prove_file(path: Path, folder: Path, progress: Progress | None) -> Proven:
     entry = reports.get(path.name)
     if entry is None or not path.is_file():
         return _convert(path, folder, progress, None, {})
-    if isinstance(entry, dict) and entry.get("output") and not _sha256_in(entry):
-        raise UsageError(
-            f"{path}: the proof next to it does not state for which bytes it is, because it was "
-            "made without logits. Convert the source again with `bitzoo convert --check logits "
-            "--force`."
-        )
+    if isinstance(entry, dict) and entry.get("output"):
+        lacks = "of the weights alone" if entry.get("logits") == [] else ""
+        lacks = lacks or ("" if _sha256_in(entry) else "silent about which bytes it is for")
+        if lacks:
+            raise UsageError(
+                f"{path}: the proof next to it is {lacks}. Convert the source again with "
+                "`bitzoo convert --check logits --force`."
+            )
     require_proof(reports, path.name, FileRecord.of(path), path)
     stored = entry["output"].get("numbers", "float32")
     if stored != "float32":
