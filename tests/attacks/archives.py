@@ -6,7 +6,7 @@ import gzip
 import io
 import random
 import tarfile
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from attacks import npz_files, safetensors_files
 from attacks.checkpoints_under_attack import PART, Base, CheckpointTarget
@@ -189,9 +189,11 @@ def read_here(path: Path) -> Arrays:
             if member.isreg():
                 file = archive.extractfile(member)
                 assert file is not None
-                found[member.name] = file.read()
-    if len(found) > 1:  # beside other files, a checkpoint has a name of its own
-        found = {name: data for name, data in found.items() if name.endswith("model.safetensors")}
+                found[PurePosixPath(member.name)] = file.read()
+    if len(found) > 1:  # beside other files, a checkpoint has a name of its own, and is on top
+        found = {name: data for name, data in found.items() if name.name == "model.safetensors"}
+        top = min((len(name.parts) for name in found), default=0)
+        found = {name: data for name, data in found.items() if len(name.parts) == top}
     if len(found) != 1:
         raise ValueError(f"{len(found)} checkpoints")
     (content,) = found.values()

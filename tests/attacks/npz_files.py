@@ -182,7 +182,14 @@ def read_here(path: Path) -> Arrays:
         if bad := archive.testzip():
             raise ValueError(f"CRC-32 of {bad}")
     with np.load(path, allow_pickle=False) as file:
-        return {name: file[name] for name in file.files}
+        return {name: _numbers(file[name]) for name in file.files}
+
+
+def _numbers(array: np.ndarray) -> np.ndarray:
+    """An array as it is; two bytes without a type are bfloat16, as JAX saves it."""
+    if array.dtype != np.dtype("V2"):
+        return array
+    return (array.view("<u2").astype(np.uint32) << 16).view(np.float32)
 
 
 NPZ = CheckpointTarget("npz", make_bases, structured, judge_here=read_here)

@@ -45,6 +45,7 @@ def _run(command: Sequence[str], **options: Any) -> Any:
             for end in (asked, ask, told, tell):
                 os.close(end)
             os.environ.update(options.get("env") or {})
+            kept = sys.stdin, sys.stdout  # which would close their descriptors  # noqa: F841
             sys.stdin, sys.stdout = io.TextIOWrapper(open(0, "rb")), open(1, "w")  # noqa: SIM115
             exec(command[-1], {})
         finally:

@@ -166,7 +166,10 @@ def changed(number, **changes):
         ([(b"", bundles.header(shards=1 << 31)), *ENTRIES[1:]], "counts 2,147,483,648 shards"),
         ([(b"", bundles.header(shards=-1)), *ENTRIES[1:]], "counts -1 shards"),
         ([(b"", bundles.header(endianness=2)), *ENTRIES[1:]], "order of bytes is 2, expected 0"),
-        ([(b"", bundles.header(consumer=2)), *ENTRIES[1:]], "of version 2 of the format"),
+        (
+            [(b"", bundles.header(consumer=2)), *ENTRIES[1:]],
+            "needs version 2 of the format, expected 1",
+        ),
         (changed(1, shard=1), "'a' is in shard 1, which is none"),
         (changed(1, shard=-1), "'a' is in shard -1, which is none"),
         (changed(2, offset=97), "'b/c' has 20 bytes from byte 97, of 116 in its shard"),

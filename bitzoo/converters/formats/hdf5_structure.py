@@ -58,8 +58,8 @@ def list_tensors(descriptor: int) -> dict[str, Any]:
         attributes = {key: _text(file.attrs[key]) for key in own}
         if sum(map(len, (*attributes, *attributes.values()))) > MAX_TEXT:
             raise RefusedError(f"its attributes have more than {MAX_TEXT:,} characters. {_AGAIN}")
-        root = _find(file, "model_weights") if "model_weights" in file else file
-        if "layer_names" not in root.attrs and "layer_names0" not in root.attrs:
+        root = _root(file)
+        if not _lists_layers(root):
             found = ", ".join(sorted(map(str, root))[:5])[:200]
             raise RefusedError(
                 "expected Keras's attribute 'layer_names' in the HDF5 file, found only "
@@ -82,7 +82,7 @@ def unpack(descriptor: int, output: int, weights: list[tuple[str, str]]) -> None
         weights: Layers and names.
     """
     with _open(descriptor) as file, open(output, "wb", closefd=False) as out:
-        root = _find(file, "model_weights") if "model_weights" in file else file
+        root = _root(file)
         for layer, name in weights:
             dataset = _find(_find(root, layer), name)
             row = dataset.dtype.itemsize * math.prod(dataset.shape[1:])
@@ -90,6 +90,20 @@ def unpack(descriptor: int, output: int, weights: list[tuple[str, str]]) -> None
             step = max(_PIECE // max(row, 1) // chunk, 1) * chunk  # no chunk is unpacked twice
             for start in range(0, dataset.shape[0], step):
                 out.write(np.ascontiguousarray(dataset[start : start + step]).data)
+
+
+def _root(file: Any) -> Any:
+    """Return the group with the weights; in the file of a whole model it is below the root.
+
+    Source: keras-team/keras, keras/saving/hdf5_format.py (`load_weights`).
+    """
+    return (
+        file if _lists_layers(file) or "model_weights" not in file else _find(file, "model_weights")
+    )
+
+
+def _lists_layers(group: Any) -> bool:
+    return "layer_names" in group.attrs or "layer_names0" in group.attrs
 
 
 def _open(descriptor: int) -> Any:

@@ -168,11 +168,7 @@ class TorchSource(Source):
             if said not in (b"little", b"big"):
                 raise self._damaged(f"its byte order is {said[:20]!r}")
             self._order = "<" if said == b"little" else ">"
-        for name in _NUMBERED:
-            if (record := f"{folder}{name}") in records:
-                said = self._zip.read(record, _MAX_SMALL)
-                if not re.fullmatch(rb"\d{1,9}\s*", said):
-                    raise self._damaged(f"its record {name} is {said[:20]!r}, expected a number")
+        self._check_small_records(folder)
         pickled = io.BytesIO(self._zip.read(folder + _PICKLE, MAX_BYTES))
         content, storages = self._read_pickle(pickled)
         places = {}
@@ -186,6 +182,24 @@ class TorchSource(Source):
             places[key] = stored.offset
         return content, places
 
+    def _check_small_records(self, folder: str) -> None:
+        """Raise if an archive is one that PyTorch refuses, whatever its tensors are."""
+        assert self._zip is not None
+        records = self._zip.records
+        if outside := next((name for name in records if not name.startswith(folder)), None):
+            raise self._damaged(f"its record {outside!r:.40} is not in its folder {folder}")
+        if f"{folder}version" not in records:
+            raise self._damaged("it has no record version")
+        texts = (*_NUMBERED, ".data/serialization_id")
+        for name in (name for name in texts if f"{folder}{name}" in records):
+            said = self._zip.read(f"{folder}{name}", _MAX_SMALL)
+            if name in _NUMBERED and not re.fullmatch(rb"\d{1,9}\s*", said):
+                raise self._damaged(f"its record {name} is {said[:20]!r}, expected a number")
+            try:
+                said.decode()
+            except UnicodeDecodeError as error:
+                raise self._damaged(f"its record {name} is no text") from error
+
     def _read_stream(self) -> tuple[Any, dict[str, int]]:
         """Return the object in a file from before PyTorch 1.6, and the position of each storage."""
         stream = io.BytesIO(self._file.read(0, MAX_BYTES))
@@ -198,7 +212,7 @@ class TorchSource(Source):
             )
         version, _ = self._read_pickle(stream)
         self._read_pickle(stream)  # about the system that wrote it
-        content, storages = self._read_pickle(stream)
+        content, storages = self._read_pickle(stream, views=True)
         keys, _ = self._read_pickle(stream)
         listed = isinstance(keys, list) and all(isinstance(key, str) for key in keys)
         if version != _VERSION or not listed or sorted(keys) != sorted(storages):
@@ -214,9 +228,11 @@ class TorchSource(Source):
             raise self._damaged(f"its tensors end at byte {position:,} of {self.size:,}")
         return content, places
 
-    def _read_pickle(self, stream: io.BytesIO) -> tuple[Any, dict[str, Storage]]:
+    def _read_pickle(
+        self, stream: io.BytesIO, *, views: bool = False
+    ) -> tuple[Any, dict[str, Storage]]:
         try:
-            return read_pickle(stream)
+            return read_pickle(stream, views=views)
         except ForeignGlobalError as error:
             raise self._foreign(error.name) from error
         except ValueError as error:

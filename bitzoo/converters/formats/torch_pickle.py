@@ -121,6 +121,12 @@ _OPAQUE: dict[str, str] = {
     "uuid": "UUID",
 }
 """Classes of data, and functions that make data, by module. Nothing is done with them."""
+_FUNCTIONS = (
+    *("_codecs.encode", "copyreg.__newobj__", "copyreg._reconstructor"),
+    *("numpy._core.multiarray._reconstruct", "numpy._core.multiarray.scalar"),
+    *("numpy._core.numeric._frombuffer", "torch.serialization._get_layout"),
+)
+"""Those of them that are functions."""
 _RENAMED = {
     "numpy.core.multiarray": "numpy._core.multiarray",
     "numpy.core.numeric": "numpy._core.numeric",
@@ -202,8 +208,13 @@ class PickledTensor:
     strides: tuple[int, ...]
 
 
-def read_pickle(stream: IO[bytes]) -> tuple[Any, dict[str, Storage]]:
+def read_pickle(stream: IO[bytes], *, views: bool = False) -> tuple[Any, dict[str, Storage]]:
     """Return the object of the next pickle in a stream, and the storages that it refers to, by key.
+
+    Args:
+        stream: The pickle, from its first byte.
+        views: Whether what it says about a storage ends with a view of another one, as before
+            PyTorch 1.6.
 
     Containers become dict, list and tuple, whatever class of mapping they were; numbers and text
     are themselves; tensors are `PickledTensor` or `OddTensor`; all else is `Opaque`.
@@ -212,7 +223,7 @@ def read_pickle(stream: IO[bytes]) -> tuple[Any, dict[str, Storage]]:
         ForeignGlobalError: If it names a class or function that is no plain data.
         ValueError: If it is malformed, or longer than any state dict.
     """
-    machine = _Machine()
+    machine = _Machine(views)
     try:
         for count, (opcode, argument, _) in enumerate(pickletools.genops(stream)):
             if count > MAX_STEPS:
@@ -230,7 +241,8 @@ def read_pickle(stream: IO[bytes]) -> tuple[Any, dict[str, Storage]]:
 class _Machine:
     """The stack machine of a pickle; `run` carries out one instruction."""
 
-    def __init__(self) -> None:
+    def __init__(self, views: bool) -> None:
+        self._views = views
         self.stack: list[Any] = []
         self.storages: dict[str, Storage] = {}
         self._marks: list[list[Any]] = []
@@ -273,7 +285,7 @@ class _Machine:
             "GLOBAL": lambda name: self.stack.append(_named(*name.split(" ", 1))),
             "STACK_GLOBAL": lambda _: self._stack_global(),
             "REDUCE": lambda _: self._call(self.stack.pop(-2), self.stack.pop()),
-            "NEWOBJ": lambda _: self._call(self.stack.pop(-2), self.stack.pop()),
+            "NEWOBJ": lambda _: self._make(self.stack.pop(-2), self.stack.pop()),
             "NEWOBJ_EX": lambda _: self._call_with_names(),
             "OBJ": lambda _: self._call_first(self._drop_marked()),
             "INST": lambda name: self._call(
@@ -318,10 +330,14 @@ class _Machine:
     def _extend(self, items: list[Any]) -> None:
         if isinstance(self.stack[-1], list):
             self.stack[-1].extend(items)
+        elif not isinstance(self.stack[-1], Opaque):
+            raise TypeError("something is appended to what is no list")
 
     def _set(self, items: list[Any]) -> None:
         if isinstance(self.stack[-1], dict):
             _filled(self.stack[-1], items)
+        elif not isinstance(self.stack[-1], Opaque):
+            raise TypeError("an item is set in what is no mapping")
 
     def _recall(self, index: int) -> None:
         self.stack.append(self._memo[index])
@@ -337,7 +353,14 @@ class _Machine:
 
     def _call_with_names(self) -> None:
         self.stack.pop()
-        self._call(self.stack.pop(-2), self.stack.pop())
+        self._make(self.stack.pop(-2), self.stack.pop())
+
+    def _make(self, cls: Any, arguments: Any) -> None:
+        if isinstance(cls, Opaque) and (
+            cls.name in (*_TENSORS, *_FUNCTIONS) or _is_storage(cls.name)
+        ):
+            raise TypeError("an object of what is no class")
+        self._call(cls, arguments)
 
     def _call_first(self, items: list[Any]) -> None:
         self._call(items[0], tuple(items[1:]))
@@ -351,7 +374,7 @@ class _Machine:
     def _storage(self, found: Any) -> Storage:
         """Return the storage that a persistent id describes."""
         kind, cls, key, device, count, *view = found
-        if kind != "storage" or any(part is not None for part in view):
+        if kind != "storage" or view != [None] * self._views:
             raise ValueError("it refers to something else than the storage of a tensor")
         name = getattr(cls, "name", "")
         module, _, short = name.rpartition(".")
@@ -379,11 +402,18 @@ def _named(module: str, name: str) -> Opaque:
     module, name = NAME_MAPPING.get((module, name), (IMPORT_MAPPING.get(module, module), name))
     module = _RENAMED.get(module, module)
     full = f"{module}.{name}"
-    is_storage = module in _OLD_STORAGES and name.removesuffix("Storage") in _STORAGES
+    if full == _META:
+        raise ValueError("it has tensors without numbers (device meta)")
     known = name in _OPAQUE.get(module, "").split() or full in _MAPPINGS or full in _TENSORS
-    if not known and not (is_storage and name.endswith("Storage")):
+    if not known and not _is_storage(full):
         raise ForeignGlobalError(full)
     return Opaque(full)
+
+
+def _is_storage(full: str) -> bool:
+    module, _, name = full.rpartition(".")
+    known = module in _OLD_STORAGES and name.removesuffix("Storage") in _STORAGES
+    return known and name.endswith("Storage")
 
 
 def _result(function: Any, arguments: tuple[Any, ...]) -> Any:
@@ -395,7 +425,10 @@ def _result(function: Any, arguments: tuple[Any, ...]) -> Any:
     if name in _MAPPINGS:
         return _mapping(arguments)
     if name in _TENSORS:
-        return _TENSORS[name](*arguments)
+        make, least, most = _TENSORS[name]
+        if not least <= len(arguments) <= most:
+            raise TypeError(f"a tensor is made of {len(arguments)} arguments")
+        return make(*arguments)
     if name in ("torch.Size", "torch.serialization._get_layout") and len(arguments) == 1:
         return arguments[0]
     return Opaque(name)
@@ -437,12 +470,21 @@ def _naturals(numbers: Any) -> tuple[int, ...]:
 
 
 def _tensor(
-    storage: Any, offset: Any, shape: Any, strides: Any, requires_grad: Any = False, *_: Any
+    storage: Any,
+    offset: Any,
+    shape: Any,
+    strides: Any,
+    requires_grad: Any = False,
+    hooks: Any = None,
+    metadata: Any = None,
 ) -> PickledTensor:
     if not isinstance(storage, Storage):
         raise TypeError("a tensor without a storage")
     if not isinstance(requires_grad, bool):
         raise TypeError("a tensor whose requires_grad is neither true nor false")
+    for name, found in (("hooks", hooks), ("metadata", metadata)):
+        if not (found is None or isinstance(found, dict)):
+            raise TypeError(f"a tensor whose {name} are no mapping")
     sizes, steps = _naturals(shape), _naturals(strides)
     if len(sizes) != len(steps):
         raise ValueError("a tensor's shape and strides differ in length")
@@ -450,9 +492,16 @@ def _tensor(
 
 
 def _tensor_of_dtype(
-    storage: Any, offset: Any, shape: Any, strides: Any, grad: Any, _: Any, dtype: Any, *__: Any
+    storage: Any,
+    offset: Any,
+    shape: Any,
+    strides: Any,
+    requires_grad: Any,
+    hooks: Any,
+    dtype: Any,
+    metadata: Any = None,
 ) -> PickledTensor:
-    tensor = _tensor(storage, offset, shape, strides, grad)
+    tensor = _tensor(storage, offset, shape, strides, requires_grad, hooks, metadata)
     name = dtype.name.removeprefix("torch.")
     return PickledTensor(storage, name, tensor.offset, tensor.shape, tensor.strides)
 
@@ -465,19 +514,22 @@ def _sparse(layout: Any, *_: Any) -> OddTensor:
     return OddTensor(layout if isinstance(layout, str) else "sparse")
 
 
-_TENSORS: Mapping[str, Callable[..., Any]] = {
-    "torch._utils._rebuild_tensor": _tensor,
-    "torch._utils._rebuild_tensor_v2": _tensor,
-    "torch._utils._rebuild_tensor_v3": _tensor_of_dtype,
-    "torch._utils._rebuild_parameter": lambda data, *_: data,
-    "torch._utils._rebuild_parameter_with_state": lambda data, *_: data,
-    "torch._tensor._rebuild_from_type_v2": lambda make, kind, args, *_: _result(make, args),
-    "torch._utils._rebuild_sparse_tensor": _sparse,
-    "torch._utils._rebuild_qtensor": _odd("quantized"),
-    "torch._utils._rebuild_nested_tensor": _odd("nested"),
-    "torch._utils._rebuild_meta_tensor_no_storage": _odd("without numbers (device meta)"),
-    "torch._utils._rebuild_wrapper_subclass": _odd("of a class of its own"),
-    "torch._utils._rebuild_device_tensor_from_numpy": _odd("stored for another device"),
-    "torch._utils._rebuild_device_tensor_from_cpu_tensor": _odd("stored for another device"),
-}
-"""The functions that PyTorch's pickles call to make tensors, and what they come to here."""
+_META = "torch._utils._rebuild_meta_tensor_no_storage"
+_TENSORS: Mapping[str, tuple[Callable[..., Any], int, int]] = {
+    "torch._utils._rebuild_tensor": (_tensor, 4, 4),
+    "torch._utils._rebuild_tensor_v2": (_tensor, 6, 7),
+    "torch._utils._rebuild_tensor_v3": (_tensor_of_dtype, 7, 8),
+    "torch._utils._rebuild_parameter": (lambda data, *_: data, 3, 3),
+    "torch._utils._rebuild_parameter_with_state": (lambda data, *_: data, 4, 4),
+    "torch._tensor._rebuild_from_type_v2": (lambda make, _, args, __: _result(make, args), 4, 4),
+    "torch._utils._rebuild_sparse_tensor": (_sparse, 2, 2),
+    "torch._utils._rebuild_qtensor": (_odd("quantized"), 7, 7),
+    "torch._utils._rebuild_nested_tensor": (_odd("nested"), 4, 4),
+    "torch._utils._rebuild_wrapper_subclass": (_odd("of a class of its own"), 8, 8),
+    "torch._utils._rebuild_device_tensor_from_numpy": (_odd("stored for another device"), 4, 4),
+    "torch._utils._rebuild_device_tensor_from_cpu_tensor": (
+        _odd("stored for another device"), 4, 4,
+    ),
+}  # fmt: skip
+"""The functions that PyTorch's pickles call to make tensors, what they come to here, and the fewest
+and the most arguments that they take; torch/_utils.py."""
