@@ -46,6 +46,13 @@ def shortened(text: str, limit: int) -> str:
     return f"{text[:head]} [... {len(text) - head - tail:,} characters ...] {text[-tail:]}"
 
 
+def list_names(names: Sequence[str], most: int = 5) -> str:
+    """Return names with commas between them, each and all of them shortened; empty for none."""
+    shown = ", ".join(shortened(name, 100) for name in names[:most])
+    more = len(names) - most
+    return f"{shown} and {more:,} more" if more > 0 else shown
+
+
 class Displayed:
     """Base class of readable results; a subclass defines their contents in `display_rows`.
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from bitzoo.converters.formats.timm_config import CONFIG_NAME
 from bitzoo.converters.parity.verify import REPORT_NAME, load_reports
+from bitzoo.display import list_names
 from bitzoo.errors import CheckpointError, ParityError, UsageError, damage_reported
 from bitzoo.fetch.hub_client import MANIFEST_NAME
 from bitzoo.files import sha256_of
@@ -100,7 +101,7 @@ def manifest_files(folder: Path) -> dict[str, FileRecord]:
     strange = sorted(found.keys() - set(ALLOWED))
     if strange or WEIGHTS_NAME not in found:
         raise CheckpointError(
-            f"{path}: expected {', '.join(ALLOWED)}, found {', '.join(strange) or 'no weights'}."
+            f"{path}: expected {', '.join(ALLOWED)}, found {list_names(strange) or 'no weights'}."
         )
     return found
 

@@ -13,6 +13,7 @@ from bitzoo.catalogue.model_info import ModelInfo
 from bitzoo.converters.formats.timm_config import CONFIG_NAME, own_record
 from bitzoo.converters.open import open_source
 from bitzoo.converters.parity.verify import REPORT_NAME, load_reports
+from bitzoo.display import list_names
 from bitzoo.errors import UsageError
 from bitzoo.fetch.http import is_offline
 from bitzoo.fetch.hub_client import MANIFEST_NAME, check_repo
@@ -182,7 +183,7 @@ def _require_ours(folder: Path) -> None:
     taken = sorted(name for name in ALLOWED if (folder / name).exists())
     if taken and not ours:
         raise UsageError(
-            f"{folder} contains {', '.join(taken)}, which bitzoo did not write for publishing. "
+            f"{folder} contains {list_names(taken)}, which bitzoo did not write for publishing. "
             "Choose an empty folder for `folder`."
         )
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 from urllib.parse import urlsplit
 
 from bitzoo._version import __version__
-from bitzoo.display import Displayed
+from bitzoo.display import Displayed, list_names
 from bitzoo.errors import HubError, HubUnreachableError, ParityError, UsageError
 from bitzoo.fetch.hub_client import hub_errors, status_of
 from bitzoo.files import write_json
@@ -305,7 +305,7 @@ def _verify(api: HfApi, plan: Plan, done: Publication) -> None:
     if wrong:
         raise HubError(
             f"{prepared.repo}: after commit {done.commit} the Hub's contents of "
-            f"{', '.join(wrong)} differ from what was sent. Do not use the repository. Publish "
+            f"{list_names(wrong)} differ from what was sent. Do not use the repository. Publish "
             "again; if that does not help, contact the Hub's support."
         )
 

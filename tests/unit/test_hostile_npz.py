@@ -748,7 +748,7 @@ def test_compression_that_numpy_never_writes(tmp_path, refused, method):
 @pytest.mark.parametrize(
     ("field", "form", "value", "said"),
     [
-        (8, "<H", 1, "is encrypted, expected plain data"),
+        (8, "<H", 1, "is encrypted or a patch, expected plain data"),
         (10, "<H", 99, "is compressed by method 99"),
         (6, "<H", 0xFF, "its directory cannot be read"),
     ],

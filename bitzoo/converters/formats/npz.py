@@ -52,7 +52,8 @@ _MAX_NAME = 255
 _MAX_RANK = 32
 _MAX_SIZE = 1 << 62
 _HEADER_BYTES = 4_096
-_ENCRYPTED = 0x1
+_ENCRYPTED = 0x1 | 0x20 | 0x40
+"""Flags of members that are encrypted, or patches of other data."""
 _UTF8 = 0x800
 _METHODS = {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}
 """The methods that NumPy writes. `zipfile` unpacks bzip2 unbounded: 2 kB took 6 GB of memory."""
@@ -303,7 +304,8 @@ def _tensor_name(path: Path, info: zipfile.ZipInfo) -> str:
         )
     if info.flag_bits & _ENCRYPTED:
         raise CheckpointError(
-            f"{path}: tensor {name!r} is encrypted, expected plain data. Decrypt the file first."
+            f"{path}: tensor {name!r} is encrypted or a patch, expected plain data. Decrypt the "
+            "file first."
         )
     if info.compress_type not in _METHODS:
         raise CheckpointError(

@@ -153,9 +153,11 @@ class Opaque:
 
     Attributes:
         name: Class or function that the pickle names.
+        is_made: Whether it is what that class or function makes.
     """
 
     name: str
+    is_made: bool = False
 
 
 @dataclass(frozen=True)
@@ -251,7 +253,7 @@ class _Machine:
             "PROTO": self._nothing,
             "FRAME": self._nothing,
             "STOP": self._nothing,
-            "BUILD": lambda _: self._drop(1),
+            "BUILD": lambda _: self._build(),
             "POP": lambda _: self._drop(1),
             "POP_MARK": lambda _: self._drop_marked(),
             "MARK": lambda _: self._mark(),
@@ -262,13 +264,13 @@ class _Machine:
             "EMPTY_DICT": lambda _: self.stack.append({}),
             "EMPTY_LIST": lambda _: self.stack.append([]),
             "EMPTY_TUPLE": lambda _: self.stack.append(()),
-            "EMPTY_SET": lambda _: self.stack.append(Opaque("set")),
+            "EMPTY_SET": lambda _: self.stack.append(Opaque("set", True)),
             "TUPLE1": lambda _: self._tuple(1),
             "TUPLE2": lambda _: self._tuple(2),
             "TUPLE3": lambda _: self._tuple(3),
             "TUPLE": lambda _: self._gathered(tuple),
             "LIST": lambda _: self._gathered(list),
-            "FROZENSET": lambda _: self._gathered(lambda items: Opaque("frozenset")),
+            "FROZENSET": lambda _: self._gathered(lambda items: Opaque("frozenset", True)),
             "DICT": lambda _: self._gathered(lambda items: _filled({}, items)),
             "APPEND": lambda _: self._extend([self.stack.pop()]),
             "APPENDS": lambda _: self._extend(self._drop_marked()),
@@ -309,6 +311,12 @@ class _Machine:
     def _drop(self, count: int) -> None:
         del self.stack[-count]
 
+    def _build(self) -> None:
+        self._drop(1)
+        target = self.stack[-1]
+        if not (isinstance(target, dict | PickledTensor | OddTensor) or _is_object(target)):
+            raise TypeError("a state is given to what has none")
+
     def _mark(self) -> None:
         self._marks.append(self.stack)
         self.stack = []
@@ -330,13 +338,13 @@ class _Machine:
     def _extend(self, items: list[Any]) -> None:
         if isinstance(self.stack[-1], list):
             self.stack[-1].extend(items)
-        elif not isinstance(self.stack[-1], Opaque):
+        elif not _is_object(self.stack[-1]):
             raise TypeError("something is appended to what is no list")
 
     def _set(self, items: list[Any]) -> None:
         if isinstance(self.stack[-1], dict):
             _filled(self.stack[-1], items)
-        elif not isinstance(self.stack[-1], Opaque):
+        elif not _is_object(self.stack[-1]):
             raise TypeError("an item is set in what is no mapping")
 
     def _recall(self, index: int) -> None:
@@ -417,32 +425,42 @@ def _is_storage(full: str) -> bool:
 
 
 def _result(function: Any, arguments: tuple[Any, ...]) -> Any:
-    if not isinstance(function, Opaque):
+    if not isinstance(function, Opaque) or function.is_made:
         raise TypeError("a call of something that is no class or function")
     name = function.name
     if name in ("copyreg._reconstructor", "copyreg.__newobj__") and arguments:
         return _result(arguments[0], ())
     if name in _MAPPINGS:
-        return _mapping(arguments)
+        return _mapping(name, arguments)
     if name in _TENSORS:
         make, least, most = _TENSORS[name]
         if not least <= len(arguments) <= most:
             raise TypeError(f"a tensor is made of {len(arguments)} arguments")
         return make(*arguments)
-    if name in ("torch.Size", "torch.serialization._get_layout") and len(arguments) == 1:
-        return arguments[0]
-    return Opaque(name)
+    if name in ("torch.Size", "torch.serialization._get_layout") and len(arguments) < 2:
+        return arguments[0] if arguments else ()
+    return Opaque(name, True)
 
 
-def _mapping(arguments: tuple[Any, ...]) -> dict[Any, Any]:
+def _is_object(value: Any) -> bool:
+    return isinstance(value, Opaque) and value.is_made
+
+
+def _mapping(name: str, arguments: tuple[Any, ...]) -> dict[Any, Any]:
     """Return a mapping as its class would make it from another one, or from a list of pairs."""
     made: dict[Any, Any] = {}
+    if name == "collections.defaultdict" and arguments:
+        factory, *arguments = arguments  # type: ignore[assignment]
+        if not (factory is None or isinstance(factory, Opaque)):
+            raise TypeError("a mapping whose factory of defaults is none")
     for argument in arguments:
         if isinstance(argument, dict):
             made.update(argument)
         elif isinstance(argument, list):
             for key, value in argument:
                 _filled(made, [key, value])
+        else:
+            raise TypeError("a mapping is made of what is none")
     return made
 
 
@@ -488,7 +506,7 @@ def _tensor(
     sizes, steps = _naturals(shape), _naturals(strides)
     if len(sizes) != len(steps):
         raise ValueError("a tensor's shape and strides differ in length")
-    return PickledTensor(storage, storage.dtype, _natural(offset), sizes, steps)
+    return _within(PickledTensor(storage, storage.dtype, _natural(offset), sizes, steps))
 
 
 def _tensor_of_dtype(
@@ -503,7 +521,17 @@ def _tensor_of_dtype(
 ) -> PickledTensor:
     tensor = _tensor(storage, offset, shape, strides, requires_grad, hooks, metadata)
     name = dtype.name.removeprefix("torch.")
-    return PickledTensor(storage, name, tensor.offset, tensor.shape, tensor.strides)
+    return _within(PickledTensor(storage, name, tensor.offset, tensor.shape, tensor.strides))
+
+
+def _within(tensor: PickledTensor) -> PickledTensor:
+    """Raise if a tensor is larger than its storage, which PyTorch would then enlarge."""
+    if 0 not in tensor.shape:
+        pairs = zip(tensor.shape, tensor.strides, strict=True)
+        last = tensor.offset + sum((size - 1) * step for size, step in pairs)
+        if (last + 1) * ITEM_SIZES.get(tensor.dtype, 1) > tensor.storage.nbytes:
+            raise ValueError(f"a tensor reaches out of its storage {tensor.storage.key!r:.40}")
+    return tensor
 
 
 def _odd(kind: str) -> Callable[..., OddTensor]:
