@@ -191,7 +191,7 @@ class TestTemporaryFiles:
 
     def test_decompressed_tensors_have_no_name(self, tmp_path, place):
         arrays = make_checkpoint()
-        np.savez_compressed(tmp_path / "a.npz", **arrays)
+        np.savez_compressed(tmp_path / "a.npz", **arrays)  # type: ignore[arg-type]
         write_keras(tmp_path / "a.h5", arrays, compression="gzip", chunks=True)
         for path in (tmp_path / "a.npz", tmp_path / "a.h5"):
             with open_source(path) as source:
@@ -202,7 +202,7 @@ class TestTemporaryFiles:
     @pytest.mark.parametrize("name", ["a.npz", "a.h5"])
     def test_no_folder_for_them_is_a_sentence(self, tmp_path, place, monkeypatch, name):
         arrays = make_checkpoint()
-        np.savez_compressed(tmp_path / "a.npz", **arrays)
+        np.savez_compressed(tmp_path / "a.npz", **arrays)  # type: ignore[arg-type]
         write_keras(tmp_path / "a.h5", arrays, compression="gzip", chunks=True)
         place.rmdir()
         with open_source(tmp_path / name) as source:

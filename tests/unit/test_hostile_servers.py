@@ -332,7 +332,8 @@ def test_a_note_of_a_file_that_never_ends_is_none(target, size):
 
 def test_a_file_that_another_process_appends_to_is_not_kept(target, monkeypatch):
     """Where there are no locks, two processes may fetch the same file."""
-    part, problem, done = target.with_name("a.npz.part"), http._Part.problem, []
+    part, problem = target.with_name("a.npz.part"), http._Part.problem
+    done: list[bool] = []
 
     def mixed(self):
         if not done:
