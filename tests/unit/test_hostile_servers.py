@@ -294,6 +294,11 @@ class TestPlantedLinks:
         assert not target.is_symlink()
 
 
+def make_pipe(note):
+    note.unlink()
+    os.mkfifo(note)
+
+
 @pytest.mark.parametrize(
     "damage",
     [
@@ -302,7 +307,7 @@ class TestPlantedLinks:
         lambda note: note.write_text(note.read_text().replace(": 300000", '": true')),
         lambda note: note.write_text(re.sub('"md5": ".*"', '"md5": 5', note.read_text())),
         lambda note: os.truncate(note, 1 << 40),
-        lambda note: (note.unlink(), os.mkfifo(note)),
+        make_pipe,
     ],
     ids=["deep", "text", "bool", "md5", "without end", "a pipe"],
 )
@@ -333,7 +338,7 @@ def test_a_note_of_a_file_that_never_ends_is_none(target, size):
 def test_a_file_that_another_process_appends_to_is_not_kept(target, monkeypatch):
     """Where there are no locks, two processes may fetch the same file."""
     part, problem = target.with_name("a.npz.part"), http._Part.problem
-    done: list[bool] = []
+    done: list[object] = []
 
     def mixed(self):
         if not done:
