@@ -32,7 +32,7 @@ Naming = Callable[[], AbstractContextManager[object]]
 
 _HASH_BYTES = 1 << 20
 _UNFINISHED = ".bitzoo-{}.tmp"
-_REPLACED = "replaced"
+_REPLACED = ".bitzoo-replaced"
 """Folder in a workspace: the output that is being replaced, until the new one has its name."""
 
 
