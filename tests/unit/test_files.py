@@ -114,15 +114,20 @@ class TestLeftovers:
         assert names(tmp_path) == ["y"]
 
     def test_a_replaced_folder_goes_back_if_the_new_one_has_not_its_name(self, tmp_path):
-        kept = tmp_path / ".bitzoo-00c0ffee.tmp/replaced/x"
+        kept = tmp_path / ".bitzoo-00c0ffee.tmp/.bitzoo-replaced/x"
         kept.mkdir(parents=True)
         (kept / "model").write_text("old")
         remove_unfinished(tmp_path)
         assert (tmp_path / "x/model").read_text() == "old"
         assert names(tmp_path) == ["x"]
 
+    def test_an_unfinished_folder_may_be_called_replaced(self, tmp_path):
+        (tmp_path / ".bitzoo-00c0ffee.tmp/replaced/half").mkdir(parents=True)
+        remove_unfinished(tmp_path)
+        assert names(tmp_path) == []
+
     def test_a_replaced_folder_does_not_replace_the_new_one(self, tmp_path):
-        (tmp_path / ".bitzoo-00c0ffee.tmp/replaced/x").mkdir(parents=True)
+        (tmp_path / ".bitzoo-00c0ffee.tmp/.bitzoo-replaced/x").mkdir(parents=True)
         (tmp_path / "x").mkdir()
         (tmp_path / "x/model").write_text("new")
         remove_unfinished(tmp_path)
