@@ -44,7 +44,9 @@ def _talk(path: Path) -> None:
 
 
 def _paint(path: Path) -> None:
-    raise CheckpointError(f"{path}: \x1b[31m")
+    error = CheckpointError("")
+    error.args = (f"{path}: \x1b[31m",)  # which its constructor would have made visible
+    raise error
 
 
 def _mumble(path: Path) -> None:

@@ -385,5 +385,9 @@ def test_options_that_do_not_fit(command, arguments, said):
 def test_a_zip_that_is_neither_numpys_nor_pytorchs(tmp_path):
     with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
         archive.writestr("x/data.pkl", pickle.dumps({"a": 1}))
+    with pytest.raises(CheckpointError, match=r"a\.zip: expected a PyTorch .* no record version"):
+        open_source(tmp_path / "a.zip")
+    with zipfile.ZipFile(tmp_path / "a.zip", "a") as archive:
+        archive.writestr("x/version", "3\n")
     with pytest.raises(CheckpointError, match=r"a\.zip: expected a state dict, .* found 'a'\."):
         open_source(tmp_path / "a.zip")
