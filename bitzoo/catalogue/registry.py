@@ -150,7 +150,8 @@ def list_models(pattern: str = "*", *, released: bool | None = None) -> list[str
     """Return the catalogue's names that match a pattern, in the catalogue's order.
 
     Args:
-        pattern: Shell wildcards (``*``, ``?``, ``[...]``); case, ``-`` and ``_`` do not matter.
+        pattern: Shell wildcards (``*``, ``?``, ``[...]``), or a part of the name, such as
+            ``R50``; case, ``-`` and ``_`` do not matter.
         released: True for only checkpoints that Google released, False for only those that it
             never released, None for all.
 
@@ -158,6 +159,8 @@ def list_models(pattern: str = "*", *, released: bool | None = None) -> list[str
         The names; an empty list if nothing matches.
     """
     wanted = _pattern_key(pattern)
+    if not any(wildcard in pattern for wildcard in "*?["):
+        wanted = f"*{wanted}*"
     return [
         name
         for name, spec in _catalogue().items()

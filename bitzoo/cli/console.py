@@ -5,7 +5,9 @@ from __future__ import annotations
 import sys
 import textwrap
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, redirect_stdout
+from itertools import groupby
+from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
 from bitzoo.display import visible
@@ -13,8 +15,13 @@ from bitzoo.display import visible
 if TYPE_CHECKING:
     from rich.progress import TaskID
 
+    from bitzoo.converters.parity.logits import LogitsProof
     from bitzoo.converters.parity.verify import ParityReport
     from bitzoo.files import Progress
+
+
+LINE = 80
+"""Characters of a line of text that is wrapped: those of a terminal that nobody has resized."""
 
 
 def say(text: str, *, error: bool = False) -> None:
@@ -35,6 +42,13 @@ def print_json(data: object) -> None:
     import json
 
     say(json.dumps(data, indent=2).replace("\x7f", "\\u007f"))  # which JSON allows unescaped
+
+
+@contextmanager
+def prose_to_stderr(json: bool) -> Iterator[None]:
+    """With `json`, send what a command says in its body to stderr: stdout is for the document."""
+    with redirect_stdout(sys.stderr) if json else nullcontext():
+        yield
 
 
 def print_table(headers: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
@@ -65,58 +79,81 @@ def in_line(value: object) -> str:
 
 
 def print_facts(facts: Sequence[tuple[str, object]]) -> None:
-    """Print names and values, one per line, values aligned; a list takes a line per item."""
-    width = max(len(name) for name, _ in facts)
+    """Print names and values, values aligned and wrapped; a list begins a line per item."""
+    width = max(len(name) for name, _ in facts) + 2
     lines = []
     for name, value in facts:
-        items = list(value) if isinstance(value, (list, tuple)) else [value]
-        lines += [
-            f"{'' if index else name:<{width}}  {in_line(item)}".rstrip()
-            for index, item in enumerate(items)
-        ]
+        label = name
+        for item in value if isinstance(value, (list, tuple)) else [value]:
+            text = in_line(item)
+            for line in [text] if isinstance(item, PurePath) else _wrap(text, LINE - width):
+                lines.append(f"{label:<{width}}{line}".rstrip())
+                label = ""
     say("\n".join(lines))
 
 
+def say_wrapped(text: str) -> None:
+    """Print a paragraph."""
+    say("\n".join(_wrap(text, LINE)))
+
+
+def _wrap(text: str, width: int) -> list[str]:
+    """Break text into lines, the second and later indented; addresses and paths stay whole."""
+    return textwrap.wrap(
+        text, width, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False
+    ) or [""]
+
+
 def print_report(report: ParityReport) -> None:
-    """Print the proof: a line per comparison, with figure and limit, then the limit's reason."""
-    rows: list[tuple[object, ...]] = [
-        (
-            "weights",
-            f"{group.tensors} tensors, {group.params:,} numbers",
-            group.found,
-            group.allowed,
-            _verdict(not group.differing),
+    """Print the proof: what was compared, found and allowed, why so much, and the verdict."""
+    groups = report.weights.by_change()
+    for group in groups:
+        found = f"weights: {group.tensors} tensors, {group.params:,} numbers: {group.found} "
+        say_wrapped(f"{found}(allowed: {group.allowed}) {_verdict(not group.differing)}")
+    proofs = sorted(report.logits, key=lambda proof: not proof.judged)
+    for (basis, judged), same in groupby(proofs, lambda proof: (_basis(proof), proof.judged)):
+        say("")
+        what = "logits" if judged else "rounding, logits of the unrounded numbers"
+        say_wrapped(f"{what}, oracles {basis}:" if basis else f"{what}:")
+        print_table(
+            ("oracle", "images", "dtype", "relative L2", "allowed", ""),
+            [
+                (
+                    proof.oracle.partition(_ON)[0],
+                    f"{proof.images} x {proof.size} px",
+                    proof.dtype,
+                    f"{proof.relative_l2:.1e}",
+                    f"{proof.tolerance:.0e}" if judged else "stated",
+                    _verdict(proof.passed) if judged else "",
+                )
+                for proof in same
+            ],
         )
-        for group in report.weights.by_change()
-    ]
-    rows += [
-        (
-            "logits",
-            f"{proof.oracle}, {proof.images} x {proof.size} px, {proof.dtype}",
-            f"{proof.relative_l2:.1e} relative L2",
-            f"{proof.tolerance:.0e}",
-            _verdict(proof.passed),
-        )
-        for proof in report.logits
-        if proof.judged
-    ]
-    rows += [
-        (
-            "rounding",
-            f"{proof.oracle}, unrounded, {proof.images} x {proof.size} px, {proof.dtype}",
-            f"{proof.relative_l2:.1e} relative L2",
-            "stated",
-            "",
-        )
-        for proof in report.logits
-        if not proof.judged
-    ]
-    print_table(("proof", "compared with the source", "found", "allowed", ""), rows)
     rules = report.to_dict()
+    say("")
     if report.logits:
-        say("\n" + textwrap.fill(f"Allowed is a {rules['logits_rule']}.", 100))
+        say_wrapped(f"Allowed is a {rules['logits_rule']}.")
     if "unrounded_rule" in rules:
-        say(textwrap.fill(f"Rounding is the {rules['unrounded_rule']}.", 100))
+        say_wrapped(f"Rounding is the {rules['unrounded_rule']}.")
+    tensors = sum(group.tensors for group in groups)
+    equal = tensors - sum(group.differing for group in groups)
+    judged_proofs = [proof for proof in proofs if proof.judged]
+    passed = sum(proof.passed for proof in judged_proofs)
+    logits = (
+        f"{passed} of {len(judged_proofs)} comparisons of logits"
+        if judged_proofs
+        else "logits not compared"
+    )
+    say(f"{_verdict(report.passed)}: {equal} of {tensors} tensors, {logits}")
+
+
+_ON = " on "
+"""In an oracle's name, what comes before the names by which it reads the weights."""
+
+
+def _basis(proof: LogitsProof) -> str:
+    _, on, basis = proof.oracle.partition(_ON)
+    return (on + basis).strip()
 
 
 def _verdict(passed: bool) -> str:

@@ -9,14 +9,22 @@ import click
 
 from bitzoo.cli.command import Command, as_flags
 from bitzoo.cli.console import print_facts, print_json, print_report, progress_bar, say
-from bitzoo.cli.options import PATH, check_option, debug_option, json_option, weights_option
+from bitzoo.cli.options import (
+    PATH,
+    check_option,
+    debug_option,
+    json_option,
+    model_parameter,
+    version_option,
+    weights_option,
+)
 
 if TYPE_CHECKING:
     from bitzoo.zoo.conversion import ConversionResult
 
 
 @click.command("convert", cls=Command, no_args_is_help=True)
-@click.option("--src", required=True, help="A checkpoint, its address, or a catalogue name.")
+@model_parameter("src", metavar="SRC", help="The same as SRC.")
 @click.option("--dst", type=PATH, help="File or folder to write; default: next to the source.")
 @click.option(
     "--to",
@@ -54,6 +62,7 @@ if TYPE_CHECKING:
 @click.option("--keep-source", is_flag=True, help="Keep a downloaded source in the cache.")
 @weights_option
 @json_option
+@version_option
 @debug_option
 def convert(
     src: str,
@@ -69,12 +78,12 @@ def convert(
     weights: str | None,
     json: bool,
 ) -> None:
-    """Convert a checkpoint, by default to safetensors, and prove that nothing changed.
+    """Convert SRC, by default to safetensors, and prove that nothing changed.
 
-    The source may have any format in which BiT was ever released or used; it is recognised by
-    content.
+    SRC is a checkpoint, its address, or a catalogue name. It may have any format in which BiT was
+    ever released or used, which is recognised by content.
 
-    Example: bitzoo-convert --src bit_m_r50x1.npz
+    Example: bitzoo convert bit_m_r50x1.npz
     """
     from bitzoo.converters.parity.verify import ParityReport
     from bitzoo.errors import ParityError

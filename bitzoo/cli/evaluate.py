@@ -9,12 +9,13 @@ from pathlib import Path
 import click
 
 from bitzoo.cli.command import Command
+from bitzoo.cli.completers import complete_model
 from bitzoo.cli.console import in_line, print_json, print_table, progress_bar, say
 from bitzoo.cli.options import PATH, debug_option, inference_options, weights_option
 
 
 @click.command("evaluate", cls=Command, no_args_is_help=True)
-@click.argument("model")
+@click.argument("model", shell_complete=complete_model)
 @click.option("--data", required=True, help="Labelled images, as for finetune.")
 @click.option(
     "--format", type=click.Choice(["table", "json"]), default="table", help="What to print."
@@ -59,7 +60,7 @@ def evaluate(
 
 
 @click.command("predict", cls=Command, no_args_is_help=True)
-@click.argument("model")
+@click.argument("model", shell_complete=complete_model)
 @click.argument("paths", type=PATH, nargs=-1, required=True)
 @click.option("--top", type=int, default=1, show_default=True, help="Classes per image.")
 @click.option(

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from bitzoo.cli.command import Command
-from bitzoo.cli.console import print_facts, print_json, print_table, say
+from bitzoo.cli.completers import complete_model
+from bitzoo.cli.console import print_facts, print_json, print_table, say, say_wrapped
 from bitzoo.cli.options import PATH, debug_option, json_option, weights_option
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 @click.command("export", cls=Command, no_args_is_help=True)
-@click.argument("model")
+@click.argument("model", shell_complete=complete_model)
 @click.option(
     "--to",
     type=click.Choice(["onnx", "openvino", "torch-export", "savedmodel"]),
@@ -93,5 +93,7 @@ def _print(model: str, report: ExportReport) -> None:
         )
     if report.exact:
         say(f"\nIn float32 on every processor: {report.exact}")
-    say("\n" + textwrap.fill(f"Not judged: {'; '.join(not_judged)}.", 100))
-    say("\n" + textwrap.fill(f"Allowed is a {REASON}.", 100))
+    say("")
+    say_wrapped(f"Not judged: {'; '.join(not_judged)}.")
+    say_wrapped(f"Allowed is a {REASON}.")
+    say(f"ok: {report.path} within what is allowed")

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from bitzoo.cli.command import Command
+from bitzoo.cli.completers import complete_path
 from bitzoo.cli.console import print_facts, print_json, progress_bar, say
-from bitzoo.cli.options import PATH, debug_option, edition_option, json_option
+from bitzoo.cli.options import PATH, debug_option, edition_option, json_option, model_parameter
 from bitzoo.errors import UsageError
 
 if TYPE_CHECKING:
@@ -28,13 +29,16 @@ if TYPE_CHECKING:
     "--size", "resolution", required=True, help="Size of the images, HEIGHTxWIDTH: 480x640."
 )
 @edition_option
-@click.option("--model", help="Name of the model; matters only for R152x4.")
+@model_parameter("model", required=False, help="The same as MODEL.")
 @json_option
 @debug_option
 def hyperrule(
     num_examples: int, resolution: str, edition: Edition, model: str | None, json: bool
 ) -> None:
-    """Print the plan of BiT-HyperRule for a data set."""
+    """Print the plan of BiT-HyperRule for a data set.
+
+    MODEL matters only for R152x4; without it, the plan is that of every other network.
+    """
     from bitzoo.training import hyperrule as rule
 
     recipe = rule.hyperrule(num_examples, parse_size(resolution), edition, model)
@@ -45,11 +49,12 @@ def hyperrule(
 
 
 @click.command("finetune", cls=Command, no_args_is_help=True)
+@model_parameter("model", help="The same as MODEL.")
 @click.option(
-    "--model", required=True, help="A catalogue name, a checkpoint file, or a run folder."
-)
-@click.option(
-    "--data", required=True, help="A folder of class folders, a .csv or .jsonl file, or hf:NAME."
+    "--data",
+    required=True,
+    shell_complete=complete_path,
+    help="A folder of class folders, a .csv or .jsonl file, or hf:NAME.",
 )
 @click.option("--out", type=PATH, required=True, help="Run folder.")
 @edition_option
@@ -119,9 +124,11 @@ def hyperrule(
 @click.option("--overwrite", is_flag=True, help="Delete the run in --out and start again.")
 @debug_option
 def finetune(model: str, data: str, out: Path, **options: Any) -> None:
-    """Fine-tune a model on your images, by BiT-HyperRule.
+    """Fine-tune MODEL on your images, by BiT-HyperRule.
 
-    Example: bitzoo finetune --model BiT-M-R50x1 --data photos/ --out runs/photos
+    MODEL is a catalogue name, a checkpoint file, or a run folder.
+
+    Example: bitzoo finetune BiT-M-R50x1 --data photos/ --out runs/photos
     """
     from bitzoo.runs import finetune as runs
     from bitzoo.runs.config import Callbacks

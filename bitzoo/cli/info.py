@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Iterable
 from itertools import groupby
 from typing import Any
@@ -10,23 +9,26 @@ from typing import Any
 import click
 
 from bitzoo.cli.command import Command
+from bitzoo.cli.completers import complete_model
 from bitzoo.cli.console import print_facts, print_json, print_table, say
 from bitzoo.cli.options import debug_option, json_option
 from bitzoo.display import shortened
 
 Facts = list[tuple[str, object]]
-_LINE = 100
 _LONG = 1_000
 """Characters that are shown of one value from a file; ``--json`` has all of it."""
 
 
 @click.command("list", cls=Command, logs=False)
-@click.argument("pattern", default="*")
+@click.argument("pattern", default="*", shell_complete=complete_model)
 @click.option("--released", is_flag=True, help="Only models that Google released.")
 @json_option
 @debug_option
 def list_command(pattern: str, released: bool, json: bool) -> None:
-    """List the catalogue's models, all or those that match PATTERN, such as 'BiT-M-*'."""
+    """List the catalogue's models, all or those that match PATTERN.
+
+    PATTERN is a part of the name, such as R50, or has shell wildcards, such as 'BiT-M-*'.
+    """
     from bitzoo.catalogue import registry
 
     names = registry.list_models(pattern, released=True if released else None)
@@ -34,27 +36,28 @@ def list_command(pattern: str, released: bool, json: bool) -> None:
     if json:
         print_json([spec.to_dict() for spec in specs])
         return
-    headers = ("name", "network", "classes", "task", "px", "parameters", "files")
-    print_table(
-        headers,
-        [
-            (
-                spec.name,
-                spec.arch_name,
-                spec.num_classes,
-                spec.task,
-                spec.resolution,
-                spec.num_params,
-                " ".join(spec.files) or "never released",
-            )
-            for spec in specs
-        ],
-    )
-    say(f"{len(specs)} models", error=True)
+    if specs:
+        print_table(
+            ("name", "classes", "px", "parameters", "files"),
+            [
+                (
+                    spec.name,
+                    spec.num_classes,
+                    spec.resolution,
+                    spec.num_params,
+                    " ".join(spec.files) or "unreleased",
+                )
+                for spec in specs
+            ],
+        )
+        say(f"{len(specs)} model{'s' * (len(specs) != 1)}", error=True)
+    else:
+        kind = "released model's name" if released else "name"
+        say(f"0 models: no {kind} matches {pattern!r}. `bitzoo list` shows all.", error=True)
 
 
 @click.command("info", cls=Command, logs=False)
-@click.argument("model")
+@click.argument("model", shell_complete=complete_model)
 @json_option
 @debug_option
 def info(model: str, json: bool) -> None:
@@ -97,13 +100,13 @@ def _model_facts(record: dict[str, Any]) -> Facts:
         ("released", f"{released} ({record['license']})" if record["released"] else released),
         ("network", f"{record['arch_name']}, {params:,} parameters"),
         ("head", f"{classes:,} classes of {record['task']}, {record['activation']}"),
-        ("class names", record["label_set"] or _wrapped([f"none: {record['label_note']}"])),
+        ("class names", record["label_set"] or f"none: {record['label_note']}"),
         ("trained on", record["dataset"]),
         ("images", _preprocessing(record["preprocessing"])),
         ("files", _aligned(record["urls"].items())),
         ("elsewhere", _places(record["places"])),
         ("scores", _scores(record["metrics"])),
-        ("unverified", _wrapped(record["unverified"])),
+        ("unverified", record["unverified"]),
         ("sources", record["sources"]),
     ]
 
@@ -114,7 +117,7 @@ def _preprocessing(facts: dict[str, Any]) -> list[str]:
     how = f"{edges} resized to {resize} px ({facts['interpolation']})"
     if crop != resize or not facts["square"]:
         how += f", central {crop} x {crop} px"
-    return [f"RGB, {how}, scaled to [-1, 1]", *_wrapped([f"source: {facts['source']}"])]
+    return [f"RGB, {how}, scaled to [-1, 1]", f"source: {facts['source']}"]
 
 
 def _places(places: list[dict[str, Any]]) -> list[str]:
@@ -126,7 +129,7 @@ def _places(places: list[dict[str, Any]]) -> list[str]:
             kaggle = f", at Kaggle {place['kaggle']}" if place["kaggle"] else ""
             lines.append(f"{place['url']} ({place['outputs']}){kaggle}")
         about = f"images in {same[0]['images']}; source: {source}; unverified: "
-        lines += _wrapped([about + same[0]["unverified"]])
+        lines.append(about + same[0]["unverified"])
     return lines
 
 
@@ -159,7 +162,7 @@ def _file_facts(record: dict[str, Any]) -> Facts:
         ("network", f"{record['architecture']}, {head}, {params:,} parameters{channels}"),
         ("tensors", f"{dtypes}, with {names} names"),
         *known,
-        ("note", _wrapped(record["notes"])),
+        ("note", record["notes"]),
         ("metadata", _aligned((key, shortened(text, _LONG)) for key, text in metadata)),
     ]
 
@@ -171,7 +174,7 @@ def _known_facts(record: dict[str, Any]) -> Facts:
     known = ModelInfo.from_dict(record["info"])
     refused = record.get("refused", {}).items()
     rows: Facts = [*known.display_rows(), *((f"refused {key}", why) for key, why in refused)]
-    return [(name, _wrapped([shortened(str(value), _LONG)])) for name, value in rows]
+    return [(name, shortened(str(value), _LONG)) for name, value in rows]
 
 
 def _aligned(rows: Iterable[Iterable[object]]) -> list[str]:
@@ -182,7 +185,3 @@ def _aligned(rows: Iterable[Iterable[object]]) -> list[str]:
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
         for row in table
     ]
-
-
-def _wrapped(sentences: Iterable[str]) -> list[str]:
-    return [line for text in sentences for line in textwrap.wrap(text, _LINE)]

@@ -10,22 +10,22 @@ import sys
 
 import click
 
-from bitzoo._version import __version__
 from bitzoo.cli.command import SETTINGS, describe_os_error
+from bitzoo.cli.completion import completion
 from bitzoo.cli.console import say
 from bitzoo.cli.convert import convert, verify
 from bitzoo.cli.evaluate import evaluate, predict
 from bitzoo.cli.export import export
 from bitzoo.cli.finetune import finetune, hyperrule
 from bitzoo.cli.info import info, list_command
-from bitzoo.cli.options import debug_option
+from bitzoo.cli.options import debug_option, version_option
 from bitzoo.cli.publish import card, publish
 from bitzoo.cli.quickstart import quickstart
 from bitzoo.cli.signals import exit_on_signals
 
 
 @click.group(context_settings=SETTINGS)
-@click.version_option(__version__, message="bitzoo %(version)s")
+@version_option
 @debug_option
 def app() -> None:
     """The home of Google's Big Transfer (BiT) models."""
@@ -44,6 +44,7 @@ for _command in (
     publish,
     card,
     quickstart,
+    completion,
 ):
     app.add_command(_command)
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import click
 
+from bitzoo._version import __version__
 from bitzoo.cli.command import DEBUG
+from bitzoo.cli.completers import complete_model
 
 PATH: click.Path[Path] = click.Path(path_type=Path)
 _Decorated = TypeVar("_Decorated", bound=Callable[..., object])
@@ -26,6 +29,8 @@ debug_option = click.option(
     help="Show the traceback of an error.",
 )
 """Also accepted before the command's name."""
+
+version_option = click.version_option(__version__, message="bitzoo %(version)s")
 
 json_option = click.option("--json", is_flag=True, help="Print JSON for scripts.")
 
@@ -76,3 +81,40 @@ def inference_options(command: _Decorated) -> _Decorated:
     ):
         command = option(command)
     return command
+
+
+def model_parameter(
+    name: str,
+    *,
+    help: str,  # noqa: A002
+    metavar: str = "MODEL",
+    required: bool = True,
+) -> Callable[[Callable[..., object]], Callable[..., object]]:
+    """Let a model be named by the first argument, as in every command, or by its own flag.
+
+    Args:
+        name: The parameter of the decorated function; the flag is the same word.
+        help: Help of the flag.
+        metavar: What the argument is called in the help and in messages.
+        required: Whether there must be one.
+    """
+    flag, argument = f"--{name}", f"{name}_argument"
+
+    def decorate(function: Callable[..., object]) -> Callable[..., object]:
+        @click.argument(argument, metavar=metavar, required=False, shell_complete=complete_model)
+        @click.option(flag, metavar="TEXT", help=help, shell_complete=complete_model)
+        @functools.wraps(function)
+        def named_once(**options: Any) -> object:
+            first, by_flag = options.pop(argument), options[name]
+            if first is not None and by_flag not in (None, first):
+                raise click.UsageError(
+                    f"{metavar} is named twice: {first!r} and {flag} {by_flag!r}. Leave one out."
+                )
+            options[name] = by_flag if first is None else first
+            if required and options[name] is None:
+                raise click.MissingParameter(param_hint=f"'{metavar}'", param_type="argument")
+            return function(**options)
+
+        return named_once
+
+    return decorate

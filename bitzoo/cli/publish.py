@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import click
 
 from bitzoo.cli.command import Command, describe_error
+from bitzoo.cli.completers import complete_model
 from bitzoo.cli.console import print_facts, print_json, print_table, progress_bar, say
 from bitzoo.cli.options import PATH, debug_option, json_option
 from bitzoo.errors import UsageError
@@ -30,7 +31,7 @@ vouch_option = click.option(
 
 
 @click.command("publish", cls=Command, no_args_is_help=True)
-@click.argument("model")
+@click.argument("model", shell_complete=complete_model)
 @click.option("--repo", help="Repository, organisation/name, for one model.")
 @click.option("--org", help="Organisation or user; each model keeps its name there.")
 @click.option("--private", is_flag=True, help="Make a new repository private.")
@@ -99,11 +100,12 @@ def publish(
 
 
 @click.command("card", cls=Command, no_args_is_help=True)
-@click.argument("model")
+@click.argument("model", shell_complete=complete_model)
 @click.option("--repo", help="Repository, organisation/name, for the snippets.")
 @click.option("--license", help="SPDX id of the licence of your file or run.")
 @vouch_option
 @click.option("--out", type=PATH, help="File to write; default: print the card.")
+@json_option
 @debug_option
 def card(
     model: str,
@@ -111,6 +113,7 @@ def card(
     license: str | None,  # noqa: A002
     vouch: bool,
     out: Path | None,
+    json: bool,
 ) -> None:
     """Write the model card of MODEL.
 
@@ -120,12 +123,14 @@ def card(
     from bitzoo.hub import publish as hub
 
     text = hub.card(model, repo=repo, license=license, vouch=vouch)
-    if out is None:
+    if out is not None:
+        if not out.parent.is_dir():
+            raise UsageError(f"{out}: there is no folder {out.parent}. Create it first.")
+        write_text(out, text)
+    if json:
+        print_json({"card": text, "path": None if out is None else str(out)})
+    elif out is None:
         say(text.rstrip("\n"))
-        return
-    if not out.parent.is_dir():
-        raise UsageError(f"{out}: there is no folder {out.parent}. Create it first.")
-    write_text(out, text)
 
 
 def _print(done: Plan | Publication | PublishResults, *, json: bool) -> None:
@@ -195,10 +200,11 @@ def _print_plan(plan: Plan) -> None:
     print_table(
         ("file", "bytes", "SHA-256", "on the Hub"),
         [
-            (name, files[name].bytes, files[name].sha256, what)
+            (name, files[name].bytes, files[name].sha256[:_SHORT], what)
             for name, what in plan.changes.items()
         ],
     )
+    say("SHA-256 in full: --json, and manifest.json")
     state = plan.state
     facts: list[tuple[str, object]] = [
         ("repository", plan.prepared.repo),

@@ -14,8 +14,15 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from bitzoo.cli.command import Command
-from bitzoo.cli.console import print_report, print_table, progress_bar, say
-from bitzoo.cli.options import PATH, debug_option
+from bitzoo.cli.console import (
+    print_json,
+    print_report,
+    print_table,
+    progress_bar,
+    prose_to_stderr,
+    say,
+)
+from bitzoo.cli.options import PATH, debug_option, json_option
 from bitzoo.errors import MissingExtraError
 
 if TYPE_CHECKING:
@@ -49,9 +56,17 @@ another digit or none."""
     show_default=True,
     help="Folder for its files.",
 )
+@json_option
 @debug_option
-def quickstart(folder: Path) -> None:
+def quickstart(folder: Path, json: bool) -> None:
     """Convert a small random checkpoint with proof, classify an image, and fine-tune."""
+    with prose_to_stderr(json):
+        result = _show_everything(folder)
+    if json:
+        print_json(result.to_dict())
+
+
+def _show_everything(folder: Path) -> FinetuneResult:
     started = time.monotonic()
     datasets = _sample_datasets()
     folder.mkdir(parents=True, exist_ok=True)
@@ -67,6 +82,7 @@ def quickstart(folder: Path) -> None:
     say(f"   Curves, confusions and the worst mistakes: {result.folder / 'report.html'}")
     say(f"   More images: bitzoo predict {result.folder} {folder / 'digits' / 'val'}")
     say(f"\nDone in {time.monotonic() - started:.1f} s. The files are in {folder.resolve()}.")
+    return result
 
 
 def _convert(source: Path, output: Path) -> None:

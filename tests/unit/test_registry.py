@@ -268,8 +268,10 @@ def test_a_name_like_no_other():
         ("*R152x2_t_[fp]*", [f"BiT-R152x2_T_{task}128" for task in ("flowers", "pet", "food")]),
         ("bit-m-r50x1-run[0-1]-DTD", ["BiT-M-R50x1-run0-dtd", "BiT-M-R50x1-run1-dtd"]),
         ("BiT-[!M-Z]-R50*", ["BiT-L-R50x1", "BiT-L-R50x3"]),
-        ("BiT-M-R50x1", ["BiT-M-R50x1"]),
-        ("R50x1", []),
+        ("run0_dtd", [f"BiT-M-{arch}-run0-dtd" for arch in ARCHS if arch != "R152x2"]),
+        ("152x2-t-224", ["BiT-R152x2_T_224"]),
+        ("[R]50x1", []),
+        ("R99", []),
     ],
 )
 def test_listing_by_wildcard(pattern: str, names: list[str]):
