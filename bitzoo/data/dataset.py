@@ -17,7 +17,7 @@ from pathlib import Path
 from PIL import Image
 
 from bitzoo.data.folder import Listing, Load, Row
-from bitzoo.data.problems import DatasetError, Problem, Reason, join_some
+from bitzoo.data.problems import DatasetError, Problem, Reason, count_by_kind, join_some
 from bitzoo.data.readers import DataSource, read_listing
 from bitzoo.data.splits import choose, hold_out
 from bitzoo.errors import UsageError
@@ -153,7 +153,7 @@ def read_dataset(
         raise UsageError(f"`val_fraction` must be at least 0 and below 1, found {val_fraction}.")
     if examples_per_class is not None and examples_per_class < 1:
         raise UsageError(f"`examples_per_class` must be at least 1, found {examples_per_class}.")
-    listing = read_listing(source)
+    listing = read_listing(source, classes or ())
     names = listing.classes if classes is None else _check_classes(listing, tuple(classes))
     train, val, notes = _divide(listing, names, val_fraction, seed)
     problems = listing.problems
@@ -162,6 +162,7 @@ def read_dataset(
             raise DatasetError(
                 f"The data set {listing.source} must have images to train on, found none"
                 f"{' outside its val or test split' if val else ''}. Add a train split."
+                + _why_none(listing)
             )
         if val is not None and _has_held_out_split(listing):
             problems += _mismatch(names, train, val)
@@ -192,6 +193,12 @@ def fingerprint(images: ImageSet) -> str:
             fields = [split.name, example.key, example.label, example.sha256]
             digest.update(json.dumps(fields).encode())
     return digest.hexdigest()
+
+
+def _why_none(listing: Listing) -> str:
+    """Return the listing's problems and notes, which explain missing images."""
+    reasons = [count_by_kind(listing.problems), *listing.notes]
+    return "".join(f"\n\n{reason}" for reason in reasons if reason)
 
 
 def _has_held_out_split(listing: Listing) -> bool:

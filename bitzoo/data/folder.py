@@ -1,14 +1,13 @@
 """List folders of class folders and arrays in memory; defines the `Listing` of every source.
 
-Nothing is opened or decoded here.
+No image is decoded here.
 """
 
 from __future__ import annotations
 
-import os
 import unicodedata
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,31 +15,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from bitzoo.data.folder_scan import Entries, FolderScan, count_images, identity_of
 from bitzoo.data.problems import DatasetError, Problem, Reason, join_some, printable
+from bitzoo.data.split_names import can_mean, is_plain, resolve_splits, splits_per_class
 
 Load = Callable[[], Image.Image]
-
-IMAGE_SUFFIXES = frozenset(
-    (
-        *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".bmp", ".gif", ".tif", ".tiff"),
-        *(".webp", ".avif", ".jp2", ".ppm", ".pgm", ".pbm", ".pnm"),
-    )
-)
-"""Suffixes, in any case, by which a file in a folder counts as an image."""
-
-SPLITS = {
-    "train": "train",
-    "val": "val",
-    "valid": "val",
-    "validation": "val",
-    "test": "test",
-}
-"""Split name in a source, in any case -> bitzoo's name for it."""
-
-_IGNORED = "__MACOSX"
-"""The folder of hidden files that macOS adds to archives."""
-
-_NO_IMAGES = "files whose names are not image names"
 
 
 @dataclass(frozen=True)
@@ -101,140 +80,286 @@ def _is_whole(name: str) -> bool:
 # --- folders ------------------------------------------------------------------------------------
 
 
-def read_folder(root: Path) -> Listing:
+def read_folder(root: Path, known: Collection[str] = ()) -> Listing:
     """List a folder of class folders, or of split folders with class folders in them.
 
-    The folders are splits if there is a `train` beside a `val`, `valid`, `validation` or `test` (in
-    any case), or if all of them have such names; otherwise every folder is a class. Classes are
-    sorted by name (as torchvision's `ImageFolder` does) and their folders are searched to any
-    depth. Hidden files and folders do not count. Links are followed, but no folder is entered twice
-    for one class.
+    The folders are splits if one means train and another val or test, or if all of them have names
+    of different splits (see `split_names.resolve_splits`); otherwise every folder is a class.
+    Folders around all the others are passed through, as is a split folder in one of the same name.
+    A split without class folders beside a train with them is unlabelled, and not listed.
+
+    Classes are sorted by name (as torchvision's `ImageFolder` does) and their folders are searched
+    to any depth; `folder_scan` says what counts as an image. Links are followed, but no folder is
+    entered twice for one class.
+
+    Args:
+        root: The folder.
+        known: Names that are classes, whatever they look like: those of a network to evaluate.
 
     Raises:
-        DatasetError: If there is no class folder.
+        DatasetError: If there is no class folder, or the folders are not classes: the folders in
+            all of them have the same names, or all images are one level below.
     """
-    walk = _Walk(root)
-    splits = {path: SPLITS.get(path.name.lower(), "") for path in walk.scan(root).folders}
-    named = set(splits.values()) - {""}
-    if ("train" in named and len(named) > 1) or (named and all(splits.values())):
-        others = [path for path, split in splits.items() if not split]
-        walk.ignore("folders beside the splits", others)
-        for path, split in splits.items():
-            if split:
-                walk.read_classes(path, split)
-        held_out = next((split for split in ("val", "test") if split in named), None)
-        if held_out and all(row.split != held_out for row in walk.rows):
-            walk.problems.append(Problem(Reason.EMPTY_SPLIT, held_out))
+    reading = _Reading(FolderScan(root), frozenset(known))
+    top = reading.unwrap(root)
+    splits = reading.find_splits(top)
+    if splits:
+        reading.read_splits(top, splits)
     else:
-        walk.read_classes(root, "")
-    return walk.listing()
-
-
-@dataclass(frozen=True)
-class _Folder:
-    """The direct contents of a folder, each list sorted by name."""
-
-    folders: list[Path]
-    images: list[Path]
-    others: list[Path]
+        reading.refuse_equal_folders(top)
+        reading.read_classes(top, "")
+        reading.refuse_one_level_above(top)
+    return reading.listing()
 
 
 @dataclass
-class _Walk:
-    root: Path
+class _Reading:
+    scan: FolderScan
+    known: frozenset[str]
     rows: list[Row] = field(default_factory=list)
     classes: set[str] = field(default_factory=set)
     problems: list[Problem] = field(default_factory=list)
-    ignored: dict[str, list[Path]] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    # --- where the classes are ---
+
+    def unwrap(self, root: Path) -> Path:
+        """Return the folder with more than one folder, or with a class, in it or below it."""
+        top, entered = root, {identity_of(root)}
+        while len(self.entries(top).folders) == 1:
+            inside = self.entries(top).folders[0]
+            within = self.entries(inside)
+            if within.images or not within.folders or _label(inside) in self.known:
+                break
+            if resolve_splits([inside.name]) or identity_of(inside) in entered:
+                break
+            entered.add(identity_of(inside))
+            self.pass_through(top)
+            top = inside
+        if top != root:
+            self.notes.append(f"Read: {self.key(top)}, because there is no other folder.")
+        return top
+
+    def find_splits(self, top: Path) -> dict[Path, str]:
+        """Return the folders of `top` that are splits; none if its folders are classes."""
+        folders = self.entries(top).folders
+        if folders and all(_label(folder) in self.known for folder in folders):
+            return {}
+        meant = resolve_splits([folder.name for folder in folders])
+        splits = {folder: meant[folder.name] for folder in folders if folder.name in meant}
+        found = set(splits.values())
+        several = len(found) > 1
+        if ("train" in found and several) or (
+            len(splits) == len(folders) and (several or len(folders) == 1)
+        ):
+            return splits
+        return {}
+
+    def within_split(self, folder: Path, split: str, common: str) -> Path:
+        """Return the folder of a split's classes: the split's own, or the only one in it.
+
+        Args:
+            folder: The split's folder.
+            split: The split.
+            common: Name of the only folder in all splits' folders, if they have one.
+        """
+        while True:
+            inside = self.entries(folder)
+            if len(inside.folders) != 1 or inside.images:
+                return folder
+            only = inside.folders[0]
+            if not (can_mean(only.name, split) or only.name == common):
+                return folder
+            self.pass_through(folder)
+            folder = only
+
+    def common_folder(self, splits: dict[Path, str]) -> str:
+        """Return the name of the one folder in every split, if the classes of train are in it."""
+        names = {tuple(inside.name for inside in self.entries(f).folders) for f in splits}
+        name = names.pop() if len(names) == 1 else ()
+        if len(name) != 1:
+            return ""
+        trains = [f / name[0] for f, split in splits.items() if split == "train"] or [
+            f / name[0] for f in splits
+        ]
+        wrapped = all(self.entries(f).folders and not self.entries(f).images for f in trains)
+        return name[0] if wrapped else ""
+
+    # --- reading ---
+
+    def read_splits(self, top: Path, splits: dict[Path, str]) -> None:
+        """List every split; train first, because its classes tell whether others are labelled."""
+        self.pass_through(top)
+        others = [folder for folder in self.entries(top).folders if folder not in splits]
+        if others:
+            shown = join_some([f"{self.key(f)}{_counted(count_images(f))}" for f in others])
+            self.notes.append(f"Ignored: folders beside the splits ({len(others)}): {shown}.")
+        common = self.common_folder(splits)
+        places = [
+            (self.within_split(folder, split, common), split)
+            for folder, split in sorted(splits.items(), key=lambda item: item[1] != "train")
+        ]
+        if not all(is_plain(folder.name) for folder in splits) or len(places) > len(
+            set(splits.values())
+        ):
+            shown = ", ".join(f"{split} from {self.key(place)}" for place, split in places)
+            self.notes.append(f"Splits by the folders' names: {shown}.")
+        unlabelled = set()
+        for place, split in places:
+            if split != "train" and self.classes and self.is_unlabelled(place):
+                unlabelled.add(split)
+                images = self.scan.images_below(place, set())
+                self.notes.append(
+                    f"Not used: the {len(images):,} images in {self.key(place)}, which are in no "
+                    f"class folders, so their classes are unknown."
+                )
+                continue
+            self.refuse_equal_folders(place)
+            self.read_classes(place, split)
+        named = set(splits.values()) - unlabelled
+        held_out = next((split for split in ("val", "test") if split in named), None)
+        if held_out and all(row.split != held_out for row in self.rows):
+            self.problems.append(Problem(Reason.EMPTY_SPLIT, held_out))
+
+    def is_unlabelled(self, place: Path) -> bool:
+        """Whether a split's images are in no class folders: in its own, or in one of no class."""
+        inside = self.entries(place)
+        if len(inside.folders) == 1 and not inside.images:
+            only = inside.folders[0]
+            is_class = _label(only) in self.classes or len(self.classes) < 2
+            return not is_class and not self.entries(only).folders
+        return bool(inside.images) and not inside.folders
 
     def read_classes(self, parent: Path, split: str) -> None:
         """List each class folder of `parent`."""
-        inside = self.scan(parent)
+        inside = self.entries(parent)
         if not inside.folders:
+            images = len(inside.images)
             raise DatasetError(
-                f"The folder {self.key(parent, full=True)!r} must hold one folder of images per "
-                f"class, found no folder and {len(inside.images)} images. Sort the images into "
+                f"The folder {_shown(parent)} must hold one folder of images per class, found no "
+                f"folder and {images} {'image' if images == 1 else 'images'}. Sort the images into "
                 "folders named after their classes, or list them in a CSV file with the columns "
                 "path,label."
             )
-        self.ignore("images outside the class folders", inside.images)
-        self.ignore(_NO_IMAGES, inside.others)
+        self.pass_through(parent)
         for folder in inside.folders:
-            label = unicodedata.normalize("NFC", printable(folder.name))
+            label = _label(folder)
             self.classes.add(label)
-            images = self.find_images(folder, {_identity(self.root), _identity(parent)})
+            entered = {identity_of(self.scan.root), identity_of(parent)}
+            images = sorted(self.scan.images_below(folder, entered))
             self.rows += [Row(self.key(path), label, split, path) for path in images]
 
-    def find_images(self, folder: Path, entered: set[tuple[int, int]]) -> list[Path]:
-        """Return all images below `folder`, sorted; links to folders in `entered` are ignored."""
-        found: list[Path] = []
-        waiting = [folder]
-        while waiting:
-            folder = waiting.pop()
-            try:
-                identity = _identity(folder)
-                inside = self.scan(folder, refuse=False)
-            except OSError as error:
-                detail = error.strerror or str(error)
-                self.problems.append(Problem(Reason.FOLDER, self.key(folder), detail))
-                continue
-            if identity in entered:
-                self.ignore("links to folders that were already read", [folder])
-                continue
-            entered.add(identity)
-            found += inside.images
-            waiting += reversed(inside.folders)
-            self.ignore(_NO_IMAGES, inside.others)
-        return sorted(found)
+    # --- folders that are no classes ---
 
-    def scan(self, folder: Path, *, refuse: bool = True) -> _Folder:
-        """Sort a folder's entries by kind; with `refuse`, an unreadable folder is an error."""
-        inside = _Folder([], [], [])
-        try:
-            with os.scandir(folder) as entries:
-                for entry in sorted(entries, key=lambda entry: entry.name):
-                    if entry.name.startswith(".") or entry.name == _IGNORED:
-                        continue
-                    _list_for(entry, inside).append(folder / entry.name)
-        except OSError as error:
-            if not refuse:
-                raise
+    def refuse_equal_folders(self, place: Path) -> None:
+        """Raise if all folders here have the same folders in them, and no images of their own."""
+        folders = self.entries(place).folders
+        if self.known.issuperset(map(_label, folders)):
+            return
+        pairs = splits_per_class([folder.name for folder in folders])
+        if pairs:
             raise DatasetError(
-                f"The folder {self.key(folder, full=True)!r} cannot be read: {error.strerror}. "
+                f"The folders in {_shown(place)} ({join_some(_keys(folders))}) are not classes: "
+                f"each names one of {len(pairs)} classes ({join_some([*map(printable, pairs)])}) "
+                f"and a split. Move the images to folders such as train/{printable(min(pairs))}, "
+                "or list them in a CSV file with the columns path,label,split."
+            )
+        try:
+            inside = {folder: self.scan.entries(folder) for folder in folders}
+        except OSError:
+            return  # reported when its class is read
+        full = {folder: found for folder, found in inside.items() if found.folders or found.images}
+        names = [{sub.name for sub in found.folders} for found in full.values()]
+        if len(names) < 2 or any(found.images for found in full.values()):
+            return
+        common, every = set.intersection(*names), set.union(*names)
+        if len(common) < 2 or 2 * len(common) < len(every):
+            return
+        raise self.equal_folders(place, [f.name for f in full], sorted(common))
+
+    def equal_folders(self, place: Path, names: list[str], common: list[str]) -> DatasetError:
+        """Return the error for folders that all hold the folders in `common`."""
+        found = (
+            f"The folders in {_shown(place)} ({join_some([*map(printable, names)])}) are not "
+            "classes: expected images of one class in each, found the same folders in all of them "
+            f"({join_some([*map(printable, common)])}). "
+        )
+        if {"train"} < set(resolve_splits(common).values()):
+            return DatasetError(
+                f"{found}Each class has its own splits, but bitzoo expects the classes in the "
+                f"splits. Move the folders, as {printable(common[-1])}/{printable(names[0])}, or "
+                "list the images in a CSV file with the columns path,label,split."
+            )
+        return DatasetError(
+            f"{found}If they are splits, name them train and val (or test). If they are parts or "
+            f"copies of a data set, give one of them: {_shown(place / names[0])}. If they are the "
+            "classes, put the images directly into them, or list them in a CSV file with the "
+            "columns path,label."
+        )
+
+    def refuse_one_level_above(self, top: Path) -> None:
+        """Raise if all images are below one folder that has folders, but no images, in it."""
+        used = {row.label for row in self.rows}
+        if len(used) != 1 or len(self.classes) == 1 or self.known & used:
+            return
+        (only,) = (f for f in self.entries(top).folders if _label(f) in used)
+        inside = self.entries(only)
+        if inside.folders and not inside.images:
+            others = [name for name in order_classes(self.classes) if name not in used]
+            raise DatasetError(
+                f"The folder {_shown(top)} must hold one folder of images per class, but all its "
+                f"images are below {printable(only.name)}, in {join_some(_keys(inside.folders))}; "
+                f"there are none in {join_some(others)}. Give the folder {_shown(only)}."
+            )
+
+    # --- plumbing ---
+
+    def entries(self, folder: Path) -> Entries:
+        """Return the contents of a folder that must be readable."""
+        try:
+            return self.scan.entries(folder)
+        except OSError as error:
+            raise DatasetError(
+                f"The folder {_shown(folder)} cannot be read: {error.strerror}. "
                 "Check its permissions."
             ) from error
-        return inside
 
-    def ignore(self, what: str, paths: Sequence[Path]) -> None:
-        """Record paths that are ignored, for the notes."""
-        self.ignored.setdefault(what, []).extend(paths)
+    def pass_through(self, folder: Path) -> None:
+        """Remember what is left out of a folder above the class folders: all its files."""
+        inside = self.entries(folder)
+        self.scan.leave_out("images outside the class folders", inside.images)
+        self.scan.account_for(replace(inside, by_content=[]))
 
-    def key(self, path: Path, *, full: bool = False) -> str:
-        return printable((path if full else path.relative_to(self.root)).as_posix())
+    def key(self, path: Path) -> str:
+        return self.scan.key(path)
 
     def listing(self) -> Listing:
-        notes = tuple(
-            f"Ignored: {what} ({len(paths)}): {join_some([self.key(path) for path in paths])}."
-            for what, paths in self.ignored.items()
-            if paths
+        unreadable = [
+            Problem(Reason.FOLDER, self.key(folder), why) for folder, why in self.scan.unreadable
+        ]
+        return Listing(
+            tuple(self.rows),
+            tuple(sorted(self.classes)),
+            _shown(self.scan.root),
+            (*self.notes, *self.scan.notes()),
+            (*unreadable, *self.problems),
         )
-        source, classes = repr(self.key(self.root, full=True)), tuple(sorted(self.classes))
-        return Listing(tuple(self.rows), classes, source, notes, tuple(self.problems))
 
 
-def _list_for(entry: os.DirEntry[str], inside: _Folder) -> list[Path]:
-    try:
-        if entry.is_dir():
-            return inside.folders
-    except OSError:
-        pass  # a link to itself: by its name it may be an image, which validation reports
-    is_image = Path(entry.name).suffix.lower() in IMAGE_SUFFIXES
-    return inside.images if is_image else inside.others
+def _label(folder: Path) -> str:
+    return unicodedata.normalize("NFC", printable(folder.name))
 
 
-def _identity(folder: Path) -> tuple[int, int]:
-    status = folder.stat()
-    return status.st_dev, status.st_ino
+def _keys(folders: Sequence[Path]) -> list[str]:
+    return [printable(folder.name) for folder in folders]
+
+
+def _shown(path: Path) -> str:
+    return repr(printable(path.as_posix()))
+
+
+def _counted(images: int) -> str:
+    return f" ({images:,} {'image' if images == 1 else 'images'})" if images else ""
 
 
 # --- arrays -------------------------------------------------------------------------------------

@@ -74,7 +74,8 @@ def read_table(table: Table, source: str) -> Listing:
 
     The images are in the one column of type `Image`, the labels in the one of type `ClassLabel`,
     whose names and order are kept. If the types do not decide, the column names do (`image`, `img`,
-    ..; `label`, `labels`, ..). Rows are decoded when they are used.
+    ..; `label`, `labels`, ..). Rows are decoded when they are used. A table in which every label is
+    -1 or None is unlabelled, as the test splits of competitions are, and lists no rows.
 
     Raises:
         DatasetError: If the columns are ambiguous, or a label is neither a whole number nor text.
@@ -89,8 +90,13 @@ def read_table(table: Table, source: str) -> Listing:
     table, mode = _undecoded(table, image)
     declared = getattr(table.features[label], "names", None)
     names = [printable(str(name)) for name in declared] if declared else None
+    values = list(table[label])
+    classes = tuple(names) if names else ()
+    if values and all(_is_unlabelled(value) for value in values):
+        note = f"not used: its {len(values):,} images have no labels, only {values[0]!r}."
+        return Listing((), classes, source, (note,))
     rows, problems = [], []
-    for index, value in enumerate(table[label]):
+    for index, value in enumerate(values):
         name = _name(value, names)
         if name is None:
             expected = f"0 to {len(names) - 1}" if names else "a whole number or text"
@@ -99,7 +105,7 @@ def read_table(table: Table, source: str) -> Listing:
         else:
             load = partial(_load, table, index, image, mode)
             rows.append(Row(f"row {index}", name, load=load))
-    classes = tuple(names) if names else order_classes(row.label for row in rows)
+    classes = classes or order_classes(row.label for row in rows)
     return Listing(tuple(rows), classes, source, problems=tuple(problems))
 
 
@@ -117,6 +123,11 @@ def _column(table: Table, source: str, kind: str, usual: Sequence[str]) -> str:
         f"{' or '.join(usual)}, found the columns {', '.join(map(str, features))}. Rename the "
         f"right one with dataset.rename_column(..., {usual[0]!r}) and pass the object from Python."
     )
+
+
+def _is_unlabelled(value: object) -> bool:
+    """Whether a label says that there is none: -1 is the library's, for test splits."""
+    return value is None or (not isinstance(value, bool) and value == -1)
 
 
 def _name(value: object, names: Sequence[str] | None) -> str | None:

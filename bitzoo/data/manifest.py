@@ -5,12 +5,14 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Callable, Iterator, Mapping
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TypeAlias
 
-from bitzoo.data.folder import SPLITS, Listing, Row, order_classes
-from bitzoo.data.problems import DatasetError, Problem, Reason, printable
+from bitzoo.data.folder import Listing, Row, order_classes
+from bitzoo.data.problems import DatasetError, Problem, Reason, join_some, printable
+from bitzoo.data.split_names import SPLITS, is_plain, resolve_splits
 from bitzoo.display import shortened
 from bitzoo.errors import CheckpointError, reason_of
 from bitzoo.small_files import parse_json, read_bytes
@@ -20,6 +22,9 @@ Fields: TypeAlias = "Mapping[str, object] | str"
 
 MAX_BYTES = 1 << 30
 """Bound on a manifest: millions of lines of 100 bytes have some hundred megabytes."""
+_READ = ("path", "label", "split")
+_LIKE_LABEL = re.compile(r"label|class|target|categor|species|tag", re.IGNORECASE)
+"""Names of columns in which a user may expect a label to be read."""
 _SHOWN = 100
 """Characters of a line that a message quotes."""
 _FORM = (
@@ -32,8 +37,9 @@ def read_manifest(file: Path) -> Listing:
     """List the images of a `.csv`, `.jsonl` or `.ndjson` manifest.
 
     Each line has the path of an image, relative to the manifest's folder or absolute, the name of
-    its class and optionally, but then in every line, its split: one of `SPLITS`. Other columns are
-    ignored. Unusable lines become problems of the listing; validation reports missing images.
+    its class and optionally, but then in every line, its split: a name that `resolve_splits` knows.
+    Other columns are ignored, with a note, as is a second column of a name. Unusable lines become
+    problems of the listing; validation reports missing images.
 
     Raises:
         DatasetError: If the file is not UTF-8 text of at most `MAX_BYTES`, has no header with
@@ -48,15 +54,17 @@ def read_manifest(file: Path) -> Listing:
             f"The manifest {_shown(file)} cannot be read: expected UTF-8 text, found {error}. "
             "Save it again as UTF-8."
         ) from error
+    lines = list(_READERS[file.suffix.lower()](text, file))
+    if not lines:
+        raise DatasetError(f"The manifest {_shown(file)} lists no images; expected {_FORM}.")
+    splits = resolve_splits(dict.fromkeys(_splits_in(lines)))
     rows, problems = [], []
-    for line, fields in _READERS[file.suffix.lower()](text, file):
-        row = _row(fields, file.parent)
+    for line, fields in lines:
+        row = _row(fields, file.parent, splits)
         if isinstance(row, Row):
             rows.append(row)
         else:
             problems.append(Problem(Reason.LINE, f"{printable(file.name)} line {line}", row))
-    if not rows and not problems:
-        raise DatasetError(f"The manifest {_shown(file)} lists no images; expected {_FORM}.")
     with_split = [row for row in rows if row.split]
     if with_split and len(with_split) < len(rows):
         raise DatasetError(
@@ -64,7 +72,8 @@ def read_manifest(file: Path) -> Listing:
             f"{len(with_split)} lines with and {len(rows) - len(with_split)} without."
         )
     classes = order_classes(row.label for row in rows)
-    return Listing(tuple(rows), classes, _shown(file), problems=tuple(problems))
+    notes = (*_notes_on_columns(lines), *_notes_on_splits(splits))
+    return Listing(tuple(rows), classes, _shown(file), notes, tuple(problems))
 
 
 def is_manifest(file: Path) -> bool:
@@ -72,12 +81,46 @@ def is_manifest(file: Path) -> bool:
     return file.suffix.lower() in _READERS
 
 
-def _row(fields: Fields, folder: Path) -> Row | str:
+def _splits_in(lines: Sequence[tuple[int, Fields]]) -> Iterator[str]:
+    for _, fields in lines:
+        value = "" if isinstance(fields, str) else fields.get("split", "")
+        if isinstance(value, str) and value.strip():
+            yield value.strip()
+
+
+def _notes_on_splits(splits: Mapping[str, str]) -> Iterator[str]:
+    if not all(map(is_plain, splits)):
+        shown = ", ".join(f"{split} from {printable(name)!r}" for name, split in splits.items())
+        yield f"Splits by their names: {shown}."
+
+
+def _notes_on_columns(lines: Sequence[tuple[int, Fields]]) -> Iterator[str]:
+    """Name the columns that are not read, and spaces that were removed."""
+    found = [fields for _, fields in lines if not isinstance(fields, str)]
+    others = list(dict.fromkeys(name for fields in found for name in fields if name not in _READ))
+    if others:
+        shown = join_some([_quoted(str(name)) for name in others])
+        hint = (
+            " An image has one label, which is in the column label."
+            if any(_LIKE_LABEL.search(str(name)) for name in others)
+            else ""
+        )
+        yield f"Ignored: columns of the manifest ({len(others)}): {shown}.{hint}"
+    labels = [fields.get("label") for fields in found]
+    spaced = [label for label in labels if isinstance(label, str) and label != label.strip()]
+    if spaced:
+        yield (
+            f"Spaces around the labels of {len(spaced):,} lines were removed, as in "
+            f"{_quoted(spaced[0])!r}."
+        )
+
+
+def _row(fields: Fields, folder: Path, splits: Mapping[str, str]) -> Row | str:
     """Return the row that a line describes, or what is wrong with the line."""
     if isinstance(fields, str):
         return fields
     values = {}
-    for name in ("path", "label", "split"):
+    for name in _READ:
         value = fields.get(name, "")
         if isinstance(value, bool) or not isinstance(value, (str, int)):
             return f"{name} must be text, found {_quoted(json.dumps(value))}"
@@ -85,12 +128,12 @@ def _row(fields: Fields, folder: Path) -> Row | str:
         if not values[name] and (name in fields or name != "split"):
             return f"{name} is missing" if name not in fields else f"{name} is empty"
     split = values["split"]
-    if split and split.lower() not in SPLITS:
+    if split and split not in splits:
         return f"split must be one of {', '.join(SPLITS)}, found {_quoted(split)!r}"
     if "\0" in values["path"]:
         return "path must not hold the character NUL"
     path, label = values["path"], printable(values["label"])
-    return Row(printable(path), label, SPLITS.get(split.lower(), ""), folder / path)
+    return Row(printable(path), label, splits.get(split, ""), folder / path)
 
 
 def _read_csv(text: str, file: Path) -> Iterator[tuple[int, Fields]]:
@@ -104,9 +147,10 @@ def _read_csv(text: str, file: Path) -> Iterator[tuple[int, Fields]]:
                 f"path and label (and optionally split), found {found!r}. Insert path,label as the "
                 "first line; the separator is a comma."
             )
+        names = _numbered(header)
         for cells in lines:
             if len(cells) == len(header):
-                yield lines.line_num, dict(zip(header, cells, strict=True))
+                yield lines.line_num, dict(zip(names, cells, strict=True))
             elif cells:
                 yield lines.line_num, f"expected {len(header)} columns, found {len(cells)}"
     except csv.Error as error:
@@ -114,6 +158,14 @@ def _read_csv(text: str, file: Path) -> Iterator[tuple[int, Fields]]:
             f"The manifest {_shown(file)} is not valid CSV from line {lines.line_num} on: {error}. "
             'Put text with commas or line breaks in double quotes, and write " as "".'
         ) from error
+
+
+def _numbered(header: Sequence[str]) -> list[str]:
+    """Return the names of the columns, the second of a name as `label (column 4)`."""
+    return [
+        f"{name} (column {index + 1})" if name in header[:index] else name
+        for index, name in enumerate(header)
+    ]
 
 
 def _read_jsonl(text: str, file: Path) -> Iterator[tuple[int, Fields]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
@@ -33,6 +34,11 @@ class Reason(Enum):
     UNREADABLE = "Files that cannot be opened", "check the permissions and the disk", True
     NO_BYTES = "Files of 0 bytes", "copy or download them again", True
     NO_IMAGE = "Not an image of a format that is read", "convert to PNG or JPEG, or remove", True
+    NEEDS_EXTRA = (
+        "HEIC images, which need the package pillow-heif",
+        'install it: pip install "bitzoo[heif]", or convert the images to JPEG',
+        True,
+    )
     DAMAGED = "Truncated or damaged images", "copy or download them again", True
     ANIMATED = "Animated or multi-page files", "save the intended frame as a file", True
     HUGE = "Images too large to decode safely", "make them smaller", True
@@ -48,6 +54,9 @@ class Reason(Enum):
         self.title = title
         self.advice = advice
         self.can_skip = can_skip
+
+
+_KIND_END = re.compile(r", found |: ")
 
 
 @dataclass(frozen=True)
@@ -133,6 +142,34 @@ class Problems:
             f"anything else started; found {count} {'problem' if count == 1 else 'problems'} of "
             f"{kinds} {'kind' if kinds == 1 else 'kinds'}:\n\n{self.report()}\n\n{step}"
         )
+
+
+def count_by_kind(problems: Sequence[Problem]) -> str:
+    """Count problems by what is wrong, the commonest first, with the first of each as an example.
+
+    Details that differ only in what was found, after ", found" or a colon, are of one kind.
+
+    Returns:
+        Text of several lines: those of each `Reason` under its title and advice.
+    """
+    blocks = []
+    for reason in Reason:
+        kinds: dict[str, list[Problem]] = {}
+        for problem in problems:
+            if problem.reason is reason:
+                kinds.setdefault(_KIND_END.split(problem.detail, maxsplit=1)[0], []).append(problem)
+        if not kinds:
+            continue
+        ordered = sorted(kinds.values(), key=len, reverse=True)
+        lines = [f"{reason.title} ({sum(map(len, ordered)):,}); {reason.advice}:"]
+        lines += [
+            f"  {group[0]}" + (f" (and {len(group) - 1:,} more like it)" if group[1:] else "")
+            for group in ordered[:MAX_LINES]
+        ]
+        if len(ordered) > MAX_LINES:
+            lines.append(f"  and {len(ordered) - MAX_LINES:,} other kinds")
+        blocks.append("\n".join(lines))
+    return "\n\n".join(blocks)
 
 
 def join_some(items: Sequence[object], limit: int = 5) -> str:

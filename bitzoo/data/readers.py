@@ -3,38 +3,78 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from bitzoo.data.folder import SPLITS, Listing, order_classes, read_arrays, read_folder
+from bitzoo.data.folder import Listing, order_classes, read_arrays, read_folder
 from bitzoo.data.hf_datasets import PREFIX, load_named, read_table
 from bitzoo.data.manifest import is_manifest, read_manifest
-from bitzoo.data.problems import DatasetError, join_some, printable
+from bitzoo.data.problems import DatasetError, count_by_kind, join_some, printable
+from bitzoo.data.split_names import SPLITS, is_plain, resolve_splits
 
 DataSource: TypeAlias = "str | os.PathLike[str] | tuple[Any, Any] | Mapping[str, Any] | object"
 """A path, `hf:NAME`, (images, labels), a `datasets.Dataset`, or a mapping of these by split."""
 
 
-def read_listing(source: DataSource) -> Listing:
+def read_listing(source: DataSource, known: Collection[str] = ()) -> Listing:
     """List a source of any kind; see `bitzoo.data.dataset.read_dataset` for the kinds.
 
+    Args:
+        source: The source.
+        known: Names that are classes, see `bitzoo.data.folder.read_folder`.
+
     Raises:
-        DatasetError: If it has no known form or lists nothing.
+        DatasetError: If it has no known form or lists nothing, or nothing of it can be used.
         MissingExtraError: If the source is `hf:NAME` and the library `datasets` is not installed.
     """
+    listing = _list(source, known)
+    if not listing.rows and listing.problems:
+        raise DatasetError(
+            f"Nothing in the data set {listing.source} can be used, for the reasons "
+            f"below.\n\n{count_by_kind(listing.problems)}"
+        )
+    return replace(listing, notes=(*listing.notes, *_note_on_names(listing)))
+
+
+def _note_on_names(listing: Listing) -> list[str]:
+    """Name classes whose names differ so little that they may be meant to be one."""
+    alike: dict[str, list[str]] = {}
+    for name in listing.classes:
+        alike.setdefault(_simplified(name), []).append(name)
+    groups = [names for names in alike.values() if len(names) > 1]
+    if not groups:
+        return []
+    counts = Counter(row.label for row in listing.rows)
+    shown = [" and ".join(f"{name!r} ({counts[name]:,})" for name in names) for names in groups]
+    return [
+        "Classes whose names differ only in case, spaces, separators or leading zeros count as "
+        f"different classes: {join_some(shown, 3)}. If they are one, give them one name."
+    ]
+
+
+def _simplified(name: str) -> str:
+    folded = re.sub(r"[\s_-]+", " ", unicodedata.normalize("NFKC", name).casefold()).strip()
+    sign = "-" if name.strip().startswith("-") else ""
+    return sign + re.sub(r"(?<![\d.,])0+(?=\d)", "", folded)
+
+
+def _list(source: DataSource, known: Collection[str]) -> Listing:
     if isinstance(source, str) and source.startswith(PREFIX):
         name = source.removeprefix(PREFIX)
         return _list_object(load_named(name), repr(source))
     if isinstance(source, (str, os.PathLike)):
-        return _list_path(Path(source))
+        return _list_path(Path(source), known)
     return _list_object(source, "from Python")
 
 
-def _list_path(path: Path) -> Listing:
+def _list_path(path: Path, known: Collection[str]) -> Listing:
     if path.is_dir():
-        return read_folder(path)
+        return read_folder(path, known)
     if path.is_file() and is_manifest(path):
         return read_manifest(path)
     found = "a file of another kind" if path.exists() else "nothing there"
@@ -60,7 +100,8 @@ def _list_object(source: Any, name: str) -> Listing:
 
 def _list_splits(source: Mapping[str, Any], name: str) -> Listing:
     """Merge the listings of several splits, each row marked with its split."""
-    splits = {key: SPLITS[str(key).lower()] for key in source if str(key).lower() in SPLITS}
+    meant = resolve_splits(map(str, source))
+    splits = {key: meant[str(key)] for key in source if str(key) in meant}
     if not splits:
         raise DatasetError(
             f"The data set {name} must have splits named {', '.join(SPLITS)}, found "
@@ -72,13 +113,18 @@ def _list_splits(source: Mapping[str, Any], name: str) -> Listing:
         for key, listing in listings.items()
         for row in listing.rows
     )
-    problems = tuple(
+    problems = [
         replace(problem, subject=f"{key} {problem.subject}")
         for key, listing in listings.items()
         for problem in listing.problems
-    )
-    orders = {listing.classes for listing in listings.values()}
+    ]
+    orders = {listing.classes for listing in listings.values() if listing.rows or listing.problems}
     classes = orders.pop() if len(orders) == 1 else order_classes(c for o in orders for c in o)
+    notes = [f"Split {key}: {note}" for key, found in listings.items() for note in found.notes]
     others = [key for key in source if key not in splits]
-    notes = (f"Ignored: splits ({len(others)}): {join_some(others)}.",) if others else ()
-    return Listing(rows, classes, name, notes, problems)
+    if others:
+        notes.append(f"Ignored: splits ({len(others)}): {join_some(others)}.")
+    if not all(is_plain(str(key)) for key in splits):
+        shown = ", ".join(f"{split} from {key}" for key, split in splits.items())
+        notes.append(f"Splits by their names: {shown}.")
+    return Listing(rows, classes, name, tuple(notes), tuple(problems))

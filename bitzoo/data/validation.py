@@ -23,7 +23,7 @@ from PIL import Image, UnidentifiedImageError
 from bitzoo.data.dataset import Example, ImageSet, Split, fingerprint
 from bitzoo.data.decode_workers import count_cores
 from bitzoo.data.problems import Problem, Problems, Reason, join_some, printable
-from bitzoo.errors import UsageError
+from bitzoo.errors import MissingExtraError, UsageError
 from bitzoo.files import Progress, sha256_of
 from bitzoo.models.image_files import has_more_frames, open_image, orientation
 from bitzoo.models.preprocessing import read_rgb
@@ -300,6 +300,8 @@ def _explain(error: Exception, example: Example) -> ImageCheck:
     if isinstance(error, OSError) and error.errno is not None:  # from the system, not from Pillow
         detail = error.strerror or str(error)
         return ImageCheck(reason if reason is Reason.MISSING else Reason.UNREADABLE, detail)
+    if reason is Reason.NEEDS_EXTRA:
+        return ImageCheck(reason)
     if reason is Reason.NO_IMAGE:
         return ImageCheck(reason, _first_bytes(example))
     return ImageCheck(reason, printable(str(error) or type(error).__name__))
@@ -316,6 +318,7 @@ _REASONS: tuple[tuple[type[Exception], Reason], ...] = (
     (Image.DecompressionBombError, Reason.HUGE),
     (MemoryError, Reason.HUGE),
     (UnidentifiedImageError, Reason.NO_IMAGE),
+    (MissingExtraError, Reason.NEEDS_EXTRA),
     (UsageError, Reason.NO_8_BIT),
     (FileNotFoundError, Reason.MISSING),
     (NotADirectoryError, Reason.MISSING),

@@ -17,6 +17,7 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
+from bitzoo.data.folder_scan import FolderScan
 from bitzoo.display import Displayed
 from bitzoo.errors import UsageError
 from bitzoo.files import Progress
@@ -24,7 +25,6 @@ from bitzoo.inference.metrics import check_logits, log_sum_exp
 from bitzoo.inference.optimize import best_device
 from bitzoo.inference.runner import Runner, batches_of, compute_dtype, one_ahead
 from bitzoo.models.bit import BiT
-from bitzoo.models.image_files import suffixes
 from bitzoo.models.preprocessing import EvalTransform
 from bitzoo.zoo.classifier import Classifier, load_classifier
 from bitzoo.zoo.info import create_transform, info, labels
@@ -221,8 +221,8 @@ def predict_images(
 def find_images(paths: Iterable[Place]) -> list[Path]:
     """Expand folders into the images below them, sorted; a folder's own come before its folders'.
 
-    In a folder, an image is a file with the extension of a format that is read; hidden files and
-    folders are left out. Files, missing paths and folders without an image stay as they are.
+    In a folder, `bitzoo.data.folder_scan` says what is an image, as for training; what it leaves
+    out is said. Files, missing paths and folders without an image stay as they are.
     """
     return list(chain.from_iterable(_images_at(Path(path)) for path in paths))
 
@@ -230,15 +230,12 @@ def find_images(paths: Iterable[Place]) -> list[Path]:
 def _images_at(path: Path) -> list[Path]:
     if not path.is_dir():
         return [path]
-    readable = suffixes()
-    found: list[Path] = []
-    for folder, folders, files in os.walk(path):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        found += [
-            Path(folder, name)
-            for name in sorted(files)
-            if not name.startswith(".") and os.path.splitext(name)[1].lower() in readable
-        ]
+    scan = FolderScan(path)
+    found = scan.images_below(path, set())
+    for note in scan.notes():
+        _log.warning(note)
+    for folder, why in scan.unreadable:
+        _log.warning("The folder %s cannot be read: %s.", folder, why)
     return found or [path]
 
 

@@ -8,12 +8,16 @@ has registered. The memory that an image needs is bounded before its pixels are 
 
 from __future__ import annotations
 
+import importlib
 import os
+import re
 import stat
 from pathlib import Path
 from typing import IO, TypeAlias
 
 from PIL import Image, UnidentifiedImageError
+
+from bitzoo.errors import MissingExtraError
 
 ImageFile: TypeAlias = "str | os.PathLike[str] | IO[bytes]"
 
@@ -22,6 +26,10 @@ FORMATS = (
     *("MPO", "TGA", "PCX", "QOI", "SGI"),
 )
 """Pillow's names of the formats that are read. MPO is JPEG with more images after the first."""
+
+HEIF_SUFFIXES = frozenset((".heic", ".heif", ".hif", ".heics", ".heifs"))
+"""Suffixes of HEIF, in which iPhones and some cameras save; pillow-heif, an extra, reads it."""
+_HEIF = re.compile(rb"....ftyp(?:hei[cxms]|hev[cxms]|mif1|msf1)", re.DOTALL)
 
 LIMIT_VARIABLE = "BITZOO_MAX_IMAGE_MB"
 """Environment variable with the most memory for one image, in megabytes."""
@@ -56,13 +64,20 @@ def open_image(file: ImageFile) -> Image.Image:
         OSError: If the file cannot be opened, or is a pipe or device, whose reading could wait
             for ever.
         UnidentifiedImageError: If it has none of the formats that are read.
+        MissingExtraError: If it is HEIF, and pillow-heif is not installed.
         ImageTooLargeError: If it needs more memory than `LIMIT_VARIABLE` allows.
         Exception: Nearly anything that Pillow raises for a damaged file.
     """
     if isinstance(file, str | os.PathLike):
         _require_regular(Path(file))
     limit = _limit_bytes()
-    image = Image.open(file, formats=list(readable_formats()))
+    try:
+        image = _identify(file)
+    except UnidentifiedImageError:
+        if not _is_heif(file):
+            raise
+        _register_heif()
+        image = _identify(file)
     try:
         _require_memory(image, limit)
         _require_enough_bytes(image, file)
@@ -88,11 +103,10 @@ def is_readable(image: Image.Image) -> bool:
 
 
 def suffixes() -> frozenset[str]:
-    """Return the suffixes, in lower case, of the formats that are read."""
+    """Return the suffixes, in lower case, of the formats that are read, and of HEIF."""
     formats = {*FORMATS, *readable_formats()}
-    return frozenset(
-        suffix for suffix, name in Image.registered_extensions().items() if name in formats
-    )
+    own = {suffix for suffix, name in Image.registered_extensions().items() if name in formats}
+    return frozenset(own | HEIF_SUFFIXES)
 
 
 def orientation(image: Image.Image) -> object:
@@ -117,6 +131,30 @@ def has_more_frames(image: Image.Image) -> bool:
     except Exception:  # EOFError for a single image, and nearly anything for damaged data
         return False
     return True
+
+
+def _identify(file: ImageFile) -> Image.Image:
+    return Image.open(file, formats=list(readable_formats()))
+
+
+def _is_heif(file: ImageFile) -> bool:
+    if isinstance(file, str | os.PathLike):
+        with open(file, "rb", buffering=0) as opened:
+            return _HEIF.match(opened.read(12)) is not None
+    file.seek(0)
+    return _HEIF.match(file.read(12)) is not None
+
+
+def _register_heif() -> None:
+    """Let Pillow read HEIF, when the first such file is opened: the import takes a while."""
+    try:
+        heif = importlib.import_module("pillow_heif")
+    except ImportError as error:
+        raise MissingExtraError(
+            "HEIC needs the package pillow-heif, which is not installed. Install it: "
+            'pip install "bitzoo[heif]", or convert the images to JPEG.'
+        ) from error
+    heif.register_heif_opener()
 
 
 def _module(opener: object) -> str:

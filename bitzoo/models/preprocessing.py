@@ -25,7 +25,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from bitzoo.errors import LayoutError, UsageError
+from bitzoo.errors import LayoutError, MissingExtraError, UsageError
 from bitzoo.models.image_files import (
     FORMATS,
     ImageTooLargeError,
@@ -164,6 +164,8 @@ def read_rgb(image: ImageLike) -> Image.Image:
         raise
     except ImageTooLargeError as error:
         raise UsageError(f"{name} is too large: {error}.") from error
+    except MissingExtraError as error:
+        raise UsageError(f"{name} cannot be read: {error}") from error
     except Exception as error:  # a damaged file makes Pillow's decoders raise nearly anything
         raise UsageError(
             f"{name} cannot be read: expected an image file of a format that is read, found "

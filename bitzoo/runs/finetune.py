@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from bitzoo.data.class_counts import describe_classes
 from bitzoo.data.dataset import DataSource, ImageSet, read_dataset
 from bitzoo.data.validation import DataSummary, inspect
 from bitzoo.display import Displayed
@@ -274,6 +275,7 @@ def _run(
     images, summary = _prepare(data, config, callbacks)
     for note in summary.notes:
         callbacks.say(note)
+    callbacks.say("\n".join(describe_classes(images)))
     network = _create(model, config, len(images.classes))
     recipe = _plan(config, images, summary, network.architecture)
     run_dir = RunDir(out)

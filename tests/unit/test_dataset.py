@@ -69,7 +69,7 @@ class TestFolders:
         images = read_dataset(tmp_path)
         assert sorted(keys(images.train)) == sorted([*names, "b/y.jpg"])
         assert images.notes == (
-            "Ignored: files whose names are not image names (3): a/x, a/x.jpg.bak, a/x.txt.",
+            "Ignored: files that are not images (3): a/x, a/x.jpg.bak, a/x.txt.",
         )
 
     def test_hidden_files_do_not_count(self, tmp_path):
@@ -78,7 +78,10 @@ class TestFolders:
         images = read_dataset(tmp_path)
         assert images.classes == ("a", "b")
         assert keys(images.train) == ["a/1.jpg", "b/2.jpg"]
-        assert images.notes == ()
+        assert images.notes == (
+            "Ignored: folders of systems and tools: .git (1 image), __MACOSX (0 images), "
+            ".ipynb_checkpoints (1 image).",
+        )
 
     @pytest.mark.parametrize(
         ("train", "val"), [("train", "val"), ("Train", "Test"), ("train", "validation")]
@@ -101,7 +104,7 @@ class TestFolders:
         images = read_dataset(tmp_path)
         assert keys(images.val) == ["val/cat/00.jpg", "val/dog/00.jpg"]
         assert images.notes == (
-            "Ignored: folders beside the splits (1): extra.",
+            "Ignored: folders beside the splits (1): extra (1 image).",
             "Ignored: the test split (10 images); val is used.",
         )
 
@@ -131,7 +134,7 @@ class TestFolders:
         assert keys(images.train) == ["cat/00.jpg", "dog/00.jpg"]
         assert images.classes == ("cat", "dog", "whole")
         assert images.notes == (
-            "Ignored: files whose names are not image names (1): cat/knot.",
+            "Ignored: files without a known ending that cannot be opened (1): cat/knot.",
             "Ignored: links to folders that were already read (3): cat/self, cat/up, whole.",
         )
 
@@ -246,7 +249,10 @@ class TestManifests:
         assert images.classes == ("9", "10")
         assert [(e.key, e.label) for e in images.train.examples] == [("a.jpg", 1), ("b.jpg", 0)]
         assert [(e.key, e.label) for e in images.val.examples] == [("c.jpg", 0), ("d.jpg", 1)]
-        assert images.notes == ("Ignored: the test split (1 images); val is used.",)
+        assert images.notes == (
+            "Ignored: columns of the manifest (1): more.",
+            "Ignored: the test split (1 images); val is used.",
+        )
         assert images.problems == ()
 
     def test_the_same_in_both_forms(self, tmp_path):
@@ -260,7 +266,7 @@ class TestManifests:
 
     def test_bad_lines_have_numbers(self, tmp_path):
         text = (
-            'path,label,split\na.jpg,cat,train\n,cat,train\nb.jpg,,train\n"c\nd.jpg",dog,dev\n'
+            'path,label,split\na.jpg,cat,train\n,cat,train\nb.jpg,,train\n"c\nd.jpg",dog,extra\n'
             "e.jpg,cat\nf.jpg,dog,val,x\ng.jpg,dog,\nh.jpg,dog,val\n"
         )
         images = read_dataset(self.write(tmp_path, text))
@@ -268,8 +274,7 @@ class TestManifests:
         assert [str(p) for p in images.problems if p.reason is Reason.LINE] == [
             "list.csv line 3: path is empty",
             "list.csv line 4: label is empty",
-            "list.csv line 6: split must be one of train, val, valid, validation, test, "
-            "found 'dev'",
+            "list.csv line 6: split must be one of train, val, test, found 'extra'",
             "list.csv line 7: expected 3 columns, found 2",
             "list.csv line 8: expected 3 columns, found 4",
             "list.csv line 9: split is empty",
