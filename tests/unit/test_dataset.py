@@ -102,7 +102,8 @@ class TestFolders:
         assert keys(images.val) == ["val/cat/00.jpg", "val/dog/00.jpg"]
         assert images.notes == (
             "Ignored: folders beside the splits (1): extra.",
-            "Ignored: the test split (10 images); val is used.",
+            "Not used: the test split (10 images); val is held out. To evaluate on it after "
+            "training: `bitzoo evaluate RUN --data DATA --split test`.",
         )
 
     def test_train_alone(self, tmp_path):
@@ -246,7 +247,10 @@ class TestManifests:
         assert images.classes == ("9", "10")
         assert [(e.key, e.label) for e in images.train.examples] == [("a.jpg", 1), ("b.jpg", 0)]
         assert [(e.key, e.label) for e in images.val.examples] == [("c.jpg", 0), ("d.jpg", 1)]
-        assert images.notes == ("Ignored: the test split (1 images); val is used.",)
+        assert images.notes == (
+            "Not used: the test split (1 images); val is held out. To evaluate on it after "
+            "training: `bitzoo evaluate RUN --data DATA --split test`.",
+        )
         assert images.problems == ()
 
     def test_the_same_in_both_forms(self, tmp_path):
