@@ -10,16 +10,17 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from PIL import Image
 
-from bitzoo.data.folder import Listing, Load, Row
+from bitzoo.data.automatic_split import Draw, describe, draw, notes_on
+from bitzoo.data.folder import Listing, Load
 from bitzoo.data.problems import DatasetError, Problem, Reason, count_by_kind, join_some
 from bitzoo.data.readers import DataSource, read_listing
-from bitzoo.data.splits import choose, hold_out
+from bitzoo.data.splits import choose
 from bitzoo.errors import UsageError
 from bitzoo.models.preprocessing import ImageLike
 
@@ -28,8 +29,10 @@ __all__ = [
     "DatasetError",
     "Example",
     "ImageSet",
+    "Listed",
     "Split",
     "fingerprint",
+    "list_splits",
     "read_dataset",
 ]
 
@@ -92,6 +95,7 @@ class ImageSet:
         fingerprint: See `fingerprint`; changes when anything that training sees changes.
         notes: Remarks that need no action.
         problems: Problems found while listing; `inspect` adds its own and raises.
+        draw: How `val` was drawn, which `inspect` does again; None if the data set has its own.
     """
 
     classes: tuple[str, ...]
@@ -102,6 +106,7 @@ class ImageSet:
     notes: tuple[str, ...] = ()
     problems: tuple[Problem, ...] = ()
     held_out: str | None = None
+    draw: Draw | None = None
 
     @property
     def splits(self) -> tuple[Split, ...]:
@@ -132,12 +137,14 @@ def read_dataset(
             - several of the latter two by split name: `datasets.DatasetDict`, `{"train": (images,
               labels), "val": (images, labels)}`.
 
-            If there is both a val and a test split, test is left for `bitzoo evaluate`.
+            If there is both a val and a test split, test is left for `bitzoo evaluate`, see
+            `list_splits`.
         val_fraction: Fraction of the images to hold out, 0 <= fraction < 1; only for a source
-            without splits. Stratified, see `splits.hold_out`. None means `DEFAULT_VAL_FRACTION` for
-            a source without splits, and 0 for one with splits.
+            without val and test. Stratified, see `splits.hold_out`. None means
+            `DEFAULT_VAL_FRACTION` for such a source, and 0 for one with val or test.
         seed: Seed of the held-out choice and of the choice of `examples_per_class`.
-        examples_per_class: Train on only this many images per class, see `splits.choose`.
+        examples_per_class: Train on only this many images per class, see `splits.choose`; those
+            that are neither chosen nor held out are in no split.
         classes: Class names, in order, of a network to evaluate. The source may then lack some of
             them and may have a single split of any name.
 
@@ -155,8 +162,9 @@ def read_dataset(
         raise UsageError(f"`examples_per_class` must be at least 1, found {examples_per_class}.")
     listing = read_listing(source, classes or ())
     names = listing.classes if classes is None else _check_classes(listing, tuple(classes))
-    train, val, notes = _divide(listing, names, val_fraction, seed)
+    train, val, drawn, notes = _divide(listing, names, val_fraction, seed)
     problems = listing.problems
+    total = len(train) + len(val or ())
     if classes is None:
         if not train:
             raise DatasetError(
@@ -164,11 +172,16 @@ def read_dataset(
                 f"{' outside its val or test split' if val else ''}. Add a train split."
                 + _why_none(listing)
             )
-        if val is not None and _has_held_out_split(listing):
+        if val is not None and drawn is None:
             problems += _mismatch(names, train, val)
     if examples_per_class is not None:
         train, few = _choose(train, names, examples_per_class, seed)
         notes += few
+        drawn = drawn and replace(drawn, positions=None)
+    held_out = None
+    if val is not None:
+        own = f"the data set's own {_held_out_name(listing)} split"
+        held_out = describe(drawn, len(val), total, 0) if drawn else own
     images = ImageSet(
         names,
         Split("train", tuple(train)),
@@ -176,9 +189,59 @@ def read_dataset(
         listing.source,
         notes=listing.notes + notes,
         problems=problems,
-        held_out=None if val is None else _how_held_out(listing, val_fraction, seed),
+        held_out=held_out,
+        draw=drawn,
     )
     return replace(images, fingerprint=fingerprint(images))
+
+
+@dataclass(frozen=True)
+class Listed:
+    """A data set with all its splits, for an evaluation.
+
+    Attributes:
+        splits: Name -> its examples, "train", "val" and "test" in this order, as far as there are
+            any; "" for the examples of a source without splits.
+        source: Display name of the data set.
+        notes: Remarks that need no action.
+        problems: Problems found while listing.
+    """
+
+    splits: Mapping[str, tuple[Example, ...]]
+    source: str
+    notes: tuple[str, ...] = ()
+    problems: tuple[Problem, ...] = ()
+
+
+def list_splits(
+    source: DataSource, classes: Sequence[str], *, skip_unknown: bool = False
+) -> Listed:
+    """List every split of a source, none left out.
+
+    Args:
+        source: As for `read_dataset`.
+        classes: Class names, in order, of a network to evaluate. The source may lack some of them.
+        skip_unknown: Whether images of other classes become problems that can be skipped.
+
+    Raises:
+        DatasetError: If the source has no known form, lists nothing, or has other classes.
+        MissingExtraError: As `read_dataset`.
+    """
+    listing = read_listing(source)
+    problems = listing.problems
+    known = set(classes)
+    if skip_unknown:
+        problems += tuple(
+            Problem(Reason.UNKNOWN_CLASS, row.key, f"of class {row.label}")
+            for row in listing.rows
+            if row.label not in known
+        )
+        listing = replace(listing, rows=tuple(r for r in listing.rows if r.label in known))
+    names = _check_classes(listing, tuple(classes))
+    by_split = _by_split(listing, names)
+    order = [name for name in ("train", "val", "test", "") if name in by_split]
+    splits = {name: tuple(by_split[name]) for name in order}
+    return Listed(splits, listing.source, listing.notes, problems)
 
 
 def fingerprint(images: ImageSet) -> str:
@@ -201,74 +264,68 @@ def _why_none(listing: Listing) -> str:
     return "".join(f"\n\n{reason}" for reason in reasons if reason)
 
 
-def _has_held_out_split(listing: Listing) -> bool:
-    return any(row.split in ("val", "test") for row in listing.rows)
-
-
 def _check_classes(listing: Listing, classes: tuple[str, ...]) -> tuple[str, ...]:
-    unknown = [name for name in listing.classes if name not in set(classes)]
+    known, used = set(classes), {row.label for row in listing.rows}
+    unknown = [name for name in listing.classes if name in used and name not in known]
     if unknown:
         raise DatasetError(
             f"The data set {listing.source} must have no classes other than the network's "
             f"{len(classes)} ({join_some(classes)}), found {join_some(unknown)}. Rename or remove "
-            "them."
+            "them, or leave their images out: `skip_bad=True`."
         )
     return classes
 
 
+def _by_split(listing: Listing, names: tuple[str, ...]) -> dict[str, list[Example]]:
+    """Return split -> its examples, "" for rows without a split; no key for an empty split."""
+    index = {name: label for label, name in enumerate(names)}
+    found: dict[str, list[Example]] = {}
+    for row in listing.rows:
+        example = Example(index[row.label], row.path, row.load, row.key)
+        found.setdefault(row.split, []).append(example)
+    return found
+
+
+def _held_out_name(listing: Listing) -> str | None:
+    """Return the split of a source to evaluate on: val, else test, else None."""
+    splits = {row.split for row in listing.rows}
+    return next((split for split in ("val", "test") if split in splits), None)
+
+
 def _divide(
     listing: Listing, names: tuple[str, ...], val_fraction: float | None, seed: int
-) -> tuple[list[Example], list[Example] | None, tuple[str, ...]]:
-    """Return train, val and notes."""
-    index = {name: label for label, name in enumerate(names)}
-
-    def examples(rows: Sequence[Row]) -> list[Example]:
-        return [Example(index[row.label], row.path, row.load, row.key) for row in rows]
-
-    by_split = {
-        split: [row for row in listing.rows if row.split == split]
-        for split in dict.fromkeys(row.split for row in listing.rows)
-    }
-    train = examples(by_split.get("train", []) + by_split.get("", []))
-    held_out = by_split.get("val") or by_split.get("test")
-    if held_out is None:
+) -> tuple[list[Example], list[Example] | None, Draw | None, tuple[str, ...]]:
+    """Return train, val, how val was drawn, and notes."""
+    by_split = _by_split(listing, names)
+    train = by_split.get("train", []) + by_split.get("", [])
+    own = _held_out_name(listing)
+    if own is None:
         fraction = DEFAULT_VAL_FRACTION if val_fraction is None else val_fraction
-        return _hold_out(train, names, fraction, seed) if fraction else (train, None, ())
+        return _hold_out(train, names, fraction, seed) if fraction else (train, None, None, ())
     if val_fraction:
         raise UsageError(
-            f"The data set {listing.source} already has images to evaluate on ({len(held_out)}), "
-            f"so `val_fraction` must be 0, found {val_fraction}. Leave out `val_fraction`."
+            f"The data set {listing.source} already has images to evaluate on "
+            f"({len(by_split[own])}), so `val_fraction` must be 0, found {val_fraction}. Leave out "
+            "`val_fraction`."
         )
-    tests = by_split.get("test", []) if "val" in by_split else []
-    notes = (f"Ignored: the test split ({len(tests)} images); val is used.",) if tests else ()
-    return train, examples(held_out), notes
-
-
-def _how_held_out(listing: Listing, val_fraction: float | None, seed: int) -> str:
-    for split in ("val", "test"):
-        if any(row.split == split for row in listing.rows):
-            return f"the data set's own {split} split"
-    fraction = DEFAULT_VAL_FRACTION if val_fraction is None else val_fraction
-    return f"{fraction:g} of the images of each class, drawn with seed {seed}"
+    tests = by_split.get("test", []) if own == "val" else []
+    notes = (
+        f"Not used: the test split ({len(tests)} images); val is held out. To evaluate on it after "
+        "training: `bitzoo evaluate RUN --data DATA --split test`."
+    )
+    return train, by_split[own], None, (notes,) if tests else ()
 
 
 def _hold_out(
     examples: list[Example], names: tuple[str, ...], fraction: float, seed: int
-) -> tuple[list[Example], list[Example], tuple[str, ...]]:
+) -> tuple[list[Example], list[Example], Draw, tuple[str, ...]]:
     labels = [example.label for example in examples]
-    chosen = set(hold_out(labels, names, fraction, seed))
-    if not chosen:
-        raise UsageError(
-            f"`val_fraction` must hold out at least one image, but {fraction} of {len(examples)} "
-            f"images in {len(names)} classes holds out none (one image of each class stays in "
-            "train). Choose a larger fraction."
-        )
-    counts = Counter(labels)
-    single = [name for label, name in enumerate(names) if counts[label] == 1]
-    notes = (f"Only in train: the one image of {join_some(single)}.",) if single else ()
+    positions = draw(labels, names, fraction, seed)
+    chosen = set(positions)
     val = [example for position, example in enumerate(examples) if position in chosen]
     train = [example for position, example in enumerate(examples) if position not in chosen]
-    return train, val, notes
+    notes = tuple(notes_on(labels, names, positions))
+    return train, val, Draw(fraction, seed, positions, notes), notes
 
 
 def _choose(

@@ -43,10 +43,11 @@ class Reason(Enum):
     ANIMATED = "Animated or multi-page files", "save the intended frame as a file", True
     HUGE = "Images too large to decode safely", "make them smaller", True
     NO_8_BIT = "Images without a defined 8-bit form", "scale them to 8 bits per channel", True
+    UNKNOWN_CLASS = "Images of classes that the network lacks", "rename or remove them", True
     DUPLICATE = "Identical images in train and val", "keep each in one split", True
     ONLY_IN_TRAIN = "Classes of train without images in val", "add some, or check the names", True
     ONLY_IN_VAL = "Classes of val without images in train", "add some, or check the names", False
-    EMPTY_CLASS = "Classes without a usable image in train", "add images or remove them", False
+    EMPTY_CLASS = "Classes without a usable image in train", "add images or remove them", True
     FEW_CLASSES = "Too few classes", "at least two are needed", False
     EMPTY_SPLIT = "Splits without a usable image", "add images", False
 

@@ -8,13 +8,21 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 
+_HOLD_OUT = "hold out"
+
 
 def hold_out(
-    labels: Sequence[int], classes: Sequence[str], fraction: float, seed: int
+    labels: Sequence[int],
+    classes: Sequence[str],
+    fraction: float,
+    seed: int,
+    groups: Sequence[Hashable] | None = None,
 ) -> tuple[int, ...]:
     """Choose a stratified fraction of the examples for evaluation.
 
@@ -22,18 +30,26 @@ def hold_out(
     examples are held out in total (largest remainders first, ties in seeded order), or as many as
     possible while each class keeps at least one.
 
+    With `groups`, all examples of a group are on the same side. In the order in which their first
+    members would be drawn, groups are held out while that brings the classes nearer to their
+    numbers (sum of absolute differences); then, for each class that should hold out something and
+    could not, the group that costs least. Groups of one each are drawn as without `groups`.
+
     Args:
         labels: Index into `classes` of each example.
         classes: The name of each class.
         fraction: Fraction to hold out, in 0..1.
         seed: Another seed makes another choice.
+        groups: The group of each example. Only which are equal matters, not their values. None
+            means that every example is its own group.
 
     Returns:
-        Positions in `labels`, ascending.
+        Positions in `labels`, ascending. Empty if no group can be held out: `fraction` is too
+        small, or each would take the last examples of some class from training.
     """
-    groups = _positions(labels, len(classes))
-    limits = [max(len(group) - 1, 0) for group in groups]
-    exact = [fraction * len(group) for group in groups]
+    members = _positions(labels, len(classes))
+    limits = [max(len(positions) - 1, 0) for positions in members]
+    exact = [fraction * len(positions) for positions in members]
     counts = [min(int(share), limit) for share, limit in zip(exact, limits, strict=True)]
     missing = round(fraction * len(labels)) - sum(counts)
     ties = [_keys("tie", seed, name, 1)[0] for name in classes]
@@ -41,7 +57,114 @@ def hold_out(
         if missing > 0 and counts[label] < limits[label]:
             counts[label] += 1
             missing -= 1
-    return _draw("hold out", groups, classes, counts, seed)
+    if groups is None:
+        return _draw(_HOLD_OUT, members, classes, counts, seed)
+    keys = [0] * len(labels)
+    for positions, name in zip(members, classes, strict=True):
+        drawn = _keys(_HOLD_OUT, seed, name, len(positions))
+        for position, key in zip(positions, drawn, strict=True):
+            keys[position] = key
+    gathered: dict[Hashable, list[int]] = {}
+    for position, group in enumerate(groups):
+        gathered.setdefault(group, []).append(position)
+    order = sorted(gathered.values(), key=lambda positions: keys[positions[0]])
+    return _draw_groups(order, labels, counts, limits)
+
+
+def _draw_groups(
+    order: Sequence[Sequence[int]],
+    labels: Sequence[int],
+    wanted: Sequence[int],
+    limits: Sequence[int],
+) -> tuple[int, ...]:
+    """Hold out whole groups; see `hold_out`.
+
+    Args:
+        order: The positions of each group, in the order of the draw.
+        labels: Class of each example.
+        wanted: Number to hold out of each class.
+        limits: Most to hold out of each class.
+    """
+    sizes: list[Mapping[int, int]] = [
+        {labels[positions[0]]: 1}  # as most are; ten times faster
+        if len(positions) == 1
+        else Counter(labels[position] for position in positions)
+        for positions in order
+    ]
+    draw = _Draw(sizes, wanted, limits, [0] * len(wanted))
+    for group in range(len(order)):
+        if (draw.cost(group) or 0) < 0:
+            draw.take(group)
+    for label, number in enumerate(wanted):
+        if number and not draw.held[label]:
+            draw.take_one_of(label)
+    return tuple(sorted(position for group in draw.taken for position in order[group]))
+
+
+@dataclass
+class _Draw:
+    """A draw of groups in progress.
+
+    Attributes:
+        sizes: Number of examples of each class in each group.
+        wanted: Number to hold out of each class.
+        limits: Most to hold out of each class.
+        held: Number held out of each class so far.
+        taken: The groups held out so far.
+    """
+
+    sizes: Sequence[Mapping[int, int]]
+    wanted: Sequence[int]
+    limits: Sequence[int]
+    held: list[int]
+    taken: list[int] = field(default_factory=list)
+
+    def cost(self, group: int) -> int | None:
+        """Return by how much the group takes the classes off their numbers; None if it may not."""
+        change = 0
+        for label, size in self.sizes[group].items():
+            if self.held[label] + size > self.limits[label]:
+                return None
+            missing = self.wanted[label] - self.held[label]
+            change += abs(missing - size) - abs(missing)
+        return change
+
+    def take(self, group: int) -> None:
+        self.taken.append(group)
+        for label, size in self.sizes[group].items():
+            self.held[label] += size
+
+    def take_one_of(self, label: int) -> None:
+        """Hold out the group that costs least of those that have the class, if there is one."""
+        costs = {group: self.cost(group) for group, size in enumerate(self.sizes) if label in size}
+        possible = [(cost, group) for group, cost in costs.items() if cost is not None]
+        if possible:
+            self.take(min(possible)[1])
+
+
+def join_groups(*groupings: Sequence[Hashable]) -> tuple[int, ...]:
+    """Return the finest grouping in which all that are equal in one of the groupings are together.
+
+    Args:
+        groupings: At least one; the group of each example, all of the same length.
+
+    Returns:
+        The group of each example: the position of its group's first member.
+    """
+    parent = list(range(len(groupings[0])))
+
+    def root(position: int) -> int:
+        while parent[position] != position:
+            parent[position] = parent[parent[position]]
+            position = parent[position]
+        return position
+
+    for grouping in groupings:
+        first: dict[Hashable, int] = {}
+        for position, group in enumerate(grouping):
+            here, there = root(position), root(first.setdefault(group, position))
+            parent[max(here, there)] = min(here, there)
+    return tuple(map(root, range(len(parent))))
 
 
 def choose(
@@ -60,29 +183,29 @@ def choose(
     Returns:
         Positions in `labels`, ascending.
     """
-    groups = _positions(labels, len(classes))
-    return _draw("few shot", groups, classes, [per_class] * len(classes), seed)
+    members = _positions(labels, len(classes))
+    return _draw("few shot", members, classes, [per_class] * len(classes), seed)
 
 
 def _positions(labels: Sequence[int], num_classes: int) -> list[list[int]]:
-    groups: list[list[int]] = [[] for _ in range(num_classes)]
+    members: list[list[int]] = [[] for _ in range(num_classes)]
     for position, label in enumerate(labels):
-        groups[label].append(position)
-    return groups
+        members[label].append(position)
+    return members
 
 
 def _draw(
     purpose: str,
-    groups: Sequence[Sequence[int]],
+    members: Iterable[Sequence[int]],
     classes: Sequence[str],
     counts: Sequence[int],
     seed: int,
 ) -> tuple[int, ...]:
     chosen: list[int] = []
-    for group, name, count in zip(groups, classes, counts, strict=True):
-        keys = _keys(purpose, seed, name, len(group))
-        order = sorted(range(len(group)), key=keys.__getitem__)
-        chosen += [group[index] for index in order[:count]]
+    for positions, name, count in zip(members, classes, counts, strict=True):
+        keys = _keys(purpose, seed, name, len(positions))
+        order = sorted(range(len(positions)), key=keys.__getitem__)
+        chosen += [positions[index] for index in order[:count]]
     return tuple(sorted(chosen))
 
 

@@ -11,7 +11,7 @@ import hashlib
 import stat
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,9 +20,11 @@ from typing import TypeAlias
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from bitzoo.data.automatic_split import Draw, describe, draw, notes_on
 from bitzoo.data.dataset import Example, ImageSet, Split, fingerprint
 from bitzoo.data.decode_workers import count_cores
 from bitzoo.data.problems import Problem, Problems, Reason, join_some, printable
+from bitzoo.data.splits import join_groups
 from bitzoo.errors import MissingExtraError, UsageError
 from bitzoo.files import Progress, sha256_of
 from bitzoo.models.image_files import has_more_frames, open_image, orientation
@@ -69,18 +71,21 @@ def inspect(
 
     Args:
         imageset: A data set as read.
-        skip_bad: Skip unusable images, images of train that are in val too, and whatever else
-            `Reason.can_skip` allows.
+        skip_bad: Skip unusable images, images of train that are in val too, classes without a
+            usable image in train, and whatever else `Reason.can_skip` allows.
         workers: Decoding threads; None means one per core that this process may use.
         progress: Called with the task, the number of images done and their total.
         training: Whether the data set is for training. False only requires readable images.
 
     Returns:
         The data set without the skipped items, with each example's `sha256` and the fingerprint
-        over the contents; and its summary.
+        over the contents; and its summary. If its split was drawn, it is drawn again from the
+        usable images, with copies of one image on the same side: it is that of a data set that
+        never had the others.
 
     Raises:
         DatasetError: If there are problems that may not be skipped; the message lists all problems.
+        UsageError: If a split that was drawn can hold out nothing now.
     """
     checked = _check_all(imageset, workers, progress)
     problems = [*imageset.problems]
@@ -90,19 +95,28 @@ def inspect(
             for example, check in checked[split.name]
             if check.reason is not None
         ]
+    drawn = imageset.draw if training else None
+    if drawn and drawn.positions is not None:
+        checked = {"train": _in_order(checked, drawn.positions)}
     kept = {
         name: [pair for pair in pairs if pair[1].reason is None] for name, pairs in checked.items()
     }
+    empty: dict[int, Problem] = {}
     if training:
-        copies = _copies(kept)
-        problems += copies.values()
-        if skip_bad:
+        copies = _copies(imageset, kept)
+        if skip_bad or drawn:
             kept["train"] = [pair for pair in kept["train"] if pair[0] not in copies]
-        problems += _class_problems(imageset, kept)
+        problems += () if drawn else copies.values()
+        imageset = _noting(imageset, copies) if drawn else imageset
+        empty = _empty_classes(imageset, checked, kept)
+        problems += [*empty.values(), *_class_problems(imageset, kept, empty)]
     problems.sort(key=lambda problem: list(Reason).index(problem.reason))
     found = Problems(imageset.source, tuple(problems))
     if problems and not (skip_bad and found.can_skip):
         raise found.error(skipping=skip_bad)
+    imageset, kept = _without_classes(imageset, kept, empty)
+    if drawn and drawn.positions is not None:
+        imageset, kept = _draw_again(imageset, kept["train"], drawn)
     inspected = _keep_only(imageset, kept)
     return inspected, _summarize(inspected, kept, found)
 
@@ -130,30 +144,107 @@ def _check_all(
 _Kept: TypeAlias = "dict[str, list[tuple[Example, ImageCheck]]]"
 
 
-def _copies(kept: _Kept) -> dict[Example, Problem]:
+def _in_order(checked: _Kept, positions: Sequence[int]) -> list[tuple[Example, ImageCheck]]:
+    """Return train and val, drawn from one list, as that list."""
+    train, val, held = iter(checked["train"]), iter(checked["val"]), set(positions)
+    total = len(checked["train"]) + len(checked["val"])
+    return [next(val if position in held else train) for position in range(total)]
+
+
+def _draw_again(
+    imageset: ImageSet, pairs: list[tuple[Example, ImageCheck]], drawn: Draw
+) -> tuple[ImageSet, _Kept]:
+    """Draw the split from the usable images, with those of equal content on one side."""
+    labels = [example.label for example, _ in pairs]
+    groups = join_groups([example.sha256 for example, _ in pairs])
+    positions = draw(labels, imageset.classes, drawn.fraction, drawn.seed, groups)
+    held = set(positions)
+    sizes = Counter(groups)
+    grouped = sum(size for size in sizes.values() if size > 1)
+    notes = tuple(notes_on(labels, imageset.classes, positions))
+    kept = {
+        "train": [pair for position, pair in enumerate(pairs) if position not in held],
+        "val": [pairs[position] for position in positions],
+    }
+    imageset = replace(
+        imageset,
+        notes=tuple(note for note in imageset.notes if note not in drawn.notes) + notes,
+        held_out=describe(drawn, len(positions), len(pairs), grouped),
+        draw=replace(drawn, positions=positions, notes=notes),
+    )
+    return imageset, kept
+
+
+def _copies(imageset: ImageSet, kept: _Kept) -> dict[Example, Problem]:
     """Return the examples of train whose content is in val too."""
-    held_out = {example.sha256: example.key for example, _ in reversed(kept.get("val", []))}
+    held_out = {example.sha256: example for example, _ in reversed(kept.get("val", []))}
+    found = {}
+    for example, _ in kept["train"]:
+        if (twin := held_out.get(example.sha256)) is not None:
+            other = twin.label != example.label
+            label = f", which has another label, {imageset.classes[twin.label]}" if other else ""
+            found[example] = Problem(Reason.DUPLICATE, example.key, f"same as {twin.key}{label}")
+    return found
+
+
+def _noting(imageset: ImageSet, copies: Mapping[Example, Problem]) -> ImageSet:
+    """Note the copies that were left out of a few-shot choice."""
+    if not copies:
+        return imageset
+    shown = join_some([f"{p.subject} ({p.detail})" for p in copies.values()])
+    note = f"Not trained on, as the same image is held out ({len(copies)}): {shown}."
+    return replace(imageset, notes=(*imageset.notes, note))
+
+
+def _empty_classes(imageset: ImageSet, checked: _Kept, kept: _Kept) -> dict[int, Problem]:
+    """Return label -> problem of each class without a usable image in train."""
+    usable = {example.label for example, _ in kept["train"]}
+    listed = Counter(example.label for example, _ in checked["train"])
+    reported = {p.subject for p in imageset.problems if p.reason is Reason.ONLY_IN_VAL}
     return {
-        example: Problem(Reason.DUPLICATE, example.key, f"same as {held_out[example.sha256]}")
-        for example, _ in kept["train"]
-        if example.sha256 in held_out
+        label: Problem(
+            Reason.EMPTY_CLASS,
+            name,
+            f"none of its {listed[label]} can be used" if listed[label] else "",
+        )
+        for label, name in enumerate(imageset.classes)
+        if label not in usable and name not in reported
     }
 
 
-def _class_problems(imageset: ImageSet, kept: _Kept) -> Iterator[Problem]:
-    if len(imageset.classes) < 2:
-        yield Problem(Reason.FEW_CLASSES, f"only {join_some(imageset.classes)}")
-    usable = Counter(example.label for example, _ in kept["train"])
-    listed = Counter(example.label for example in imageset.train.examples)
-    reported = {p.subject for p in imageset.problems if p.reason is Reason.ONLY_IN_VAL}
-    for label, name in enumerate(imageset.classes):
-        if not usable[label] and name not in reported:
-            count = listed[label]
-            yield Problem(
-                Reason.EMPTY_CLASS, name, f"none of its {count} can be used" if count else ""
-            )
-    if imageset.val is not None and not kept["val"]:
-        yield Problem(Reason.EMPTY_SPLIT, "val", f"none of its {len(imageset.val)} can be used")
+def _class_problems(
+    imageset: ImageSet, kept: _Kept, empty: Mapping[int, Problem]
+) -> Iterator[Problem]:
+    left = [name for label, name in enumerate(imageset.classes) if label not in empty]
+    if len(left) < 2:
+        yield Problem(Reason.FEW_CLASSES, f"only {join_some(left)}" if left else "none")
+    if "val" in kept and all(example.label in empty for example, _ in kept["val"]):
+        count = len(imageset.val or ())
+        yield Problem(Reason.EMPTY_SPLIT, "val", f"none of its {count} can be used")
+
+
+def _without_classes(
+    imageset: ImageSet, kept: _Kept, empty: Mapping[int, Problem]
+) -> tuple[ImageSet, _Kept]:
+    """Drop classes without a usable image in train, with their images in val."""
+    if not empty:
+        return imageset, kept
+    names = [name for label, name in enumerate(imageset.classes) if label not in empty]
+    index = {imageset.classes.index(name): number for number, name in enumerate(names)}
+    left = {
+        split: [(replace(e, label=index[e.label]), check) for e, check in pairs if e.label in index]
+        for split, pairs in kept.items()
+    }
+    lost = Counter(example.label for example, _ in kept.get("val", []) if example.label in empty)
+    dropped = [
+        problem.subject + (f" (with its {lost[label]} of val)" if lost[label] else "")
+        for label, problem in empty.items()
+    ]
+    note = (
+        f"Classes that the network does not learn, as train has no usable image of them "
+        f"({len(dropped)}): {join_some(dropped)}."
+    )
+    return replace(imageset, classes=tuple(names), notes=(*imageset.notes, note)), left
 
 
 def _keep_only(imageset: ImageSet, kept: _Kept) -> ImageSet:
@@ -178,23 +269,30 @@ def _summarize(imageset: ImageSet, kept: _Kept, skipped: Problems) -> DataSummar
         class_counts=class_counts,
         resolution=(int(height), int(width)),
         traits=dict(sorted(traits.items())),
-        notes=imageset.notes + tuple(_notes_on_repeats(imageset)),
+        notes=(*imageset.notes, *_notes_on_skipped(skipped), *_notes_on_repeats(imageset)),
         skipped=skipped,
     )
 
 
+def _notes_on_skipped(skipped: Problems) -> Iterator[str]:
+    for reason in skipped.reasons:
+        items = skipped.of(reason)
+        yield f"Left out: {reason.title} ({len(items):,}): {join_some(items)}."
+
+
 def _notes_on_repeats(imageset: ImageSet) -> Iterator[str]:
-    groups: dict[str, list[Example]] = {}
-    for example in imageset.train.examples:
-        groups.setdefault(example.sha256, []).append(example)
-    repeats = [group for group in groups.values() if len(group) > 1]
-    if repeats:
-        shown = join_some([_join_equal(group) for group in repeats], 3)
-        yield f"Images that occur more than once in train ({len(repeats)}): {shown}."
-    conflicting = [group for group in repeats if len({example.label for example in group}) > 1]
-    if conflicting:
-        shown = join_some([_join_equal(group) for group in conflicting], 3)
-        yield f"Of these, with different labels ({len(conflicting)}): {shown}."
+    for split in imageset.splits:
+        groups: dict[str, list[Example]] = {}
+        for example in split.examples:
+            groups.setdefault(example.sha256, []).append(example)
+        repeats = [group for group in groups.values() if len(group) > 1]
+        if repeats:
+            shown = join_some([_join_equal(group) for group in repeats], 3)
+            yield f"Images that occur more than once in {split.name} ({len(repeats)}): {shown}."
+        conflicting = [group for group in repeats if len({e.label for e in group}) > 1]
+        if conflicting:
+            shown = join_some([_join_equal(group) for group in conflicting], 3)
+            yield f"Of these, with different labels ({len(conflicting)}): {shown}."
 
 
 def _join_equal(group: Sequence[Example]) -> str:

@@ -105,7 +105,8 @@ class TestFolders:
         assert keys(images.val) == ["val/cat/00.jpg", "val/dog/00.jpg"]
         assert images.notes == (
             "Ignored: folders beside the splits (1): extra (1 image).",
-            "Ignored: the test split (10 images); val is used.",
+            "Not used: the test split (10 images); val is held out. To evaluate on it after "
+            "training: `bitzoo evaluate RUN --data DATA --split test`.",
         )
 
     def test_train_alone(self, tmp_path):
@@ -251,7 +252,8 @@ class TestManifests:
         assert [(e.key, e.label) for e in images.val.examples] == [("c.jpg", 0), ("d.jpg", 1)]
         assert images.notes == (
             "Ignored: columns of the manifest (1): more.",
-            "Ignored: the test split (1 images); val is used.",
+            "Not used: the test split (1 images); val is held out. To evaluate on it after "
+            "training: `bitzoo evaluate RUN --data DATA --split test`.",
         )
         assert images.problems == ()
 
