@@ -28,12 +28,14 @@ class Draw:
         positions: Of the held-out examples among all, ascending; None if not all examples of the
             data set were listed (few-shot), so that it cannot be drawn again.
         notes: What `notes_on` says about it.
+        group_by: What the groups that stay on one side are named by; None without groups.
     """
 
     fraction: float
     seed: int
     positions: tuple[int, ...] | None = None
     notes: tuple[str, ...] = ()
+    group_by: str | None = None
 
 
 def draw(
@@ -80,8 +82,9 @@ def describe(draw: Draw, held: int, total: int, grouped: int) -> str:
         total: Number of images in the data set.
         grouped: Number of images that were kept together with others.
     """
+    groups = f" in whole groups by {draw.group_by!r}" if draw.group_by else ""
     together = f", {grouped:,} images with equal content kept together" if grouped else ""
-    return f"{held:,} of {total:,} images, drawn by class with seed {draw.seed}{together}"
+    return f"{held:,} of {total:,} images, drawn by class{groups} with seed {draw.seed}{together}"
 
 
 def notes_on(

@@ -18,6 +18,7 @@ from PIL import Image
 
 from bitzoo.data.automatic_split import Draw, describe, draw, notes_on
 from bitzoo.data.folder import Listing, Load
+from bitzoo.data.groups import NEAR_DUPLICATES, notes_on_groups, with_groups
 from bitzoo.data.problems import DatasetError, Problem, Reason, count_by_kind, join_some
 from bitzoo.data.readers import DataSource, read_listing
 from bitzoo.data.splits import choose
@@ -52,6 +53,7 @@ class Example:
             load it too.
         key: Display name: a path below the data set's folder, or "row 17".
         sha256: Of the file's bytes, or of the pixels that `load` returns; "" before validation.
+        group: Name of the group that stays in one split; "" for none.
     """
 
     label: int
@@ -59,6 +61,7 @@ class Example:
     load: Load | None = None
     key: str = ""
     sha256: str = ""
+    group: str = ""
 
     def image(self) -> ImageLike:
         """Return what `bitzoo.models.preprocessing.read_rgb` takes: the path, or the image."""
@@ -118,6 +121,7 @@ def read_dataset(
     source: DataSource,
     *,
     val_fraction: float | None = 0.0,
+    group_by: str | None = None,
     seed: int = 0,
     examples_per_class: int | None = None,
     classes: Sequence[str] | None = None,
@@ -142,6 +146,9 @@ def read_dataset(
         val_fraction: Fraction of the images to hold out, 0 <= fraction < 1; only for a source
             without val and test. Stratified, see `splits.hold_out`. None means
             `DEFAULT_VAL_FRACTION` for such a source, and 0 for one with val or test.
+        group_by: What keeps images in one split that belong together: a column of the source or a
+            regular expression, see `groups.with_groups`, or `groups.NEAR_DUPLICATES`. If the source
+            has val or test, no group may be on both sides.
         seed: Seed of the held-out choice and of the choice of `examples_per_class`.
         examples_per_class: Train on only this many images per class, see `splits.choose`; those
             that are neither chosen nor held out are in no split.
@@ -160,9 +167,9 @@ def read_dataset(
         raise UsageError(f"`val_fraction` must be at least 0 and below 1, found {val_fraction}.")
     if examples_per_class is not None and examples_per_class < 1:
         raise UsageError(f"`examples_per_class` must be at least 1, found {examples_per_class}.")
-    listing = read_listing(source, classes or ())
+    listing = with_groups(read_listing(source, classes or ()), group_by)
     names = listing.classes if classes is None else _check_classes(listing, tuple(classes))
-    train, val, drawn, notes = _divide(listing, names, val_fraction, seed)
+    train, val, drawn, notes = _divide(listing, names, val_fraction, seed, group_by)
     problems = listing.problems
     total = len(train) + len(val or ())
     if classes is None:
@@ -173,10 +180,15 @@ def read_dataset(
                 + _why_none(listing)
             )
         if val is not None and drawn is None:
-            problems += _mismatch(names, train, val)
+            problems += (*_mismatch(names, train, val), *_shared_groups(train, val))
     if examples_per_class is not None:
         train, few = _choose(train, names, examples_per_class, seed)
         notes += few
+        if group_by == NEAR_DUPLICATES:
+            raise UsageError(
+                f"`group_by` must be a column or a regular expression with `examples_per_class`, "
+                f"found {group_by!r}: it needs all images, and only some are read."
+            )
         drawn = drawn and replace(drawn, positions=None)
     held_out = None
     if val is not None:
@@ -281,7 +293,7 @@ def _by_split(listing: Listing, names: tuple[str, ...]) -> dict[str, list[Exampl
     index = {name: label for label, name in enumerate(names)}
     found: dict[str, list[Example]] = {}
     for row in listing.rows:
-        example = Example(index[row.label], row.path, row.load, row.key)
+        example = Example(index[row.label], row.path, row.load, row.key, group=row.group)
         found.setdefault(row.split, []).append(example)
     return found
 
@@ -293,7 +305,11 @@ def _held_out_name(listing: Listing) -> str | None:
 
 
 def _divide(
-    listing: Listing, names: tuple[str, ...], val_fraction: float | None, seed: int
+    listing: Listing,
+    names: tuple[str, ...],
+    val_fraction: float | None,
+    seed: int,
+    group_by: str | None,
 ) -> tuple[list[Example], list[Example] | None, Draw | None, tuple[str, ...]]:
     """Return train, val, how val was drawn, and notes."""
     by_split = _by_split(listing, names)
@@ -301,12 +317,25 @@ def _divide(
     own = _held_out_name(listing)
     if own is None:
         fraction = DEFAULT_VAL_FRACTION if val_fraction is None else val_fraction
-        return _hold_out(train, names, fraction, seed) if fraction else (train, None, None, ())
+        if fraction:
+            return _hold_out(train, names, fraction, seed, group_by)
+        if group_by:
+            raise UsageError(
+                f"`group_by` must come with held-out images, found {group_by!r} and "
+                "`val_fraction=0`. Leave out one of them."
+            )
+        return train, None, None, ()
     if val_fraction:
         raise UsageError(
             f"The data set {listing.source} already has images to evaluate on "
             f"({len(by_split[own])}), so `val_fraction` must be 0, found {val_fraction}. Leave out "
             "`val_fraction`."
+        )
+    if group_by == NEAR_DUPLICATES:
+        raise UsageError(
+            f"`group_by` must be a column or a regular expression for {listing.source}, which has "
+            f"its own splits, found {group_by!r}. Near-duplicates across the splits are reported; "
+            "`drop_near_duplicates=True` drops them from train."
         )
     tests = by_split.get("test", []) if own == "val" else []
     notes = (
@@ -317,15 +346,22 @@ def _divide(
 
 
 def _hold_out(
-    examples: list[Example], names: tuple[str, ...], fraction: float, seed: int
+    examples: list[Example],
+    names: tuple[str, ...],
+    fraction: float,
+    seed: int,
+    group_by: str | None,
 ) -> tuple[list[Example], list[Example], Draw, tuple[str, ...]]:
     labels = [example.label for example in examples]
-    positions = draw(labels, names, fraction, seed)
+    groups = [example.group for example in examples]
+    positions = draw(labels, names, fraction, seed, groups if any(groups) else None)
     chosen = set(positions)
     val = [example for position, example in enumerate(examples) if position in chosen]
     train = [example for position, example in enumerate(examples) if position not in chosen]
     notes = tuple(notes_on(labels, names, positions))
-    return train, val, Draw(fraction, seed, positions, notes), notes
+    if any(groups):
+        notes += notes_on_groups([e.group for e in train], [e.group for e in val], str(group_by))
+    return train, val, Draw(fraction, seed, positions, notes, group_by), notes
 
 
 def _choose(
@@ -337,6 +373,15 @@ def _choose(
     few = [f"{name} ({counts[k]})" for k, name in enumerate(names) if counts[k] < per_class]
     notes = (f"Classes with fewer than {per_class} images: {join_some(few)}.",) if few else ()
     return chosen, notes
+
+
+def _shared_groups(train: Sequence[Example], val: Sequence[Example]) -> tuple[Problem, ...]:
+    ours, theirs = (Counter(e.group for e in split if e.group) for split in (train, val))
+    return tuple(
+        Problem(Reason.GROUP, group, f"{ours[group]} in train, {theirs[group]} in val")
+        for group in ours
+        if group in theirs
+    )
 
 
 def _mismatch(

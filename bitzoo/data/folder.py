@@ -6,7 +6,7 @@ No image is decoded here.
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -32,6 +32,8 @@ class Row:
         split: "train", "val", "test", or "" if the source has no splits.
         path: The image's file; None if `load` is set.
         load: Returns the image; None if `path` is set.
+        extra: Its values in the other columns of the source, as text.
+        group: Name of the group that stays in one split, see `bitzoo.data.groups`; "" for none.
     """
 
     key: str
@@ -39,6 +41,8 @@ class Row:
     split: str = ""
     path: Path | None = None
     load: Load | None = None
+    extra: Mapping[str, str] = field(default_factory=dict)
+    group: str = ""
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import importlib
 import io
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -96,6 +97,8 @@ def read_table(table: Table, source: str) -> Listing:
         note = f"not used: its {len(values):,} images have no labels, only {values[0]!r}."
         return Listing((), classes, source, (note,))
     rows, problems = [], []
+    columns = _Columns(table)
+    others = [str(name) for name in table.features if name not in (image, label)]
     for index, value in enumerate(values):
         name = _name(value, names)
         if name is None:
@@ -104,9 +107,43 @@ def read_table(table: Table, source: str) -> Listing:
             problems.append(Problem(Reason.LABEL, f"row {index}", detail))
         else:
             load = partial(_load, table, index, image, mode)
-            rows.append(Row(f"row {index}", name, load=load))
+            rows.append(Row(f"row {index}", name, load=load, extra=_Cells(columns, others, index)))
     classes = classes or order_classes(row.label for row in rows)
     return Listing(tuple(rows), classes, source, problems=tuple(problems))
+
+
+class _Columns(dict[str, list[object]]):
+    """The columns of a table, each read when it is first used."""
+
+    def __init__(self, table: Table) -> None:
+        super().__init__()
+        self._table = table
+
+    def __missing__(self, name: str) -> list[object]:
+        values = self[name] = list(self._table[name])
+        return values
+
+
+@dataclass(frozen=True)
+class _Cells(Mapping[str, str]):
+    """The other cells of one row, as text; "" for those that are neither a number nor text."""
+
+    columns: _Columns
+    names: Sequence[str]
+    index: int
+
+    def __getitem__(self, name: str) -> str:
+        if name not in self.names:
+            raise KeyError(name)
+        value = self.columns[name][self.index]
+        value = value.item() if isinstance(value, np.generic) else value
+        return str(value) if isinstance(value, (str, int, float)) else ""
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names)
+
+    def __len__(self) -> int:
+        return len(self.names)
 
 
 def _column(table: Table, source: str, kind: str, usual: Sequence[str]) -> str:

@@ -38,8 +38,8 @@ def read_manifest(file: Path) -> Listing:
 
     Each line has the path of an image, relative to the manifest's folder or absolute, the name of
     its class and optionally, but then in every line, its split: a name that `resolve_splits` knows.
-    Other columns are ignored, with a note, as is a second column of a name. Unusable lines become
-    problems of the listing; validation reports missing images.
+    Other columns can name groups, see `bitzoo.data.groups`, and are noted, as is a second column of
+    a name. Unusable lines become problems of the listing; validation reports missing images.
 
     Raises:
         DatasetError: If the file is not UTF-8 text of at most `MAX_BYTES`, has no header with
@@ -105,7 +105,7 @@ def _notes_on_columns(lines: Sequence[tuple[int, Fields]]) -> Iterator[str]:
             if any(_LIKE_LABEL.search(str(name)) for name in others)
             else ""
         )
-        yield f"Ignored: columns of the manifest ({len(others)}): {shown}.{hint}"
+        yield f"Other columns of the manifest ({len(others)}): {shown}.{hint}"
     labels = [fields.get("label") for fields in found]
     spaced = [label for label in labels if isinstance(label, str) and label != label.strip()]
     if spaced:
@@ -133,7 +133,12 @@ def _row(fields: Fields, folder: Path, splits: Mapping[str, str]) -> Row | str:
     if "\0" in values["path"]:
         return "path must not hold the character NUL"
     path, label = values["path"], printable(values["label"])
-    return Row(printable(path), label, splits.get(split, ""), folder / path)
+    extra = {
+        name: str(value)
+        for name, value in fields.items()
+        if name not in values and isinstance(value, (str, int, float))
+    }
+    return Row(printable(path), label, splits.get(split, ""), folder / path, extra=extra)
 
 
 def _read_csv(text: str, file: Path) -> Iterator[tuple[int, Fields]]:

@@ -10,30 +10,33 @@ Every image gets a signature of two parts when it is decoded to be checked:
   colours.
 
 Two images are near-duplicates if at most `DISTANCE` bits differ and the colours correlate by at
-least `CORRELATION`. Mirrored, turned and strongly cropped copies are not found. docs/held-out.md has
-the measurements that both limits come from.
+least `CORRELATION`. Mirrored, turned and strongly cropped copies are not found. The measurements
+that both limits come from are in docs/held-out.md.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
 from bitzoo.data.dataset import Example
+from bitzoo.data.groups import NEAR_DUPLICATES
+from bitzoo.data.problems import join_some
+from bitzoo.errors import UsageError
 from bitzoo.files import Progress
 
 TASK = "comparing images"
 """The task that `progress` is called with."""
 
 DISTANCE = 44
-"""Most bits, of 255, that differ between near-duplicates. Of 2,062 photographs of hand signs, a copy
-trimmed by 2 % at each edge was within 44 bits in 99.9 % of the cases, and no two photographs that
-correlate by `CORRELATION` were (of 2.1 million pairs)."""
+"""Most bits, of 255, that differ between near-duplicates. Of 2,062 photographs of hand signs,
+99.9 % were within 44 bits of a copy trimmed by 2 % at each edge, and none was of another photograph
+that correlates by `CORRELATION` (2.1 million pairs)."""
 CORRELATION = 0.96
 """Least correlation of the colours of near-duplicates. The lowest of any copy above was 0.97."""
 
@@ -45,6 +48,7 @@ _FLAT = 2.0
 """Standard deviation of the grey levels below which there is nothing to compare but noise."""
 _BLOCK = 2048
 
+T = TypeVar("T")
 _Floats: TypeAlias = "npt.NDArray[np.float32]"
 
 
@@ -183,11 +187,29 @@ def find_near_duplicates(
 
 
 def drop_from(
-    found: NearDuplicates, train: Sequence[tuple[Example, Any]]
-) -> tuple[NearDuplicates, list[tuple[Example, Any]]]:
-    """Return the near-duplicates marked as dropped, and `train` without them."""
+    found: NearDuplicates, train: Sequence[tuple[Example, T]], classes: Sequence[str]
+) -> tuple[NearDuplicates, list[tuple[Example, T]]]:
+    """Return the near-duplicates marked as dropped, and `train` without them.
+
+    Args:
+        found: The near-duplicates.
+        train: All training images, with anything.
+        classes: The name of each class.
+
+    Raises:
+        UsageError: If a class would lose all its training images.
+    """
     dropped = {pair.train for pair in found.pairs}
-    return replace(found, dropped=True), [pair for pair in train if pair[0] not in dropped]
+    left = [pair for pair in train if pair[0] not in dropped]
+    lost = {example.label for example in dropped} - {example.label for example, _ in left}
+    if lost:
+        raise UsageError(
+            "`drop_near_duplicates` must leave training images of every class, but all those of "
+            f"{join_some([classes[label] for label in sorted(lost)])} are near-duplicates of "
+            "held-out images. Keep near-duplicates in one split instead, "
+            f"`group_by={NEAR_DUPLICATES!r}`, or add other images."
+        )
+    return replace(found, dropped=True), left
 
 
 def near_groups(signatures: Sequence[bytes], progress: Progress | None = None) -> tuple[int, ...]:

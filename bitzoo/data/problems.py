@@ -45,6 +45,7 @@ class Reason(Enum):
     NO_8_BIT = "Images without a defined 8-bit form", "scale them to 8 bits per channel", True
     UNKNOWN_CLASS = "Images of classes that the network lacks", "rename or remove them", True
     DUPLICATE = "Identical images in train and val", "keep each in one split", True
+    GROUP = "Groups in both train and val", "move each to one, or do not group", False
     ONLY_IN_TRAIN = "Classes of train without images in val", "add some, or check the names", True
     ONLY_IN_VAL = "Classes of val without images in train", "add some, or check the names", False
     EMPTY_CLASS = "Classes without a usable image in train", "add images or remove them", True

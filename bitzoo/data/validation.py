@@ -11,9 +11,9 @@ import hashlib
 import stat
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeAlias
 
@@ -23,6 +23,14 @@ from PIL import Image, UnidentifiedImageError
 from bitzoo.data.automatic_split import Draw, describe, draw, notes_on
 from bitzoo.data.dataset import Example, ImageSet, Split, fingerprint
 from bitzoo.data.decode_workers import count_cores
+from bitzoo.data.groups import NEAR_DUPLICATES, notes_on_groups
+from bitzoo.data.near_duplicates import (
+    NearDuplicates,
+    drop_from,
+    find_near_duplicates,
+    near_groups,
+    signature_of,
+)
 from bitzoo.data.problems import Problem, Problems, Reason, join_some, printable
 from bitzoo.data.splits import join_groups
 from bitzoo.errors import MissingExtraError, UsageError
@@ -49,6 +57,7 @@ class DataSummary:
         traits: Special property that decoding handles -> number of images.
         notes: Remarks that need no action.
         skipped: The problems whose items were skipped.
+        near_duplicates: Training images that look like held-out ones.
     """
 
     counts: dict[str, int]
@@ -57,6 +66,7 @@ class DataSummary:
     traits: dict[str, int]
     notes: tuple[str, ...]
     skipped: Problems
+    near_duplicates: NearDuplicates = field(default_factory=NearDuplicates)
 
 
 def inspect(
@@ -66,6 +76,7 @@ def inspect(
     workers: int | None = None,
     progress: Progress | None = None,
     training: bool = True,
+    drop_near_duplicates: bool = False,
 ) -> tuple[ImageSet, DataSummary]:
     """Decode every image and validate the data set as a whole.
 
@@ -76,6 +87,8 @@ def inspect(
         workers: Decoding threads; None means one per core that this process may use.
         progress: Called with the task, the number of images done and their total.
         training: Whether the data set is for training. False only requires readable images.
+        drop_near_duplicates: Whether to drop from train what is a near-duplicate of held-out
+            images, see `near_duplicates`. They are reported in any case.
 
     Returns:
         The data set without the skipped items, with each example's `sha256` and the fingerprint
@@ -85,7 +98,8 @@ def inspect(
 
     Raises:
         DatasetError: If there are problems that may not be skipped; the message lists all problems.
-        UsageError: If a split that was drawn can hold out nothing now.
+        UsageError: If a split that was drawn can hold out nothing now, or a class would lose all
+            its training images as near-duplicates.
     """
     checked = _check_all(imageset, workers, progress)
     problems = [*imageset.problems]
@@ -116,9 +130,15 @@ def inspect(
         raise found.error(skipping=skip_bad)
     imageset, kept = _without_classes(imageset, kept, empty)
     if drawn and drawn.positions is not None:
-        imageset, kept = _draw_again(imageset, kept["train"], drawn)
+        imageset, kept = _draw_again(imageset, kept["train"], drawn, progress)
+    near = NearDuplicates()
+    if training and kept.get("val"):
+        signed = {name: [(e, check.signature) for e, check in kept[name]] for name in kept}
+        near = find_near_duplicates(signed["train"], signed["val"], progress)
+    if drop_near_duplicates:
+        near, kept["train"] = drop_from(near, kept["train"], imageset.classes)
     inspected = _keep_only(imageset, kept)
-    return inspected, _summarize(inspected, kept, found)
+    return inspected, _summarize(inspected, kept, found, near)
 
 
 def _check_all(
@@ -152,20 +172,33 @@ def _in_order(checked: _Kept, positions: Sequence[int]) -> list[tuple[Example, I
 
 
 def _draw_again(
-    imageset: ImageSet, pairs: list[tuple[Example, ImageCheck]], drawn: Draw
+    imageset: ImageSet,
+    pairs: list[tuple[Example, ImageCheck]],
+    drawn: Draw,
+    progress: Progress | None,
 ) -> tuple[ImageSet, _Kept]:
     """Draw the split from the usable images, with those of equal content on one side."""
     labels = [example.label for example, _ in pairs]
-    groups = join_groups([example.sha256 for example, _ in pairs])
+    contents = Counter(example.sha256 for example, _ in pairs)
+    groupings: list[Sequence[Hashable]] = [[example.sha256 for example, _ in pairs]]
+    if drawn.group_by == NEAR_DUPLICATES:
+        groupings.append(near_groups([check.signature for _, check in pairs], progress))
+    elif drawn.group_by:
+        groupings.append([example.group for example, _ in pairs])
+    groups = join_groups(*groupings)
     positions = draw(labels, imageset.classes, drawn.fraction, drawn.seed, groups)
     held = set(positions)
-    sizes = Counter(groups)
-    grouped = sum(size for size in sizes.values() if size > 1)
+    grouped = sum(count for count in contents.values() if count > 1)
     notes = tuple(notes_on(labels, imageset.classes, positions))
     kept = {
         "train": [pair for position, pair in enumerate(pairs) if position not in held],
         "val": [pairs[position] for position in positions],
     }
+    if drawn.group_by:
+        sides = [
+            [groups[i] for i in range(len(pairs)) if (i in held) is side] for side in (False, True)
+        ]
+        notes += notes_on_groups(*sides, drawn.group_by)
     imageset = replace(
         imageset,
         notes=tuple(note for note in imageset.notes if note not in drawn.notes) + notes,
@@ -255,7 +288,9 @@ def _keep_only(imageset: ImageSet, kept: _Kept) -> ImageSet:
     return replace(images, fingerprint=fingerprint(images))
 
 
-def _summarize(imageset: ImageSet, kept: _Kept, skipped: Problems) -> DataSummary:
+def _summarize(
+    imageset: ImageSet, kept: _Kept, skipped: Problems, near: NearDuplicates
+) -> DataSummary:
     class_counts = {}
     for split in imageset.splits:
         counts = Counter(example.label for example in split.examples)
@@ -269,8 +304,10 @@ def _summarize(imageset: ImageSet, kept: _Kept, skipped: Problems) -> DataSummar
         class_counts=class_counts,
         resolution=(int(height), int(width)),
         traits=dict(sorted(traits.items())),
-        notes=(*imageset.notes, *_notes_on_skipped(skipped), *_notes_on_repeats(imageset)),
+        notes=(*imageset.notes, *_notes_on_skipped(skipped), *_notes_on_repeats(imageset))
+        + ((near.note(),) if near.pairs else ()),
         skipped=skipped,
+        near_duplicates=near,
     )
 
 
@@ -312,6 +349,7 @@ class ImageCheck:
         sha256: See `Example.sha256`; "" if the image is not fine.
         size: Height and width, upright.
         traits: Special properties that decoding handles, such as "grayscale".
+        signature: What near-duplicates are found by; b"" if the image is not fine.
     """
 
     reason: Reason | None = None
@@ -319,6 +357,7 @@ class ImageCheck:
     sha256: str = ""
     size: tuple[int, int] = (0, 0)
     traits: tuple[str, ...] = ()
+    signature: bytes = b""
 
 
 def check_image(example: Example) -> ImageCheck:
@@ -358,7 +397,7 @@ def _examine(image: Image.Image, digest: str = "") -> ImageCheck:
         digest = hashlib.sha256(f"{rgb.width}x{rgb.height}".encode() + rgb.tobytes()).hexdigest()
     if image.format not in _SINGLE_IMAGE_FORMATS and has_more_frames(image):
         return ImageCheck(Reason.ANIMATED, f"{image.format} of {_count(image)} frames or pages")
-    return ImageCheck(None, "", digest, size, traits)
+    return ImageCheck(None, "", digest, size, traits, signature=signature_of(rgb))
 
 
 def _count(image: Image.Image) -> object:

@@ -251,7 +251,7 @@ class TestManifests:
         assert [(e.key, e.label) for e in images.train.examples] == [("a.jpg", 1), ("b.jpg", 0)]
         assert [(e.key, e.label) for e in images.val.examples] == [("c.jpg", 0), ("d.jpg", 1)]
         assert images.notes == (
-            "Ignored: columns of the manifest (1): more.",
+            "Other columns of the manifest (1): more.",
             "Not used: the test split (1 images); val is held out. To evaluate on it after "
             "training: `bitzoo evaluate RUN --data DATA --split test`.",
         )
