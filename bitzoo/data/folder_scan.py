@@ -14,6 +14,7 @@ from pathlib import Path
 
 from bitzoo.data.file_kinds import IMAGE, kind_by_content, kind_by_name
 from bitzoo.data.problems import join_some, printable
+from bitzoo.data.run_folders import holds_only_runs
 from bitzoo.models.image_files import suffixes
 
 _OF_TOOLS = re.compile(
@@ -158,8 +159,12 @@ def _sort_in(
 ) -> None:
     is_hidden = entry.name.startswith(".")
     if _is_folder(entry):
-        is_tools = is_hidden or _OF_TOOLS.fullmatch(entry.name.lower())
-        (inside.tools if is_tools else inside.folders).append(path)
+        if is_hidden or _OF_TOOLS.fullmatch(entry.name.lower()):
+            inside.tools.append(path)
+        elif holds_only_runs(entry, of_images):
+            inside.others.setdefault("run folders", []).append(path)
+        else:
+            inside.folders.append(path)
         return
     kind = kind_by_name(entry.name, of_images)
     if is_hidden:

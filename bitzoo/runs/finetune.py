@@ -1,17 +1,18 @@
 """`finetune`: a run from end to end.
 
-read and check the data -> build the network -> plan the recipe -> decode once -> train ->
-evaluate -> write a model folder, a report and a card
+take the folder -> read and check the data -> build the network -> plan the recipe -> decode once ->
+train -> evaluate -> write a model folder, a report and a card
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import statistics
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -19,14 +20,17 @@ import torch
 from bitzoo.data.class_counts import describe_classes
 from bitzoo.data.dataset import DataSource, ImageSet, read_dataset
 from bitzoo.data.validation import DataSummary, inspect
-from bitzoo.display import Displayed
+from bitzoo.display import Displayed, list_names
 from bitzoo.errors import UsageError
 from bitzoo.files import Progress, write_json
 from bitzoo.inference.metrics import Evaluation
 from bitzoo.models.architecture import Architecture
 from bitzoo.models.bit import BiT
+from bitzoo.runs.changes import Change, changed, record_change
 from bitzoo.runs.config import Callbacks, FinetuneConfig, Resolution
-from bitzoo.runs.run_dir import RunDir
+from bitzoo.runs.job import Job
+from bitzoo.runs.run_dir import OUTPUTS, RunDir, read_record
+from bitzoo.runs.run_lock import sole_use
 from bitzoo.runs.session import Session, Task
 from bitzoo.training.distributed import join_processes
 from bitzoo.training.hyperrule import Edition, hyperrule
@@ -34,6 +38,9 @@ from bitzoo.training.recipe import Recipe
 from bitzoo.zoo.create import create_model
 
 REPEATS_NAME = "repeats.json"
+"""In a folder of repeated runs: what `resume` needs, and at the end the accuracies."""
+
+_Result = TypeVar("_Result")
 
 
 @dataclass(frozen=True, repr=False)
@@ -49,6 +56,8 @@ class FinetuneResult(Displayed):
         images_per_s: Training speed.
         repeats: The results of all repeated runs, if there are several; the result itself is then
             the one with the median top-1 accuracy.
+        was_finished: Whether nothing was done, because the run had reached its end before. Its
+            evaluation is then in the folder (`evaluation.json`), not here.
     """
 
     folder: Path
@@ -58,6 +67,7 @@ class FinetuneResult(Displayed):
     evaluation: Evaluation | None
     images_per_s: float
     repeats: tuple[FinetuneResult, ...] = ()
+    was_finished: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         """Return the result as JSON-ready data."""
@@ -69,6 +79,7 @@ class FinetuneResult(Displayed):
             "evaluation": self.evaluation.to_dict() if self.evaluation else None,
             "images_per_s": self.images_per_s,
             "repeats": self.summary() if self.repeats else None,
+            "was_finished": self.was_finished,
         }
 
     def display_rows(self) -> list[tuple[str, object]]:
@@ -137,10 +148,13 @@ def finetune(
     `bitzoo finetune` does the same.
 
     Args:
-        model: A catalogue name, a checkpoint file, or a run folder.
+        model: A catalogue name, a checkpoint file, or a run folder. The head of a run that was
+            trained on the same classes in the same order is kept; any other head is replaced by a
+            new one that starts at zero.
         data: A folder of class folders, a manifest, arrays or a Hugging Face data set; see
             `bitzoo.data.dataset.read_dataset`.
-        out: The run folder.
+        out: The run folder. Only one run at a time can use it. If it is below `data`, it is no
+            class of the data: run folders are left out.
         edition: HyperRule of the ``paper`` or of the ``released`` code.
         pretrained: False starts from random weights.
         steps: Length of training, in updates; the schedule keeps its shape. None, here and below,
@@ -167,8 +181,9 @@ def finetune(
         checkpoint_every: Steps between checkpoints; 0 writes one only at the end.
         keep_checkpoints: Number of checkpoints to keep.
         eval_every: Steps between evaluations; 0 evaluates only at the end.
-        resume: Continue the run in `out` from its newest complete checkpoint, if there is one.
-        overwrite: Delete the run in `out` and start again.
+        resume: Continue the run in `out` from its newest complete checkpoint, if there is one. The
+            options must be the same; `bitzoo.resume` needs none, and can change some.
+        overwrite: Delete what a run wrote to `out` and start again; other files there stay.
         progress: Called with a task, how much of it is done, and how much there is.
         callbacks: Other callbacks during the run; its `progress`, if any, takes precedence.
 
@@ -178,7 +193,8 @@ def finetune(
 
     Raises:
         DatasetError: If the data cannot be used for training; lists all problems at once.
-        UsageError: If options contradict each other, or `out` contains another run.
+        UsageError: If options contradict each other, `out` contains another run, or another
+            process is using it.
         BitzooError: As `bitzoo.create_model` and `bitzoo.training.trainer.train` raise.
     """
     if repeats < 1:
@@ -209,13 +225,40 @@ def finetune(
         cache_gb=cache_gb,
         workers=workers,
     )
+    job = Job(os.fspath(model), data, config)
+    options = {"resume": resume, "overwrite": overwrite}
+    return run_job(job, Path(out), repeats, progress, callbacks, **options)
+
+
+def run_job(
+    job: Job,
+    out: Path,
+    repeats: int,
+    progress: Progress | None,
+    callbacks: Callbacks | None,
+    *,
+    resume: bool,
+    overwrite: bool,
+    change: Change | None = None,
+) -> FinetuneResult:
+    """Carry out a job, once or with several seeds; see `finetune`.
+
+    Args:
+        job: What to do.
+        out: The run folder.
+        repeats: Number of runs.
+        progress: As for `finetune`.
+        callbacks: As for `finetune`.
+        resume: As for `finetune`.
+        overwrite: As for `finetune`.
+        change: What to change in the run that is resumed.
+    """
     callbacks = callbacks or Callbacks()
     if progress and not callbacks.progress:
         callbacks = _reporting_to(progress, callbacks)
-    folder = Path(out)
     if repeats == 1:
-        return _run(model, data, folder, config, resume, overwrite, callbacks)
-    return _repeat(model, data, folder, config, repeats, resume, overwrite, callbacks)
+        return _run(job, out, resume, overwrite, callbacks, change or Change())
+    return _repeat(job, out, repeats, resume, overwrite, callbacks)
 
 
 def _reporting_to(progress: Progress, callbacks: Callbacks) -> Callbacks:
@@ -235,117 +278,179 @@ def _reporting_to(progress: Progress, callbacks: Callbacks) -> Callbacks:
 
 
 def _repeat(
-    model: str | os.PathLike[str],
-    data: DataSource,
-    out: Path,
-    config: FinetuneConfig,
-    repeats: int,
-    resume: bool,
-    overwrite: bool,
-    callbacks: Callbacks,
+    job: Job, out: Path, repeats: int, resume: bool, overwrite: bool, callbacks: Callbacks
 ) -> FinetuneResult:
     """Run with one seed after another, unless a run is stopped."""
-    runs: list[FinetuneResult] = []
-    for seed in range(config.seed, config.seed + repeats):
-        own = replace(config, seed=seed)
-        runs.append(_run(model, data, out / f"seed-{seed}", own, resume, overwrite, callbacks))
-        if runs[-1].stopped:
-            break
-    evaluated = [run for run in runs if run.evaluation]
-    evaluated.sort(key=lambda run: run.evaluation.top1 if run.evaluation else 0.0)
-    middle = evaluated[(len(evaluated) - 1) // 2] if evaluated else runs[-1]
-    stopped = any(run.stopped for run in runs)
-    result = replace(middle, stopped=stopped, repeats=tuple(runs))
-    if join_processes().is_main_process:
-        write_json(out / REPEATS_NAME, result.summary())
+    run_dir, runs, first = RunDir(out), list[FinetuneResult](), job.config.seed
+    record = {"model": job.model, "repeats": repeats, "options": job.to_dict("")}
+
+    def begin() -> None:
+        _take(run_dir, stack)
+        with run_dir.writing():
+            write_json(out / REPEATS_NAME, record)
+
+    with contextlib.ExitStack() as stack:
+        _in_main_process(begin)
+        for seed in range(first, first + repeats):
+            own = replace(job, config=replace(job.config, seed=seed))
+            runs.append(_run(own, out / f"seed-{seed}", resume, overwrite, callbacks, Change()))
+            if runs[-1].stopped:
+                break
+        evaluated = [run for run in runs if run.evaluation]
+        evaluated.sort(key=lambda run: run.evaluation.top1 if run.evaluation else 0.0)
+        middle = evaluated[(len(evaluated) - 1) // 2] if evaluated else runs[-1]
+        stopped = any(run.stopped for run in runs)
+        result = replace(middle, stopped=stopped, repeats=tuple(runs))
+        if join_processes().is_main_process:
+            with run_dir.writing():
+                write_json(out / REPEATS_NAME, record | result.summary())
     return result
 
 
 def _run(
-    model: str | os.PathLike[str],
-    data: DataSource,
-    out: Path,
-    config: FinetuneConfig,
-    resume: bool,
-    overwrite: bool,
-    callbacks: Callbacks,
+    job: Job, out: Path, resume: bool, overwrite: bool, callbacks: Callbacks, change: Change
 ) -> FinetuneResult:
     """Fine-tune once."""
-    processes = join_processes()
-    images, summary = _prepare(data, config, callbacks)
-    for note in summary.notes:
-        callbacks.say(note)
-    callbacks.say("\n".join(describe_classes(images)))
-    network = _create(model, config, len(images.classes))
-    recipe = _plan(config, images, summary, network.architecture)
-    run_dir = RunDir(out)
-    identity = _identity(str(model), config, images, recipe, network.architecture)
-    if processes.is_main_process:
-        run_dir.open(identity, resume=resume, overwrite=overwrite)
-    processes.wait_for_everyone()
-    callbacks.on_start(recipe)
-    task = Task(network, recipe, images, summary, config)
-    with Session(task, run_dir, identity, callbacks) as session:
-        steps, stopped, rate = session.train()
-        final = None
-        if not stopped:
-            final = session.evaluate(steps)
-            session.write_artifacts(final)
-    processes.wait_for_everyone()
+    processes, run_dir = join_processes(), RunDir(out)
+
+    def enter() -> None:
+        _take(run_dir, stack)
+        run_dir.require_possible(resume=resume, overwrite=overwrite)
+        if overwrite:
+            _require_apart(job, out)
+
+    def begin() -> tuple[dict[str, Any], list[dict[str, Any]]]:
+        options = job.to_dict(images.source)
+        run_dir.open(identity, resume=resume, overwrite=overwrite, options=options)
+        record_change(run_dir, change)
+        return run_dir.identity, run_dir.changes
+
+    with contextlib.ExitStack() as stack:
+        _in_main_process(enter)
+        images, summary = _in_main_process(lambda: _read(job, callbacks))
+        for note in summary.notes:
+            callbacks.say(note)
+        callbacks.say("\n".join(describe_classes(images)))
+        network, is_kept = _create(job, images.classes, callbacks)
+        recipe = _plan(job.config, images, summary, network.architecture, is_kept)
+        identity = _identity(_name_in(out, job), job.config, images, recipe, network.architecture)
+        started, changes = _in_main_process(begin)
+        if run_dir.kept:
+            callbacks.say(f"Kept in {out}, because no run wrote it: {list_names(run_dir.kept)}.")
+        recipe, config = changed(started, changes, recipe, job.config)
+        callbacks.on_start(recipe)
+        now = {**started, "recipe": recipe.to_dict(), "dtype": config.dtype}
+        task = Task(network, recipe, images, summary, config)
+        with Session(task, run_dir, now, callbacks) as session:
+            steps, stopped, rate = session.train()
+            final = None
+            if not stopped:
+                final = session.evaluate(steps)
+                if processes.is_main_process and (edited := run_dir.keep_edited_card()):
+                    callbacks.say(f"The card was edited; it is kept as {edited}.")
+                session.write_artifacts(final)
+                if processes.is_main_process:
+                    run_dir.finish(steps)
+        processes.wait_for_everyone()
     return FinetuneResult(out, recipe, steps, stopped, final, rate)
 
 
-def _create(model: str | os.PathLike[str], config: FinetuneConfig, num_classes: int) -> BiT:
-    """Create the network with a new head; random weights depend only on the seed."""
+def _take(run_dir: RunDir, stack: contextlib.ExitStack) -> None:
+    """Keep other runs out of the folder until `stack` is unwound."""
+    with run_dir.writing("Choose another `out`."):
+        stack.enter_context(sole_use(run_dir.folder))
+
+
+def _require_apart(job: Job, out: Path) -> None:
+    """Check that the model is none of the files that `overwrite` removes."""
+    place, run = Path(os.path.realpath(job.place or job.model)), out.resolve()
+    if place == run or any(place in run.glob(pattern) for pattern in OUTPUTS):
+        raise UsageError(
+            f"`overwrite` would delete the model that training starts from, {job.model}. Choose "
+            "another `out`."
+        )
+
+
+def _name_in(out: Path, job: Job) -> str:
+    """Return the model's name; that of the run in `out` if it is the same file by another path."""
+    before = read_record(out) or {}
+    options, name = before.get("options"), before.get("model")
+    same = isinstance(options, dict) and options.get("model") == job.to_dict("")["model"]
+    return name if same and isinstance(name, str) else job.model
+
+
+def _create(job: Job, classes: tuple[str, ...], callbacks: Callbacks) -> tuple[BiT, bool]:
+    """Create the network; the head is new, unless it is that of a run with the same classes.
+
+    Random weights depend only on the seed.
+
+    Returns:
+        The network, and whether it has the head of its weights.
+    """
+    place, config = job.place or job.model, job.config
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        network = create_model(model, config.pretrained, num_classes=num_classes)
+        network = create_model(place, config.pretrained, num_classes=len(classes))
     if not isinstance(network, BiT):
-        raise UsageError(f"{model}: expected a classifier to fine-tune.")
-    network.reset_classifier(num_classes)  # also where the count is the file's own
-    network.info = network.info.with_head(num_classes)
-    return network
+        raise UsageError(f"{job.model}: expected a classifier to fine-tune.")
+    known = network.info.class_names if network.info.run else None
+    if config.pretrained and known is not None:
+        if known == classes:
+            callbacks.say(f"The head of {job.model} is kept: its classes are the same.")
+            return network, True
+        order = " in another order" if sorted(known) == sorted(classes) else ""
+        callbacks.say(
+            f"The head of {job.model} is replaced by a new one that starts at zero: its classes "
+            f"are {'the same' + order if order else 'others'}."
+        )
+    network.reset_classifier(len(classes))  # also where the count is the file's own
+    network.info = network.info.with_head(len(classes))
+    return network, False
 
 
-def _prepare(
-    data: DataSource, config: FinetuneConfig, callbacks: Callbacks
-) -> tuple[ImageSet, DataSummary]:
-    """Read and inspect the data in the main process, and broadcast the result to the others."""
+def _in_main_process(action: Callable[[], _Result]) -> _Result:
+    """Do something in the main process, and broadcast its result, or its error, to the others."""
     from accelerate.utils import broadcast_object_list
 
     processes = join_processes()
     outcome: list[Any] = [None, None]
     if processes.is_main_process:
         try:
-            outcome[0] = _read(data, config, callbacks)
+            outcome[0] = action()
         except Exception as error:  # broadcast too, or the others would wait for ever
             outcome[1] = error
     if processes.num_processes > 1:
         broadcast_object_list(outcome)
     if outcome[1] is not None:
         raise outcome[1]
-    images, summary = outcome[0]
-    return images, summary
+    result: _Result = outcome[0]
+    return result
 
 
-def _read(
-    data: DataSource, config: FinetuneConfig, callbacks: Callbacks
-) -> tuple[ImageSet, DataSummary]:
+def _read(job: Job, callbacks: Callbacks) -> tuple[ImageSet, DataSummary]:
+    config = job.config
     images = read_dataset(
-        data,
+        job.data,
         val_fraction=config.val_fraction,
         seed=config.seed,
         examples_per_class=config.examples_per_class,
     )
-    return inspect(
+    images, summary = inspect(
         images, skip_bad=config.skip_bad, workers=config.workers, progress=callbacks.progress
     )
+    return replace(images, source=job.data_name or images.source), summary
 
 
 def _plan(
-    config: FinetuneConfig, images: ImageSet, summary: DataSummary, architecture: Architecture
+    config: FinetuneConfig,
+    images: ImageSet,
+    summary: DataSummary,
+    architecture: Architecture,
+    is_head_kept: bool,
 ) -> Recipe:
     rule = hyperrule(len(images.train), summary.resolution, config.edition, architecture)
+    if is_head_kept:
+        rule = replace(rule, head="kept")
     resize, crop = config.resize_and_crop
     return rule.override(
         steps=config.steps,

@@ -16,7 +16,7 @@ from bitzoo.inference.metrics import Evaluation
 from bitzoo.models.bit import BiT
 from bitzoo.runs.config import Callbacks, FinetuneConfig
 from bitzoo.runs.report.artifacts import FinishedRun, write_artifacts
-from bitzoo.runs.run_dir import STARTED_WITH, RunDir, digest_of
+from bitzoo.runs.run_dir import RunDir
 from bitzoo.runs.tensorboard import Track, tracker
 from bitzoo.training.checkpointing import latest_checkpoint
 from bitzoo.training.distributed import join_processes
@@ -155,7 +155,7 @@ class Session:
             task.config,
             folder=self._run_dir.checkpoints,
             start=start,
-            about={STARTED_WITH: digest_of(self._identity)},
+            about=self._run_dir.mark,
             on_step=self._record,
             on_eval=self._on_eval,
         )
