@@ -53,9 +53,11 @@ def evaluate(
         return
     rows = [(row["name"], row["correct"], row["count"]) for row in found.per_class if row["count"]]
     print_table(("class", "correct", "images"), rows)
+    top5 = f"top-5 {found.top5:.2%}, " if found.has_top5 else ""
     say(
-        f"\ntop-1 {found.top1:.2%} ({found.correct:,} of {found.count:,}), "
-        f"top-5 {found.top5:.2%}, loss {found.loss:.4f}"
+        f"\ntop-1 {found.top1:.2%} ({found.correct:,} of {found.count:,}), {top5}"
+        f"balanced accuracy {found.balanced_accuracy:.2%}, macro F1 {found.macro_f1:.2%}, "
+        f"loss {found.loss:.4f}"
     )
 
 

@@ -14,10 +14,12 @@ import numpy.typing as npt
 from bitzoo.display import Displayed
 from bitzoo.errors import BitzooError, LayoutError, UsageError
 
-__all__ = ["Confusion", "Evaluation", "EvaluationError"]
+__all__ = ["MIN_TOP5_CLASSES", "Confusion", "Evaluation", "EvaluationError"]
 
 Integers: TypeAlias = "npt.NDArray[np.int64]"
 _TOP = 5
+MIN_TOP5_CLASSES = 10
+"""Fewest classes for which the top-5 accuracy is shown: with fewer, guessing gets most of it."""
 
 
 class EvaluationError(BitzooError, ArithmeticError):
@@ -162,6 +164,39 @@ class Evaluation(Displayed):
         return _share(self.correct_top5, self.count)
 
     @property
+    def has_top5(self) -> bool:
+        """Whether there are enough classes for the top-5 accuracy to say something."""
+        return len(self.classes) >= MIN_TOP5_CLASSES
+
+    @property
+    def balanced_accuracy(self) -> float:
+        """Mean over the classes with images of their accuracy, in [0, 1]; NaN without images.
+
+        Every class counts the same, however many images it has.
+
+        Source: K. H. Brodersen et al., "The Balanced Accuracy and Its Posterior Distribution",
+        ICPR 2010; for more than two classes, the mean recall.
+        """
+        counts, hits, _ = self._totals()
+        shares = hits[counts > 0] / counts[counts > 0]
+        return _share(math.fsum(shares), len(shares))
+
+    @property
+    def macro_f1(self) -> float:
+        """Mean of the classes' F1 scores, in [0, 1]; NaN without images.
+
+        A class's F1 is 2 tp / (2 tp + fp + fn), the harmonic mean of its precision and recall. Left
+        out are only classes that no image has and that none was taken for, whose F1 is 0 / 0.
+
+        Source: D. D. Lewis et al., "Training Algorithms for Linear Text Classifiers", SIGIR 1996
+        (macro-averaging); the mean of F1 scores, not the F1 of mean precision and mean recall.
+        """
+        counts, hits, guesses = self._totals()
+        occurs = counts + guesses > 0
+        scores = 2 * hits[occurs] / (counts + guesses)[occurs]  # 2 tp + fp + fn
+        return _share(math.fsum(scores), len(scores))
+
+    @property
     def loss(self) -> float:
         """Mean cross-entropy in nats, of an exactly rounded sum; NaN without images."""
         return _share(math.fsum(self.losses), self.count)
@@ -169,9 +204,7 @@ class Evaluation(Displayed):
     @property
     def per_class(self) -> list[dict[str, Any]]:
         """`name`, `count`, `correct` and `accuracy` per class; accuracy is None without images."""
-        size = len(self.classes)
-        counts = np.bincount(self.labels, minlength=size).tolist()
-        corrects = np.bincount(self.labels[self.ranks == 0], minlength=size).tolist()
+        counts, hits, _ = self._totals()
         return [
             {
                 "name": name,
@@ -179,8 +212,22 @@ class Evaluation(Displayed):
                 "correct": correct,
                 "accuracy": correct / count if count else None,
             }
-            for name, count, correct in zip(self.classes, counts, corrects, strict=True)
+            for name, count, correct in zip(
+                self.classes, counts.tolist(), hits.tolist(), strict=True
+            )
         ]
+
+    def _totals(self) -> tuple[Integers, Integers, Integers]:
+        """Return per class the images of it, those of them that are right, and those taken for it.
+
+        Right is what came first, as for `correct`.
+        """
+        size = len(self.classes)
+        of, right = self.labels, self.ranks == 0
+        counts, hits, guesses = (
+            np.bincount(found, minlength=size) for found in (of, of[right], self.predicted)
+        )
+        return counts, hits, guesses
 
     @property
     def confusion(self) -> Integers:
@@ -205,7 +252,13 @@ class Evaluation(Displayed):
 
     def to_dict(self) -> dict[str, Any]:
         """Return totals as JSON-ready data: shares in [0, 1], and the counts they are made of."""
-        shares = {"top1": self.top1, "top5": self.top5, "loss": self.loss}
+        shares = {
+            "top1": self.top1,
+            "top5": self.top5,
+            "balanced_accuracy": self.balanced_accuracy,
+            "macro_f1": self.macro_f1,
+            "loss": self.loss,
+        }
         return {
             **{name: None if math.isnan(value) else value for name, value in shares.items()},
             "count": self.count,
@@ -215,10 +268,18 @@ class Evaluation(Displayed):
         }
 
     def display_rows(self) -> list[tuple[str, object]]:
-        """Return the totals for people."""
+        """Return the totals for people; top-5 from `MIN_TOP5_CLASSES` classes on."""
+        rows: list[tuple[str, object]] = [
+            ("top-1", f"{self.top1:.2%} ({self.correct:,} of {self.count:,} images)")
+        ]
+        if self.has_top5:
+            rows.append(
+                ("top-5", f"{self.top5:.2%} ({self.correct_top5:,} of {self.count:,} images)")
+            )
         return [
-            ("top-1", f"{self.top1:.2%} ({self.correct:,} of {self.count:,} images)"),
-            ("top-5", f"{self.top5:.2%} ({self.correct_top5:,} of {self.count:,} images)"),
+            *rows,
+            ("balanced accuracy", f"{self.balanced_accuracy:.2%}"),
+            ("macro F1", f"{self.macro_f1:.2%}"),
             ("loss", f"{self.loss:.4f}"),
             ("classes", f"{len(self.classes):,}"),
         ]

@@ -271,10 +271,11 @@ def test_figures_of_an_evaluation():
     logits = np.eye(3, dtype=np.float32)[[0, 1, 1, 1]]
     assert repr(Evaluation.of_logits("abc", np.array([0, 1, 2, 2]), logits)) == (
         "Evaluation\n"
-        "  top-1    50.00% (2 of 4 images)\n"
-        "  top-5    100.00% (4 of 4 images)\n"
-        "  loss     1.0514\n"
-        "  classes  3"
+        "  top-1              50.00% (2 of 4 images)\n"
+        "  balanced accuracy  66.67%\n"
+        "  macro F1           50.00%\n"
+        "  loss               1.0514\n"
+        "  classes            3"
     )
 
 

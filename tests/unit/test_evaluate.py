@@ -127,6 +127,8 @@ class TestCounts:
         assert record == {
             "top1": 0.5,
             "top5": 1.0,
+            "balanced_accuracy": 0.5,  # 1/2, 1/1, 0/1
+            "macro_f1": 0.5,  # ant 2/4, bee 2/2, cat 0/2
             "count": 4,
             "correct": 2,
             "correct_top5": 4,
