@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import statistics
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -27,6 +26,7 @@ from bitzoo.models.bit import BiT
 from bitzoo.runs.config import Callbacks, FinetuneConfig, Resolution
 from bitzoo.runs.run_dir import RunDir
 from bitzoo.runs.session import Session, Task
+from bitzoo.runs.step_progress import reported
 from bitzoo.training.distributed import join_processes
 from bitzoo.training.hyperrule import Edition, hyperrule
 from bitzoo.training.recipe import Recipe
@@ -128,7 +128,7 @@ def finetune(
     eval_every: int = 0,
     resume: bool = False,
     overwrite: bool = False,
-    progress: Progress | None = None,
+    progress: Progress | bool | None = None,
     callbacks: Callbacks | None = None,
 ) -> FinetuneResult:
     """Fine-tune a model on images, by BiT-HyperRule (arXiv 1912.11370, section 3.3).
@@ -168,7 +168,8 @@ def finetune(
         eval_every: Steps between evaluations; 0 evaluates only at the end.
         resume: Continue the run in `out` from its newest complete checkpoint, if there is one.
         overwrite: Delete the run in `out` and start again.
-        progress: Called with a task, how much of it is done, and how much there is.
+        progress: Called with a task, how much of it is done, and how much there is. Or True for
+            lines on stderr, False for none; None shows a live line on a terminal or in a notebook.
         callbacks: Other callbacks during the run; its `progress`, if any, takes precedence.
 
     Returns:
@@ -209,28 +210,11 @@ def finetune(
         workers=workers,
     )
     callbacks = callbacks or Callbacks()
-    if progress and not callbacks.progress:
-        callbacks = _reporting_to(progress, callbacks)
     folder = Path(out)
-    if repeats == 1:
-        return _run(model, data, folder, config, resume, overwrite, callbacks)
-    return _repeat(model, data, folder, config, repeats, resume, overwrite, callbacks)
-
-
-def _reporting_to(progress: Progress, callbacks: Callbacks) -> Callbacks:
-    """Return callbacks that also report the steps as progress."""
-    total = 0
-
-    def on_start(recipe: Recipe) -> None:
-        nonlocal total
-        total = recipe.schedule.steps
-        callbacks.on_start(recipe)
-
-    def on_step(metrics: Mapping[str, float]) -> None:
-        progress("training", int(metrics["step"]), total)
-        callbacks.on_step(metrics)
-
-    return replace(callbacks, progress=progress, on_start=on_start, on_step=on_step)
+    with reported(callbacks.progress or progress, callbacks) as callbacks:
+        if repeats == 1:
+            return _run(model, data, folder, config, resume, overwrite, callbacks)
+        return _repeat(model, data, folder, config, repeats, resume, overwrite, callbacks)
 
 
 def _repeat(
