@@ -2,26 +2,32 @@
 
 from __future__ import annotations
 
+import re
+import shutil
 import sys
 import textwrap
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext, redirect_stdout
-from itertools import groupby
+from itertools import groupby, zip_longest
 from pathlib import PurePath
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from bitzoo.display import visible
+from bitzoo.progress_line import columns_of, cut
 
 if TYPE_CHECKING:
-    from rich.progress import TaskID
-
     from bitzoo.converters.parity.logits import LogitsProof
     from bitzoo.converters.parity.verify import ParityReport
-    from bitzoo.files import Progress
+    from bitzoo.progress import Live
+
+_NARROWEST = 12
+"""Columns to which a column of text is narrowed, at most."""
 
 
 LINE = 80
-"""Characters of a line of text that is wrapped: those of a terminal that nobody has resized."""
+"""Characters of a line of text where there is no terminal to fit."""
+_LONGEST = 100
+"""Most characters of a line of text on a wide terminal."""
 
 
 def say(text: str, *, error: bool = False) -> None:
@@ -52,21 +58,73 @@ def prose_to_stderr(json: bool) -> Iterator[None]:
 
 
 def print_table(headers: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    """Print rows under headers in aligned columns, numbers to the right; nothing is truncated."""
-    columns = list(zip(headers, *([_cell(cell) for cell in row] for row in rows), strict=True))
-    widths = [max(map(len, column)) for column in columns]
+    """Print rows under headers in aligned columns, numbers to the right; nothing is truncated.
+
+    On a terminal that is too narrow, the cells of the widest columns of text take several lines.
+    """
+    table = [tuple(headers), *(tuple(_cell(cell) for cell in row) for row in rows)]
     numeric = [
         bool(rows) and all(isinstance(row[index], (int, float)) for row in rows)
         for index in range(len(headers))
     ]
-    lines = (
-        "  ".join(
-            cell.rjust(width) if right else cell.ljust(width)
-            for cell, width, right in zip(line, widths, numeric, strict=True)
-        ).rstrip()
-        for line in zip(*columns, strict=True)
-    )
+    widths = [max(map(columns_of, column)) for column in zip(*table, strict=True)]
+    if room := terminal_width():
+        widths = _narrowed(widths, numeric, room - 2 * (len(widths) - 1))
+    lines = []
+    for row in table:
+        cells = [_broken(cell, width) for cell, width in zip(row, widths, strict=True)]
+        for pieces in zip_longest(*cells, fillvalue=""):
+            padded = [
+                _padding(piece, width) + piece if right else piece + _padding(piece, width)
+                for piece, width, right in zip(pieces, widths, numeric, strict=True)
+            ]
+            lines.append("  ".join(padded).rstrip())
     say("\n".join(lines))
+
+
+def _narrowed(widths: Sequence[int], numeric: Sequence[bool], room: int) -> list[int]:
+    """Return widths whose sum is at most `room`, if texts may be cut down to `_NARROWEST`."""
+    narrowed = list(widths)
+    while sum(narrowed) > room:
+        text = [index for index, is_number in enumerate(numeric) if not is_number]
+        widest = max(text, key=lambda index: narrowed[index], default=None)
+        if widest is None or narrowed[widest] <= _NARROWEST:
+            break
+        narrowed[widest] -= 1
+    return narrowed
+
+
+def _broken(text: str, width: int) -> list[str]:
+    """Return a text in lines of at most `width` columns, broken at spaces and behind slashes."""
+    if columns_of(text) <= width:
+        return [text]
+    lines = [""]
+    for word in re.findall(r"\S+?/|\S+|\s+", text):
+        if columns_of(lines[-1] + word.rstrip()) <= width:
+            lines[-1] += word
+            continue
+        word = word.lstrip()
+        while columns_of(word) > width:
+            piece = cut(word, width)
+            lines.append(piece)
+            word = word[len(piece) :]
+        if word:
+            lines.append(word)
+    return [line.rstrip() for line in lines if line.strip()]
+
+
+def _padding(text: str, width: int) -> str:
+    return " " * (width - columns_of(text))
+
+
+def terminal_width() -> int | None:
+    """Return the columns of the terminal that stdout is; None if it is none, as a file or a pipe.
+
+    A file gets lines of any length: they are for programs, which would have to join them again.
+    """
+    if not sys.stdout.isatty():
+        return None
+    return max(shutil.get_terminal_size().columns, 2 * _NARROWEST)
 
 
 def _cell(value: object) -> str:
@@ -86,7 +144,7 @@ def print_facts(facts: Sequence[tuple[str, object]]) -> None:
         label = name
         for item in value if isinstance(value, (list, tuple)) else [value]:
             text = in_line(item)
-            for line in [text] if isinstance(item, PurePath) else _wrap(text, LINE - width):
+            for line in [text] if isinstance(item, PurePath) else _wrap(text, _line() - width):
                 lines.append(f"{label:<{width}}{line}".rstrip())
                 label = ""
     say("\n".join(lines))
@@ -94,7 +152,11 @@ def print_facts(facts: Sequence[tuple[str, object]]) -> None:
 
 def say_wrapped(text: str) -> None:
     """Print a paragraph."""
-    say("\n".join(_wrap(text, LINE)))
+    say("\n".join(_wrap(text, _line())))
+
+
+def _line() -> int:
+    return min(terminal_width() or LINE, _LONGEST)
 
 
 def _wrap(text: str, width: int) -> list[str]:
@@ -161,26 +223,12 @@ def _verdict(passed: bool) -> str:
 
 
 @contextmanager
-def progress_bar() -> Iterator[Progress | None]:
-    """Yield a callback that draws bars on stderr, or None if stderr is not a terminal."""
-    if not sys.stderr.isatty():
-        yield None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+def progress_bar() -> Iterator[Live]:
+    """Yield a callback that shows progress on stderr: one live line, or a plain line now and then.
 
-    tasks: dict[str, TaskID] = {}
-    columns: list[Any] = [
-        TextColumn("{task.description:<8}"),
-        BarColumn(),
-        TextColumn("{task.percentage:>3.0f}%"),
-        TimeRemainingColumn(elapsed_when_finished=True),
-    ]
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
+    It is a `bitzoo.files.Progress` that can do more; see `bitzoo.progress`.
+    """
+    from bitzoo.progress import live
 
-        def show(task: str, done: int, total: int) -> None:
-            if task not in tasks:
-                tasks[task] = bars.add_task(task, total=total)
-            bars.update(tasks[task], completed=done)
-
-        yield show
+    with live() as progress:
+        yield progress

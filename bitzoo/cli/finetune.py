@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import shlex
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,12 +12,19 @@ import click
 
 from bitzoo.cli.command import Command
 from bitzoo.cli.completers import complete_path
-from bitzoo.cli.console import print_facts, print_json, progress_bar, say
+from bitzoo.cli.console import (
+    in_line,
+    print_facts,
+    print_json,
+    progress_bar,
+    prose_to_stderr,
+    say,
+)
 from bitzoo.cli.options import PATH, debug_option, edition_option, json_option, model_parameter
 from bitzoo.errors import UsageError
 
 if TYPE_CHECKING:
-    from bitzoo.runs.config import Callbacks
+    from bitzoo.inference.metrics import Evaluation
     from bitzoo.runs.finetune import FinetuneResult
     from bitzoo.training.hyperrule import Edition
     from bitzoo.training.recipe import Recipe
@@ -124,8 +131,9 @@ def hyperrule(
 )
 @click.option("--resume", is_flag=True, help="Continue the run in --out, if there is one.")
 @click.option("--overwrite", is_flag=True, help="Delete what a run wrote to --out, start again.")
+@json_option
 @debug_option
-def finetune(model: str, data: str, out: Path, **options: Any) -> None:
+def finetune(model: str, data: str, out: Path, json: bool, **options: Any) -> None:
     """Fine-tune MODEL on your images, by BiT-HyperRule.
 
     MODEL is a catalogue name, a checkpoint file, or a run folder.
@@ -135,24 +143,29 @@ def finetune(model: str, data: str, out: Path, **options: Any) -> None:
     from bitzoo.runs import finetune as runs
 
     options["resolution"] = parse_resolution(options["resolution"])
-    carry_out(lambda callbacks: runs.finetune(model, data, out, callbacks=callbacks, **options))
+    carry_out(functools.partial(runs.finetune, model, data, out, **options), json=json)
 
 
-def carry_out(work: Callable[[Callbacks], FinetuneResult]) -> None:
-    """Do the work of a run, show it, and print its result; only the main process prints."""
+def carry_out(work: Callable[..., FinetuneResult], *, json: bool) -> None:
+    """Do the work of a run, show it, and print its result; only the main process prints.
+
+    Args:
+        work: Takes the keywords `progress` and `callbacks`, as `bitzoo.finetune`.
+        json: Whether stdout gets the result as JSON, and stderr everything else.
+    """
     from bitzoo.runs.config import Callbacks
     from bitzoo.training.distributed import join_processes
 
     main = join_processes().is_main_process
-    with progress_bar() as progress:
-        lines = _Lines(bar=progress)
-        callbacks = (
-            Callbacks(say=say, progress=progress, on_start=lines.start, on_step=lines.step)
-            if main
-            else Callbacks()
-        )
-        result = work(callbacks)
     if not main:
+        work(progress=False, callbacks=Callbacks())
+        return
+    told = _Told()
+    callbacks = Callbacks(say=say, on_start=told.recipe, on_eval=told.evaluation)
+    with prose_to_stderr(json), progress_bar() as progress:
+        result = work(progress=progress, callbacks=callbacks)
+    if json:
+        print_json(result.to_dict())
         return
     for one in result.repeats or (result,):
         _print_result(one)
@@ -187,35 +200,21 @@ def parse_resolution(text: str | None) -> tuple[int | None, int] | None:
     return (int(parts[0]) if len(parts) == 2 else None), int(parts[-1])
 
 
-class _Lines:
-    """Training progress: a bar on a terminal, otherwise a plain line every few seconds."""
+class _Told:
+    """What is printed during a run: the recipe, and evaluations but the last, which is the end."""
 
-    def __init__(self, *, bar: Any) -> None:
-        self._bar = bar
-        self._total, self._last = 0, 0.0
+    def __init__(self) -> None:
+        self._steps = 0
 
-    def start(self, recipe: Recipe) -> None:
-        """Print the recipe."""
+    def recipe(self, recipe: Recipe) -> None:
         from bitzoo.training.hyperrule import explain
 
+        self._steps = recipe.schedule.steps
         print_facts(explain(recipe))
-        self._total = recipe.schedule.steps
 
-    def step(self, metrics: Mapping[str, float]) -> None:
-        """Print one step."""
-        step = int(metrics["step"])
-        if self._bar:
-            rate = metrics.get("images_per_s", 0.0)
-            self._bar(
-                f"training (loss {metrics['loss']:.3f}, {rate:,.0f} images/s)", step, self._total
-            )
-        elif step == self._total or time.monotonic() - self._last > 5:
-            self._last = time.monotonic()
-            rate = metrics.get("images_per_s", 0.0)
-            say(
-                f"step {step} of {self._total}, loss {metrics['loss']:.4f}"
-                + (f", {rate:,.1f} images/s" if rate else "")
-            )
+    def evaluation(self, step: int, found: Evaluation) -> None:
+        if step < self._steps:
+            say(f"step {step:,}: {_verdict(found)}", error=True)
 
 
 def _print_result(result: FinetuneResult) -> None:
@@ -229,10 +228,17 @@ def _print_result(result: FinetuneResult) -> None:
             "on, add --extend STEPS."
         )
         return
-    found = result.evaluation
-    score = (
-        f"top-1 {found.top1:.2%} ({found.correct:,} of {found.count:,} held-out images)"
-        if found
-        else "no images were held out"
+    found, folder = result.evaluation, result.folder
+    verdict = _verdict(found) if found else "no images were held out"
+    say(f"\n{in_line(folder)}: {result.steps:,} steps, {verdict}")
+    print_facts(
+        [
+            ("report", folder / "report.html"),
+            ("next", f"bitzoo predict {shlex.quote(str(folder))} IMAGES"),
+        ]
     )
-    say(f"{result.folder}: {result.steps} steps, {score}. Read {result.folder / 'report.html'}.")
+
+
+def _verdict(found: Evaluation) -> str:
+    score = f"{100 * found.top1:.1f} %"
+    return f"top-1 {score} ({found.correct:,} of {found.count:,} held-out images)"

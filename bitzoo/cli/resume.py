@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import click
 
 from bitzoo.cli.command import Command
 from bitzoo.cli.finetune import carry_out
-from bitzoo.cli.options import PATH, debug_option
+from bitzoo.cli.options import PATH, debug_option, json_option
 
 
 @click.command("resume", cls=Command, no_args_is_help=True)
@@ -35,8 +36,9 @@ from bitzoo.cli.options import PATH, debug_option
     default=None,
     help="A quarter of the activation memory, slower.",
 )
+@json_option
 @debug_option
-def resume(folder: Path, **options: Any) -> None:
+def resume(folder: Path, json: bool, **options: Any) -> None:
     """Continue the run in the folder RUN, with the options that it has.
 
     Without options, a run that was stopped or killed ends as if nothing had happened. --lr, --dtype
@@ -46,4 +48,4 @@ def resume(folder: Path, **options: Any) -> None:
     """
     from bitzoo.runs import resume as runs
 
-    carry_out(lambda callbacks: runs.resume(folder, callbacks=callbacks, **options))
+    carry_out(functools.partial(runs.resume, folder, **options), json=json)

@@ -1,12 +1,24 @@
-"""Exit on Ctrl-C, SIGTERM or SIGHUP by unwinding, so that no incomplete files are left."""
+"""Exit on Ctrl-C, SIGTERM or SIGHUP by unwinding, so that no incomplete files are left.
+
+A second one ends the process at once, if unwinding takes longer than a moment.
+"""
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
+import threading
+from collections.abc import Callable
+from contextlib import suppress
 from types import FrameType
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+from bitzoo.cli.console import say
+from bitzoo.interrupts import hear_always
+
+_SIGNALS = tuple(
+    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
+)
 _BOOKKEEPING = {
     *("threading", "concurrent", "weakref", "_weakrefset", "queue", "logging"),
     "importlib",  # which keeps a lock for each module, in weak references
@@ -14,6 +26,10 @@ _BOOKKEEPING = {
 """Modules in which an exception from a signal handler can leave a lock held or a thread unlisted,
 so that the process waits for ever. In weak reference callbacks the exception would be swallowed."""
 _RETRY_SECONDS = 0.01
+_SILENT_SECONDS = 2.0
+"""What ends within this time needs no explanation."""
+_LAST_SECONDS = 0.5
+"""Time to unwind after a second signal: a lock, a temporary folder."""
 
 
 def exit_on_signals() -> None:
@@ -24,10 +40,46 @@ def exit_on_signals() -> None:
     for number in _SIGNALS:
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, _leave)
+    hear_always(_hear)
+
+
+def _hear(number: int, times: int, answered: bool) -> bool:
+    if number not in _SIGNALS:
+        return False
+    if times > 1:
+        _later(_LAST_SECONDS, lambda: _end(number))
+    elif not answered:
+        name = signal.Signals(number).name
+        _later(
+            _SILENT_SECONDS,
+            lambda: say(
+                f"{name}: stopping as soon as the current computation or file lets it. Send it "
+                "again to stop at once.",
+                error=True,
+            ),
+        )
+    return True
+
+
+def _later(seconds: float, do: Callable[[], None]) -> None:
+    timer = threading.Timer(seconds, do)
+    timer.daemon = True
+    with suppress(RuntimeError):  # the interpreter is ending, and starts no more threads
+        timer.start()
+
+
+def _end(number: int) -> None:
+    """End the process, whatever the main thread is doing; what was being written has no name."""
+    try:
+        say(f"{signal.Signals(number).name} again: stopped at once.", error=True)
+    finally:
+        os._exit(128 + number)
 
 
 def _leave(number: int, frame: FrameType | None) -> None:
     if not _is_bookkeeping(frame):
+        sys.exit(128 + number)
+    if not hasattr(signal, "setitimer"):  # Windows
         sys.exit(128 + number)
     before = _place(frame)
 

@@ -18,7 +18,6 @@ import os
 import random
 import re
 import shutil
-import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
@@ -30,6 +29,8 @@ from bitzoo.errors import BitzooError, CheckpointError, DownloadError, NotServed
 from bitzoo.fetch.addresses import Address, joined, parse, without_secrets
 from bitzoo.files import sync, write_json
 from bitzoo.locks import file_lock, unwritable
+from bitzoo.progress import is_live, live
+from bitzoo.progress_line import size_of
 from bitzoo.small_files import read_json
 
 if TYPE_CHECKING:
@@ -90,8 +91,8 @@ def download(url: str, target: Path, *, progress: bool | None = None) -> Path:
     Args:
         url: http or https; redirects are followed, but not from https to http.
         target: Final path; missing parent folders are created. An existing file is never touched.
-        progress: True shows a progress bar, False does not; None shows it on a terminal. Transfers
-            below `BAR_BYTES` show none.
+        progress: True shows progress, False does not; None does on a terminal and in a notebook.
+            Transfers below `BAR_BYTES` show none.
 
     Returns:
         `target`, complete, with its size and (if the server states one) its MD5 checked.
@@ -109,7 +110,7 @@ def download(url: str, target: Path, *, progress: bool | None = None) -> Path:
             f"BITZOO_OFFLINE, or download {address.shown} elsewhere and put it there, or point "
             f"BITZOO_CACHE at a folder that has it."
         )
-    wanted = sys.stderr.isatty() if progress is None else progress
+    wanted = is_live() if progress is None else progress
     with file_lock(target), _storage_errors_of(target):
         if not target.is_file():  # the process that held the lock may have downloaded it
             _fetch(address, _Part(target, address), wanted)
@@ -425,14 +426,12 @@ def _check_status(response: httpx.Response, part: _Part) -> None:
 
 def _check_space(size: int | None, part: _Part) -> None:
     """Check the disk space; the part's own bytes are either kept or freed first, so they count."""
-    from rich.filesize import decimal
-
     free = shutil.disk_usage(part.target.parent).free
     needed = (size or 0) - part.size
     if needed > free:
         raise DownloadError(
-            f"{part.target.name} does not fit in {part.target.parent}: it needs {decimal(needed)} "
-            f"more, found {decimal(free)} free. Free some space, or point BITZOO_CACHE at a "
+            f"{part.target.name} does not fit in {part.target.parent}: it needs {size_of(needed)} "
+            f"more, found {size_of(free)} free. Free some space, or point BITZOO_CACHE at a "
             f"folder on a larger disk."
         )
 
@@ -467,20 +466,20 @@ def _storage_errors_of(path: Path) -> Iterator[None]:
 def _progress_bar(
     label: str, total: int | None, done: int, wanted: bool
 ) -> Iterator[Callable[[int], object]]:
-    """Show a bar on stderr from `done` to `total` bytes; yields the function that advances it."""
+    """Show progress from `done` to `total` bytes; yields the function that advances it."""
     if not wanted or (total is not None and total - done < BAR_BYTES):
         yield lambda count: None
         return
-    from rich import progress
-    from rich.console import Console
 
-    with progress.Progress(
-        "{task.description}",
-        progress.BarColumn(),
-        progress.DownloadColumn(),
-        progress.TransferSpeedColumn(),
-        progress.TimeRemainingColumn(),
-        console=Console(stderr=True),
-    ) as bar:
-        task = bar.add_task(label, total=total, completed=done)
-        yield lambda count: bar.advance(task, count)
+    task = f"download: {label}"
+    with live() as progress:
+        progress(task, done, total or 0)
+
+        def advance(count: int) -> None:
+            nonlocal done
+            done += count
+            progress(task, done, total or 0)
+
+        yield advance
+        if total is None:
+            progress(task, done, done)

@@ -68,6 +68,8 @@ class Callbacks:
         progress: Called with a task, how much is done, and how much there is.
         on_start: Called with the recipe before the first step.
         on_step: Called with the metrics of each step.
+        on_part: Called within a step, with the number of updates made and the fraction of the next
+            one's images that are done: 0.0 when it begins, then after each micro-batch.
         on_eval: Called with the step and its evaluation.
     """
 
@@ -75,4 +77,5 @@ class Callbacks:
     progress: Progress | None = None
     on_start: Callable[[Recipe], None] = lambda recipe: None
     on_step: Callable[[Mapping[str, float]], None] = lambda metrics: None
+    on_part: Callable[[int, float], None] = lambda step, part: None
     on_eval: Callable[[int, Evaluation], None] = lambda step, evaluation: None

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import statistics
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -32,6 +32,7 @@ from bitzoo.runs.job import Job
 from bitzoo.runs.run_dir import OUTPUTS, RunDir, read_record
 from bitzoo.runs.run_lock import sole_use
 from bitzoo.runs.session import Session, Task
+from bitzoo.runs.step_progress import reported
 from bitzoo.training.distributed import join_processes
 from bitzoo.training.hyperrule import Edition, hyperrule
 from bitzoo.training.recipe import Recipe
@@ -140,7 +141,7 @@ def finetune(
     eval_every: int = 0,
     resume: bool = False,
     overwrite: bool = False,
-    progress: Progress | None = None,
+    progress: Progress | bool | None = None,
     callbacks: Callbacks | None = None,
 ) -> FinetuneResult:
     """Fine-tune a model on images, by BiT-HyperRule (arXiv 1912.11370, section 3.3).
@@ -184,7 +185,8 @@ def finetune(
         resume: Continue the run in `out` from its newest complete checkpoint, if there is one. The
             options must be the same; `bitzoo.resume` needs none, and can change some.
         overwrite: Delete what a run wrote to `out` and start again; other files there stay.
-        progress: Called with a task, how much of it is done, and how much there is.
+        progress: Called with a task, how much of it is done, and how much there is. Or True for
+            lines on stderr, False for none; None shows a live line on a terminal or in a notebook.
         callbacks: Other callbacks during the run; its `progress`, if any, takes precedence.
 
     Returns:
@@ -234,7 +236,7 @@ def run_job(
     job: Job,
     out: Path,
     repeats: int,
-    progress: Progress | None,
+    progress: Progress | bool | None,
     callbacks: Callbacks | None,
     *,
     resume: bool,
@@ -254,27 +256,10 @@ def run_job(
         change: What to change in the run that is resumed.
     """
     callbacks = callbacks or Callbacks()
-    if progress and not callbacks.progress:
-        callbacks = _reporting_to(progress, callbacks)
-    if repeats == 1:
-        return _run(job, out, resume, overwrite, callbacks, change or Change())
-    return _repeat(job, out, repeats, resume, overwrite, callbacks)
-
-
-def _reporting_to(progress: Progress, callbacks: Callbacks) -> Callbacks:
-    """Return callbacks that also report the steps as progress."""
-    total = 0
-
-    def on_start(recipe: Recipe) -> None:
-        nonlocal total
-        total = recipe.schedule.steps
-        callbacks.on_start(recipe)
-
-    def on_step(metrics: Mapping[str, float]) -> None:
-        progress("training", int(metrics["step"]), total)
-        callbacks.on_step(metrics)
-
-    return replace(callbacks, progress=progress, on_start=on_start, on_step=on_step)
+    with reported(callbacks.progress or progress, callbacks) as callbacks:
+        if repeats == 1:
+            return _run(job, out, resume, overwrite, callbacks, change or Change())
+        return _repeat(job, out, repeats, resume, overwrite, callbacks)
 
 
 def _repeat(

@@ -33,7 +33,7 @@ def resume(
     micro_batch: int | None = None,
     recompute_norms: bool | None = None,
     checkpoint_blocks: bool | None = None,
-    progress: Progress | None = None,
+    progress: Progress | bool | None = None,
     callbacks: Callbacks | None = None,
 ) -> FinetuneResult:
     """Continue a fine-tuning run from its newest complete checkpoint, with the options it has.

@@ -157,6 +157,7 @@ class Session:
             start=start,
             about=self._run_dir.mark,
             on_step=self._record,
+            on_part=self._callbacks.on_part if self._is_main else lambda step, part: None,
             on_eval=self._on_eval,
         )
         return result.step, result.stopped, result.images_per_s

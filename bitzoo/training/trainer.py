@@ -16,14 +16,11 @@ import contextlib
 import gc
 import logging
 import math
-import signal
-import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -42,6 +39,7 @@ from bitzoo.models.layers import StdConv2d
 from bitzoo.training import activation_checkpointing
 from bitzoo.training.checkpointing import Checkpoint, save_checkpoint
 from bitzoo.training.distributed import join_processes, sum_gradients
+from bitzoo.training.graceful_stop import Pace, graceful_stop
 from bitzoo.training.gradient_accumulation import SharingConv2d, recast, standardize_once
 from bitzoo.training.micro_batch_size import choose_micro_batch, is_out_of_memory
 from bitzoo.training.recipe import Recipe
@@ -95,6 +93,7 @@ def train(
     start: Checkpoint | None = None,
     about: Mapping[str, Any] | None = None,
     on_step: Callable[[dict[str, float]], None] = lambda metrics: None,
+    on_part: Callable[[int, float], None] = lambda step, part: None,
     on_eval: Callable[[int], None] = lambda step: None,
 ) -> TrainResult:
     """Train a network by a recipe, in place.
@@ -115,6 +114,9 @@ def train(
         about: What the metadata of checkpoints say about the run, JSON-serializable.
         on_step: Called after each step with `step` (updates made), `loss` (of the whole batch,
             before the update), `lr` and `images_per_s`; in every process, with the same loss.
+        on_part: Called within a step, with the number of updates made and the fraction of this
+            process's images that are done: 0.0 when it begins, then after each micro-batch but the
+            last.
         on_eval: Called with the number of updates made, after every `eval_every` updates but not
             after the last; in every process. May leave the model in evaluation mode.
 
@@ -129,23 +131,33 @@ def train(
     options = options or TrainingConfig()
     steps = recipe.schedule.steps
     _check(model, recipe, pixels, labels)
-    with _training_form(model, options), graceful_stop() as asked:
+    pace = Pace()
+    with _training_form(model, options), graceful_stop(pace) as asked:
         trainer = Trainer(model, recipe, pixels, labels, options)
         trainer.begin(start)
         loss, saved, stopped, first = None, None, False, trainer.step
+
+        def within(part: float) -> None:
+            pace.within_step(part)
+            on_part(trainer.step, part)
+
+        trainer.on_part = within
         began = last = time.perf_counter()
         with contextlib.closing(trainer.updates()) as updates:
             for loss in updates:
                 step, now = trainer.step, time.perf_counter()
                 rate = recipe.batch_size / (now - last)
                 lr = recipe.schedule.lr_at(step - 1)
+                pace.step_ended()
                 on_step({"step": step, "loss": loss, "lr": lr, "images_per_s": rate})
                 if step < steps and _is_due(step, options.eval_every):
+                    pace.now("evaluation")
                     on_eval(step)
                     model.train()
                 stopped = trainer.any_process(asked()) and step < steps
                 due = stopped or step == steps or _is_due(step, options.checkpoint_every)
                 if due and folder and trainer.processes.is_main_process:
+                    pace.now("checkpoint")
                     meta = {**(about or {}), "loop": trainer.facts()}
                     saved = save_checkpoint(
                         folder, step, trainer.state(), meta, keep=options.keep_checkpoints
@@ -165,6 +177,8 @@ class Trainer:
         processes: State of the process group.
         step: Number of updates made; also the index of the next one.
         micro_batch: Most images that a process computes at once.
+        on_part: Called within a step with the fraction of this process's images that are done: 0.0
+            when it begins, then after each micro-batch but the last.
     """
 
     def __init__(
@@ -192,6 +206,7 @@ class Trainer:
             recipe.batch_size * (self.processes.process_index + 1) // self.processes.num_processes
         )
         self._rows = range(first, last)
+        self.on_part: Callable[[float], None] = lambda part: None
         self.step = 0
         self.micro_batch = options.micro_batch or 0
 
@@ -292,7 +307,8 @@ class Trainer:
 
     def _accumulate(self, parts: Iterable[MicroBatch], shared: bool) -> tuple[float, bool]:
         """Accumulate the loss and gradients of this process's rows; returns whether they fit."""
-        total = torch.zeros((), device=self._feed.device)
+        total, done = torch.zeros((), device=self._feed.device), 0
+        self.on_part(0.0)
         try:
             with self._kernels if shared else contextlib.nullcontext():
                 for part in parts:
@@ -300,6 +316,9 @@ class Trainer:
                     loss = losses.sum() / self._recipe.batch_size
                     self._scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
                     total += loss.detach()
+                    done += len(part.images)
+                    if done < len(self._rows):
+                        self.on_part(done / len(self._rows))
             return float(total), True
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
@@ -412,34 +431,6 @@ def _optimizer(model: BiT, recipe: Recipe) -> torch.optim.Optimizer:
     for parameter in trained:  # torch would create the same at the first step, but too late
         optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
     return optimizer
-
-
-@contextlib.contextmanager
-def graceful_stop() -> Iterator[Callable[[], bool]]:
-    """Yield a function that tells whether SIGTERM or Ctrl-C has come; a second one acts as usual.
-
-    Outside the main thread, which alone receives signals, it always returns False.
-    """
-    asked = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield asked.is_set
-        return
-
-    def ask(number: int, frame: FrameType | None) -> None:
-        asked.set()
-        restore()
-        name = signal.Signals(number).name
-        _log.warning("%s: stopping after this step. Send it again to stop at once.", name)
-
-    def restore() -> None:
-        for number, handler in before.items():
-            signal.signal(number, signal.SIG_DFL if handler is None else handler)
-
-    before = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield asked.is_set
-    finally:
-        restore()
 
 
 @contextlib.contextmanager

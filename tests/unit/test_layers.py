@@ -14,7 +14,10 @@ import bitzoo
 PACKAGE = Path(bitzoo.__file__).parent
 
 LAYERS = [
-    ["_version", "errors", "locks", "files", "display", "small_files"],
+    [
+        *("_version", "errors", "locks", "files", "display", "small_files"),
+        *("progress", "progress_line", "interrupts"),
+    ],
     ["models"],
     ["catalogue", "fetch"],
     ["converters", "model_cards", "data", "zoo"],
@@ -36,6 +39,8 @@ SIBLINGS = {
     "errors": {"display"},
     "files": {"errors", "locks"},
     "locks": {"errors"},
+    "progress": {"progress_line"},
+    "progress_line": {"display"},
     "small_files": {"errors"},
     "zoo": {"converters"},
     "hub": {"exporters"},

@@ -1,0 +1,139 @@
+"""A command on a terminal of its own: a pseudo-terminal, whose screen `pyte` emulates.
+
+terminal = Terminal(["finetune", ...], columns=80, rows=24, folder=tmp_path)
+terminal.until("training")
+print(terminal.text())
+"""
+
+import contextlib
+import fcntl
+import os
+import pty
+import select
+import signal
+import struct
+import subprocess
+import sys
+import termios
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pyte
+
+
+class Terminal:
+    """A running command and its screen.
+
+    Attributes:
+        screen: The emulated screen, with everything that scrolled off in `screen.history.top`.
+        process: The command.
+        seen: Every different screen, in order, as text.
+    """
+
+    def __init__(self, command, *, columns, rows, folder, environment=None):
+        """Start a command, or `bitzoo` with these arguments if the first is no path."""
+        self.screen = pyte.HistoryScreen(columns, rows, history=10_000)
+        self.seen: list[str] = []
+        self._stream = pyte.ByteStream(self.screen)
+        self._main, child = pty.openpty()
+        self._set_size(child, columns, rows)
+        if not os.path.isabs(command[0]):
+            command = [sys.executable, "-m", "bitzoo", *command]
+        self.process = subprocess.Popen(
+            command,
+            stdin=child,
+            stdout=child,
+            stderr=child,
+            cwd=folder,
+            env={**os.environ, "TERM": "xterm-256color", **(environment or {})},
+            # The command's own session, with this terminal: Ctrl-C reaches it and nothing else.
+            start_new_session=True,
+            preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+        )
+        os.close(child)
+
+    def resize(self, columns: int, rows: int) -> None:
+        """Give the terminal another size, as if its window were dragged."""
+        self.screen.resize(rows, columns)
+        self._set_size(self._main, columns, rows)
+        os.killpg(self.process.pid, signal.SIGWINCH)
+
+    def press(self, keys: bytes) -> None:
+        """Type; ``b"\\x03"`` is Ctrl-C."""
+        os.write(self._main, keys)
+
+    def text(self) -> str:
+        """Return the screen without the empty lines at its end."""
+        return "\n".join(line.rstrip() for line in self.screen.display).rstrip()
+
+    def lines(self) -> list[str]:
+        """Return all lines, those that scrolled off first."""
+        gone = [
+            "".join(line[column].data for column in range(self.screen.columns)).rstrip()
+            for line in self.screen.history.top
+        ]
+        return [*gone, *self.text().splitlines()]
+
+    def until(self, text: str | Callable[[str], bool], timeout: float = 120) -> str:
+        """Wait until a text is on the screen, or it meets a condition; returns the screen."""
+        met = text if callable(text) else lambda screen: text in screen
+        end = time.monotonic() + timeout
+        while not met(self.text()):
+            if not self._read(end) and not met(self.text()):
+                raise AssertionError(f"never came: {text}\n{self.text()}")
+        return self.text()
+
+    def finish(self, timeout: float = 180) -> int:
+        """Read until the command has ended; returns its status."""
+        end = time.monotonic() + timeout
+        while self._read(end):
+            pass
+        os.close(self._main)
+        return self.process.wait(max(0.1, end - time.monotonic()))
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        if self.process.poll() is None:
+            self.process.kill()
+            self.process.wait()
+        with contextlib.suppress(OSError):
+            os.close(self._main)
+
+    def _read(self, end: float) -> bool:
+        """Feed what has come to the screen; False at the end of the output, or of the time."""
+        ready, _, _ = select.select([self._main], [], [], max(0, end - time.monotonic()))
+        if not ready:
+            raise TimeoutError(f"nothing new on the screen:\n{self.text()}")
+        try:
+            data = os.read(self._main, 65536)
+        except OSError:  # EIO: nobody has the other end open any more
+            return False
+        self._stream.feed(data)
+        if data and (not self.seen or self.seen[-1] != self.text()):
+            self.seen.append(self.text())
+        return bool(data)
+
+    @staticmethod
+    def _set_size(descriptor: int, columns: int, rows: int) -> None:
+        fcntl.ioctl(descriptor, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
+
+
+def image_of(text: str, columns: int, rows: int) -> str:
+    """Return a screen with a frame, as in the documentation."""
+    lines = text.splitlines()
+    lines += [""] * (rows - len(lines))
+    edge = "+" + "-" * columns + "+"
+    return "\n".join([edge, *(f"|{line:<{columns}}|" for line in lines), edge])
+
+
+def folder_of_digits(folder: Path) -> Path:
+    """Make a small checkpoint and a folder of digits; returns `folder`."""
+    from checkpoints import make_checkpoint, write_npz
+    from images import write_digits
+
+    write_digits(folder / "digits", per_class=50, val_per_class=20)
+    write_npz(folder / "small.npz", make_checkpoint(num_classes=4))
+    return folder
