@@ -8,6 +8,7 @@ splits and is the key of the pixel cache.
 from __future__ import annotations
 
 import hashlib
+import io
 import stat
 import warnings
 from collections import Counter
@@ -20,13 +21,20 @@ from typing import TypeAlias
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from bitzoo.data.brightness import Levels, find_bit_depth, find_darkness, notes_on_values
 from bitzoo.data.dataset import Example, ImageSet, Split, fingerprint
-from bitzoo.data.decode_workers import count_cores
+from bitzoo.data.decode_workers import count_cores, hash_of_image
 from bitzoo.data.problems import Problem, Problems, Reason, join_some, printable
 from bitzoo.errors import UsageError
-from bitzoo.files import Progress, sha256_of
-from bitzoo.models.image_files import has_more_frames, open_image, orientation
+from bitzoo.files import Progress
+from bitzoo.models.image_files import (
+    has_more_frames,
+    open_image,
+    orientation,
+    read_image_file,
+)
 from bitzoo.models.preprocessing import read_rgb
+from bitzoo.models.wide_values import is_deep_colour, is_wide_grey, problem_of, range_of
 
 TASK = "checking images"
 """The task that `progress` is called with."""
@@ -47,6 +55,9 @@ class DataSummary:
         traits: Special property that decoding handles -> number of images.
         notes: Remarks that need no action.
         skipped: The problems whose items were skipped.
+        bit_depth: Bits of the values of images of more than 8 bits per channel, whose largest is
+            white: the smallest of 8, 10, 12, 14 and 16 that holds the largest value of all of
+            them, or what the caller said. None without such images.
     """
 
     counts: dict[str, int]
@@ -55,6 +66,7 @@ class DataSummary:
     traits: dict[str, int]
     notes: tuple[str, ...]
     skipped: Problems
+    bit_depth: int | None = None
 
 
 def inspect(
@@ -64,6 +76,7 @@ def inspect(
     workers: int | None = None,
     progress: Progress | None = None,
     training: bool = True,
+    bit_depth: int | None = None,
 ) -> tuple[ImageSet, DataSummary]:
     """Decode every image and validate the data set as a whole.
 
@@ -74,6 +87,8 @@ def inspect(
         workers: Decoding threads; None means one per core that this process may use.
         progress: Called with the task, the number of images done and their total.
         training: Whether the data set is for training. False only requires readable images.
+        bit_depth: `DataSummary.bit_depth` of the data that the network was trained on, so that
+            these images are read as those were; None derives it from the data set.
 
     Returns:
         The data set without the skipped items, with each example's `sha256` and the fingerprint
@@ -83,6 +98,8 @@ def inspect(
         DatasetError: If there are problems that may not be skipped; the message lists all problems.
     """
     checked = _check_all(imageset, workers, progress)
+    depth = bit_depth or find_bit_depth(levels for _, levels in _levels_of(checked))
+    checked = _judge_values(checked, depth)
     problems = [*imageset.problems]
     for split in imageset.splits:
         problems += [
@@ -99,12 +116,13 @@ def inspect(
         if skip_bad:
             kept["train"] = [pair for pair in kept["train"] if pair[0] not in copies]
         problems += _class_problems(imageset, kept)
+        problems += find_darkness(_levels_of(kept), depth)
     problems.sort(key=lambda problem: list(Reason).index(problem.reason))
     found = Problems(imageset.source, tuple(problems))
     if problems and not (skip_bad and found.can_skip):
         raise found.error(skipping=skip_bad)
     inspected = _keep_only(imageset, kept)
-    return inspected, _summarize(inspected, kept, found)
+    return inspected, _summarize(inspected, kept, found, depth)
 
 
 def _check_all(
@@ -164,7 +182,25 @@ def _keep_only(imageset: ImageSet, kept: _Kept) -> ImageSet:
     return replace(images, fingerprint=fingerprint(images))
 
 
-def _summarize(imageset: ImageSet, kept: _Kept, skipped: Problems) -> DataSummary:
+def _levels_of(kept: _Kept) -> list[tuple[Example, Levels]]:
+    every = (pair for pairs in kept.values() for pair in pairs)
+    return [(example, check.levels) for example, check in every if check.levels]
+
+
+def _judge_values(checked: _Kept, bit_depth: int | None) -> _Kept:
+    """Return the checks; images whose values do not fit the bit depth now have a reason."""
+
+    def judge(check: ImageCheck) -> ImageCheck:
+        wide = check.levels.wide if check.levels else None
+        detail = wide and problem_of(wide, bit_depth)
+        return replace(check, reason=Reason.NO_8_BIT, detail=detail) if detail else check
+
+    return {name: [(e, judge(check)) for e, check in pairs] for name, pairs in checked.items()}
+
+
+def _summarize(
+    imageset: ImageSet, kept: _Kept, skipped: Problems, depth: int | None
+) -> DataSummary:
     class_counts = {}
     for split in imageset.splits:
         counts = Counter(example.label for example in split.examples)
@@ -178,8 +214,13 @@ def _summarize(imageset: ImageSet, kept: _Kept, skipped: Problems) -> DataSummar
         class_counts=class_counts,
         resolution=(int(height), int(width)),
         traits=dict(sorted(traits.items())),
-        notes=imageset.notes + tuple(_notes_on_repeats(imageset)),
+        notes=(
+            *imageset.notes,
+            *_notes_on_repeats(imageset),
+            *notes_on_values(_levels_of(kept), depth, imageset.classes),
+        ),
         skipped=skipped,
+        bit_depth=depth,
     )
 
 
@@ -214,6 +255,7 @@ class ImageCheck:
         sha256: See `Example.sha256`; "" if the image is not fine.
         size: Height and width, upright.
         traits: Special properties that decoding handles, such as "grayscale".
+        levels: Range of its values; None if the image is not fine.
     """
 
     reason: Reason | None = None
@@ -221,6 +263,7 @@ class ImageCheck:
     sha256: str = ""
     size: tuple[int, int] = (0, 0)
     traits: tuple[str, ...] = ()
+    levels: Levels | None = None
 
 
 def check_image(example: Example) -> ImageCheck:
@@ -235,9 +278,9 @@ def check_image(example: Example) -> ImageCheck:
         refused = _refuse_file(example.path)
         if refused is not None:
             return refused
-        digest = sha256_of(example.path)
-        with open_image(example.path) as image:
-            return _examine(image, digest)
+        content = read_image_file(example.path)  # once: what is hashed is what is checked
+        with open_image(io.BytesIO(content)) as image:
+            return _examine(image, hashlib.sha256(content).hexdigest())
     except Exception as error:  # a damaged file makes Pillow's decoders raise nearly anything
         return _explain(error, example)
 
@@ -253,14 +296,17 @@ def _refuse_file(path: Path) -> ImageCheck | None:
 
 
 def _examine(image: Image.Image, digest: str = "") -> ImageCheck:
-    traits = tuple(_traits(image))
-    rgb = read_rgb(image)
+    deep = is_deep_colour(image)
+    traits = tuple(_traits(image, deep))
+    wide = range_of(image, "The image", deep) if deep or is_wide_grey(image) else None
+    # which values are white is known once all images have been seen: any depth shows damage
+    rgb = read_rgb(image, None if wide is None else 16)
     size = rgb.height, rgb.width
-    if not digest:
-        digest = hashlib.sha256(f"{rgb.width}x{rgb.height}".encode() + rgb.tobytes()).hexdigest()
+    digest = digest or hash_of_image(image)
+    levels = Levels.of(rgb, wide)
     if image.format not in _SINGLE_IMAGE_FORMATS and has_more_frames(image):
         return ImageCheck(Reason.ANIMATED, f"{image.format} of {_count(image)} frames or pages")
-    return ImageCheck(None, "", digest, size, traits)
+    return ImageCheck(None, "", digest, size, traits, levels)
 
 
 def _count(image: Image.Image) -> object:
@@ -270,15 +316,13 @@ def _count(image: Image.Image) -> object:
         return "several"
 
 
-def _traits(image: Image.Image) -> Iterator[str]:
+def _traits(image: Image.Image, deep: bool) -> Iterator[str]:
     """Yield the special properties that `read_rgb` handles."""
     if image.mode in ("1", "L", "LA", "La") or image.mode.startswith("I"):
         yield "grayscale"
     if image.mode == "CMYK":
         yield "CMYK"
-    # 16-bit colour has mode RGB: only the decoder's tiles say how it is stored
-    stored = str(getattr(image, "tile", ""))
-    if image.mode.startswith("I") or (";16" in stored and "BGR;16" not in stored):
+    if image.mode.startswith("I") or deep:
         yield "16 bits per channel"
     if image.mode in ("P", "PA"):
         yield "palette"

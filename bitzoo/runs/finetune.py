@@ -278,6 +278,8 @@ def _run(
     recipe = _plan(config, images, summary, network.architecture)
     run_dir = RunDir(out)
     identity = _identity(str(model), config, images, recipe, network.architecture)
+    if summary.bit_depth is not None:
+        identity["bit_depth"] = summary.bit_depth
     if processes.is_main_process:
         run_dir.open(identity, resume=resume, overwrite=overwrite)
     processes.wait_for_everyone()
