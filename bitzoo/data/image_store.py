@@ -136,7 +136,7 @@ class CachedPixels(Pixels):
             UsageError: If a row is damaged, and its image cannot be decoded again.
         """
         numbers = self._checked(indices)
-        for number in numbers[~self._checked_rows[numbers]].tolist():
+        for number in np.unique(numbers[~self._checked_rows[numbers]]).tolist():
             self._check(number)
         if self._mended:
             return [self._row(number) for number in numbers.tolist()]
