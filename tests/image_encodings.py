@@ -65,6 +65,10 @@ def _mode(mode: str) -> Callable[[np.ndarray], Image.Image]:
     return lambda grey: Image.fromarray(grey).convert(mode)
 
 
+def _two_levels(grey: np.ndarray) -> Image.Image:
+    return Image.fromarray(grey > 127)
+
+
 def scaled(grey: np.ndarray, bits: int) -> np.ndarray:
     """The drawing in values of that many bits, uint16: 255 becomes the largest."""
     return np.round(grey * (((1 << bits) - 1) / 255)).astype(np.uint16)
@@ -210,7 +214,7 @@ def _bmp_alpha(grey: np.ndarray) -> bytes:
 ENCODINGS = (
     Encoding("PNG, 8-bit grey", ".png", _pillow(_image, "PNG")),
     Encoding("PNG, 8-bit colour", ".png", _pillow(_mode("RGB"), "PNG")),
-    Encoding("PNG, 1 bit", ".png", _pillow(_mode("1"), "PNG")),
+    Encoding("PNG, 1 bit", ".png", _pillow(_two_levels, "PNG")),
     Encoding("PNG, 4-bit grey palette", ".png", _pillow(lambda g: _image(g).quantize(16), "PNG")),
     Encoding("PNG, 16-bit grey", ".png", _pillow(_wide(16), "PNG")),
     Encoding("PNG, 16-bit grey with 14-bit values", ".png", _pillow(_wide(14), "PNG")),
@@ -290,7 +294,7 @@ ENCODINGS = (
         ".webp",
         _pillow(_drawn_in_alpha((0, 0, 0), "RGBA"), "WEBP", quality=95),
     ),
-    Encoding("BMP, 1 bit", ".bmp", _pillow(_mode("1"), "BMP")),
+    Encoding("BMP, 1 bit", ".bmp", _pillow(_two_levels, "BMP")),
     Encoding("BMP, 32 bits with alpha 0", ".bmp", _bmp_alpha),
     Encoding("TGA, 32 bits with alpha 0", ".png", _pillow(_hidden, "TGA")),
     Encoding("SGI, 16-bit grey", ".png", _pillow(_image, "SGI", bpc=2)),

@@ -1,4 +1,7 @@
-"""In every encoding the same drawings are learnt as well as from 8-bit PNG, or are refused."""
+"""In every encoding the same drawings are learnt as well as from 8-bit PNG, or are refused.
+
+`tests/unit/test_dark_images.py` compares their pixels, which takes seconds.
+"""
 
 import re
 from pathlib import Path
@@ -14,10 +17,9 @@ from PIL import Image
 import bitzoo
 from bitzoo.data.problems import DatasetError
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = [pytest.mark.full_size, pytest.mark.timeout(600)]  # a run each: some minutes
 
 CLASSES, TRAIN, VAL, SIZE = (0, 1, 4), 24, 20, 32
-DOCS = Path(__file__).parents[2] / "docs" / "images.md"
 WITHIN = 0.05
 """Of the accuracy from 8-bit PNG."""
 
@@ -78,9 +80,3 @@ def test_learnt_as_well_or_refused(
     else:
         with pytest.raises(DatasetError, match=re.escape(encoding.outcome)):
             train(encoding, tmp_path)
-
-
-def test_the_documentation_has_this_list() -> None:
-    rows = re.findall(r"^\| ([^|]+?) \| (same|refused)[^|]* \|$", DOCS.read_text(), re.MULTILINE)
-    expected = [(e.name, "same" if e.outcome == SAME else "refused") for e in ENCODINGS]
-    assert rows == expected
