@@ -7,8 +7,8 @@ Nothing here was measured by this project, and every fact states its source. The
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Literal, get_args
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, get_args
 
 PAPER = "https://arxiv.org/abs/1912.11370"
 DISTILLATION_PAPER = "https://arxiv.org/abs/2106.05237"
@@ -36,6 +36,9 @@ class Preprocessing:
         interpolation: Interpolation of the resize.
         square: Whether the resize ignores the aspect ratio, as in BiT-HyperRule's evaluation.
         source: Who evaluates this way, and why the catalogue follows.
+        bit_depth: Bits of the values of images of more than 8 bits per channel, whose largest is
+            white: of all images of the training data together. None if it had no such images, or
+            nothing says so.
 
     Raises:
         ValueError: If a value is of another kind, or no network sees images of that size.
@@ -46,6 +49,7 @@ class Preprocessing:
     interpolation: Interpolation
     square: bool
     source: str
+    bit_depth: int | None = None
 
     def __post_init__(self) -> None:
         sides = (self.crop, self.resize)
@@ -64,6 +68,9 @@ class Preprocessing:
                 f"interpolation {self.interpolation!r:.20}, expected one of "
                 f"{', '.join(get_args(Interpolation))}"
             )
+        depth = self.bit_depth
+        if depth is not None and (type(depth) is not int or not 8 <= depth <= 16):
+            raise ValueError(f"bit_depth {depth!r:.20}, expected 8 to 16, or none")
 
     def in_words(self) -> str:
         """Return one readable line, without the source."""
@@ -71,7 +78,17 @@ class Preprocessing:
         how = f"RGB, {edges} to {self.resize} px ({self.interpolation})"
         if self.crop != self.resize or not self.square:
             how += f", central {self.crop} x {self.crop}"
+        if self.bit_depth is not None:
+            white = (1 << self.bit_depth) - 1
+            how += f", values of more than 8 bits read as {self.bit_depth}-bit ({white:,} is white)"
         return f"{how}, scaled to [-1, 1]"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return JSON-ready data; a bit depth of None has no key."""
+        record = asdict(self)
+        if self.bit_depth is None:
+            del record["bit_depth"]
+        return record
 
 
 @dataclass(frozen=True)

@@ -359,7 +359,7 @@ class ModelInfo(Displayed):
             "label_set": self.label_set,
             "own_names": list(self.own_names) if self.own_names is not None else None,
             "activation": self.activation,
-            "preprocessing": asdict(self.preprocessing) if self.preprocessing else None,
+            "preprocessing": self.preprocessing.to_dict() if self.preprocessing else None,
             "license": self.license,
             "provenance": self.provenance.to_dict() if self.provenance else None,
             "run": asdict(self.run) if self.run else None,
@@ -473,4 +473,5 @@ def _preprocessing(record: Any) -> Preprocessing | None:
         interpolation=record["interpolation"],
         square=record["square"],
         source=str(record["source"]),
+        bit_depth=record.get("bit_depth"),
     )

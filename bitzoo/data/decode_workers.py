@@ -6,6 +6,10 @@ needs a `__main__` guard and loads torch again), and it inherits no locks, threa
 forked one does). It ends when its input closes, so not even `kill -9` of its parent leaves a worker
 behind.
 
+What is decoded is what was hashed: a file is read once, and its bytes must have the SHA-256 that
+validation found. Otherwise a file that is replaced in between would be trained on, and cached,
+under the name of another.
+
 Images that exist only in memory (arrays, Hugging Face rows) are decoded by threads of this process:
 the function that loads them may be large to send or impossible to pickle.
 """
@@ -13,6 +17,7 @@ the function that loads them may be large to send or impossible to pickle.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import io
 import json
 import os
@@ -28,9 +33,18 @@ from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import numpy.typing as npt
+from PIL import Image, UnidentifiedImageError
 
 from bitzoo.errors import UsageError
-from bitzoo.models.preprocessing import EvalTransform, ImageLike
+from bitzoo.models.image_files import ImageTooLargeError, read_image_file
+from bitzoo.models.preprocessing import (
+    EvalTransform,
+    ImageLike,
+    loaded_upright,
+    read_rgb,
+    read_rgb_file,
+)
+from bitzoo.models.wide_values import is_wide_grey
 
 if TYPE_CHECKING:
     from bitzoo.data.dataset import Example
@@ -39,7 +53,7 @@ Pixels8 = npt.NDArray[np.uint8]
 
 _CODE = (
     "import sys; sys.path[:] = {path!r}; "
-    "from bitzoo.data.decode_workers import serve; serve({size})"
+    "from bitzoo.data.decode_workers import serve; serve({size}, {bit_depth})"
 )
 _GOOD, _BAD = b"\1", b"\0"
 
@@ -52,9 +66,17 @@ class Decoder:
 
     Attributes:
         size: Edge of the results in pixels.
+        bit_depth: See `bitzoo.models.preprocessing.read_rgb`.
     """
 
-    def __init__(self, size: int, workers: int, *, use_processes: bool = True) -> None:
+    def __init__(
+        self,
+        size: int,
+        workers: int,
+        *,
+        use_processes: bool = True,
+        bit_depth: int | None = None,
+    ) -> None:
         """Start nothing yet; workers start when there is work for them.
 
         Args:
@@ -62,9 +84,11 @@ class Decoder:
             workers: How many images to decode at a time, at least 1.
             use_processes: Whether worker processes decode the files; False uses threads of this
                 process, which finish a few images before a worker process has started.
+            bit_depth: See `bitzoo.models.preprocessing.read_rgb`.
         """
         self.size = size
-        self._transform = EvalTransform(crop=size, resize=size)
+        self.bit_depth = bit_depth
+        self._transform = EvalTransform(crop=size, resize=size, bit_depth=bit_depth)
         self._use_processes = use_processes
         self._threads = ThreadPoolExecutor(workers, thread_name_prefix="bitzoo-decode")
         self._idle: deque[_Worker] = deque()
@@ -108,16 +132,16 @@ class Decoder:
         """Return the pixels of one example: uint8 (size, size, 3), RGB.
 
         Raises:
-            UsageError: If the image cannot be decoded.
+            UsageError: If the image cannot be decoded, or is no longer the one that was checked.
         """
         if example.path is None or not self._use_processes:
             return self._decode_here(example)
         try:
             worker = self._idle.pop()
         except IndexError:  # at most as many as there are threads
-            worker = _Worker(self.size)
+            worker = _Worker(self.size, self.bit_depth)
             self._started.append(worker)
-        pixels = worker.decode(os.path.abspath(example.path))
+        pixels = worker.decode(os.path.abspath(example.path), example.sha256)
         self._idle.append(worker)
         # This process may be able to read what a worker cannot, with a Pillow plug-in that the
         # user's script has loaded. If it cannot either, the error says why.
@@ -125,9 +149,75 @@ class Decoder:
 
     def _decode_here(self, example: Example) -> Pixels8:
         try:
-            return self._transform.array(image_of(example))
+            return self._transform.array(checked_image(example, self.bit_depth))
         except UsageError as error:
             raise UsageError(f"{example.key}: {error}") from error
+
+
+def checked_image(example: Example, bit_depth: int | None = None) -> Image.Image:
+    """Return an example's image as 8-bit RGB, upright, if it still is what validation saw.
+
+    Args:
+        example: Its `sha256`, if it has one, is what is expected.
+        bit_depth: See `bitzoo.models.preprocessing.read_rgb`.
+
+    Raises:
+        UsageError: If it cannot be decoded, or has changed.
+    """
+    if example.path is None:
+        image = image_of(example)
+        if example.sha256:
+            _require_same(hash_of_image(image), example.sha256)
+        return read_rgb(image, bit_depth)
+    name = f"The image {str(example.path)!r}"
+    content = read_content(example.path)
+    if example.sha256:
+        _require_same(hashlib.sha256(content).hexdigest(), example.sha256)
+    return read_rgb_file(io.BytesIO(content), name, bit_depth)
+
+
+def read_content(path: str | os.PathLike[str]) -> bytes:
+    """Return the bytes of an image file.
+
+    Raises:
+        UsageError: If it cannot be read.
+    """
+    name = f"The image {os.fspath(path)!r}"
+    try:
+        return read_image_file(path)
+    except ImageTooLargeError as error:
+        raise UsageError(f"{name} is too large: {error}.") from error
+    except (OSError, UnidentifiedImageError) as error:
+        raise UsageError(
+            f"{name} cannot be read: expected an image file of a format that is read, found "
+            f"{error}. Check the path, or save the image again as PNG."
+        ) from error
+
+
+def hash_of_image(image: ImageLike) -> str:
+    """Return the SHA-256 of the pixels of an image in memory, upright, as `Example.sha256`.
+
+    It does not depend on the bit depth: that is known once all images have been seen.
+
+    Raises:
+        UsageError: If it cannot be decoded.
+    """
+    if isinstance(image, Image.Image):
+        upright = loaded_upright(image, "The image")
+        if is_wide_grey(upright):
+            head = f"{upright.mode} {upright.width}x{upright.height}"
+            return hashlib.sha256(head.encode() + upright.tobytes()).hexdigest()
+    rgb = read_rgb(image)
+    return hashlib.sha256(f"{rgb.width}x{rgb.height}".encode() + rgb.tobytes()).hexdigest()
+
+
+def _require_same(found: str, expected: str) -> None:
+    if found != expected:
+        raise UsageError(
+            "the image has changed since it was checked: expected the content with SHA-256 "
+            f"{expected[:12]}..., found {found[:12]}.... Leave the images alone while they are "
+            "used, and start again."
+        )
 
 
 def image_of(example: Example) -> ImageLike:
@@ -146,16 +236,25 @@ def count_cores() -> int:
     return os.cpu_count() or 1
 
 
-def serve(size: int) -> None:
-    """Run a worker: answer every path on standard input with pixels on standard output."""
+def serve(size: int, bit_depth: int | None) -> None:
+    """Run a worker: answer every path on standard input with pixels on standard output.
+
+    A request is a line of JSON, the path and the SHA-256 that its bytes must have ("": any). The
+    answer is one byte, and the pixels if it is `_GOOD`; `_BAD` leaves it to the parent to try, and
+    to say what is wrong.
+    """
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # if the parent was killed, end silently
     warnings.simplefilter("ignore")  # Pillow's, about broken EXIF data: validation says what counts
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # so that nothing can print between the pixels
-    transform = EvalTransform(crop=size, resize=size)
+    transform = EvalTransform(crop=size, resize=size, bit_depth=bit_depth)
     for line in sys.stdin.buffer:
+        path, sha256 = json.loads(line)
         try:
-            pixels = transform.array(json.loads(line))
+            content = read_content(path)
+            if sha256:
+                _require_same(hashlib.sha256(content).hexdigest(), sha256)
+            pixels = transform.array(content)
         except UsageError:
             answers.write(_BAD)
         else:
@@ -167,11 +266,14 @@ def serve(size: int) -> None:
 class _Worker:
     """The parent's end of one worker process; used by one thread at a time."""
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, bit_depth: int | None) -> None:
         self._shape = (size, size, 3)
         self._process = subprocess.Popen(
             # -I: neither the current folder nor PYTHON* variables take precedence over this path
-            [sys.executable, "-I", "-c", _CODE.format(path=sys.path, size=size)],
+            [
+                *(sys.executable, "-I", "-c"),
+                _CODE.format(path=sys.path, size=size, bit_depth=bit_depth),
+            ],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env={**os.environ, "OPENBLAS_NUM_THREADS": "1"},  # otherwise one thread per core each
@@ -180,11 +282,11 @@ class _Worker:
         self._requests = cast("io.BufferedWriter", self._process.stdin)
         self._answers = cast("io.BufferedReader", self._process.stdout)
 
-    def decode(self, path: str) -> Pixels8 | None:
-        """Return the pixels of the file; None if the worker cannot read it."""
+    def decode(self, path: str, sha256: str) -> Pixels8 | None:
+        """Return the pixels of the file; None if the worker cannot read it, or it has changed."""
         pixels = np.empty(self._shape, np.uint8)
         with contextlib.suppress(BrokenPipeError):
-            self._requests.write(json.dumps(path).encode() + b"\n")
+            self._requests.write(json.dumps([path, sha256]).encode() + b"\n")
             self._requests.flush()
         status = self._answers.read(1)
         if status == _BAD:

@@ -8,11 +8,12 @@ each use by worker processes. The bytes are exactly the same either way.
 
 from __future__ import annotations
 
-import hashlib
 import logging
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
@@ -21,11 +22,10 @@ import numpy as np
 import numpy.typing as npt
 
 from bitzoo.data import pixel_cache
-from bitzoo.data.decode_workers import Decoder, Pixels8, count_cores, image_of
+from bitzoo.data.decode_workers import Decoder, Pixels8, count_cores, hash_of_image, image_of
 from bitzoo.errors import UsageError
 from bitzoo.files import Progress, cache_dir, sha256_of
 from bitzoo.locks import file_lock
-from bitzoo.models.preprocessing import read_rgb
 
 if TYPE_CHECKING:
     from bitzoo.data.dataset import Example, Split
@@ -101,23 +101,61 @@ class Pixels(ABC):
 
 
 class CachedPixels(Pixels):
-    """Images mapped into memory from cache shards."""
+    """Images mapped into memory from cache shards.
+
+    A row is checked against its checksum when it is first used, which reads it once more than its
+    use does. An image whose row is damaged is decoded again and kept in memory, and its shard's
+    file is removed.
+    """
 
     def __init__(
-        self, size: int, hashes: Sequence[bytes], found: Sequence[pixel_cache.Shard]
+        self,
+        size: int,
+        examples: Sequence[Example],
+        hashes: Sequence[bytes],
+        found: Sequence[pixel_cache.Shard],
+        bit_depth: int | None = None,
     ) -> None:
         self.size = size
-        self._shards = [shard.pixels for shard in found]
+        self._examples, self._bit_depth = examples, bit_depth
+        self._shards = list(found)
         located = _locate(found)
         self._rows = np.array([located[digest] for digest in hashes], np.int32).reshape(-1, 2)
+        self._checked_rows = np.zeros(len(hashes), bool)
+        self._mended: dict[int, Pixels8] = {}
+        self._mending = threading.Lock()
 
     def __len__(self) -> int:
         return len(self._rows)
 
     def rows(self, indices: npt.ArrayLike) -> list[Pixels8]:
-        """Return views of the shards."""
-        rows = self._rows[self._checked(indices)].tolist()
-        return [self._shards[shard][row] for shard, row in rows]
+        """Return views of the shards.
+
+        Raises:
+            IndexError: If an index is not in 0..len-1.
+            UsageError: If a row is damaged, and its image cannot be decoded again.
+        """
+        numbers = self._checked(indices)
+        for number in np.unique(numbers[~self._checked_rows[numbers]]).tolist():
+            self._check(number)
+        if self._mended:
+            return [self._row(number) for number in numbers.tolist()]
+        return [self._shards[shard].pixels[row] for shard, row in self._rows[numbers].tolist()]
+
+    def _row(self, number: int) -> Pixels8:
+        shard, row = self._rows[number].tolist()
+        mended = self._mended.get(number)
+        return self._shards[shard].pixels[row] if mended is None else mended
+
+    def _check(self, number: int) -> None:
+        shard, row = self._rows[number].tolist()
+        if not self._shards[shard].is_intact(row):
+            with self._mending:
+                if number not in self._mended:
+                    pixel_cache.remove_damaged(self._shards[shard].path)
+                    decoder = Decoder(self.size, 1, use_processes=False, bit_depth=self._bit_depth)
+                    self._mended[number] = decoder.decode(self._examples[number])
+        self._checked_rows[number] = True
 
     def close(self) -> None:
         """Release the shards; images already returned stay readable."""
@@ -127,10 +165,12 @@ class CachedPixels(Pixels):
 class DecodingPixels(Pixels):
     """Images decoded at every use, by long-lived worker processes."""
 
-    def __init__(self, size: int, examples: Sequence[Example], workers: int) -> None:
+    def __init__(
+        self, size: int, examples: Sequence[Example], workers: int, bit_depth: int | None = None
+    ) -> None:
         self.size = size
         self._examples = examples
-        self._decoder = Decoder(size, workers)
+        self._decoder = Decoder(size, workers, bit_depth=bit_depth)
 
     def __len__(self) -> int:
         return len(self._examples)
@@ -155,6 +195,7 @@ def open_pixels(
     budget_bytes: int,
     workers: int | None = None,
     progress: Progress | None = None,
+    bit_depth: int | None = None,
 ) -> Pixels:
     """Open the decoded images of a split.
 
@@ -170,12 +211,15 @@ def open_pixels(
             removed to make room, least recently used first. 0 never caches.
         workers: Number of worker processes; None means one per core that this process may use.
         progress: Called with ``"reading"`` or ``"decoding"``, images done, and their total.
+        bit_depth: Bits of the values of images of more than 8 bits per channel, as
+            `DataSummary.bit_depth`; see `bitzoo.models.preprocessing.read_rgb`.
 
     Returns:
         `CachedPixels` or `DecodingPixels`.
 
     Raises:
-        UsageError: If the size is not positive or an image cannot be read or decoded.
+        UsageError: If the size is not positive, or an image cannot be read or decoded, or is not
+            the one that was validated any more.
     """
     if size < 1:
         raise UsageError(f"The images' `size` must be at least 1 pixel, found {size}.")
@@ -186,7 +230,8 @@ def open_pixels(
         by_hash = dict(zip(hashes, split.examples, strict=True))
         try:
             cache = cache or cache_dir() / "pixels"
-            found = _fill_cache(cache, size, by_hash, budget_bytes, workers, report)
+            folder = _Folder(cache, size, bit_depth)
+            found = _fill_cache(folder, by_hash, budget_bytes, workers, report)
         except OSError as error:
             _log.warning(
                 "Images are decoded at every step: the cache %s cannot be used: %s",
@@ -195,8 +240,17 @@ def open_pixels(
             )
         else:
             if found is not None:
-                return CachedPixels(size, hashes, found)
-    return DecodingPixels(size, split.examples, workers)
+                return CachedPixels(size, split.examples, hashes, found, bit_depth)
+    return DecodingPixels(size, split.examples, workers, bit_depth)
+
+
+@dataclass(frozen=True)
+class _Folder:
+    """Which decoded images of a cache are meant."""
+
+    cache: Path
+    size: int
+    bit_depth: int | None
 
 
 def _content_hashes(examples: Sequence[Example], workers: int, report: Progress) -> list[bytes]:
@@ -213,8 +267,7 @@ def _content_hashes(examples: Sequence[Example], workers: int, report: Progress)
 
 def _content_hash(example: Example) -> str:
     if example.path is None:
-        rgb = read_rgb(image_of(example))
-        return hashlib.sha256(f"{rgb.width}x{rgb.height}".encode() + rgb.tobytes()).hexdigest()
+        return hash_of_image(image_of(example))
     try:
         return sha256_of(example.path)
     except OSError as error:
@@ -224,20 +277,20 @@ def _content_hash(example: Example) -> str:
 
 
 def _fill_cache(
-    cache: Path,
-    size: int,
+    folder: _Folder,
     by_hash: dict[bytes, Example],
     budget: int,
     workers: int,
     report: Progress,
 ) -> list[pixel_cache.Shard] | None:
     """Return shards that hold all the images; None if there is no room for them."""
-    found, missing = _look_up(cache, size, by_hash)
+    cache = folder.cache
+    found, missing = _look_up(folder, by_hash)
     if not missing:  # needs neither a lock nor write permission
         return found
     with file_lock(cache / "build"):
-        found, missing = _look_up(cache, size, by_hash)
-        needed = len(missing) * (pixel_cache.row_bytes(size) + 32)
+        found, missing = _look_up(folder, by_hash)
+        needed = len(missing) * (pixel_cache.row_bytes(folder.size) + pixel_cache.ROW_HEAD_BYTES)
         if needed and not pixel_cache.make_room(cache, needed, budget, {s.path for s in found}):
             _log.warning(
                 "Images are decoded at every step: the cache %s needs %.1f GB more, but may hold "
@@ -247,14 +300,16 @@ def _fill_cache(
                 budget / 1e9,
             )
             return None
-        _decode_missing(cache, size, missing, workers, report)
-        return _look_up(cache, size, by_hash)[0]
+        _decode_missing(folder, missing, workers, report)
+        return _look_up(folder, by_hash)[0]
 
 
 def _look_up(
-    cache: Path, size: int, by_hash: dict[bytes, Example]
+    folder: _Folder, by_hash: dict[bytes, Example]
 ) -> tuple[list[pixel_cache.Shard], dict[bytes, Example]]:
-    found = list(pixel_cache.find_shards(cache, size, by_hash.keys()))
+    found = list(
+        pixel_cache.find_shards(folder.cache, folder.size, by_hash.keys(), folder.bit_depth)
+    )
     present = _locate(found)
     return found, {digest: e for digest, e in by_hash.items() if digest not in present}
 
@@ -269,16 +324,20 @@ def _locate(found: Sequence[pixel_cache.Shard]) -> dict[bytes, tuple[int, int]]:
 
 
 def _decode_missing(
-    cache: Path, size: int, missing: dict[bytes, Example], workers: int, report: Progress
+    folder: _Folder, missing: dict[bytes, Example], workers: int, report: Progress
 ) -> None:
-    contents, step, before = list(missing.items()), pixel_cache.rows_per_shard(size), 0
+    contents, step, before = list(missing.items()), pixel_cache.rows_per_shard(folder.size), 0
 
     def advance(done: int) -> None:
         report("decoding", before + done, len(contents))
 
-    decoder = Decoder(size, workers, use_processes=len(contents) > _FEW)
+    decoder = Decoder(
+        folder.size, workers, use_processes=len(contents) > _FEW, bit_depth=folder.bit_depth
+    )
     try:
         for before in range(0, len(contents), step):
-            pixel_cache.write_shard(cache, decoder, contents[before : before + step], advance)
+            pixel_cache.write_shard(
+                folder.cache, decoder, contents[before : before + step], advance
+            )
     finally:
         decoder.close()

@@ -2,15 +2,21 @@
 
 A shard is a file of up to `SHARD_BYTES`, in a folder per image size and decoder::
 
-    pixels/448-pillow-11.0.0-1/<hash of all its SHA-256>-<count>.shard
+    pixels/448-pillow-11.0.0-2/<hash of all its SHA-256>-<count>.shard
         count x 32 bytes   SHA-256 of each image's content, as `Example.sha256`
+        count x 4 bytes    CRC-32C of each image's pixels, little-endian
         count x 448x448x3  the pixels, uint8, RGB
+
+The folder's name ends in `-12-bit` if images of more than 8 bits per channel were read as 12-bit
+values: the same file has other pixels then.
 
 The reasons: images are looked up by content, regardless of the data set, split, few-shot choice or
 folder they come from, so every run reuses what earlier runs decoded, and only missing images are
 added, in new shards. A shard gets its name by an atomic rename once its bytes are on the disk, so
 an interrupted build loses at most the shard being written. Nothing is ever appended or patched, so
 there is no index to keep consistent, and removing a file is always safe.
+
+Disks and people change bytes: a row is checked against its checksum when it is first used.
 
 A shard in use carries a shared lock (flock), which the kernel drops with the last process that maps
 it; when the cache needs room, shards without a lock are removed, least recently used first.
@@ -25,11 +31,13 @@ import logging
 import os
 import shutil
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import google_crc32c
 import numpy as np
+import numpy.typing as npt
 import PIL
 
 from bitzoo.data.decode_workers import Decoder, Pixels8
@@ -44,10 +52,12 @@ SHARD_ROWS = 4096
 """Most images per shard: bounds what an interrupted build loses when images are small."""
 RESERVE_BYTES = 1 << 30
 """Disk space that stays free, for checkpoints and the system."""
-DECODER = f"pillow-{PIL.__version__}-1"
+DECODER = f"pillow-{PIL.__version__}-2"
 """Changes whenever the same file may decode to other pixels; the last number is bitzoo's."""
 
-_HASH_BYTES = 32
+_HASH_BYTES, _SUM_BYTES = 32, 4
+ROW_HEAD_BYTES = _HASH_BYTES + _SUM_BYTES
+"""Bytes of a row besides its pixels."""
 _SUFFIX = ".shard"
 _log = logging.getLogger(__name__)
 
@@ -59,12 +69,18 @@ class Shard:
     Attributes:
         path: Its file.
         hashes: SHA-256 of each image.
+        sums: uint32 (count,), the CRC-32C of each image's pixels.
         pixels: uint8 (count, size, size, 3), mapped into memory.
     """
 
     path: Path
     hashes: list[bytes]
+    sums: npt.NDArray[np.uint32]
     pixels: Pixels8
+
+    def is_intact(self, row: int) -> bool:
+        """Whether an image's pixels are those that were written; reads them once."""
+        return int(google_crc32c.value(bytes(self.pixels[row].data))) == int(self.sums[row])
 
 
 def row_bytes(size: int) -> int:
@@ -77,23 +93,30 @@ def rows_per_shard(size: int) -> int:
     return max(1, min(SHARD_ROWS, SHARD_BYTES // row_bytes(size)))
 
 
-def folder_of(cache: Path, size: int) -> Path:
-    """Folder of the shards for one image size."""
-    return cache / f"{size}-{DECODER}"
+def folder_of(cache: Path, size: int, bit_depth: int | None = None) -> Path:
+    """Folder of the shards for one image size and one way of decoding."""
+    return cache / f"{size}-{DECODER}{'' if bit_depth is None else f'-{bit_depth}-bit'}"
 
 
-def find_shards(cache: Path, size: int, wanted: Collection[bytes]) -> Iterator[Shard]:
+def find_shards(
+    cache: Path, size: int, wanted: Collection[bytes], bit_depth: int | None = None
+) -> Iterator[Shard]:
     """Open the shards that hold any of the wanted images, and remove damaged ones."""
-    for path in sorted(folder_of(cache, size).glob(f"*{_SUFFIX}")):
+    for path in sorted(folder_of(cache, size, bit_depth).glob(f"*{_SUFFIX}")):
         shard = _open_shard(path, size)
         if shard is None:
-            _log.warning("Removed the damaged shard %s; its images are decoded again", path)
-            with contextlib.suppress(OSError):
-                path.unlink()
+            remove_damaged(path)
         elif any(digest in wanted for digest in shard.hashes):
             with contextlib.suppress(OSError):  # another user's cache can still be read
                 os.utime(path)  # the time of last use, for `make_room`
             yield shard
+
+
+def remove_damaged(path: Path) -> None:
+    """Remove a shard whose content is not what was written, and say so."""
+    _log.warning("Removed the damaged shard %s; its images are decoded again", path)
+    with contextlib.suppress(OSError):  # of another user's cache
+        path.unlink()
 
 
 def write_shard(
@@ -106,16 +129,16 @@ def write_shard(
 
     Args:
         cache: Folder of all shards.
-        decoder: Its `size` is that of the shard's images.
+        decoder: Its `size` is that of the shard's images, its `bit_depth` how they are read.
         contents: SHA-256 and example of each image, without repeats.
         advance: Called with the number of images done.
 
     Raises:
-        UsageError: If an image cannot be decoded.
+        UsageError: If an image cannot be decoded, or is not the one with that SHA-256 any more.
         OSError: If the disk is full or the folder cannot be written. Nothing is kept.
     """
     hashes = [digest for digest, _ in contents]
-    folder = folder_of(cache, decoder.size)
+    folder = folder_of(cache, decoder.size, decoder.bit_depth)
     folder.mkdir(parents=True, exist_ok=True)
     # durable: otherwise a power cut could leave zeros under a valid name
     with (
@@ -123,13 +146,18 @@ def write_shard(
         part.open("wb", buffering=0) as file,
     ):
         _write_at(file.fileno(), b"".join(hashes), 0)
-        start, step = len(hashes) * _HASH_BYTES, row_bytes(decoder.size)
+        sums_at, step = len(hashes) * _HASH_BYTES, row_bytes(decoder.size)
+        start = len(hashes) * ROW_HEAD_BYTES
 
         def store(number: int, pixels: Pixels8) -> None:
+            data = bytes(pixels.data)  # the checksum takes nothing that could change
+            checksum = int(google_crc32c.value(data)).to_bytes(_SUM_BYTES, "little")
             # not through a memory map: on a full disk that would be a bus error
-            _write_at(file.fileno(), pixels.data.cast("B"), start + number * step)
+            _write_at(file.fileno(), data, start + number * step)
+            _write_at(file.fileno(), checksum, sums_at + number * _SUM_BYTES)
 
-        decoder.decode_each([example for _, example in contents], store, advance)
+        examples = [replace(example, sha256=digest.hex()) for digest, example in contents]
+        decoder.decode_each(examples, store, advance)
 
 
 def make_room(cache: Path, needed: int, budget: int, keep: Collection[Path]) -> bool:
@@ -177,14 +205,15 @@ def _open_shard(path: Path, size: int) -> Shard | None:
         count = int(count_text)
     except (OSError, ValueError):
         return None
-    split = count * _HASH_BYTES
-    if count < 1 or len(data) != split + count * row_bytes(size):
+    sums_at, start = count * _HASH_BYTES, count * ROW_HEAD_BYTES
+    if count < 1 or len(data) != start + count * row_bytes(size):
         return None
-    head = data[:split].tobytes()
-    hashes = [head[i : i + _HASH_BYTES] for i in range(0, split, _HASH_BYTES)]
+    head = data[:sums_at].tobytes()
+    hashes = [head[i : i + _HASH_BYTES] for i in range(0, sums_at, _HASH_BYTES)]
     if path.name != _name(hashes):
         return None
-    return Shard(path, hashes, np.asarray(data[split:]).reshape(count, size, size, 3))
+    sums = np.frombuffer(data[sums_at:start].tobytes(), "<u4")
+    return Shard(path, hashes, sums, np.asarray(data[start:]).reshape(count, size, size, 3))
 
 
 def _name(hashes: Sequence[bytes]) -> str:

@@ -50,6 +50,8 @@ class Reason(Enum):
     ONLY_IN_VAL = "Classes of val without images in train", "add some, or check the names", False
     EMPTY_CLASS = "Classes without a usable image in train", "add images or remove them", True
     FEW_CLASSES = "Too few classes", "at least two are needed", False
+    DARK = "No image is bright", "scale the values to 0..255 (masks of 0 and 1: times 255)", False
+    BLANK = "Most images are empty", "check how they were saved", False
     EMPTY_SPLIT = "Splits without a usable image", "add images", False
 
     def __init__(self, title: str, advice: str, can_skip: bool) -> None:

@@ -8,6 +8,7 @@ splits and is the key of the pixel cache.
 from __future__ import annotations
 
 import hashlib
+import io
 import stat
 import warnings
 from collections import Counter
@@ -21,8 +22,9 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from bitzoo.data.automatic_split import Draw, describe, draw, notes_on
+from bitzoo.data.brightness import Levels, find_bit_depth, find_darkness, notes_on_values
 from bitzoo.data.dataset import Example, ImageSet, Split, fingerprint
-from bitzoo.data.decode_workers import count_cores
+from bitzoo.data.decode_workers import count_cores, hash_of_image
 from bitzoo.data.groups import NEAR_DUPLICATES, notes_on_groups
 from bitzoo.data.near_duplicates import (
     NearDuplicates,
@@ -34,9 +36,21 @@ from bitzoo.data.near_duplicates import (
 from bitzoo.data.problems import Problem, Problems, Reason, join_some, printable
 from bitzoo.data.splits import join_groups
 from bitzoo.errors import MissingExtraError, UsageError
-from bitzoo.files import Progress, sha256_of
-from bitzoo.models.image_files import has_more_frames, open_image, orientation
+from bitzoo.files import Progress
+from bitzoo.models.image_files import (
+    has_more_frames,
+    open_image,
+    orientation,
+    read_image_file,
+)
 from bitzoo.models.preprocessing import read_rgb
+from bitzoo.models.wide_values import (
+    bit_depth_of,
+    is_deep_colour,
+    is_wide_grey,
+    problem_of,
+    range_of,
+)
 
 TASK = "checking images"
 """The task that `progress` is called with."""
@@ -58,6 +72,9 @@ class DataSummary:
         notes: Remarks that need no action.
         skipped: The problems whose items were skipped.
         near_duplicates: Training images that look like held-out ones.
+        bit_depth: Bits of the values of images of more than 8 bits per channel, whose largest is
+            white: the smallest of 8, 10, 12, 14 and 16 that holds the largest value of all of
+            them, or what the caller said. None without such images.
     """
 
     counts: dict[str, int]
@@ -67,6 +84,7 @@ class DataSummary:
     notes: tuple[str, ...]
     skipped: Problems
     near_duplicates: NearDuplicates = field(default_factory=NearDuplicates)
+    bit_depth: int | None = None
 
 
 def inspect(
@@ -77,6 +95,7 @@ def inspect(
     progress: Progress | None = None,
     training: bool = True,
     drop_near_duplicates: bool = False,
+    bit_depth: int | None = None,
 ) -> tuple[ImageSet, DataSummary]:
     """Decode every image and validate the data set as a whole.
 
@@ -89,6 +108,8 @@ def inspect(
         training: Whether the data set is for training. False only requires readable images.
         drop_near_duplicates: Whether to drop from train what is a near-duplicate of held-out
             images, see `near_duplicates`. They are reported in any case.
+        bit_depth: `DataSummary.bit_depth` of the data that the network was trained on, so that
+            these images are read as those were; None derives it from the data set.
 
     Returns:
         The data set without the skipped items, with each example's `sha256` and the fingerprint
@@ -102,6 +123,8 @@ def inspect(
             its training images as near-duplicates.
     """
     checked = _check_all(imageset, workers, progress)
+    depth = bit_depth or find_bit_depth(levels for _, levels in _levels_of(checked))
+    checked = _judge_values(checked, depth)
     problems = [*imageset.problems]
     for split in imageset.splits:
         problems += [
@@ -124,6 +147,7 @@ def inspect(
         imageset = _noting(imageset, copies) if drawn else imageset
         empty = _empty_classes(imageset, checked, kept)
         problems += [*empty.values(), *_class_problems(imageset, kept, empty)]
+        problems += find_darkness(_levels_of(kept), depth)
     problems.sort(key=lambda problem: list(Reason).index(problem.reason))
     found = Problems(imageset.source, tuple(problems))
     if problems and not (skip_bad and found.can_skip):
@@ -138,7 +162,7 @@ def inspect(
     if drop_near_duplicates:
         near, kept["train"] = drop_from(near, kept["train"], imageset.classes)
     inspected = _keep_only(imageset, kept)
-    return inspected, _summarize(inspected, kept, found, near)
+    return inspected, _summarize(inspected, kept, found, near, depth)
 
 
 def _check_all(
@@ -288,8 +312,24 @@ def _keep_only(imageset: ImageSet, kept: _Kept) -> ImageSet:
     return replace(images, fingerprint=fingerprint(images))
 
 
+def _levels_of(kept: _Kept) -> list[tuple[Example, Levels]]:
+    every = (pair for pairs in kept.values() for pair in pairs)
+    return [(example, check.levels) for example, check in every if check.levels]
+
+
+def _judge_values(checked: _Kept, bit_depth: int | None) -> _Kept:
+    """Return the checks; images whose values do not fit the bit depth now have a reason."""
+
+    def judge(check: ImageCheck) -> ImageCheck:
+        wide = check.levels.wide if check.levels else None
+        detail = wide and problem_of(wide, bit_depth)
+        return replace(check, reason=Reason.NO_8_BIT, detail=detail) if detail else check
+
+    return {name: [(e, judge(check)) for e, check in pairs] for name, pairs in checked.items()}
+
+
 def _summarize(
-    imageset: ImageSet, kept: _Kept, skipped: Problems, near: NearDuplicates
+    imageset: ImageSet, kept: _Kept, skipped: Problems, near: NearDuplicates, depth: int | None
 ) -> DataSummary:
     class_counts = {}
     for split in imageset.splits:
@@ -304,10 +344,16 @@ def _summarize(
         class_counts=class_counts,
         resolution=(int(height), int(width)),
         traits=dict(sorted(traits.items())),
-        notes=(*imageset.notes, *_notes_on_skipped(skipped), *_notes_on_repeats(imageset))
-        + ((near.note(),) if near.pairs else ()),
+        notes=(
+            *imageset.notes,
+            *_notes_on_skipped(skipped),
+            *_notes_on_repeats(imageset),
+            *((near.note(),) if near.pairs else ()),
+            *notes_on_values(_levels_of(kept), depth, imageset.classes),
+        ),
         skipped=skipped,
         near_duplicates=near,
+        bit_depth=depth,
     )
 
 
@@ -350,6 +396,7 @@ class ImageCheck:
         size: Height and width, upright.
         traits: Special properties that decoding handles, such as "grayscale".
         signature: What near-duplicates are found by; b"" if the image is not fine.
+        levels: Range of its values; None if the image is not fine.
     """
 
     reason: Reason | None = None
@@ -358,6 +405,7 @@ class ImageCheck:
     size: tuple[int, int] = (0, 0)
     traits: tuple[str, ...] = ()
     signature: bytes = b""
+    levels: Levels | None = None
 
 
 def check_image(example: Example) -> ImageCheck:
@@ -372,9 +420,9 @@ def check_image(example: Example) -> ImageCheck:
         refused = _refuse_file(example.path)
         if refused is not None:
             return refused
-        digest = sha256_of(example.path)
-        with open_image(example.path) as image:
-            return _examine(image, digest)
+        content = read_image_file(example.path)  # once: what is hashed is what is checked
+        with open_image(io.BytesIO(content)) as image:
+            return _examine(image, hashlib.sha256(content).hexdigest())
     except Exception as error:  # a damaged file makes Pillow's decoders raise nearly anything
         return _explain(error, example)
 
@@ -390,14 +438,19 @@ def _refuse_file(path: Path) -> ImageCheck | None:
 
 
 def _examine(image: Image.Image, digest: str = "") -> ImageCheck:
-    traits = tuple(_traits(image))
-    rgb = read_rgb(image)
+    deep = is_deep_colour(image)
+    traits = tuple(_traits(image, deep))
+    wide = range_of(image, "The image", deep) if deep or is_wide_grey(image) else None
+    # which values are white is known once all images have been seen: any depth shows damage
+    rgb = read_rgb(image, None if wide is None else 16)
     size = rgb.height, rgb.width
-    if not digest:
-        digest = hashlib.sha256(f"{rgb.width}x{rgb.height}".encode() + rgb.tobytes()).hexdigest()
+    digest = digest or hash_of_image(image)
+    levels = Levels.of(rgb, wide)
     if image.format not in _SINGLE_IMAGE_FORMATS and has_more_frames(image):
         return ImageCheck(Reason.ANIMATED, f"{image.format} of {_count(image)} frames or pages")
-    return ImageCheck(None, "", digest, size, traits, signature=signature_of(rgb))
+    # a signature is of the shapes, whichever of the values is white
+    seen = rgb if wide is None else read_rgb(image, bit_depth_of(wide.highest))
+    return ImageCheck(None, "", digest, size, traits, signature_of(seen), levels)
 
 
 def _count(image: Image.Image) -> object:
@@ -407,15 +460,13 @@ def _count(image: Image.Image) -> object:
         return "several"
 
 
-def _traits(image: Image.Image) -> Iterator[str]:
+def _traits(image: Image.Image, deep: bool) -> Iterator[str]:
     """Yield the special properties that `read_rgb` handles."""
     if image.mode in ("1", "L", "LA", "La") or image.mode.startswith("I"):
         yield "grayscale"
     if image.mode == "CMYK":
         yield "CMYK"
-    # 16-bit colour has mode RGB: only the decoder's tiles say how it is stored
-    stored = str(getattr(image, "tile", ""))
-    if image.mode.startswith("I") or (";16" in stored and "BGR;16" not in stored):
+    if image.mode.startswith("I") or deep:
         yield "16 bits per channel"
     if image.mode in ("P", "PA"):
         yield "palette"

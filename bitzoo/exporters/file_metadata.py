@@ -37,7 +37,7 @@ def metadata_of(model: BiT, dtype: str = "float32") -> dict[str, str]:
         "num_classes": str(known.num_classes),
         "input": INPUT_RANGE.format(channels=words_for_channels(model.architecture.in_chans)),
         "shapes": f"any number of images; height and width of {MIN_SIDE} px and more",
-        "preprocessing": json.dumps(asdict(transform_of(known))) if usable else None,
+        "preprocessing": json.dumps(_without_none(asdict(transform_of(known)))) if usable else None,
         "activation": known.activation,
         "class_names": json.dumps(names) if names else None,
         "license": known.license,
@@ -45,3 +45,7 @@ def metadata_of(model: BiT, dtype: str = "float32") -> dict[str, str]:
         RECORD_KEY: known.to_json(),
     }
     return {key: value for key, value in metadata.items() if value is not None}
+
+
+def _without_none(facts: dict[str, object]) -> dict[str, object]:
+    return {key: value for key, value in facts.items() if value is not None}

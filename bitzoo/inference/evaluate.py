@@ -71,14 +71,22 @@ def evaluate(
         )
     precision = compute_dtype(dtype)
     listed = read_dataset(data, classes=names)
-    images, _ = inspect(listed, training=False, workers=workers, progress=progress)
+    transform = create_transform(network)
+    images, summary = inspect(
+        listed,
+        training=False,
+        workers=workers,
+        progress=progress,
+        bit_depth=transform.bit_depth,
+    )
     split = images.val or images.train
     with open_pixels(
         split,
-        create_transform(network).crop,
+        transform.crop,
         budget_bytes=int(cache_gb * 1e9),
         workers=workers,
         progress=progress,
+        bit_depth=summary.bit_depth,
     ) as pixels:
         return evaluate_pixels(
             network,

@@ -87,6 +87,25 @@ def open_image(file: ImageFile) -> Image.Image:
     return image
 
 
+def read_image_file(path: str | os.PathLike[str]) -> bytes:
+    """Return the bytes of an image file, so that what is hashed is what is decoded.
+
+    Raises:
+        OSError: If the file cannot be opened, or is a pipe or device.
+        UnidentifiedImageError: If it is empty.
+        ImageTooLargeError: If it has more bytes than one image may have.
+    """
+    file = Path(path)
+    _require_regular(file)
+    size, limit = file.stat().st_size, _limit_bytes()
+    if size > limit:
+        raise ImageTooLargeError(
+            f"a file of {size / 1e6:,.0f} MB, and the limit for one image is {limit / 1e6:,.0f}. "
+            f"Make it smaller, or set the environment variable {LIMIT_VARIABLE} to a higher limit"
+        )
+    return file.read_bytes()
+
+
 def readable_formats() -> tuple[str, ...]:
     """Return Pillow's names of the formats that are read, the commonest first."""
     Image.init()

@@ -17,6 +17,7 @@ without antialiasing, so its pixels differ slightly.
 
 from __future__ import annotations
 
+import io
 import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -28,17 +29,27 @@ from PIL import Image
 from bitzoo.errors import LayoutError, MissingExtraError, UsageError
 from bitzoo.models.image_files import (
     FORMATS,
+    ImageFile,
     ImageTooLargeError,
     is_readable,
     open_image,
     orientation,
 )
+from bitzoo.models.wide_values import (
+    is_deep_colour,
+    is_white_zero,
+    is_wide_grey,
+    problem_of,
+    range_of,
+    to_8_bits,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-ImageLike: TypeAlias = "Image.Image | npt.NDArray[np.uint8] | str | os.PathLike[str]"
-"""A PIL image of any mode, uint8 pixels (height, width[, 3 or 4]), or the path of an image."""
+ImageLike: TypeAlias = "Image.Image | npt.NDArray[np.uint8] | str | os.PathLike[str] | bytes"
+"""A PIL image of any mode, uint8 pixels (height, width[, 3 or 4]), the path of an image file, or
+the bytes of one."""
 
 INTERPOLATIONS = {
     "bilinear": Image.Resampling.BILINEAR,
@@ -56,6 +67,7 @@ class EvalTransform:
             `crop`.
         interpolation: ``bilinear`` or ``bicubic``.
         square: Whether the resize ignores the aspect ratio.
+        bit_depth: Bits of the values of images of more than 8 bits per channel, see `read_rgb`.
 
     Raises:
         UsageError: If the sizes contradict each other or the interpolation is unknown.
@@ -65,6 +77,7 @@ class EvalTransform:
     resize: int
     interpolation: str = "bilinear"
     square: bool = True
+    bit_depth: int | None = None
 
     def __post_init__(self) -> None:
         if not 1 <= self.crop <= self.resize:
@@ -98,7 +111,7 @@ class EvalTransform:
 
     def array(self, image: ImageLike) -> npt.NDArray[np.uint8]:
         """Return the resized and cropped pixels before scaling: uint8 (crop, crop, 3), RGB."""
-        rgb = read_rgb(image)
+        rgb = read_rgb(image, self.bit_depth)
         width, height = self._resized(*rgb.size)
         rgb = rgb.resize((width, height), INTERPOLATIONS[self.interpolation])
         # round() rounds halves to even, as torchvision's CenterCrop does
@@ -120,26 +133,34 @@ class EvalTransform:
         return (self.resize, long) if width <= height else (long, self.resize)
 
 
-def read_rgb(image: ImageLike) -> Image.Image:
+def read_rgb(image: ImageLike, bit_depth: int | None = None) -> Image.Image:
     """Decode an image and return it upright, as 8-bit RGB.
 
     - The EXIF orientation is applied; timm and torchvision leave this to the caller.
     - Alpha is dropped, not composited, as in TensorFlow's `decode_image(channels=3)`, timm and
-      transformers: a transparent pixel keeps its hidden colour.
-    - 16-bit grey keeps its high byte, as in Pillow's conversion of 16-bit RGB (Pillow's conversion
-      of 16-bit grey clips at 255, which turns most pixels white).
+      transformers: a transparent pixel keeps its hidden colour. Only where that would leave nothing
+      (all pixels have one colour, and alpha alone has the drawing) is the image composited: over
+      white, or over black if its colour is a light one.
+    - Grey of more than 8 bits keeps its high bits; how many bits it has, only `bit_depth` says
+      (Pillow's conversion clips at 255, which turns most pixels white). Where 0 is white, it is
+      inverted. Of 16-bit colour, Pillow keeps the high byte.
     - Files have one of the formats in `bitzoo.models.image_files`, and a size that fits its limit.
     - Palettes, CMYK, YCbCr, Lab and HSV are converted by Pillow; an animation yields its first
       frame.
 
     Args:
-        image: A PIL image, an array of uint8 pixels, or a path; none is changed.
+        image: A PIL image, an array of uint8 pixels, the path of an image file, or its bytes; none
+            is changed.
+        bit_depth: Bits of the values of images of more than 8 bits per channel (8 to 16): white is
+            their largest value. None means that it is not known: 16 is used, and images that would
+            be nearly black are refused.
 
     Returns:
         A PIL image of mode RGB; the given one, if it is that already.
 
     Raises:
-        UsageError: If the file cannot be decoded, or the mode has no defined range (32-bit).
+        UsageError: If the file cannot be decoded, the mode has no defined range (32-bit), or the
+            values do not fit `bit_depth`.
         LayoutError: If an array is not uint8 (height, width), (height, width, 3) or (.., 4).
     """
     if isinstance(image, np.ndarray):
@@ -150,16 +171,22 @@ def read_rgb(image: ImageLike) -> Image.Image:
                 f"The image has the format {image.format}, whose decoder is not run: expected one "
                 f"of {', '.join(FORMATS)}. Save it as PNG first."
             )
-        return _to_rgb(image, "The image")
+        return _to_rgb(image, "The image", bit_depth)
+    if isinstance(image, bytes):
+        return read_rgb_file(io.BytesIO(image), "The image", bit_depth)
     if not isinstance(image, (str, os.PathLike)):
         raise UsageError(
-            "An image must be a PIL image, a NumPy array of uint8 pixels or a path, found "
-            f"{type(image).__name__}."
+            "An image must be a PIL image, a NumPy array of uint8 pixels, the bytes of a file or a "
+            f"path, found {type(image).__name__}."
         )
-    name = f"The image {os.fspath(image)!r}"
+    return read_rgb_file(image, f"The image {os.fspath(image)!r}", bit_depth)
+
+
+def read_rgb_file(file: ImageFile, name: str, bit_depth: int | None = None) -> Image.Image:
+    """Decode an image file as `read_rgb` does; errors begin with `name`."""
     try:
-        with open_image(image) as opened:
-            return _to_rgb(opened, name)
+        with open_image(file) as opened:
+            return _to_rgb(opened, name, bit_depth)
     except UsageError:
         raise
     except ImageTooLargeError as error:
@@ -171,6 +198,24 @@ def read_rgb(image: ImageLike) -> Image.Image:
             f"{name} cannot be read: expected an image file of a format that is read, found "
             f"{error or type(error).__name__}. Check the path, or save the image again as PNG."
         ) from error
+
+
+def loaded_upright(image: Image.Image, name: str) -> Image.Image:
+    """Decode an image in the mode that it has, and turn it as its EXIF orientation says.
+
+    Raises:
+        UsageError: If it has no pixels; `name` is what it is called.
+    """
+    image.load()  # first, because this turns TIFF files upright
+    if 0 in image.size:
+        raise UsageError(f"{name} is empty: its size is {image.width}x{image.height}.")
+    turn = _TURN_OF_ORIENTATION.get(orientation(image))
+    if turn is None:
+        return image
+    upright = image.transpose(turn)
+    # without the EXIF data, by which it would be turned again when it is read again
+    upright.info = {key: image.info[key] for key in ("transparency",) if key in image.info}
+    return upright
 
 
 def _from_array(pixels: npt.NDArray[Any]) -> Image.Image:
@@ -185,31 +230,42 @@ def _from_array(pixels: npt.NDArray[Any]) -> Image.Image:
     return Image.fromarray(pixels).convert("RGB")
 
 
-def _to_rgb(image: Image.Image, name: str) -> Image.Image:
-    image.load()  # first, because this turns TIFF files upright
-    if 0 in image.size:
-        raise UsageError(f"{name} is empty: its size is {image.width}x{image.height}.")
-    turn = _TURN_OF_ORIENTATION.get(orientation(image))
-    if turn is not None:
-        image = image.transpose(turn)
-    if image.mode.startswith(("I", "F")):
-        image = _high_byte(image, name)
-    elif image.mode == "P" and "transparency" in image.info:
-        image = image.convert("RGBA")  # directly to RGB, Pillow would warn that alpha is dropped
-    return image if image.mode == "RGB" else image.convert("RGB")  # without a second copy
+def _to_rgb(image: Image.Image, name: str, bit_depth: int | None) -> Image.Image:
+    deep = is_deep_colour(image)
+    upright = loaded_upright(image, name)
+    if is_wide_grey(upright):
+        return to_8_bits(upright, name, bit_depth, is_white_zero(image)).convert("RGB")
+    if deep and (found := range_of(upright, name, deep)) is not None:
+        reason = problem_of(found, bit_depth)
+        if reason is not None:
+            raise UsageError(f"{name} cannot be used: {reason}.")
+    if upright.mode in _WITH_ALPHA or "transparency" in upright.info:
+        # a palette directly to RGB: Pillow would warn that alpha is dropped
+        upright = upright.convert("RGBA")
+        if _is_drawn_in_alpha(upright):
+            return _composited(upright)
+    return upright if upright.mode == "RGB" else upright.convert("RGB")  # without a second copy
 
 
-def _high_byte(image: Image.Image, name: str) -> Image.Image:
-    """Convert 16-bit grey to 8 bits. Mode I has 16-bit values too: PGM, and PNG in old Pillow."""
-    values = np.asarray(image)
-    if image.mode == "F" or values.min() < 0 or values.max() > 0xFFFF:
-        raise UsageError(
-            f"{name} has mode {image.mode!r} with values from {values.min()} to {values.max()}: "
-            "expected 8 or 16 bits per channel, because others have no defined white. Scale it to "
-            "8 bits first."
-        )
-    return Image.fromarray((values >> 8).astype(np.uint8))
+def _is_drawn_in_alpha(image: Image.Image) -> bool:
+    """Whether an RGBA image has one colour, and its alpha more than one value to speak of."""
+    *colours, alpha = ((int(low), int(high)) for low, high in image.getextrema())  # type: ignore[misc]
+    same = all(high - low < ONE_COLOUR for low, high in colours)
+    return same and alpha[1] - alpha[0] >= ONE_COLOUR
 
+
+def _composited(image: Image.Image) -> Image.Image:
+    colour = image.convert("RGB")
+    grey = colour.resize((1, 1), Image.Resampling.BOX).convert("L").getpixel((0, 0))
+    ground = Image.new("RGB", image.size, "black" if int(grey) > 127 else "white")  # type: ignore[arg-type]
+    ground.paste(colour, mask=image.getchannel("A"))
+    return ground
+
+
+_WITH_ALPHA = ("RGBA", "RGBa", "LA", "La", "PA")
+ONE_COLOUR = 4
+"""An image whose channels span fewer of the 256 levels than this has one colour: what a lossy
+format makes of one."""
 
 _TURN_OF_ORIENTATION: dict[object, Image.Transpose] = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,

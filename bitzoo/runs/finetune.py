@@ -319,6 +319,8 @@ def _run(
         network, is_kept = _create(job, images.classes, callbacks)
         recipe = _plan(job.config, images, summary, network.architecture, is_kept)
         identity = _identity(_name_in(out, job), job.config, images, recipe, network.architecture)
+        if summary.bit_depth is not None:
+            identity["bit_depth"] = summary.bit_depth
         started, changes = _in_main_process(begin)
         if run_dir.kept:
             callbacks.say(f"Kept in {out}, because no run wrote it: {list_names(run_dir.kept)}.")

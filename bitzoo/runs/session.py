@@ -140,6 +140,7 @@ class Session:
                 budget_bytes=int(config.cache_gb * 1e9),
                 workers=config.workers,
                 progress=self._callbacks.progress,
+                bit_depth=self._task.summary.bit_depth,
             )
         )
 

@@ -83,7 +83,7 @@ def transform_of(known: ModelInfo) -> EvalTransform:
     if way is None:
         way = DEFAULT_PREPROCESSING
         _log.warning("The model does not state how to prepare images; using %s.", way.in_words())
-    return EvalTransform(way.crop, way.resize, way.interpolation, way.square)
+    return EvalTransform(way.crop, way.resize, way.interpolation, way.square, way.bit_depth)
 
 
 def labels(model: Backbone | str | os.PathLike[str]) -> list[str] | None:

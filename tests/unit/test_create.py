@@ -443,7 +443,7 @@ class TestNamesWithOnesOwnFile:
 
 
 def transform_of(name):
-    return dataclasses.astuple(bitzoo.create_transform(name))
+    return dataclasses.astuple(bitzoo.create_transform(name))[:4]
 
 
 class TestTransform:
@@ -534,7 +534,7 @@ class TestTransform:
 
     def test_of_a_short_config(self, arrays, tmp_path):
         model = self.load(arrays, tmp_path, {"input_size": [3, 80, 80], "crop_pct": None})
-        assert dataclasses.astuple(bitzoo.create_transform(model)) == (80, 80, "bilinear", False)
+        assert transform_of(model) == (80, 80, "bilinear", False)
 
     @pytest.mark.parametrize(
         ("config", "says"),
@@ -589,7 +589,7 @@ class TestLabels:
     def test_of_a_folder(self, folder):
         model = bitzoo.create_model(folder / "model", pretrained=True)
         assert bitzoo.labels(model) == [f"class {i}" for i in range(CLASSES)]
-        assert dataclasses.astuple(bitzoo.create_transform(model)) == (96, 109, "bilinear", False)
+        assert transform_of(model) == (96, 109, "bilinear", False)
 
     def test_words_for_ids(self, arrays, tmp_path):
         save_safetensors(tmp_path / "model.safetensors", arrays)

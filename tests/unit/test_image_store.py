@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
+import google_crc32c
 import numpy as np
 import pytest
 from PIL import Image, ImageFile
@@ -199,8 +200,8 @@ class TestSharing:
         handle = opened(moved)
         assert handle.decoded == 0
         np.testing.assert_array_equal(all_of(handle), expected_of(moved))
-        # a shard has hashes and pixels only, and nothing is stored twice
-        assert sum(path.stat().st_size for path in shard_files(cache)) == 12 * (32 + ROW)
+        # a shard has hashes, checksums and pixels only, and nothing is stored twice
+        assert sum(path.stat().st_size for path in shard_files(cache)) == 12 * (36 + ROW)
 
     def test_equal_contents_share_a_row_and_changed_contents_do_not(self, split, folder, opened):
         (folder / "copy.png").write_bytes((folder / "03.png").read_bytes())
@@ -224,7 +225,9 @@ class TestSharing:
         (shard,) = shard_files(cache)
         raw = shard.read_bytes()
         assert raw[: 12 * 32].hex() == "".join(digests)
-        assert raw[12 * 32 :] == all_of(handle).tobytes()
+        sums = [google_crc32c.value(row.tobytes()) for row in all_of(handle)]
+        assert raw[12 * 32 : 12 * 36] == b"".join(crc.to_bytes(4, "little") for crc in sums)
+        assert raw[12 * 36 :] == all_of(handle).tobytes()
 
     def test_sizes_and_decoders_are_separate(self, split, opened, monkeypatch):
         assert opened(split).decoded == 12
@@ -248,15 +251,15 @@ class TestSharing:
 
 class TestBudget:
     def test_a_data_set_over_the_budget_is_decoded_each_time(self, split, opened, cache, caplog):
-        handle = opened(split, budget_bytes=12 * (ROW + 32) - 1)
+        handle = opened(split, budget_bytes=12 * (ROW + 36) - 1)
         assert isinstance(handle, DecodingPixels)
         assert "may hold 0.0 GB in all; raise `cache_gb` or free some disk space" in caplog.text
         assert shard_files(cache) == []
         np.testing.assert_array_equal(all_of(handle), expected_of(split))
-        assert isinstance(opened(split, budget_bytes=12 * (ROW + 32)), CachedPixels)
+        assert isinstance(opened(split, budget_bytes=12 * (ROW + 36)), CachedPixels)
 
     def test_a_full_disk_is_detected_in_advance(self, split, opened, cache, monkeypatch):
-        needed, reserve = 12 * (ROW + 32), pixel_cache.RESERVE_BYTES
+        needed, reserve = 12 * (ROW + 36), pixel_cache.RESERVE_BYTES
         for free, kind in (
             (needed + reserve - 1, DecodingPixels),
             (needed + reserve, CachedPixels),
@@ -293,7 +296,7 @@ class TestBudget:
             (new,) = set(shard_files(cache)) - before
             os.utime(new, (time.time() - age, time.time() - age))
         opened(parts[0]).close()  # now it is the most recently used
-        budget = 9 * (ROW + 32)
+        budget = 9 * (ROW + 36)
         assert opened(Split("train", split.examples[9:]), budget_bytes=budget).decoded == 3
         assert opened(parts[0]).decoded == 0
         assert opened(parts[2]).decoded == 0
@@ -302,13 +305,13 @@ class TestBudget:
     def test_shards_in_use_stay(self, split, opened, cache):
         train, val = (Split("train", split.examples[a:b]) for a, b in ((0, 8), (8, 12)))
         in_use = opened(train)
-        assert isinstance(opened(val, budget_bytes=8 * (ROW + 32)), DecodingPixels)
+        assert isinstance(opened(val, budget_bytes=8 * (ROW + 36)), DecodingPixels)
         assert opened(train).decoded == 0
         in_use.close()
 
     def test_nothing_is_removed_in_vain(self, split, opened, cache):
         opened(Split("train", split.examples[:4])).close()
-        opened(Split("train", split.examples[4:]), budget_bytes=7 * (ROW + 32))
+        opened(Split("train", split.examples[4:]), budget_bytes=7 * (ROW + 36))
         assert len(shard_files(cache)) == 1
 
 

@@ -121,7 +121,8 @@ class TestTheTensor:
         transform = EvalTransform(480, 512, "bicubic", square=False)
         assert pickle.loads(pickle.dumps(transform)) == transform
         assert repr(transform) == (
-            "EvalTransform(crop=480, resize=512, interpolation='bicubic', square=False)"
+            "EvalTransform(crop=480, resize=512, interpolation='bicubic', square=False, "
+            "bit_depth=None)"
         )
 
 

@@ -139,7 +139,11 @@ class TestSummary:
             "palette": 3,
         }
         assert summary.skipped.report() == ""
-        assert summary.notes == ()
+        assert (summary.bit_depth, *summary.notes) == (
+            16,
+            "Images of more than 8 bits per channel (2) are read as 16-bit values, of which 65,535 "
+            "is white; the largest is 61,680.",
+        )
 
     def test_resolution_is_the_median_of_train_upright(self, tmp_path):
         sizes = [(30, 20), (50, 40), (70, 10), (90, 60), (20, 80)]

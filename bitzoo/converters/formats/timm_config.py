@@ -188,8 +188,10 @@ def with_preprocessing(info: ModelInfo, found: Preprocessing, *, recorded: bool)
     known = info.preprocessing
     if known is None and recorded and same_pixels(found, DEFAULT_PREPROCESSING):
         return info
-    if known is not None and same_pixels(found, known):
-        return info
+    if known is not None:
+        found = replace(found, bit_depth=known.bit_depth)  # for which the formats have no key
+        if same_pixels(found, known):
+            return info
     return replace(info, preprocessing=found)
 
 

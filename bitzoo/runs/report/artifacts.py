@@ -17,6 +17,7 @@ from bitzoo.data.validation import DataSummary
 from bitzoo.files import write_json
 from bitzoo.inference.metrics import Evaluation
 from bitzoo.models.bit import BiT
+from bitzoo.models.wide_values import white_of
 from bitzoo.runs.report.html import write_card, write_report
 from bitzoo.runs.report.run_summary import RunRecord, find_mistakes
 from bitzoo.training.hyperrule import explain
@@ -87,7 +88,10 @@ def _info(finished: FinishedRun, identity: Mapping[str, Any]) -> ModelInfo:
         recipe=recipe.to_dict(),
         seed=int(identity["seed"]),
     )
-    way = Preprocessing(recipe.crop, recipe.crop, "bilinear", True, "the recipe of this run")
+    way = Preprocessing(
+        *(recipe.crop, recipe.crop, "bilinear", True, "the recipe of this run"),
+        bit_depth=finished.summary.bit_depth,
+    )
     began = info_of(finished.model)
     return replace(
         began,
@@ -147,5 +151,9 @@ def _data_rows(finished: FinishedRun) -> list[tuple[str, str]]:
         ("median size", f"{height} x {width} px (height x width)"),
         ("fingerprint", finished.images.fingerprint),
     ]
+    if (depth := summary.bit_depth) is not None:
+        rows.append(
+            ("more than 8 bits", f"read as {depth}-bit values: {white_of(depth):,} is white")
+        )
     rows += [(trait, f"{count:,}") for trait, count in summary.traits.items()]
     return rows
