@@ -100,7 +100,7 @@ def read_folder(root: Path, known: Collection[str] = ()) -> Listing:
         DatasetError: If there is no class folder, or the folders are not classes: the folders in
             all of them have the same names, or all images are one level below.
     """
-    reading = _Reading(FolderScan(root), frozenset(known))
+    reading = _Reading(root, FolderScan(root), frozenset(known))
     top = reading.unwrap(root)
     splits = reading.find_splits(top)
     if splits:
@@ -114,6 +114,7 @@ def read_folder(root: Path, known: Collection[str] = ()) -> Listing:
 
 @dataclass
 class _Reading:
+    root: Path
     scan: FolderScan
     known: frozenset[str]
     rows: list[Row] = field(default_factory=list)
@@ -234,10 +235,10 @@ class _Reading:
         """List each class folder of `parent`."""
         inside = self.entries(parent)
         if not inside.folders:
-            images = len(inside.images)
+            number = len(inside.images)
             raise DatasetError(
                 f"The folder {_shown(parent)} must hold one folder of images per class, found no "
-                f"folder and {images} {'image' if images == 1 else 'images'}. Sort the images into "
+                f"folder and {number} {'image' if number == 1 else 'images'}. Sort the images into "
                 "folders named after their classes, or list them in a CSV file with the columns "
                 "path,label."
             )
@@ -245,7 +246,7 @@ class _Reading:
         for folder in inside.folders:
             label = _label(folder)
             self.classes.add(label)
-            entered = {identity_of(self.scan.root), identity_of(parent)}
+            entered = {identity_of(self.root), identity_of(parent)}
             images = sorted(self.scan.images_below(folder, entered))
             self.rows += [Row(self.key(path), label, split, path) for path in images]
 
@@ -340,7 +341,7 @@ class _Reading:
         return Listing(
             tuple(self.rows),
             tuple(sorted(self.classes)),
-            _shown(self.scan.root),
+            _shown(self.root),
             (*self.notes, *self.scan.notes()),
             (*unreadable, *self.problems),
         )
