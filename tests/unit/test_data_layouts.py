@@ -13,14 +13,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from checkpoints import make_checkpoint, write_npz
 from images import photo, write_photos
 from PIL import Image
 
+import bitzoo
+from bitzoo.catalogue.metadata import Preprocessing
 from bitzoo.data.class_counts import describe_classes
 from bitzoo.data.dataset import DatasetError, read_dataset
 from bitzoo.data.problems import Reason
 from bitzoo.data.validation import inspect
 from bitzoo.errors import UnknownModelError, UsageError
+from bitzoo.inference.evaluate import evaluate
 from bitzoo.inference.predict import find_images
 from bitzoo.models.preprocessing import read_rgb
 
@@ -167,6 +171,12 @@ class TestSplitFolders:
         assert said.startswith("Not used: the 7 images in test")
         assert images.problems == ()
 
+    def test_unlabelled_images_beside_val_alone(self, tmp_path):
+        tree(tmp_path, {"val/cats": 1, "val/dogs": 1, "test": 4})
+        images = read_dataset(tmp_path, classes=PETS)
+        assert (len(images.train), len(images.val)) == (0, 2)
+        assert images.notes[0].startswith("Not used: the 4 images in test,")
+
     def test_a_val_split_with_one_class_is_labelled(self, tmp_path):
         tree(tmp_path, {"train/cats": 2, "train/dogs": 2, "val/cats": 1})
         images = read_dataset(tmp_path)
@@ -237,6 +247,14 @@ class TestTheWrongFolder:
         assert "each names one of 2 classes (cat, dog) and a split. Move" in said
         assert "such as train/cat," in said
 
+    def test_a_split_beside_the_classes(self, tmp_path):
+        tree(tmp_path, {"cats": 2, "dogs": 2, "test/cats": 1, "test/dogs": 1})
+        assert self.refused(tmp_path) == (
+            f"The folder {str(tmp_path / 'test')!r} is no class: it has folders of the same names "
+            "(cats, dogs) as those beside it. If it is a split, move the folders beside it to a "
+            "folder named train; if it is a copy, move it away."
+        )
+
     def test_different_folders_in_classes_are_fine(self, tmp_path):
         layout = {"cats/indoor": 1, "cats/outdoor": 1, "dogs/outdoor": 1, "dogs/park": 1}
         layout |= {"dogs/beach": 1, "cats/box": 1}
@@ -294,6 +312,20 @@ class TestFoldersOfTools:
             found = find_images([tmp_path])
         assert found == [tmp_path / c / f"{n:02}.jpg" for c in PETS for n in range(2)]
         assert caplog.messages == [note]
+
+    def test_evaluation_says_what_it_left_out(self, tmp_path, caplog, monkeypatch):
+        monkeypatch.setenv("BITZOO_CACHE", str(tmp_path / "cache"))
+        checkpoint = write_npz(tmp_path / "small.npz", make_checkpoint(num_classes=2))
+        model = bitzoo.create_model(checkpoint, pretrained=True)
+        prepared = Preprocessing(32, 32, "bilinear", True, "a test")
+        model.info = model.info.stating("a test", own_names=PETS, preprocessing=prepared)
+        for seed, name in enumerate(("cats", "dogs", "#recycle")):
+            write_photos(tmp_path / "data" / name, 2, first_seed=10 * seed)
+        with caplog.at_level(logging.WARNING):
+            found = evaluate(model, tmp_path / "data", workers=1)
+        assert found.count == 4
+        note = "Ignored: folders of systems and tools: #recycle (2 images)."
+        assert note in caplog.messages
 
     def test_folders_without_images(self, tmp_path):
         tree(tmp_path, {"a": 1, "b": 1, ".git/objects": 0, "__pycache__": 0})
@@ -496,6 +528,10 @@ class TestManifests:
             "test from 'TEST'.",
             "Ignored: the test split (1 images); val is used.",
         )
+
+    def test_a_column_without_a_name(self, tmp_path):
+        images = read_dataset(self.write(tmp_path, ",path,label\n0,a.jpg,x\n1,b.jpg,y\n"))
+        assert images.notes == ("Ignored: columns of the manifest (1): (no name).",)
 
     def test_columns_that_are_not_read(self, tmp_path):
         text = "id,path,label,width,label2\n1,a.jpg,x,30,y\n2,b.jpg,y,30,y\n"
