@@ -20,8 +20,9 @@ def describe_classes(images: ImageSet) -> list[str]:
         images: A data set, as read or as inspected.
 
     Returns:
-        Lines: a sentence, the names of the columns, and a line per class; of more than twelve
-        classes the first and the last five, and how many are between them.
+        Lines: a sentence, which also says how val was chosen, the names of the columns, and a line
+        per class; of more than twelve classes the first and the last five, and how many are
+        between them.
     """
     splits = images.splits
     counts = [Counter(example.label for example in split.examples) for split in splits]
@@ -45,4 +46,6 @@ def describe_classes(images: ImageSet) -> list[str]:
     ]
     if middle:
         lines.insert(_ENDS + 1, f"({middle:,} more classes)")
-    return [f"{number:,} {'class' if number == 1 else 'classes'}; images: {totals}.", *lines]
+    source = f" ({images.held_out})" if images.held_out else ""
+    what = "class" if number == 1 else "classes"
+    return [f"{number:,} {what}; images: {totals}{source}.", *lines]

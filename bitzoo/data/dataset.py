@@ -131,8 +131,9 @@ def read_dataset(
     Args:
         source: One of
 
-            - a folder of class folders, or of `train` and `val` (or `valid`, `validation`, `test`)
-              folders with class folders in them, see `folder.read_folder`;
+            - a folder of class folders, or of `train` and `val` or `test` folders (or of others
+              that mean a split, see `split_names`) with class folders in them, see
+              `folder.read_folder` and docs/layouts.md;
             - a `.csv` or `.jsonl` manifest with the columns path, label and optionally split, see
               `manifest.read_manifest`;
             - `hf:` and the name of a Hugging Face data set or a folder, or a `datasets.Dataset`,

@@ -104,13 +104,13 @@ def read_folder(root: Path, known: Collection[str] = ()) -> Listing:
         DatasetError: If there is no class folder, or the folders are not classes: the folders in
             all of them have the same names, or all images are one level below.
     """
-    reading = _Reading(FolderScan(root), frozenset(known))
+    reading = _Reading(root, FolderScan(root), frozenset(known))
     top = reading.unwrap(root)
     splits = reading.find_splits(top)
     if splits:
         reading.read_splits(top, splits)
     else:
-        reading.refuse_equal_folders(top)
+        reading.refuse_no_classes(top)
         reading.read_classes(top, "")
         reading.refuse_one_level_above(top)
     return reading.listing()
@@ -118,6 +118,7 @@ def read_folder(root: Path, known: Collection[str] = ()) -> Listing:
 
 @dataclass
 class _Reading:
+    root: Path
     scan: FolderScan
     known: frozenset[str]
     rows: list[Row] = field(default_factory=list)
@@ -201,7 +202,7 @@ class _Reading:
         common = self.common_folder(splits)
         places = [
             (self.within_split(folder, split, common), split)
-            for folder, split in sorted(splits.items(), key=lambda item: item[1] != "train")
+            for folder, split in sorted(splits.items(), key=self.labelled_first)
         ]
         if not all(is_plain(folder.name) for folder in splits) or len(places) > len(
             set(splits.values())
@@ -218,12 +219,16 @@ class _Reading:
                     f"class folders, so their classes are unknown."
                 )
                 continue
-            self.refuse_equal_folders(place)
+            self.refuse_no_classes(place)
             self.read_classes(place, split)
         named = set(splits.values()) - unlabelled
         held_out = next((split for split in ("val", "test") if split in named), None)
         if held_out and all(row.split != held_out for row in self.rows):
             self.problems.append(Problem(Reason.EMPTY_SPLIT, held_out))
+
+    def labelled_first(self, split: tuple[Path, str]) -> tuple[bool, bool]:
+        folder, name = split
+        return name != "train", not self.entries(folder).folders
 
     def is_unlabelled(self, place: Path) -> bool:
         """Whether a split's images are in no class folders: in its own, or in one of no class."""
@@ -238,10 +243,10 @@ class _Reading:
         """List each class folder of `parent`."""
         inside = self.entries(parent)
         if not inside.folders:
-            images = len(inside.images)
+            number = len(inside.images)
             raise DatasetError(
                 f"The folder {_shown(parent)} must hold one folder of images per class, found no "
-                f"folder and {images} {'image' if images == 1 else 'images'}. Sort the images into "
+                f"folder and {number} {'image' if number == 1 else 'images'}. Sort the images into "
                 "folders named after their classes, or list them in a CSV file with the columns "
                 "path,label."
             )
@@ -249,14 +254,14 @@ class _Reading:
         for folder in inside.folders:
             label = _label(folder)
             self.classes.add(label)
-            entered = {identity_of(self.scan.root), identity_of(parent)}
+            entered = {identity_of(self.root), identity_of(parent)}
             images = sorted(self.scan.images_below(folder, entered))
             self.rows += [Row(self.key(path), label, split, path) for path in images]
 
     # --- folders that are no classes ---
 
-    def refuse_equal_folders(self, place: Path) -> None:
-        """Raise if all folders here have the same folders in them, and no images of their own."""
+    def refuse_no_classes(self, place: Path) -> None:
+        """Raise if the folders here are not classes, by their names and the folders in them."""
         folders = self.entries(place).folders
         if self.known.issuperset(map(_label, folders)):
             return
@@ -269,29 +274,47 @@ class _Reading:
                 "or list them in a CSV file with the columns path,label,split."
             )
         try:
-            inside = {folder: self.scan.entries(folder) for folder in folders}
+            around = {identity_of(self.root), identity_of(place)}
+            inside = {f: self.scan.entries(f) for f in folders if identity_of(f) not in around}
         except OSError:
             return  # reported when its class is read
+        self.refuse_copies(inside)
+        self.refuse_equal_folders(place, inside)
+
+    def refuse_copies(self, inside: dict[Path, Entries]) -> None:
+        """Raise if a folder has folders of the same names as those beside it."""
+        beside = {folder.name for folder in inside}
+        for folder, found in inside.items():
+            again = sorted(beside & {sub.name for sub in found.folders})
+            if len(again) > 1:
+                raise DatasetError(
+                    f"The folder {_shown(folder)} is no class: it has folders of the same names "
+                    f"({join_some([*map(printable, again)])}) as those beside it. If it is a "
+                    "split, move the folders beside it to a folder named train; if it is a copy, "
+                    "move it away."
+                )
+
+    def refuse_equal_folders(self, place: Path, inside: dict[Path, Entries]) -> None:
+        """Raise if all folders have the same folders in them, and no images of their own."""
         full = {folder: found for folder, found in inside.items() if found.folders or found.images}
         names = [{sub.name for sub in found.folders} for found in full.values()]
         if len(names) < 2 or any(found.images for found in full.values()):
             return
         common, every = set.intersection(*names), set.union(*names)
-        if len(common) < 2 or 2 * len(common) < len(every):
-            return
-        raise self.equal_folders(place, [f.name for f in full], sorted(common))
+        if len(common) > 1 and 2 * len(common) >= len(every):
+            raise self.equal_folders(place, _keys(full), sorted(map(printable, common)))
 
     def equal_folders(self, place: Path, names: list[str], common: list[str]) -> DatasetError:
         """Return the error for folders that all hold the folders in `common`."""
         found = (
-            f"The folders in {_shown(place)} ({join_some([*map(printable, names)])}) are not "
+            f"The folders in {_shown(place)} ({join_some(names)}) are not "
             "classes: expected images of one class in each, found the same folders in all of them "
-            f"({join_some([*map(printable, common)])}). "
+            f"({join_some(common)}). "
         )
         if {"train"} < set(resolve_splits(common).values()):
             return DatasetError(
                 f"{found}Each class has its own splits, but bitzoo expects the classes in the "
-                f"splits. Move the folders, as {printable(common[-1])}/{printable(names[0])}, or "
+                f"splits. Move the folders, as {common[-1]}/{names[0]}, or "
                 "list the images in a CSV file with the columns path,label,split."
             )
         return DatasetError(
@@ -344,7 +367,7 @@ class _Reading:
         return Listing(
             tuple(self.rows),
             tuple(sorted(self.classes)),
-            _shown(self.scan.root),
+            _shown(self.root),
             (*self.notes, *self.scan.notes()),
             (*unreadable, *self.problems),
         )
@@ -354,7 +377,7 @@ def _label(folder: Path) -> str:
     return unicodedata.normalize("NFC", printable(folder.name))
 
 
-def _keys(folders: Sequence[Path]) -> list[str]:
+def _keys(folders: Iterable[Path]) -> list[str]:
     return [printable(folder.name) for folder in folders]
 
 

@@ -49,14 +49,14 @@ class Entries:
 
 @dataclass
 class FolderScan:
-    """Reads the folders below one folder, and remembers what was left out.
+    """Reads folders, and remembers what was left out.
 
     Attributes:
-        root: The folder that names are relative to.
+        root: The folder that displayed names are relative to; None shows paths as they are.
         unreadable: Folders that could not be read, and why.
     """
 
-    root: Path
+    root: Path | None = None
     unreadable: list[tuple[Path, str]] = field(default_factory=list)
     _left_out: dict[str, list[Path]] = field(default_factory=dict)
     _tools: list[Path] = field(default_factory=list)
@@ -115,8 +115,8 @@ class FolderScan:
         self._left_out.setdefault(what, []).extend(paths)
 
     def key(self, path: Path) -> str:
-        """Return the display name of a path below the root."""
-        return printable(path.relative_to(self.root).as_posix())
+        """Return the display name of a path."""
+        return printable((path.relative_to(self.root) if self.root else path).as_posix())
 
     def notes(self) -> tuple[str, ...]:
         """Return what was left out, and what was read in spite of its name, as sentences."""

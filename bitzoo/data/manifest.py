@@ -7,6 +7,7 @@ import io
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeAlias
 
@@ -54,25 +55,39 @@ def read_manifest(file: Path) -> Listing:
             f"The manifest {_shown(file)} cannot be read: expected UTF-8 text, found {error}. "
             "Save it again as UTF-8."
         ) from error
-    lines = list(_READERS[file.suffix.lower()](text, file))
-    if not lines:
-        raise DatasetError(f"The manifest {_shown(file)} lists no images; expected {_FORM}.")
-    splits = resolve_splits(dict.fromkeys(_splits_in(lines)))
-    rows, problems = [], []
-    for line, fields in lines:
-        row = _row(fields, file.parent, splits)
+    read: list[tuple[int, Row]] = []
+    wrong: list[tuple[int, str]] = []
+    remarks = _Remarks()
+    for line, fields in _READERS[file.suffix.lower()](text, file):
+        row = _row(fields, file.parent)
         if isinstance(row, Row):
-            rows.append(row)
+            read.append((line, row))
         else:
-            problems.append(Problem(Reason.LINE, f"{printable(file.name)} line {line}", row))
+            wrong.append((line, row))
+        if not isinstance(fields, str):
+            remarks.add(fields)
+    if not read and not wrong:
+        raise DatasetError(f"The manifest {_shown(file)} lists no images; expected {_FORM}.")
+    splits = resolve_splits(dict.fromkeys(row.split for _, row in read if row.split))
+    rows = []
+    for line, row in read:
+        if row.split and row.split not in splits:
+            found = _quoted(printable(row.split))
+            wrong.append((line, f"split must be one of {', '.join(SPLITS)}, found {found!r}"))
+        else:
+            rows.append(replace(row, split=splits[row.split]) if row.split else row)
     with_split = [row for row in rows if row.split]
     if with_split and len(with_split) < len(rows):
         raise DatasetError(
             f"In the manifest {_shown(file)}, either every line or none must have a split, found "
             f"{len(with_split)} lines with and {len(rows) - len(with_split)} without."
         )
+    problems = [
+        Problem(Reason.LINE, f"{printable(file.name)} line {line}", detail)
+        for line, detail in sorted(wrong)
+    ]
     classes = order_classes(row.label for row in rows)
-    notes = (*_notes_on_columns(lines), *_notes_on_splits(splits))
+    notes = (*remarks.notes(), *_notes_on_splits(splits))
     return Listing(tuple(rows), classes, _shown(file), notes, tuple(problems))
 
 
@@ -81,42 +96,43 @@ def is_manifest(file: Path) -> bool:
     return file.suffix.lower() in _READERS
 
 
-def _splits_in(lines: Sequence[tuple[int, Fields]]) -> Iterator[str]:
-    for _, fields in lines:
-        value = "" if isinstance(fields, str) else fields.get("split", "")
-        if isinstance(value, str) and value.strip():
-            yield value.strip()
-
-
 def _notes_on_splits(splits: Mapping[str, str]) -> Iterator[str]:
     if not all(map(is_plain, splits)):
         shown = ", ".join(f"{split} from {printable(name)!r}" for name, split in splits.items())
         yield f"Splits by their names: {shown}."
 
 
-def _notes_on_columns(lines: Sequence[tuple[int, Fields]]) -> Iterator[str]:
-    """Name the columns that are not read, and spaces that were removed."""
-    found = [fields for _, fields in lines if not isinstance(fields, str)]
-    others = list(dict.fromkeys(name for fields in found for name in fields if name not in _READ))
-    if others:
-        shown = join_some([_quoted(str(name)) for name in others])
-        hint = (
-            " An image has one label, which is in the column label."
-            if any(_LIKE_LABEL.search(str(name)) for name in others)
-            else ""
-        )
-        yield f"Other columns of the manifest ({len(others)}): {shown}.{hint}"
-    labels = [fields.get("label") for fields in found]
-    spaced = [label for label in labels if isinstance(label, str) and label != label.strip()]
-    if spaced:
-        yield (
-            f"Spaces around the labels of {len(spaced):,} lines were removed, as in "
-            f"{_quoted(spaced[0])!r}."
-        )
+@dataclass
+class _Remarks:
+    """What is worth saying about the lines of a manifest, collected line by line."""
+
+    others: dict[str, None] = field(default_factory=dict)
+    spaced: list[str] = field(default_factory=list)
+
+    def add(self, fields: Mapping[str, object]) -> None:
+        self.others.update((name, None) for name in fields if name not in _READ)
+        label = fields.get("label")
+        if isinstance(label, str) and label != label.strip():
+            self.spaced.append(label)
+
+    def notes(self) -> Iterator[str]:
+        """Name the columns that are not read, and spaces that were removed."""
+        if self.others:
+            shown = join_some([_quoted(name) or "(no name)" for name in self.others])
+            yield f"Other columns of the manifest ({len(self.others)}): {shown}." + (
+                " An image has one label, which is in the column label."
+                if any(map(_LIKE_LABEL.search, self.others))
+                else ""
+            )
+        if self.spaced:
+            yield (
+                f"Spaces around the labels of {len(self.spaced):,} lines were removed, as in "
+                f"{_quoted(self.spaced[0])!r}."
+            )
 
 
-def _row(fields: Fields, folder: Path, splits: Mapping[str, str]) -> Row | str:
-    """Return the row that a line describes, or what is wrong with the line."""
+def _row(fields: Fields, folder: Path) -> Row | str:
+    """Return the row that a line describes, with its split as it is written, or what is wrong."""
     if isinstance(fields, str):
         return fields
     values = {}
@@ -127,9 +143,6 @@ def _row(fields: Fields, folder: Path, splits: Mapping[str, str]) -> Row | str:
         values[name] = str(value).strip()
         if not values[name] and (name in fields or name != "split"):
             return f"{name} is missing" if name not in fields else f"{name} is empty"
-    split = values["split"]
-    if split and split not in splits:
-        return f"split must be one of {', '.join(SPLITS)}, found {_quoted(split)!r}"
     if "\0" in values["path"]:
         return "path must not hold the character NUL"
     path, label = values["path"], printable(values["label"])
@@ -138,7 +151,7 @@ def _row(fields: Fields, folder: Path, splits: Mapping[str, str]) -> Row | str:
         for name, value in fields.items()
         if name not in values and isinstance(value, (str, int, float))
     }
-    return Row(printable(path), label, splits.get(split, ""), folder / path, extra=extra)
+    return Row(printable(path), label, values["split"], folder / path, extra=extra)
 
 
 def _read_csv(text: str, file: Path) -> Iterator[tuple[int, Fields]]:

@@ -125,6 +125,6 @@ def _list_splits(source: Mapping[str, Any], name: str) -> Listing:
     if others:
         notes.append(f"Ignored: splits ({len(others)}): {join_some(others)}.")
     if not all(is_plain(str(key)) for key in splits):
-        shown = ", ".join(f"{split} from {key}" for key, split in splits.items())
+        shown = ", ".join(f"{split} from {printable(str(key))}" for key, split in splits.items())
         notes.append(f"Splits by their names: {shown}.")
     return Listing(rows, classes, name, tuple(notes), tuple(problems))

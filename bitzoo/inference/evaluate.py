@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol
@@ -21,6 +22,8 @@ from bitzoo.inference.optimize import best_device
 from bitzoo.inference.runner import Runner, batches_of, compute_dtype, one_ahead
 from bitzoo.zoo.classifier import Classifier, load_classifier, title_of
 from bitzoo.zoo.info import create_transform, labels
+
+_log = logging.getLogger(__name__)
 
 __all__ = ["PixelSource", "evaluate", "evaluate_pixels", "labels_of"]
 
@@ -71,6 +74,8 @@ def evaluate(
         )
     precision = compute_dtype(dtype)
     listed = read_dataset(data, classes=names)
+    for note in listed.notes:
+        _log.warning(note)
     transform = create_transform(network)
     images, summary = inspect(
         listed,

@@ -8,7 +8,6 @@ import warnings
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
@@ -224,19 +223,15 @@ def find_images(paths: Iterable[Place]) -> list[Path]:
     In a folder, `bitzoo.data.folder_scan` says what is an image, as for training; what it leaves
     out is said. Files, missing paths and folders without an image stay as they are.
     """
-    return list(chain.from_iterable(_images_at(Path(path)) for path in paths))
-
-
-def _images_at(path: Path) -> list[Path]:
-    if not path.is_dir():
-        return [path]
-    scan = FolderScan(path)
-    found = scan.images_below(path, set())
+    scan = FolderScan()
+    found: list[Path] = []
+    for path in map(Path, paths):
+        found += (scan.images_below(path, set()) if path.is_dir() else []) or [path]
     for note in scan.notes():
         _log.warning(note)
     for folder, why in scan.unreadable:
-        _log.warning("The folder %s cannot be read: %s.", folder, why)
-    return found or [path]
+        _log.warning("Ignored: the folder %s cannot be read: %s.", folder, why)
+    return found
 
 
 def _load(path: Path, transform: EvalTransform) -> npt.NDArray[np.uint8] | str:
