@@ -17,6 +17,7 @@ from bitzoo.data.folder import Listing, Row, order_classes
 from bitzoo.data.problems import DatasetError, Problem, Reason, printable
 from bitzoo.errors import MissingExtraError
 from bitzoo.models.image_files import open_image
+from bitzoo.models.wide_values import is_wide_grey
 
 PREFIX = "hf:"
 """Prefix of the name of a data set on the Hub, or of a folder that `datasets` can read."""
@@ -198,5 +199,6 @@ def _load(table: Table, index: int, column: str, mode: str | None) -> Image.Imag
     if isinstance(value, dict):
         content = value.get("bytes")
         image = open_image(io.BytesIO(content) if content else value["path"])
-        return image.convert(mode) if mode else image
+        # of more than 8 bits, Pillow would turn all but the 256 darkest values white
+        return image.convert(mode) if mode and not is_wide_grey(image) else image
     return Image.fromarray(np.asarray(value))

@@ -13,7 +13,7 @@ import threading
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
@@ -104,8 +104,8 @@ class CachedPixels(Pixels):
     """Images mapped into memory from cache shards.
 
     A row is checked against its checksum when it is first used, which reads it once more than its
-    use does. An image whose row is damaged is decoded again and kept in memory, and its shard's
-    file is removed.
+    use does. An image whose row is damaged is decoded at each use instead, and its shard's file is
+    removed, so that the next run decodes it into the cache again.
     """
 
     def __init__(
@@ -117,13 +117,15 @@ class CachedPixels(Pixels):
         bit_depth: int | None = None,
     ) -> None:
         self.size = size
-        self._examples, self._bit_depth = examples, bit_depth
         self._shards = list(found)
         located = _locate(found)
         self._rows = np.array([located[digest] for digest in hashes], np.int32).reshape(-1, 2)
+        self._examples, self._hashes = examples, hashes
         self._checked_rows = np.zeros(len(hashes), bool)
-        self._mended: dict[int, Pixels8] = {}
-        self._mending = threading.Lock()
+        self._damaged: set[int] = set()
+        self._removed: set[int] = set()
+        self._reporting = threading.Lock()
+        self._decoder = Decoder(size, 1, use_processes=False, bit_depth=bit_depth)
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -138,24 +140,26 @@ class CachedPixels(Pixels):
         numbers = self._checked(indices)
         for number in np.unique(numbers[~self._checked_rows[numbers]]).tolist():
             self._check(number)
-        if self._mended:
-            return [self._row(number) for number in numbers.tolist()]
-        return [self._shards[shard].pixels[row] for shard, row in self._rows[numbers].tolist()]
-
-    def _row(self, number: int) -> Pixels8:
-        shard, row = self._rows[number].tolist()
-        mended = self._mended.get(number)
-        return self._shards[shard].pixels[row] if mended is None else mended
+        return [
+            self._shards[shard].pixels[row] if number not in self._damaged else self._decode(number)
+            for number, (shard, row) in zip(
+                numbers.tolist(), self._rows[numbers].tolist(), strict=True
+            )
+        ]
 
     def _check(self, number: int) -> None:
         shard, row = self._rows[number].tolist()
         if not self._shards[shard].is_intact(row):
-            with self._mending:
-                if number not in self._mended:
+            self._damaged.add(number)
+            with self._reporting:
+                if shard not in self._removed:
+                    self._removed.add(shard)
                     pixel_cache.remove_damaged(self._shards[shard].path)
-                    decoder = Decoder(self.size, 1, use_processes=False, bit_depth=self._bit_depth)
-                    self._mended[number] = decoder.decode(self._examples[number])
         self._checked_rows[number] = True
+
+    def _decode(self, number: int) -> Pixels8:
+        expected = self._hashes[number].hex()
+        return self._decoder.decode(replace(self._examples[number], sha256=expected))
 
     def close(self) -> None:
         """Release the shards; images already returned stay readable."""

@@ -153,7 +153,7 @@ class TestDamage:
         with caplog.at_level(logging.WARNING), opened(checked, cache) as pixels:
             assert isinstance(pixels, CachedPixels)
             assert_right(pixels, checked)
-            assert_right(pixels, checked)  # and once more from memory, without another warning
+            assert_right(pixels, checked)  # and once more, without another warning
         assert [record.getMessage() for record in caplog.records] == [
             f"Removed the damaged shard {shard}; its images are decoded again"
         ]
@@ -173,7 +173,9 @@ class TestDamage:
         with opened(checked, cache) as pixels:
             assert_right(pixels, checked)
 
-    def test_damage_by_many_threads(self, tmp_path: Path, checked: Split) -> None:
+    def test_damage_by_many_threads(
+        self, tmp_path: Path, checked: Split, caplog: pytest.LogCaptureFixture
+    ) -> None:
         cache = tmp_path / "cache"
         opened(checked, cache).close()
         (shard,) = shards(cache)
@@ -189,6 +191,7 @@ class TestDamage:
 
             for found in pool.map(take, range(8)):
                 np.testing.assert_array_equal(found, expected)
+        assert len(caplog.records) == 1  # for a shard, not for a row
 
     def test_a_damaged_row_whose_file_has_changed_too(self, tmp_path: Path, checked: Split) -> None:
         cache = tmp_path / "cache"

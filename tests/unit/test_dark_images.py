@@ -303,3 +303,31 @@ class TestAlpha:
         image.putpixel((1, 0), (*colour, 255))
         found = read_rgb(image)
         assert (found.getpixel((0, 0))[0], found.getpixel((1, 0))[0]) == expected
+
+
+class Table:
+    """As `datasets.Dataset` with a column of type `Image(mode="RGB")`, undecoded."""
+
+    def __init__(self, contents: list[bytes]) -> None:
+        feature = type("Image", (), {"mode": "RGB", "__init__": lambda self, decode=True: None})
+        label = type("ClassLabel", (), {"names": ["a", "b"]})()
+        self.features = {"image": feature(), "label": label}
+        self.contents = contents
+
+    def cast_column(self, column: str, feature: object) -> "Table":
+        return self
+
+    def __len__(self) -> int:
+        return len(self.contents)
+
+    def __getitem__(self, key: Any) -> Any:
+        if key == "label":
+            return [index % 2 for index in range(len(self))]
+        return {"image": {"bytes": self.contents[key], "path": None}}
+
+
+def test_a_column_of_colour_does_not_clip_16_bit_grey(tmp_path: Path) -> None:
+    greys = [g for digit in (0, 1) for g in drawings(digit)]
+    found, summary = read(Table([png(scaled(grey, 12)) for grey in greys]), tmp_path / "cache")
+    assert summary.bit_depth == 12
+    np.testing.assert_array_equal(found, ORIGINAL)
