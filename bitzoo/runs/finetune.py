@@ -17,11 +17,13 @@ import numpy as np
 import torch
 
 from bitzoo.data.dataset import DataSource, ImageSet, read_dataset
+from bitzoo.data.split_record import write_split
 from bitzoo.data.validation import DataSummary, inspect
 from bitzoo.display import Displayed
 from bitzoo.errors import UsageError
 from bitzoo.files import Progress, write_json
 from bitzoo.inference.metrics import Evaluation
+from bitzoo.inference.selection import held_out_by, record_of
 from bitzoo.models.architecture import Architecture
 from bitzoo.models.bit import BiT
 from bitzoo.runs.config import Callbacks, FinetuneConfig, Resolution
@@ -275,14 +277,20 @@ def _run(
     for note in summary.notes:
         callbacks.say(note)
     network = _create(model, config, len(images.classes))
+    before = record_of(network)
+    held_out = held_out_by(images, summary.skipped, before, str(model))
+    for note in held_out.notes if held_out else ():
+        callbacks.say(note)
     recipe = _plan(config, images, summary, network.architecture)
     run_dir = RunDir(out)
     identity = _identity(str(model), config, images, recipe, network.architecture)
     if processes.is_main_process:
         run_dir.open(identity, resume=resume, overwrite=overwrite)
+        with run_dir.writing():
+            write_split(out, images, before)
     processes.wait_for_everyone()
     callbacks.on_start(recipe)
-    task = Task(network, recipe, images, summary, config)
+    task = Task(network, recipe, images, summary, config, held_out)
     with Session(task, run_dir, identity, callbacks) as session:
         steps, stopped, rate = session.train()
         final = None

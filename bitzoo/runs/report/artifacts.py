@@ -83,6 +83,7 @@ def _info(finished: FinishedRun, identity: Mapping[str, Any]) -> ModelInfo:
         split={
             **{split.name: len(split) for split in images.splits},
             **({"held_out": images.held_out} if images.held_out else {}),
+            **({"left_out": len(finished.summary.skipped)} if finished.summary.skipped else {}),
         },
         recipe=recipe.to_dict(),
         seed=int(identity["seed"]),
@@ -148,4 +149,6 @@ def _data_rows(finished: FinishedRun) -> list[tuple[str, str]]:
         ("fingerprint", finished.images.fingerprint),
     ]
     rows += [(trait, f"{count:,}") for trait, count in summary.traits.items()]
+    kinds = summary.skipped.reasons
+    rows += [(f"left out: {kind.title}", f"{len(summary.skipped.of(kind)):,}") for kind in kinds]
     return rows
