@@ -2,21 +2,35 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from bitzoo.cli.command import Command
-from bitzoo.cli.completers import complete_model
-from bitzoo.cli.console import in_line, print_json, print_table, progress_bar, say
-from bitzoo.cli.options import PATH, debug_option, inference_options, weights_option
+from bitzoo.cli.command import Command, as_flags
+from bitzoo.cli.completers import complete_model, complete_path
+from bitzoo.cli.console import in_line, print_json, print_table, progress_bar, say, say_wrapped
+from bitzoo.cli.options import debug_option, inference_options, weights_option
+
+if TYPE_CHECKING:
+    from bitzoo.inference.predict import Predictions
 
 
 @click.command("evaluate", cls=Command, no_args_is_help=True)
 @click.argument("model", shell_complete=complete_model)
-@click.option("--data", required=True, help="Labelled images, as for finetune.")
+@click.option(
+    "--data", required=True, shell_complete=complete_path, help="Labelled images, as for finetune."
+)
+@click.option(
+    "--split",
+    type=click.Choice(["train", "val", "test", "all"]),
+    help="Images to count; default: val or else test of the data, or else those that the run was "
+    "not trained on.",
+)
+@click.option("--all", "split", flag_value="all", help="Count all images, those trained on too.")
+@click.option("--skip-bad", is_flag=True, help="Leave out images that cannot be used.")
 @click.option(
     "--format", type=click.Choice(["table", "json"]), default="table", help="What to print."
 )
@@ -26,6 +40,8 @@ from bitzoo.cli.options import PATH, debug_option, inference_options, weights_op
 def evaluate(
     model: str,
     data: str,
+    split: str | None,
+    skip_bad: bool,
     format: str,  # noqa: A002
     batch_size: int,
     dtype: str,
@@ -34,7 +50,8 @@ def evaluate(
 ) -> None:
     """Evaluate MODEL on labelled images.
 
-    MODEL is a run folder, or any other model with class names.
+    MODEL is a run folder, or any other model with class names. A run knows the images that it was
+    trained on; on its own data, its held-out images are counted.
     """
     from bitzoo.inference import evaluate as evaluation
 
@@ -42,6 +59,8 @@ def evaluate(
         found = evaluation.evaluate(
             model,
             data,
+            split=split,
+            skip_bad=skip_bad,
             batch_size=batch_size,
             dtype=dtype,
             backend=backend,
@@ -53,34 +72,45 @@ def evaluate(
         return
     rows = [(row["name"], row["correct"], row["count"]) for row in found.per_class if row["count"]]
     print_table(("class", "correct", "images"), rows)
-    top5 = f"top-5 {found.top5:.2%}, " if found.has_top5 else ""
+    selection = found.selection
+    assert selection is not None
+    say("")
+    for sentence in selection.sentences:
+        say_wrapped(as_flags(sentence))
+    left_out = sum(map(len, selection.skipped.values()))
+    others = [("balanced accuracy", found.balanced_accuracy), ("macro F1", found.macro_f1)]
+    others += [("top-5", found.top5)] if found.has_top5 else []
+    say(", ".join(f"{name} {value:.2%}" for name, value in others) + f", loss {found.loss:.4f}")
     say(
-        f"\ntop-1 {found.top1:.2%} ({found.correct:,} of {found.count:,}), {top5}"
-        f"balanced accuracy {found.balanced_accuracy:.2%}, macro F1 {found.macro_f1:.2%}, "
-        f"loss {found.loss:.4f}"
+        f"top-1 {found.top1:.2%} ({found.correct:,} of {found.count:,}: {selection.chosen}"
+        + (f"; {left_out:,} left out)" if left_out else ")")
     )
 
 
 @click.command("predict", cls=Command, no_args_is_help=True)
 @click.argument("model", shell_complete=complete_model)
-@click.argument("paths", type=PATH, nargs=-1, required=True)
+@click.argument("paths", nargs=-1, required=True, shell_complete=complete_path)
 @click.option("--top", type=int, default=1, show_default=True, help="Classes per image.")
 @click.option(
     "--activation",
     type=click.Choice(["softmax", "sigmoid"]),
     help="Function from logits to scores; default: the one that the model states.",
 )
+@click.option("--skip-bad", is_flag=True, help="Leave out images that cannot be read.")
 @click.option(
     "--format", type=click.Choice(["table", "csv", "json"]), default="table", help="What to print."
 )
 @inference_options
 @weights_option
 @debug_option
+@click.pass_context
 def predict(
+    context: click.Context,
     model: str,
-    paths: tuple[Path, ...],
+    paths: tuple[str, ...],
     top: int,
     activation: str | None,
+    skip_bad: bool,
     format: str,  # noqa: A002
     batch_size: int,
     dtype: str,
@@ -89,37 +119,67 @@ def predict(
 ) -> None:
     """Classify images or folders of images.
 
-    MODEL is a catalogue name, a checkpoint file, or a run folder.
+    MODEL is a catalogue name, a checkpoint file, or a run folder. PATHS are files and folders; a
+    single - stands for those on standard input, one per line. Web addresses are not fetched.
+
+    An image that cannot be read has a row with the reason. Exit code: 0 if all were read, or all
+    others were left out with --skip-bad; 1 if some could not be read, 2 if none could.
     """
     from bitzoo.inference import predict as prediction
 
     with progress_bar() as progress:
         found = prediction.predict(
             model,
-            paths,
+            _with_standard_input(paths),
             top=top,
             activation=activation,  # type: ignore[arg-type]
+            skip_bad=skip_bad,
             batch_size=batch_size,
             dtype=dtype,
             backend=backend,
             weights=weights,
             progress=progress,
         )
-    if format == "json":
+    _print_predictions(found, format)
+    failed = len(found.failed)
+    for image in found.skipped:
+        say(f"Left out: {image.path}: {image.error}", error=True)
+    if failed:
+        say(f"{failed:,} of {len(found):,} images could not be read.", error=True)
+    if failed or not found:
+        if not any(image.guesses for image in found):
+            say("error: No image could be read.", error=True)
+            context.exit(2)
+        context.exit(1)
+
+
+def _with_standard_input(paths: Sequence[str]) -> list[str]:
+    """Return the paths, with those on standard input in the place of `-`."""
+    found: list[str] = []
+    for path in paths:
+        if path == "-":
+            lines = sys.stdin.buffer.read().splitlines()
+            found += [os.fsdecode(line) for line in lines if line.strip()]
+        else:
+            found.append(path)
+    return found
+
+
+def _print_predictions(found: Predictions, form: str) -> None:
+    """Print a row per guess, and one per image that cannot be read."""
+    if form == "json":
         print_json(found.to_dicts())
         return
-    rows = [
-        (image.path, guess.label, round(guess.score, 4))
-        for image in found
-        for guess in image.guesses
-    ]
-    if format == "csv":
-        _print_csv([("path", "label", "score"), *rows])
-    else:
-        print_table(("image", "class", "score"), rows)
+    rows: list[tuple[object, ...]] = []
     for image in found:
-        if image.error:
-            say(f"{image.path}: {image.error}", error=True)
+        rows += [(image.path, g.label, round(g.score, 4), "") for g in image.guesses]
+        rows += [(image.path, "", "", image.error)] if image.error else []
+    if form == "csv":
+        _print_csv([("path", "label", "score", "error"), *rows])
+    elif found.failed:
+        print_table(("image", "class", "score", "error"), rows)
+    elif rows:
+        print_table(("image", "class", "score"), [row[:3] for row in rows])
 
 
 def _print_csv(rows: Sequence[Sequence[object]]) -> None:

@@ -53,11 +53,14 @@ def open_source(path: Path, *, unpack: bool = True, weights: str | None = None) 
     if prefix := find_prefix(path):
         return TensorFlowSource(path, prefix, weights)
     if not path.is_file():
-        what, advice = "a special file" if path.exists() else "nothing", "Check the path."
+        what, advice = "a special file there", "Check the path."
         if path.is_dir():
             what, advice = name_folder(path)
+            what += " there"
+        elif not path.exists():
+            what = "nothing there: no such file or folder"
         raise CheckpointError(
-            f"{path}: expected a checkpoint file, found {what} there. {advice}{_hub_hint(path)}"
+            f"{path}: expected a checkpoint file, found {what}. {advice}{_hub_hint(path)}"
         )
     with closing(RawFile(path)) as raw:
         head, tail = (

@@ -240,7 +240,7 @@ def list_splits(
         DatasetError: If the source has no known form, lists nothing, or has other classes.
         MissingExtraError: As `read_dataset`.
     """
-    listing = read_listing(source)
+    listing = read_listing(source, classes)
     problems = listing.problems
     known = set(classes)
     if skip_unknown:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -79,24 +79,32 @@ def are_files(examples: Iterable[Example]) -> bool:
     return all(example.path is not None for example in examples)
 
 
-def write_split(folder: Path, images: ImageSet, before: Sequence[Entry] = ()) -> None:
+def write_split(folder: Path, images: ImageSet, before: SplitRecord | None = None) -> None:
     """Write the split of a run into its folder, atomically.
 
     Args:
         folder: The run folder.
         images: The inspected data set, with the SHA-256 of every example.
-        before: Images that the model was trained on before this run.
+        before: Record of the run that this one starts from. Images that it trained on, or a run
+            before it, stay known as trained on.
     """
+    examples = [example for split in images.splits for example in split.examples]
     entries = [
         Entry(example.key, images.classes[example.label], split.name, example.sha256)
         for split in images.splits
         for example in split.examples
     ]
-    examples = [example for split in images.splits for example in split.examples]
+    if before and before.can_compare(examples):
+        own = {entry.sha256 for entry in entries if entry.split == TRAIN}
+        entries += [
+            replace(entry, split=BEFORE)
+            for entry in before.entries
+            if entry.split != HELD_OUT and entry.sha256 not in own
+        ]
     text = io.StringIO()
     lines = csv.writer(text, lineterminator="\n")
     lines.writerow(("path", "label", "split", _FILES if are_files(examples) else _PIXELS))
-    lines.writerows((e.path, e.label, e.split, e.sha256) for e in (*entries, *before))
+    lines.writerows((e.path, e.label, e.split, e.sha256) for e in entries)
     write_text(folder / SPLIT_NAME, text.getvalue())
 
 

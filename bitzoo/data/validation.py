@@ -36,7 +36,7 @@ from bitzoo.data.near_duplicates import (
 from bitzoo.data.problems import Problem, Problems, Reason, join_some, printable
 from bitzoo.data.splits import join_groups
 from bitzoo.errors import MissingExtraError, UsageError
-from bitzoo.files import Progress
+from bitzoo.files import Progress, sha256_of
 from bitzoo.models.image_files import (
     has_more_frames,
     open_image,
@@ -380,6 +380,37 @@ def _notes_on_repeats(imageset: ImageSet) -> Iterator[str]:
 
 def _join_equal(group: Sequence[Example]) -> str:
     return " = ".join(example.key for example in group[:3]) + (" = ..." if group[3:] else "")
+
+
+def hash_contents(
+    examples: Sequence[Example], *, workers: int | None = None, progress: Progress | None = None
+) -> list[str]:
+    """Return each example's `sha256` without checking it; "" for what cannot be read.
+
+    Files are only read, not decoded.
+
+    Args:
+        examples: The examples.
+        workers: Threads; None means one per core that this process may use.
+        progress: Called with "reading images", the number done and their total.
+    """
+    found: list[str] = []
+    with warnings.catch_warnings(), ThreadPoolExecutor(workers or count_cores()) as pool:
+        warnings.simplefilter("ignore")
+        for start in range(0, len(examples), _SLICE):
+            found += pool.map(_hash_content, examples[start : start + _SLICE])
+            if progress is not None:
+                progress("reading images", len(found), len(examples))
+    return found
+
+
+def _hash_content(example: Example) -> str:
+    if example.path is None:
+        return check_image(example).sha256
+    try:
+        return "" if _refuse_file(example.path) else sha256_of(example.path)
+    except OSError:
+        return ""
 
 
 # --- one image -----------------------------------------------------------------------------------

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Protocol
 
 import numpy as np
@@ -12,7 +12,7 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from bitzoo.data.dataset import DataSource, Split, read_dataset
+from bitzoo.data.dataset import DataSource, ImageSet, Split, list_splits
 from bitzoo.data.image_store import open_pixels
 from bitzoo.data.validation import inspect
 from bitzoo.errors import UsageError
@@ -20,10 +20,9 @@ from bitzoo.files import Progress
 from bitzoo.inference.metrics import Evaluation, Integers, checked_labels
 from bitzoo.inference.optimize import best_device
 from bitzoo.inference.runner import Runner, batches_of, compute_dtype, one_ahead
+from bitzoo.inference.selection import judged, record_of, select
 from bitzoo.zoo.classifier import Classifier, load_classifier, title_of
 from bitzoo.zoo.info import create_transform, labels
-
-_log = logging.getLogger(__name__)
 
 __all__ = ["PixelSource", "evaluate", "evaluate_pixels", "labels_of"]
 
@@ -32,6 +31,8 @@ def evaluate(
     model: Classifier,
     data: DataSource,
     *,
+    split: str | None = None,
+    skip_bad: bool = False,
     batch_size: int = 32,
     dtype: str = "float32",
     backend: str = "eager",
@@ -43,11 +44,20 @@ def evaluate(
 ) -> Evaluation:
     """Evaluate a classifier on labelled images, as `bitzoo evaluate` does.
 
+    A run of `bitzoo finetune` knows the images that it trained on, by their content. On data
+    without a split of their own, they are left out: on those of the run, exactly the held-out
+    images count. `Evaluation.selection` says which images were counted, and how many of them were
+    trained on.
+
     Args:
         model: A run folder, another checkpoint or name that says what its classes are called, or
             a model of `bitzoo.create_model`.
         data: A folder of class folders, a manifest, arrays or a Hugging Face data set, as for
-            `bitzoo.finetune`; of several splits the one to validate on.
+            `bitzoo.finetune`.
+        split: What to count: "train", "val" or "test", of the data or else of the run, or "all".
+            None for val, else test, else the images that were not trained on, else all.
+        skip_bad: Whether to leave out images that cannot be judged: damaged ones, and those of
+            classes that the network does not have. They are listed in the result.
         batch_size: Images per batch.
         dtype: Compute dtype: ``float32``, or ``bfloat16`` or ``float16``, which are faster.
         backend: What runs the network; see `bitzoo.optimize`.
@@ -61,7 +71,8 @@ def evaluate(
         Counts, shares and losses, image by image.
 
     Raises:
-        UsageError: If the model does not name its classes, or an option is out of range.
+        UsageError: If the model does not name its classes, an option is out of range, the split
+            does not exist, or no image is left.
         DatasetError: If an image cannot be read; lists all of them.
         EvaluationError: If the network's output is not finite.
     """
@@ -73,30 +84,39 @@ def evaluate(
             "matched with the data's. Evaluate a run of `bitzoo finetune`."
         )
     precision = compute_dtype(dtype)
-    listed = read_dataset(data, classes=names)
-    for note in listed.notes:
-        _log.warning(note)
+    title, record = title_of(model), record_of(network)
+    listed = list_splits(data, names, skip_unknown=skip_bad)
+    chosen, selection = select(listed, split, record, title, workers=workers, progress=progress)
     transform = create_transform(network)
     images, summary = inspect(
-        listed,
+        ImageSet(
+            names,
+            Split("train", ()),
+            Split("val", chosen),
+            listed.source,
+            problems=listed.problems,
+        ),
+        skip_bad=skip_bad,
         training=False,
         workers=workers,
         progress=progress,
         bit_depth=transform.bit_depth,
     )
-    split = images.val or images.train
+    counted = images.val or images.train
+    trained = record.trained if record and record.can_compare(chosen) else None
+    selection = judged(selection, counted.examples, trained, title, summary.skipped)
     with open_pixels(
-        split,
+        counted,
         transform.crop,
         budget_bytes=int(cache_gb * 1e9),
         workers=workers,
         progress=progress,
         bit_depth=summary.bit_depth,
     ) as pixels:
-        return evaluate_pixels(
+        found = evaluate_pixels(
             network,
             pixels,
-            labels_of(split),
+            labels_of(counted),
             names,
             batch_size=batch_size,
             dtype=precision,
@@ -104,6 +124,7 @@ def evaluate(
             device=best_device(backend) if device is None else device,
             progress=progress,
         )
+    return replace(found, selection=selection)
 
 
 def labels_of(split: Split) -> Integers:

@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from bitzoo.display import Displayed
 from bitzoo.errors import BitzooError, LayoutError, UsageError
+from bitzoo.inference.selection import Selection
 
 __all__ = ["MIN_TOP5_CLASSES", "Confusion", "Evaluation", "EvaluationError"]
 
@@ -50,6 +51,7 @@ class Evaluation(Displayed):
         scores: Softmax probability of the predicted class, float64.
         losses: Cross-entropy in nats, computed in float64 from float32 logits.
         logits: float32 (n, classes) if they were asked for.
+        selection: Which images these are; None if nobody said.
     """
 
     classes: tuple[str, ...]
@@ -60,6 +62,7 @@ class Evaluation(Displayed):
     scores: npt.NDArray[np.float64]
     losses: npt.NDArray[np.float64]
     logits: npt.NDArray[np.float32] | None = None
+    selection: Selection | None = None
 
     @classmethod
     def of_logits(
@@ -265,6 +268,7 @@ class Evaluation(Displayed):
             "correct": self.correct,
             "correct_top5": self.correct_top5,
             "per_class": self.per_class,
+            **(self.selection.to_dict() if self.selection else {}),
         }
 
     def display_rows(self) -> list[tuple[str, object]]:
@@ -282,6 +286,7 @@ class Evaluation(Displayed):
             ("macro F1", f"{self.macro_f1:.2%}"),
             ("loss", f"{self.loss:.4f}"),
             ("classes", f"{len(self.classes):,}"),
+            *(self.selection.display_rows() if self.selection else ()),
         ]
 
 

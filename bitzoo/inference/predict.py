@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any, Literal
 
@@ -64,11 +65,24 @@ class Prediction(Displayed):
 
 
 class Predictions(Displayed, list[Prediction]):
-    """A prediction per image, in order."""
+    """A prediction per image, in order.
+
+    Attributes:
+        skipped: What could not be read and was left out, as `skip_bad` asks; with their `error`.
+    """
+
+    def __init__(self, items: Iterable[Prediction] = (), skipped: Sequence[Prediction] = ()):
+        super().__init__(items)
+        self.skipped = tuple(skipped)
+
+    @property
+    def failed(self) -> list[Prediction]:
+        """Those of images that cannot be read."""
+        return [prediction for prediction in self if prediction.error]
 
     def display_rows(self) -> list[tuple[str, object]]:
         """Return a row per image."""
-        return [
+        rows: list[tuple[str, object]] = [
             (
                 prediction.path,
                 prediction.error
@@ -76,6 +90,9 @@ class Predictions(Displayed, list[Prediction]):
             )
             for prediction in self
         ]
+        if self.skipped:
+            rows.append(("left out", f"{len(self.skipped):,} that cannot be read"))
+        return rows
 
     def to_dicts(self) -> list[dict[str, Any]]:
         """Return JSON-ready data: `Prediction.to_dict` of each."""
@@ -88,6 +105,7 @@ def predict(
     *,
     top: int = 1,
     activation: Activation | None = None,
+    skip_bad: bool = False,
     batch_size: int = 32,
     dtype: str = "float32",
     backend: str = "eager",
@@ -104,6 +122,7 @@ def predict(
         top: Classes per image, the likeliest first.
         activation: What makes scores of logits, ``softmax`` or ``sigmoid``; None is what the model
             states, or softmax, with a warning, where it states none.
+        skip_bad: Whether to leave out images that cannot be read; `Predictions.skipped` has them.
         batch_size: Images per batch.
         dtype: Compute dtype: ``float32``, or ``bfloat16`` or ``float16``, which are faster.
         backend: What runs the network; see `bitzoo.optimize`.
@@ -113,6 +132,7 @@ def predict(
 
     Returns:
         One prediction per image, in order; those of unreadable images have their `error` set.
+        Web addresses are not fetched: each is such an error.
 
     Raises:
         UsageError: If an option is out of range.
@@ -120,7 +140,7 @@ def predict(
         BitzooError: As `bitzoo.create_model` raises.
     """
     network = load_classifier(model, weights)
-    return predict_images(
+    found = predict_images(
         network,
         [paths] if isinstance(paths, str | os.PathLike) else paths,
         create_transform(network),
@@ -133,6 +153,9 @@ def predict(
         device=best_device(backend) if device is None else device,
         progress=progress,
     )
+    if not skip_bad:
+        return found
+    return Predictions((p for p in found if not p.error), skipped=found.failed)
 
 
 def _activation_of(model: BiT, wanted: Activation | None) -> Activation:
@@ -165,7 +188,7 @@ def predict_images(
 
     Args:
         model: As in `bitzoo.inference.evaluate.evaluate_pixels`.
-        paths: Images, and folders, which `find_images` expands.
+        paths: Images, and folders, which `find_images` expands; web addresses become errors.
         transform: How the model wants images prepared (`bitzoo.create_transform`).
         names: A name for each output; None uses the outputs' numbers.
         activation: Turns logits into scores: ``softmax`` (they sum to 1) or ``sigmoid``
@@ -192,7 +215,10 @@ def predict_images(
         raise UsageError(
             f"`activation` must be one of {', '.join(_ACTIVATIONS)}, found {activation!r}."
         )
-    files = find_images(paths)
+    files: list[Place] = []
+    for is_web, group in groupby(paths, _is_web_address):
+        some = list(group)
+        files += some if is_web else find_images(some)
     network = Runner(model, device, dtype, backend)
     predictions = Predictions()
     threads = ThreadPoolExecutor(workers or min(8, os.cpu_count() or 1))
@@ -234,10 +260,18 @@ def find_images(paths: Iterable[Place]) -> list[Path]:
     return found
 
 
-def _load(path: Path, transform: EvalTransform) -> npt.NDArray[np.uint8] | str:
+def _is_web_address(path: Place) -> bool:
+    return isinstance(path, str) and path.lower().startswith(("http://", "https://"))
+
+
+def _load(path: Place, transform: EvalTransform) -> npt.NDArray[np.uint8] | str:
     """Return the image's pixels, or why there are none."""
-    if path.is_dir():
+    if _is_web_address(path):
+        return "Images are not fetched from the web. Save the image as a file, and give its path."
+    if os.path.isdir(path):
         return f"The folder {str(path)!r} has no images in it or below it."
+    if not os.path.lexists(path):
+        return f"The image {str(path)!r} cannot be read: no such file or folder. Check the path."
     try:
         return transform.array(path)
     except UsageError as error:

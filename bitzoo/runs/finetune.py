@@ -19,11 +19,13 @@ import torch
 
 from bitzoo.data.class_counts import describe_classes
 from bitzoo.data.dataset import DataSource, ImageSet, read_dataset
+from bitzoo.data.split_record import write_split
 from bitzoo.data.validation import DataSummary, inspect
 from bitzoo.display import Displayed, list_names
 from bitzoo.errors import UsageError
 from bitzoo.files import Progress, write_json
 from bitzoo.inference.metrics import Evaluation
+from bitzoo.inference.selection import held_out_by, record_of
 from bitzoo.models.architecture import Architecture
 from bitzoo.models.bit import BiT
 from bitzoo.runs.changes import Change, changed, record_change
@@ -307,27 +309,30 @@ def _run(
     def begin() -> tuple[dict[str, Any], list[dict[str, Any]]]:
         options = job.to_dict(images.source)
         run_dir.open(identity, resume=resume, overwrite=overwrite, options=options)
+        with run_dir.writing():
+            write_split(out, images, before)
         record_change(run_dir, change)
         return run_dir.identity, run_dir.changes
 
     with contextlib.ExitStack() as stack:
         _in_main_process(enter)
         images, summary = _in_main_process(lambda: _read(job, callbacks))
-        for note in summary.notes:
-            callbacks.say(note)
-        callbacks.say("\n".join(describe_classes(images)))
+        callbacks.say("\n".join([*summary.notes, *describe_classes(images)]))
         network, is_kept = _create(job, images.classes, callbacks)
+        before = record_of(network)
+        held_out = held_out_by(images, summary.skipped, before, job.model)
+        for note in held_out.notes if held_out else ():
+            callbacks.say(note)
         recipe = _plan(job.config, images, summary, network.architecture, is_kept)
-        identity = _identity(_name_in(out, job), job.config, images, recipe, network.architecture)
-        if summary.bit_depth is not None:
-            identity["bit_depth"] = summary.bit_depth
+        name, depth = _name_in(out, job), summary.bit_depth
+        identity = _identity(name, job.config, images, recipe, network.architecture, depth)
         started, changes = _in_main_process(begin)
         if run_dir.kept:
             callbacks.say(f"Kept in {out}, because no run wrote it: {list_names(run_dir.kept)}.")
         recipe, config = changed(started, changes, recipe, job.config)
         callbacks.on_start(recipe)
         now = {**started, "recipe": recipe.to_dict(), "dtype": config.dtype}
-        task = Task(network, recipe, images, summary, config)
+        task = Task(network, recipe, images, summary, config, held_out)
         with Session(task, run_dir, now, callbacks) as session:
             steps, stopped, rate = session.train()
             final = None
@@ -451,10 +456,16 @@ def _plan(
 
 
 def _identity(
-    model: str, config: FinetuneConfig, images: ImageSet, recipe: Recipe, architecture: Architecture
+    model: str,
+    config: FinetuneConfig,
+    images: ImageSet,
+    recipe: Recipe,
+    architecture: Architecture,
+    bit_depth: int | None,
 ) -> dict[str, Any]:
     """Return everything that determines the result, up to rounding."""
-    return {
+    depth = {} if bit_depth is None else {"bit_depth": bit_depth}
+    return depth | {
         "numpy": _numpy_release(),
         "model": model,
         "architecture": architecture.name,

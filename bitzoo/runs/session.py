@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +13,7 @@ from bitzoo.data.image_store import Pixels, open_pixels
 from bitzoo.data.validation import DataSummary
 from bitzoo.inference.evaluate import evaluate_pixels, labels_of
 from bitzoo.inference.metrics import Evaluation
+from bitzoo.inference.selection import Selection
 from bitzoo.models.bit import BiT
 from bitzoo.runs.config import Callbacks, FinetuneConfig
 from bitzoo.runs.report.artifacts import FinishedRun, write_artifacts
@@ -38,6 +39,7 @@ class Task:
         images: The data.
         summary: Its properties.
         config: The run's options.
+        held_out: What the evaluations count; None without held-out images.
     """
 
     network: BiT
@@ -45,6 +47,7 @@ class Task:
     images: ImageSet
     summary: DataSummary
     config: FinetuneConfig
+    held_out: Selection | None = None
 
 
 class Session:
@@ -106,6 +109,7 @@ class Session:
             self._task.images.classes,
             progress=self._callbacks.progress,
         )
+        found = replace(found, selection=self._task.held_out)
         scores = {"top1": found.top1, "top5": found.top5, "loss": found.loss, "count": found.count}
         self._run_dir.append({"event": "eval", "step": step, **scores})
         self._track(step, {f"eval/{name}": value for name, value in scores.items()})

@@ -53,7 +53,6 @@ from bitzoo.zoo.resolve import (
 
 __all__ = ["ConversionResult", "convert", "verify"]
 
-_SUFFIXES = (".npz", ".safetensors", ".h5", ".hdf5", ".pth", ".pt", ".bin", ".gz", ".tgz", ".tar")
 _MODULE_FILES = (
     ("variables/variables.index",),
     ("variables/variables.data@1", "variables/variables.data-00000-of-00001"),
@@ -341,8 +340,7 @@ def _name_of(src: str | os.PathLike[str], url: str, spec: ModelSpec | None) -> P
 def _is_local(src: str | os.PathLike[str]) -> bool:
     if is_address(src):
         return False
-    looks = os.fspath(src).lower().endswith(_SUFFIXES)  # even if it does not exist: reported later
-    return looks or is_location(src) or Path(f"{os.fspath(src)}.index").is_file()
+    return is_location(src) or Path(f"{os.fspath(src)}.index").is_file()
 
 
 @contextmanager

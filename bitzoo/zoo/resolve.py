@@ -41,7 +41,12 @@ from bitzoo.small_files import parse_json, read_json
 
 WEIGHTS_NAME = "model.safetensors"
 _HUB_PAGE = re.compile(r"https://(?:huggingface\.co|hf\.co)/([\w.-]+/[\w.-]+)/?(?:tree/main/?)?")
-_SUFFIXES = (".npz", ".safetensors")
+_SUFFIXES = (
+    *(".npz", ".safetensors", ".h5", ".hdf5", ".keras", ".pth", ".pt", ".bin", ".ckpt", ".index"),
+    *(".gz", ".tgz", ".tar", ".zip", ".onnx", ".pt2", ".xml", ".pb", ".json"),
+    *(".jpg", ".jpeg", ".png", ".webp", ".gif", ".tif", ".tiff", ".bmp", ".heic"),
+)
+"""Endings of files, of whatever kind: no checkpoint is called so, so what has one is a path."""
 _log = logging.getLogger(__name__)
 
 

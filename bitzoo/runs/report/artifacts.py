@@ -84,6 +84,7 @@ def _info(finished: FinishedRun, identity: Mapping[str, Any]) -> ModelInfo:
         split={
             **{split.name: len(split) for split in images.splits},
             **({"held_out": images.held_out} if images.held_out else {}),
+            **({"left_out": len(finished.summary.skipped)} if finished.summary.skipped else {}),
         },
         recipe=recipe.to_dict(),
         seed=int(identity["seed"]),
@@ -156,4 +157,6 @@ def _data_rows(finished: FinishedRun) -> list[tuple[str, str]]:
             ("more than 8 bits", f"read as {depth}-bit values: {white_of(depth):,} is white")
         )
     rows += [(trait, f"{count:,}") for trait, count in summary.traits.items()]
+    kinds = summary.skipped.reasons
+    rows += [(f"left out: {kind.title}", f"{len(summary.skipped.of(kind)):,}") for kind in kinds]
     return rows
