@@ -63,10 +63,10 @@ COPIES = {
 
 
 def shaken(image, seed) -> Image.Image:
-    """The next frame of a burst: moved by a pixel or so, with other noise and light."""
+    """The next frame of a burst: moved by a pixel, with other noise and light."""
     random = np.random.default_rng(seed)
-    left, top = (int(random.integers(0, 3)) for _ in range(2))
-    moved = image.crop((left, top, image.width - 2 + left, image.height - 2 + top))
+    left, top = (int(random.integers(0, 2)) for _ in range(2))
+    moved = image.crop((left, top, image.width - 1 + left, image.height - 1 + top))
     noisy = np.asarray(moved, dtype=np.float64) * random.uniform(0.9, 1.05)
     noisy = noisy + random.normal(0, 4, noisy.shape)
     return Image.fromarray(noisy.clip(0, 255).astype(np.uint8))

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from bitzoo.cli.command import Command
+from bitzoo.cli.command import Command, as_flags
 from bitzoo.cli.completers import complete_path
 from bitzoo.cli.console import (
     in_line,
@@ -87,6 +87,17 @@ def hyperrule(
     type=float,
     help="Validation fraction; default 0.1 if the data has no split.",
 )
+@click.option(
+    "--group-by",
+    metavar="COLUMN|REGEX",
+    help="Keep groups of images in one split: a column, a regular expression on the paths, or "
+    "near-duplicates.",
+)
+@click.option(
+    "--drop-near-duplicates",
+    is_flag=True,
+    help="Drop training images that look like held-out ones.",
+)
 @click.option("--examples-per-class", type=int, help="Few-shot: use only N images per class.")
 @click.option("--skip-bad", is_flag=True, help="Skip images that cannot be used.")
 @click.option(
@@ -161,7 +172,7 @@ def carry_out(work: Callable[..., FinetuneResult], *, json: bool) -> None:
         work(progress=False, callbacks=Callbacks())
         return
     told = _Told()
-    callbacks = Callbacks(say=say, on_start=told.recipe, on_eval=told.evaluation)
+    callbacks = Callbacks(say=_say, on_start=told.recipe, on_eval=told.evaluation)
     with prose_to_stderr(json), progress_bar() as progress:
         result = work(progress=progress, callbacks=callbacks)
     if json:
@@ -200,6 +211,10 @@ def parse_resolution(text: str | None) -> tuple[int | None, int] | None:
     return (int(parts[0]) if len(parts) == 2 else None), int(parts[-1])
 
 
+def _say(text: str) -> None:
+    say(as_flags(text))
+
+
 class _Told:
     """What is printed during a run: the recipe, and evaluations but the last, which is the end."""
 
@@ -230,6 +245,8 @@ def _print_result(result: FinetuneResult) -> None:
         return
     found, folder = result.evaluation, result.folder
     verdict = _verdict(found) if found else "no images were held out"
+    if result.leakage and result.leakage.matters:
+        verdict += f"; without near-duplicates in train {result.leakage.accuracy_without}"
     say(f"\n{in_line(folder)}: {result.steps:,} steps, {verdict}")
     print_facts(
         [

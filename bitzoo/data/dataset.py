@@ -339,11 +339,15 @@ def _divide(
             "`drop_near_duplicates=True` drops them from train."
         )
     tests = by_split.get("test", []) if own == "val" else []
-    notes = (
+    notes: tuple[str, ...] = ()
+    groups = [example.group for example in train], [example.group for example in by_split[own]]
+    if group_by and not set(groups[0]) & set(groups[1]):
+        notes = notes_on_groups(*groups, group_by)
+    unused = (
         f"Not used: the test split ({len(tests)} images); val is held out. To evaluate on it after "
         "training: `bitzoo evaluate RUN --data DATA --split test`."
     )
-    return train, by_split[own], None, (notes,) if tests else ()
+    return train, by_split[own], None, (*notes, unused) if tests else notes
 
 
 def _hold_out(

@@ -137,9 +137,9 @@ class NearDuplicates:
         held_out = _count(len(self.held_out), "held-out image")
         example = f"({nearest.train.key} ~ {nearest.held_out.key}, for example)"
         if self.dropped:
-            return f"Dropped from train: {train} that show what {held_out} show {example}."
+            return f"Dropped from train: {train}, near-duplicates of {held_out} {example}."
         return (
-            f"Near-duplicates across the splits: {train} show what {held_out} show {example}, so "
+            f"Near-duplicates across the splits: {train} of {held_out} {example}, so "
             "the accuracy is partly that of recognizing images again. `drop_near_duplicates` "
             "drops them from train; `group_by` keeps groups of images in one split."
         )

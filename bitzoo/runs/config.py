@@ -31,6 +31,9 @@ class FinetuneConfig(TrainingConfig):
         resolution: See `Resolution`.
         flip: Whether crops are mirrored at random.
         val_fraction: Fraction to hold out for validation if the data has no split.
+        group_by: Column or regular expression that names the groups that stay in one split, or
+            ``near-duplicates``; see `bitzoo.data.groups`.
+        drop_near_duplicates: Whether to drop training images that look like held-out ones.
         examples_per_class: Few-shot: train on this many images per class.
         skip_bad: Whether to skip images that cannot be used.
         cache_gb: Most disk space for decoded images, in GB; 0 decodes at each step.
@@ -46,6 +49,8 @@ class FinetuneConfig(TrainingConfig):
     resolution: Resolution = None
     flip: bool | None = None
     val_fraction: float | None = None
+    group_by: str | None = None
+    drop_near_duplicates: bool = False
     examples_per_class: int | None = None
     skip_bad: bool = False
     cache_gb: float = 20.0

@@ -31,6 +31,7 @@ from bitzoo.models.bit import BiT
 from bitzoo.runs.changes import Change, changed, record_change
 from bitzoo.runs.config import Callbacks, FinetuneConfig, Resolution
 from bitzoo.runs.job import Job
+from bitzoo.runs.report.leakage import Leakage, measure_leakage
 from bitzoo.runs.run_dir import OUTPUTS, RunDir, read_record
 from bitzoo.runs.run_lock import sole_use
 from bitzoo.runs.session import Session, Task
@@ -61,6 +62,8 @@ class FinetuneResult(Displayed):
             the one with the median top-1 accuracy.
         was_finished: Whether nothing was done, because the run had reached its end before. Its
             evaluation is then in the folder (`evaluation.json`), not here.
+        leakage: Near-duplicates across the splits, and the accuracy without them; None as for
+            `evaluation`.
     """
 
     folder: Path
@@ -71,6 +74,7 @@ class FinetuneResult(Displayed):
     images_per_s: float
     repeats: tuple[FinetuneResult, ...] = ()
     was_finished: bool = False
+    leakage: Leakage | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return the result as JSON-ready data."""
@@ -83,6 +87,7 @@ class FinetuneResult(Displayed):
             "images_per_s": self.images_per_s,
             "repeats": self.summary() if self.repeats else None,
             "was_finished": self.was_finished,
+            "near_duplicates": self.leakage.to_dict() if self.leakage else None,
         }
 
     def display_rows(self) -> list[tuple[str, object]]:
@@ -95,6 +100,8 @@ class FinetuneResult(Displayed):
             ("held-out", found.display_rows()[0][1] if found else "not evaluated"),
             ("speed", f"{self.images_per_s:,.1f} images/s"),
         ]
+        if self.leakage and self.leakage.matters:
+            rows.insert(4, ("without near-duplicates", self.leakage.accuracy_without))
         if len(summary["top1"]) > 1:
             figures = f"{summary['median']:.2%}, standard deviation {summary['stdev']:.2%}"
             rows.append((f"median of {len(summary['top1'])} runs", figures))
@@ -127,6 +134,8 @@ def finetune(
     seed: int = 0,
     repeats: int = 1,
     val_fraction: float | None = None,
+    group_by: str | None = None,
+    drop_near_duplicates: bool = False,
     examples_per_class: int | None = None,
     skip_bad: bool = False,
     cache_gb: float = 20.0,
@@ -170,6 +179,11 @@ def finetune(
         seed: Seed of everything random, in [0, 2**64).
         repeats: Number of runs in folders below `out`, each with the next seed.
         val_fraction: Validation fraction; None for 0.1 if the data has no split.
+        group_by: What keeps images in one split that belong together, such as those of a person: a
+            column of the data set; or a regular expression on the images' paths, whose first group
+            names an image's group; or ``near-duplicates``. Data with a split are checked instead.
+        drop_near_duplicates: Whether to drop training images that look like held-out ones; they
+            are reported in any case.
         examples_per_class: Few-shot: train on this many images per class.
         skip_bad: Whether to skip images that cannot be used.
         cache_gb: Most disk space for decoded images, in GB; 0 decodes at each step.
@@ -224,6 +238,8 @@ def finetune(
         resolution=resolution,
         flip=flip,
         val_fraction=val_fraction,
+        group_by=group_by,
+        drop_near_duplicates=drop_near_duplicates,
         examples_per_class=examples_per_class,
         skip_bad=skip_bad,
         cache_gb=cache_gb,
@@ -344,7 +360,8 @@ def _run(
                 if processes.is_main_process:
                     run_dir.finish(steps)
         processes.wait_for_everyone()
-    return FinetuneResult(out, recipe, steps, stopped, final, rate)
+    leakage = measure_leakage(summary.near_duplicates, final, images)
+    return FinetuneResult(out, recipe, steps, stopped, final, rate, leakage=leakage)
 
 
 def _take(run_dir: RunDir, stack: contextlib.ExitStack) -> None:
@@ -424,11 +441,16 @@ def _read(job: Job, callbacks: Callbacks) -> tuple[ImageSet, DataSummary]:
     images = read_dataset(
         job.data,
         val_fraction=config.val_fraction,
+        group_by=config.group_by,
         seed=config.seed,
         examples_per_class=config.examples_per_class,
     )
     images, summary = inspect(
-        images, skip_bad=config.skip_bad, workers=config.workers, progress=callbacks.progress
+        images,
+        skip_bad=config.skip_bad,
+        workers=config.workers,
+        progress=callbacks.progress,
+        drop_near_duplicates=config.drop_near_duplicates,
     )
     return replace(images, source=job.data_name or images.source), summary
 

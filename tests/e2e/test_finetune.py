@@ -60,6 +60,7 @@ def test_a_run_leaves_a_model_that_evaluates_as_it_says(
     found = json.loads(
         run(workspace, "evaluate", "run", "--data", "digits", "--format", "json").stdout
     )
+    assert said.pop("near_duplicates")["held_out_without_them"]["count"] <= said["count"]
     assert found.pop("loss") == pytest.approx(said.pop("loss"), abs=1e-5)
     assert found == said
     assert found["count"] == 20

@@ -6,6 +6,7 @@ from collections import Counter
 import numpy as np
 import pytest
 from PIL import Image
+from textures import COPIES, shaken, texture
 
 from bitzoo.data.dataset import Example
 from bitzoo.data.near_duplicates import (
@@ -16,7 +17,6 @@ from bitzoo.data.near_duplicates import (
     near_groups,
     signature_of,
 )
-from tests.textures import COPIES, shaken, texture
 
 
 def listed(images, prefix):
@@ -47,7 +47,9 @@ def test_every_copy_is_found_with_its_original(originals, change):
 def test_different_images_are_no_near_duplicates():
     images = listed([texture(seed) for seed in range(300)], "")
     found = find_near_duplicates(images[:150], images[150:])
-    assert found.pairs == () and found.held_out == () and found.note() == ""
+    assert found.pairs == ()
+    assert found.held_out == ()
+    assert found.note() == ""
 
 
 @pytest.mark.parametrize(
@@ -86,7 +88,8 @@ def test_images_of_one_colour_are_not_compared():
 
 def test_a_signature_depends_on_the_pixels_only_and_has_224_bytes():
     image = texture(5, 900, 700)
-    assert signature_of(image) == signature_of(image.copy()) and len(signature_of(image)) == 224
+    assert signature_of(image) == signature_of(image.copy())
+    assert len(signature_of(image)) == 224
     assert signature_of(texture(5, 3, 1)) != b""  # images smaller than the grid are enlarged
 
 
@@ -102,9 +105,10 @@ def test_large_images_are_sampled_without_losing_their_copies():
 def test_each_training_image_has_its_nearest_held_out_image_whatever_the_order(originals):
     train = listed([shaken(originals[seed % 4], seed) for seed in range(20)], "t")
     train += listed([texture(seed) for seed in range(200, 230)], "x")
-    held_out = listed(originals[:4] + [COPIES["half the size"](originals[0])], "v")
+    held_out = listed([*originals[:4], COPIES["half the size"](originals[0])], "v")
     expected = find_near_duplicates(train, held_out)
-    assert len(expected.pairs) == 20 and len(expected.held_out) == 5
+    assert len(expected.pairs) == 20
+    assert len(expected.held_out) == 5
     bits = {e.key: np.unpackbits(np.frombuffer(s[:32], np.uint8)) for e, s in train + held_out}
     for pair in expected.pairs:
         distances = [int((bits[pair.train.key] != bits[e.key]).sum()) for e, _ in held_out]
@@ -130,15 +134,15 @@ def test_dropping_removes_the_training_images_and_says_how_many(originals):
     train = listed([*originals[:3], texture(999)], "t")
     found = find_near_duplicates(train, listed(originals[:3], "v"))
     assert found.note() == (
-        "Near-duplicates across the splits: 3 training images show what 3 held-out images show "
+        "Near-duplicates across the splits: 3 training images of 3 held-out images "
         "(t000 ~ v000, for example), so the accuracy is partly that of recognizing images again. "
         "`drop_near_duplicates` drops them from train; `group_by` keeps groups of images in one "
         "split."
     )
-    dropped, left = drop_from(found, train)
+    dropped, left = drop_from(found, train, ["cat"])
     assert [example.key for example, _ in left] == ["t003"]
     assert dropped.note() == (
-        "Dropped from train: 3 training images that show what 3 held-out images show "
+        "Dropped from train: 3 training images, near-duplicates of 3 held-out images "
         "(t000 ~ v000, for example)."
     )
     assert dropped.to_dict() == {
@@ -183,7 +187,8 @@ def test_blocks_do_not_change_what_is_found(originals, monkeypatch):
     calls = []
     found = find_near_duplicates(train, held_out, lambda *told: calls.append(told))
     assert found == expected
-    assert calls[-1] == ("comparing images", 480, 480) and len(calls) == 12
+    assert calls[-1] == ("comparing images", 480, 480)
+    assert len(calls) == 12
     calls.clear()
     assert near_groups([s for _, s in train], lambda *told: calls.append(told)) == groups
     assert calls[-1] == ("comparing images", 1600, 1600)

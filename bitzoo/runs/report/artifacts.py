@@ -19,6 +19,7 @@ from bitzoo.inference.metrics import Evaluation
 from bitzoo.models.bit import BiT
 from bitzoo.models.wide_values import white_of
 from bitzoo.runs.report.html import write_card, write_report
+from bitzoo.runs.report.leakage import Leakage, measure_leakage, show_pairs
 from bitzoo.runs.report.run_summary import RunRecord, find_mistakes
 from bitzoo.training.hyperrule import explain
 from bitzoo.training.recipe import Recipe
@@ -69,7 +70,9 @@ def write_artifacts(
     info = _info(finished, identity)
     write_model_folder(folder, finished.model, info)
     if finished.evaluation:
-        write_json(folder / EVALUATION_NAME, finished.evaluation.to_dict())
+        leakage = _leakage(finished)
+        leaked = {"near_duplicates": leakage.to_dict()} if leakage else {}
+        write_json(folder / EVALUATION_NAME, finished.evaluation.to_dict() | leaked)
     record = _record(folder, finished, identity, history, info)
     write_report(folder / REPORT_NAME, record)
     write_card(folder / CARD_NAME, record)
@@ -138,7 +141,13 @@ def _record(
         folder=str(folder),
         base=info.base.name if info.base else None,
         info=info,
+        leakage=_leakage(finished),
+        near_pairs=show_pairs(finished.summary.near_duplicates, images.classes),
     )
+
+
+def _leakage(finished: FinishedRun) -> Leakage | None:
+    return measure_leakage(finished.summary.near_duplicates, finished.evaluation, finished.images)
 
 
 def _data_rows(finished: FinishedRun) -> list[tuple[str, str]]:
@@ -147,6 +156,8 @@ def _data_rows(finished: FinishedRun) -> list[tuple[str, str]]:
     rows = [(f"{split} images", f"{count:,}") for split, count in summary.counts.items()]
     if finished.images.held_out:
         rows.append(("val images are", finished.images.held_out))
+    if leakage := _leakage(finished):
+        rows.append(("near-duplicates", leakage.finding))
     rows += [
         ("classes", f"{len(finished.images.classes):,}"),
         ("median size", f"{height} x {width} px (height x width)"),

@@ -61,6 +61,12 @@ def write_report(path: str | os.PathLike[str], run: RunRecord) -> Path:
             charts=_charts(run),
             results=_results(run.evaluation),
             mistakes=[(mistake, _data_uri(mistake.image)) for mistake in run.mistakes],
+            leakage=run.leakage,
+            near_pairs=[
+                (pair, *(_data_uri(side) if side is not None else "" for side in sides))
+                for pair in run.near_pairs
+                for sides in ((pair.held_out, pair.train),)
+            ],
             loading=_loading(run, run.folder),
             version=__version__,
         )
@@ -88,6 +94,7 @@ def write_card(path: str | os.PathLike[str], run: RunRecord) -> Path:
             front_matter=_front_matter(run),
             base=find_spec(run.base) if run.base else None,
             results=_results(run.evaluation),
+            leakage=run.leakage,
             loading=_loading(run, "FOLDER"),
             version=__version__,
         )
@@ -103,6 +110,13 @@ def _headline(run: RunRecord) -> list[tuple[str, str, str]]:
         low, high = wilson_interval(found.correct, found.count)
         note = f"{found.correct:,} of {found.count:,}; 95 % interval {low:.1%} to {high:.1%}"
         facts.append((_percent(found.top1), "top-1 accuracy", note))
+        leakage = run.leakage
+        if leakage and leakage.matters:
+            share = _percent(leakage.correct / leakage.count) if leakage.count else "unknown"
+            note = (
+                f"{leakage.correct:,} of {leakage.count:,} held-out images that have none in train"
+            )
+            facts.append((share, "top-1 without near-duplicates", note))
         if len(run.classes) > _TOP:
             note = f"{found.correct_top5:,} of {found.count:,}"
             facts.append((_percent(found.top5), "top-5 accuracy", note))

@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from bitzoo.catalogue.model_info import ModelInfo
 from bitzoo.inference.metrics import Evaluation
+from bitzoo.runs.report.leakage import Leakage, ShownPair
 from bitzoo.runs.report.svg import Point
 
 __all__ = ["Mistake", "RunRecord", "find_mistakes", "wilson_interval"]
@@ -62,6 +63,8 @@ class RunRecord:
         folder: The run folder, as one would type it.
         base: Catalogue name of the weights that all training started from, if known.
         info: What is known about the trained model.
+        leakage: Near-duplicates across the splits; None without held-out images.
+        near_pairs: Some of them, with their images.
     """
 
     title: str
@@ -80,6 +83,8 @@ class RunRecord:
     folder: str = "runs/name"
     base: str | None = None
     info: ModelInfo | None = None
+    leakage: Leakage | None = None
+    near_pairs: Sequence[ShownPair] = ()
 
     def series(self, event: str, key: str) -> list[Point]:
         """Return (step, value) of one recorded number, by ascending step, finite values only."""
