@@ -46,6 +46,7 @@ RUN_NAME = "run.json"
 RUN_LOCK_NAME = ".bitzoo-run.lock"
 """By either of these files a folder is known as a run folder, which has no images to train on."""
 
+_RUNS = "run folders"
 _NO_IMAGES = "files whose names are not image names"
 
 
@@ -202,7 +203,8 @@ class _Walk:
                     if entry.name.startswith(".") or entry.name == _IGNORED:
                         continue
                     if holds_only_runs(entry):
-                        self.ignore("run folders", [folder / entry.name])
+                        if (run := folder / entry.name) not in self.ignored.get(_RUNS, ()):
+                            self.ignore(_RUNS, [run])
                         continue
                     _list_for(entry, inside).append(folder / entry.name)
         except OSError as error:
