@@ -131,7 +131,7 @@ def taken(path: Path) -> Iterator[Literal["lock", "stand-in"] | None]:
 
     Yields:
         None if another has it; ``stand-in`` on a file system without locks, where processes of
-        other machines are not kept apart.
+        other machines are not kept apart, and where the caller removes the file.
 
     Raises:
         OSError: If the file cannot be opened.
@@ -145,8 +145,6 @@ def taken(path: Path) -> Iterator[Literal["lock", "stand-in"] | None]:
             kind, is_ours = "stand-in", True
             with contextlib.suppress(OSError, _NoLocksError):  # then nothing keeps them apart
                 is_ours = _take(_stand_in(path), stack)
-            if is_ours:
-                stack.callback(path.unlink, missing_ok=True)
         yield kind if is_ours else None
 
 

@@ -32,7 +32,7 @@ from bitzoo.runs.changes import Change, changed, record_change
 from bitzoo.runs.config import Callbacks, FinetuneConfig, Resolution
 from bitzoo.runs.job import Job
 from bitzoo.runs.report.leakage import Leakage, measure_leakage
-from bitzoo.runs.run_dir import OUTPUTS, RunDir, read_record
+from bitzoo.runs.run_dir import RunDir, outputs_in, read_record
 from bitzoo.runs.run_lock import sole_use
 from bitzoo.runs.session import Session, Task
 from bitzoo.runs.step_progress import reported
@@ -373,7 +373,7 @@ def _take(run_dir: RunDir, stack: contextlib.ExitStack) -> None:
 def _require_apart(job: Job, out: Path) -> None:
     """Check that the model is none of the files that `overwrite` removes."""
     place, run = Path(os.path.realpath(job.place or job.model)), out.resolve()
-    if place == run or any(place in run.glob(pattern) for pattern in OUTPUTS):
+    if place == run or place in outputs_in(run):
         raise UsageError(
             f"`overwrite` would delete the model that training starts from, {job.model}. Choose "
             "another `out`."

@@ -49,7 +49,9 @@ def resume(
         folder: The run folder, or the folder of repeated runs.
         data: Where the data are now, if they have moved, or the data themselves if they were in
             memory. Images, labels and splits must be the same.
-        lr: Another base learning rate, as after a loss that was not finite.
+        lr: Another base learning rate, as after a loss that was not finite. If the loss is not
+            finite at once, the newest checkpoint's weights are already spoilt: delete its file, and
+            the one before is used.
         extend: How many steps to train on after the end, at least 1. From where the run is, the
             learning rate is that of a run of all the steps, which has the same shape as before.
         dtype: Another dtype of activations: ``float32``, ``bfloat16`` or ``float16``.

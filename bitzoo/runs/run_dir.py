@@ -363,10 +363,10 @@ class RunDir:
         """Remove what the run wrote; see `OUTPUTS`."""
         before = read_record(self.folder) or {}
         self._keep_edited_card(before.get("card"))
+        for path in outputs_in(self.folder):
+            if path.name != RUN_NAME:
+                path.unlink()
         for pattern in OUTPUTS:
-            for path in self.folder.glob(pattern):
-                if path.name != RUN_NAME and (path.is_symlink() or not path.is_dir()):
-                    path.unlink()
             folder = (self.folder / pattern).parent
             if folder != self.folder:
                 with contextlib.suppress(OSError):  # missing, or the user's files are in it
@@ -377,6 +377,16 @@ class RunDir:
             for path in self.folder.iterdir()
             if path.name not in ours
         )
+
+
+def outputs_in(folder: Path) -> list[Path]:
+    """Return what a run has written to a folder; a folder in the place of a file is no output."""
+    paths = [
+        path
+        for pattern in OUTPUTS
+        for path in (folder.glob(pattern) if "*" in pattern else [folder / pattern])
+    ]
+    return [path for path in paths if path.is_symlink() or path.is_file() or path.is_fifo()]
 
 
 def read_record(folder: Path) -> dict[str, Any] | None:

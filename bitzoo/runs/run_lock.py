@@ -53,6 +53,7 @@ def sole_use(folder: Path) -> Iterator[None]:
                 raise _in_use(folder, _holder(lock))
             if kind == "stand-in":
                 _require_of_this_machine(folder, lock)
+                stack.callback(lock.unlink, missing_ok=True)
             holder = {"pid": os.getpid(), "host": socket.gethostname(), "since": _now()}
             lock.write_text(json.dumps(holder))
             yield
