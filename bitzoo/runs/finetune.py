@@ -282,7 +282,7 @@ def _run(
         run_dir.open(identity, resume=resume, overwrite=overwrite)
     processes.wait_for_everyone()
     callbacks.on_start(recipe)
-    task = Task(network, recipe, images, summary, config)
+    task = Task(network, recipe, images, summary, config, data)
     with Session(task, run_dir, identity, callbacks) as session:
         steps, stopped, rate = session.train()
         final = None

@@ -35,7 +35,9 @@ def largest_small_clusters(counts):
 def test_groups_are_those_of_average_linkage(seed):
     random = np.random.default_rng(seed)
     count = 40
-    matrix = random.permutation(count * count).reshape(count, count) + 1  # no two sums alike, or few
+    matrix = (
+        random.permutation(count * count).reshape(count, count) + 1
+    )  # no two sums alike, or few
     counts = matrix + matrix.T
     found = group_confused(count, confusions_of(matrix))
     expected = [group for group in largest_small_clusters(counts) if len(group) > 1]
