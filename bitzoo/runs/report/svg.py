@@ -42,6 +42,9 @@ _TOLD = 1000
 """Mistakes of an overview that say what they are, at about 120 bytes each."""
 
 _LEVELS = 5
+LEAST_OPACITY = 0.8
+"""Of a cell of an overview: a single mistake must stand out from the page by 3 to 1 (WCAG 1.4.11).
+"""
 
 _SUPERSCRIPTS = str.maketrans(
     "-0123456789", "\u207b\u2070\u00b9\u00b2\u00b3" + "".join(map(chr, range(0x2074, 0x207A)))
@@ -342,7 +345,7 @@ def matrix_overview(
         path = f"M{place[column]} {place[row]}h1v1h-1z"
         shades.setdefault((kind, level), []).append(path)
     for (kind, level), paths in sorted(shades.items(), reverse=True):  # mistakes below the diagonal
-        opacity = 0.4 + 0.6 * level / _LEVELS  # one small cell must not get lost
+        opacity = LEAST_OPACITY + (1 - LEAST_OPACITY) * (level - 1) / (_LEVELS - 1)
         _add(svg, "path", d="".join(paths), class_=kind, fill_opacity=opacity)
     for pair in drawn[:_TOLD]:
         what = (
