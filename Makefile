@@ -9,7 +9,7 @@ BUDGET ?= 10000
 ATTACK = PYTHONPATH=tests $(BIN)/python -m attacks
 DEFAULT_TESTS := -m "not full_size" --numprocesses auto --maxprocesses 8 --dist loadfile
 
-.PHONY: quickstart test test-full test-lowest attack attack-figures coverage lint format dist test-wheel bench bench-quick readme cards clean
+.PHONY: quickstart test test-full test-lowest attack attack-figures coverage lint format dist test-wheel bench bench-quick readme cards pages clean
 
 quickstart: .venv/.installed  ## the main job, end to end, on a small random checkpoint
 	$(BIN)/bitzoo quickstart
@@ -63,9 +63,13 @@ readme: .venv/.installed-dev  ## the catalogue table, from the registry
 cards: .venv/.installed-dev  ## a card for each model, from the registry
 	$(BIN)/python tools/model_cards.py
 
+pages: .venv/.installed-dev tests/browser/node_modules/.installed  ## reports and cards in headless Chromium, judged by axe
+	$(BIN)/python tests/browser/write_pages.py tests/browser/pages
+	node tests/browser/check.mjs tests/browser/pages $(PAGES)
+
 clean:
 	rm -rf .venv $(LOWEST) $(WHEEL) build dist htmlcov .coverage .coverage.*
-	rm -rf .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .mypy_cache .pytest_cache .ruff_cache tests/browser/node_modules tests/browser/pages
 
 # the stamps say what is installed; the second install adds to the first
 .venv/.installed: pyproject.toml | $(BIN)/python
@@ -82,6 +86,10 @@ $(LOWEST)/.installed: pyproject.toml tools/lowest_dependencies.py
 	$(LOWEST)/bin/python -m pip install packaging tomli
 	$(LOWEST)/bin/python tools/lowest_dependencies.py test > $(LOWEST)/lowest.txt
 	$(LOWEST)/bin/python -m pip install --constraint $(LOWEST)/lowest.txt --editable ".[test]"
+	touch $@
+
+tests/browser/node_modules/.installed: tests/browser/package.json
+	cd tests/browser && npm install --no-package-lock --no-audit --no-fund
 	touch $@
 
 $(BIN)/python:

@@ -348,7 +348,7 @@ def _run(
         recipe, config = changed(started, changes, recipe, job.config)
         callbacks.on_start(recipe)
         now = {**started, "recipe": recipe.to_dict(), "dtype": config.dtype}
-        task = Task(network, recipe, images, summary, config, held_out)
+        task = Task(network, recipe, images, summary, config, held_out, job.data)
         with Session(task, run_dir, now, callbacks) as session:
             steps, stopped, rate = session.train()
             final = None

@@ -19,6 +19,7 @@ from bitzoo.runs.config import Callbacks, FinetuneConfig
 from bitzoo.runs.report.artifacts import FinishedRun, write_artifacts
 from bitzoo.runs.run_dir import RunDir
 from bitzoo.runs.tensorboard import Track, tracker
+from bitzoo.runs.work_log import WorkLog, device_name
 from bitzoo.training.checkpointing import latest_checkpoint
 from bitzoo.training.distributed import join_processes
 from bitzoo.training.linear_probe import compute_features, train_head
@@ -40,6 +41,7 @@ class Task:
         summary: Its properties.
         config: The run's options.
         held_out: What the evaluations count; None without held-out images.
+        data: The data set as it was given.
     """
 
     network: BiT
@@ -48,6 +50,7 @@ class Task:
     summary: DataSummary
     config: FinetuneConfig
     held_out: Selection | None = None
+    data: object = None
 
 
 class Session:
@@ -72,6 +75,7 @@ class Session:
         self._processes = join_processes()
         self._resources = contextlib.ExitStack()
         self._track: Track = lambda step, metrics: None
+        self._log = WorkLog(run_dir)
 
     def __enter__(self) -> Self:
         with self._resources:
@@ -112,6 +116,7 @@ class Session:
         found = replace(found, selection=self._task.held_out)
         scores = {"top1": found.top1, "top5": found.top5, "loss": found.loss, "count": found.count}
         self._run_dir.append({"event": "eval", "step": step, **scores})
+        self._log.keep()
         self._track(step, {f"eval/{name}": value for name, value in scores.items()})
         self._callbacks.on_eval(step, found)
         return found
@@ -124,8 +129,18 @@ class Session:
         """
         if self._processes.is_main_process:
             task = self._task
+            self._log.keep(now=True)
             finished = FinishedRun(
-                task.network, task.recipe, task.images, task.summary, found, self._held_out
+                model=task.network,
+                recipe=task.recipe,
+                images=task.images,
+                summary=task.summary,
+                evaluation=found,
+                held_out=self._held_out,
+                config=task.config,
+                data=task.data,
+                training=self._pixels,
+                sessions=self._log.rows(),
             )
             history = self._run_dir.history()
             with self._run_dir.writing():
@@ -187,10 +202,13 @@ class Session:
             self._run_dir.rewind(step, self._task.recipe.schedule.steps)
             folder = self._run_dir.folder
             self._track = self._resources.enter_context(tracker(folder, step))
+            device, count = self._processes.device, self._processes.num_processes
+            self._log.start(device_name(device, count), step)
 
     def _record(self, metrics: Mapping[str, float]) -> None:
         if self._is_main:
             self._run_dir.append({"event": "train", **metrics})
+            self._log.keep()
             named = {f"train/{name}": value for name, value in metrics.items() if name != "step"}
             self._track(int(metrics["step"]), named)
             self._callbacks.on_step(metrics)

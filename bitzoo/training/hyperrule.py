@@ -168,16 +168,22 @@ def _is_largest(model: str | Architecture | None) -> bool:
 _HEADS = {"zero": "new, zero-initialised", "kept": "kept, because the classes are the same"}
 
 
-def explain(recipe: Recipe) -> list[tuple[str, str]]:
-    """Describe a recipe as rows of (subject, statement)."""
+def explain(recipe: Recipe, *, freeze: bool = False) -> list[tuple[str, str]]:
+    """Describe a recipe as rows of (subject, statement).
+
+    Args:
+        recipe: The recipe.
+        freeze: Whether only the head is trained, on features of images that are resized to the crop
+            size and not augmented.
+    """
     rows = [
         ("recipe", recipe.name),
-        ("training images", _image_text(recipe)),
+        ("training images", _frozen_text(recipe) if freeze else _image_text(recipe)),
         ("test images", f"resize to {recipe.crop}x{recipe.crop}"),
         ("length", f"{recipe.schedule.steps:,} steps of {recipe.batch_size:,} images"),
         ("learning rate", _rate_text(recipe.schedule)),
         ("optimizer", _optimizer_text(recipe)),
-        ("mixup", _mixup_text(recipe)),
+        ("mixup", _mixup_text(recipe) + (", of features" if freeze and recipe.mixup_alpha else "")),
         ("head", _HEADS.get(recipe.head, recipe.head)),
         ("loss", recipe.loss.replace("_", " ")),
     ]
@@ -195,6 +201,12 @@ def _image_text(recipe: Recipe) -> str:
     if recipe.flip:
         parts.append("random horizontal flip")
     return ", ".join(parts)
+
+
+def _frozen_text(recipe: Recipe) -> str:
+    return (
+        f"resize to {recipe.crop}x{recipe.crop}; no crop and no flip, as only the head is trained"
+    )
 
 
 def _epoch_text(recipe: Recipe, examples: int) -> str:

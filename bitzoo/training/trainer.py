@@ -196,7 +196,7 @@ class Trainer:
         model.to(device, memory_format=layout)  # type: ignore[call-overload]
         features = model.forward_features
         self._features = torch.compile(features) if options.compile else features
-        self._plan = _plan(recipe, len(pixels), options.seed)
+        self._plan = batch_plan(recipe, len(pixels), options.seed)
         self._feed = Feed(pixels, labels, model.num_classes, device, dtype, layout)
         self._kernels = standardize_once(model)
         self._optimizer = _optimizer(model, recipe)
@@ -408,7 +408,8 @@ def _layout(options: TrainingConfig, device: torch.device) -> torch.memory_forma
     return torch.channels_last if wanted else torch.contiguous_format
 
 
-def _plan(recipe: Recipe, examples: int, seed: int) -> BatchPlan:
+def batch_plan(recipe: Recipe, examples: int, seed: int) -> BatchPlan:
+    """Return the batches of a run: the same for the same recipe, number of examples and seed."""
     return BatchPlan(
         examples,
         recipe.batch_size,

@@ -54,7 +54,7 @@ def test_a_run_leaves_a_model_that_evaluates_as_it_says(
     left = {path.name for path in (workspace / "run").iterdir()}
     assert left == {
         "README.md", "checkpoints", "config.json", "evaluation.json", "metrics.jsonl",
-        "model.safetensors", "report.html", "run.json", "tensorboard",
+        "model.safetensors", "report.html", "run.json", "sessions.json", "tensorboard",
     }  # fmt: skip
     said = json.loads((workspace / "run/evaluation.json").read_text())
     found = json.loads(

@@ -15,11 +15,15 @@ from bitzoo.data.dataset import ImageSet
 from bitzoo.data.image_store import Pixels
 from bitzoo.data.validation import DataSummary
 from bitzoo.files import write_json
+from bitzoo.inference.evaluate import labels_of
 from bitzoo.inference.metrics import Evaluation
 from bitzoo.models.bit import BiT
 from bitzoo.models.wide_values import white_of
+from bitzoo.runs.config import FinetuneConfig
+from bitzoo.runs.report.first_batch import show_first_batch
 from bitzoo.runs.report.html import write_card, write_report
 from bitzoo.runs.report.leakage import Leakage, measure_leakage, show_pairs
+from bitzoo.runs.report.run_command import command_of
 from bitzoo.runs.report.run_summary import RunRecord, find_mistakes
 from bitzoo.training.hyperrule import explain
 from bitzoo.training.recipe import Recipe
@@ -43,6 +47,10 @@ class FinishedRun:
         summary: Its properties.
         evaluation: On the held-out images; None without held-out images.
         held_out: Pixels of the held-out images.
+        config: The other options of the run.
+        data: The data set as it was given.
+        training: Pixels of the training images.
+        sessions: When, for how long and on what it ran, as names and values.
     """
 
     model: BiT
@@ -51,6 +59,10 @@ class FinishedRun:
     summary: DataSummary
     evaluation: Evaluation | None
     held_out: Pixels | None
+    config: FinetuneConfig
+    data: object
+    training: Pixels
+    sessions: Sequence[tuple[str, str]]
 
 
 def write_artifacts(
@@ -118,20 +130,29 @@ def _record(
     history: Sequence[Mapping[str, Any]],
     info: ModelInfo,
 ) -> RunRecord:
-    images, found = finished.images, finished.evaluation
+    images, found, config = finished.images, finished.evaluation, finished.config
     mistakes = []
     if found and finished.held_out and images.val:
         keys = [example.key for example in images.val.examples]
         mistakes = find_mistakes(found, finished.held_out, keys)
+    first_batch = show_first_batch(
+        finished.recipe,
+        finished.training,
+        labels_of(images.train),
+        images.classes,
+        seed=config.seed,
+        freeze=config.freeze,
+    )
+    command = command_of(str(identity["model"]), finished.data, folder, config)
     return RunRecord(
-        title=folder.resolve().name,
+        title=_title(folder.resolve(), config.seed),
         model=str(identity["model"]) if identity["pretrained"] else "random weights",
         architecture=finished.model.architecture.name,
         image_size=finished.recipe.crop,
         classes=images.classes,
         dataset=images.source,
         data=_data_rows(finished),
-        recipe=explain(finished.recipe),
+        recipe=explain(finished.recipe, freeze=config.freeze),
         options={key: identity[key] for key in ("seed", "dtype", "freeze", "pretrained")},
         history=history,
         evaluation=found,
@@ -143,11 +164,21 @@ def _record(
         info=info,
         leakage=_leakage(finished),
         near_pairs=show_pairs(finished.summary.near_duplicates, images.classes),
+        plan=finished.recipe,
+        made=finished.sessions,
+        command=command,
+        galleries=[first_batch],
     )
 
 
 def _leakage(finished: FinishedRun) -> Leakage | None:
     return measure_leakage(finished.summary.near_duplicates, finished.evaluation, finished.images)
+
+
+def _title(folder: Path, seed: int) -> str:
+    """Return the folder's name; of one of several repeats, the name that they have in common."""
+    is_repeat = folder.name == f"seed-{seed}" and folder.parent.name
+    return f"{folder.parent.name}, seed {seed}" if is_repeat else folder.name
 
 
 def _data_rows(finished: FinishedRun) -> list[tuple[str, str]]:
@@ -158,6 +189,9 @@ def _data_rows(finished: FinishedRun) -> list[tuple[str, str]]:
         rows.append(("val images are", finished.images.held_out))
     if leakage := _leakage(finished):
         rows.append(("near-duplicates", leakage.finding))
+    if finished.config.examples_per_class:
+        few = f"at most {finished.config.examples_per_class:,} images per class, drawn at random"
+        rows.append(("few-shot", few))
     rows += [
         ("classes", f"{len(finished.images.classes):,}"),
         ("median size", f"{height} x {width} px (height x width)"),

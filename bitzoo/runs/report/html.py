@@ -20,12 +20,21 @@ from PIL import Image
 from bitzoo._version import __version__
 from bitzoo.catalogue.registry import ModelSpec, find_spec
 from bitzoo.files import write_text
-from bitzoo.inference.metrics import Evaluation
+from bitzoo.inference.metrics import MIN_TOP5_CLASSES, Evaluation
 from bitzoo.model_cards.text import clean, escape, timm_loads
 from bitzoo.models.architecture import ARCHITECTURES
 from bitzoo.models.image_files import open_image
-from bitzoo.runs.report.run_summary import Mistake, RunRecord, find_mistakes, wilson_interval
-from bitzoo.runs.report.svg import Curve, confusion_matrix, line_chart, smoothed
+from bitzoo.runs.report.captions import loss_caption, origin
+from bitzoo.runs.report.confusion_groups import group_confused
+from bitzoo.runs.report.run_summary import (
+    Gallery,
+    Mistake,
+    RunRecord,
+    Tile,
+    find_mistakes,
+    wilson_interval,
+)
+from bitzoo.runs.report.svg import Curve, confusion_matrix, line_chart, matrix_overview, smoothed
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -33,13 +42,13 @@ if TYPE_CHECKING:
 __all__ = ["Mistake", "RunRecord", "find_mistakes", "write_card", "write_report"]
 
 MAX_MATRIX = 30
-"""Most classes for which a confusion matrix is readable; with more, only the worst pairs are shown.
-"""
+"""Most classes for which a confusion matrix with names is readable. Of more, the groups of classes
+that are confused the most are shown with names, and the whole without."""
 
 _THUMBNAIL = 128
 _FIRST_CLASSES, _MAX_CLASSES = 30, 1000
-_PAIRS = 15
-_TOP = 5
+_PAIRS, _MANY_PAIRS = 15, 30
+_GROUPS = 6
 
 
 def write_report(path: str | os.PathLike[str], run: RunRecord) -> Path:
@@ -59,14 +68,16 @@ def write_report(path: str | os.PathLike[str], run: RunRecord) -> Path:
             run=run,
             facts=_headline(run),
             charts=_charts(run),
+            origin=origin(run),
             results=_results(run.evaluation),
-            mistakes=[(mistake, _data_uri(mistake.image)) for mistake in run.mistakes],
             leakage=run.leakage,
             near_pairs=[
                 (pair, *(_data_uri(side) if side is not None else "" for side in sides))
                 for pair in run.near_pairs
                 for sides in ((pair.held_out, pair.train),)
             ],
+            matrices=_matrices(run.evaluation),
+            galleries=[(gallery, _pictured(gallery)) for gallery in _galleries(run)],
             loading=_loading(run, run.folder),
             version=__version__,
         )
@@ -93,6 +104,7 @@ def write_card(path: str | os.PathLike[str], run: RunRecord) -> Path:
             run=run,
             front_matter=_front_matter(run),
             base=find_spec(run.base) if run.base else None,
+            origin=origin(run),
             results=_results(run.evaluation),
             leakage=run.leakage,
             loading=_loading(run, "FOLDER"),
@@ -117,9 +129,13 @@ def _headline(run: RunRecord) -> list[tuple[str, str, str]]:
                 f"{leakage.correct:,} of {leakage.count:,} held-out images that have none in train"
             )
             facts.append((share, "top-1 without near-duplicates", note))
-        if len(run.classes) > _TOP:
+        if found.has_top5:
             note = f"{found.correct_top5:,} of {found.count:,}"
             facts.append((_percent(found.top5), "top-5 accuracy", note))
+        note = "mean over the classes of their accuracy"
+        facts.append((_percent(found.balanced_accuracy), "balanced accuracy", note))
+        note = "mean over the classes of their F1 score"
+        facts.append((_percent(found.macro_f1), "macro F1", note))
         guessing = f"{math.log(len(run.classes)):.3f} is guessing evenly"
         facts.append((f"{found.loss:.4f}", "mean cross-entropy", guessing))
     facts.append((f"{len(run.classes):,}", "classes", f"at {run.image_size} x {run.image_size} px"))
@@ -134,7 +150,7 @@ def _charts(run: RunRecord) -> list[tuple[str, str, str]]:
     """Return the curves: title, drawing, caption. What was not recorded is left out."""
     losses, speeds = run.series("train", "loss"), run.series("train", "images_per_s")
     accuracies = [Curve("top-1", run.series("eval", "top1"), marks=True)]
-    if len(run.classes) > _TOP:
+    if len(run.classes) >= MIN_TOP5_CLASSES:
         accuracies.append(Curve("top-5", run.series("eval", "top5"), "b", marks=True))
     draw = partial(
         line_chart, end=max((int(line.get("step", 0)) for line in run.history), default=0)
@@ -157,14 +173,10 @@ def _charts(run: RunRecord) -> list[tuple[str, str, str]]:
         unit="images per second",
     )
     charts = [
-        (
-            "Loss",
-            loss,
-            "Training images are cropped, flipped and possibly mixed; held-out images are not.",
-        ),
+        ("Loss", loss, loss_caption(run)),
         ("Accuracy", accuracy, "On all held-out images."),
-        ("Learning rate", rate, "The schedule of the recipe."),
-        ("Speed", speed, "During training."),
+        ("Learning rate", rate, "Of each step."),
+        ("Speed", speed, "Of each step, without evaluations and checkpoints."),
     ]
     return [chart for chart in charts if chart[1]]
 
@@ -187,20 +199,75 @@ def _results(found: Evaluation | None) -> dict[str, Any] | None:
             "count": pair.count,
             "total": totals[pair.true]["count"],
         }
-        for pair in pairs[:_PAIRS]
+        for pair in pairs[: _PAIRS if len(found.classes) <= MAX_MATRIX else _MANY_PAIRS]
     ]
-    small = len(found.classes) <= MAX_MATRIX
     return {
         "evaluation": found,
-        "has_top5": len(found.classes) > _TOP,
         "interval": wilson_interval(found.correct, found.count),
-        "matrix": confusion_matrix(found.classes, found.confusion) if small else "",
         "pairs": worst,
+        "all_pairs": len(pairs),
         "first": rows[:_FIRST_CLASSES],
         "more": rows[_FIRST_CLASSES:_MAX_CLASSES],
         "omitted": max(0, len(rows) - _MAX_CLASSES),
         "fewest": min(row["count"] for row in totals),
+        "without": sum(row["count"] == 0 for row in totals),
     }
+
+
+def _matrices(found: Evaluation | None) -> dict[str, Any] | None:
+    """Return the drawings of the confusion matrix: one, or groups and an overview."""
+    if found is None or not found.count:
+        return None
+    classes = found.classes
+    if len(classes) <= MAX_MATRIX:
+        return {"whole": confusion_matrix(classes, found.confusion)}
+    pairs = found.confusions()
+    grouping = group_confused(len(classes), pairs)
+    counts = {(pair.true, pair.predicted): pair.count for pair in pairs}
+    totals = [row["count"] for row in found.per_class]
+    hits = [row["correct"] for row in found.per_class]
+    counts |= {(label, label): right for label, right in enumerate(hits)}
+    shown = grouping.groups[:_GROUPS]
+    groups = []
+    for group, mistakes in zip(shown, grouping.mistakes, strict=False):
+        cells = np.array([[counts.get((a, b), 0) for b in group] for a in group], np.int64)
+        others = np.array([totals[label] for label in group], np.int64) - cells.sum(axis=1)
+        drawing = confusion_matrix([classes[label] for label in group], cells, others)
+        groups.append({"drawing": drawing, "mistakes": mistakes, "classes": len(group)})
+    return {
+        "whole": "",
+        "groups": groups,
+        "wrong": found.count - found.correct,
+        "overview": matrix_overview(classes, grouping.order, totals, hits, pairs, shown),
+        "order": [classes[label] for label in grouping.order],
+        "omitted": len(classes) - len(grouping.order),
+    }
+
+
+def _galleries(run: RunRecord) -> list[Gallery]:
+    """Return all sections with images: the worst mistakes, then the others."""
+    tiles = [
+        Tile(
+            mistake.image,
+            (
+                mistake.true,
+                f"classified as {mistake.predicted}, {100 * mistake.score:.1f}\N{NO-BREAK SPACE}%",
+                mistake.key,
+            ),
+            mistake.key,
+        )
+        for mistake in run.mistakes
+    ]
+    note = (
+        "The wrongly classified held-out images whose true class got the lowest probability. Some "
+        "may be mislabelled."
+    )
+    worst = [Gallery("Worst mistakes", note, tiles)] if tiles else []
+    return [*worst, *run.galleries]
+
+
+def _pictured(gallery: Gallery) -> list[tuple[Tile, str]]:
+    return [(tile, _data_uri(tile.image)) for tile in gallery.tiles]
 
 
 def _loading(run: RunRecord, folder: str) -> dict[str, str]:
@@ -232,7 +299,7 @@ def _front_matter(run: RunRecord) -> str:
     shares = {}
     if found is not None and found.count:
         shares["accuracy"] = ("top-1 accuracy", found.top1)
-        if len(run.classes) > _TOP:
+        if found.has_top5:
             shares["top_5_accuracy"] = ("top-5 accuracy", found.top5)
     data = ModelCardData(
         license=run.info.license if run.info else None,

@@ -14,8 +14,9 @@ from bitzoo.catalogue.model_info import ModelInfo
 from bitzoo.inference.metrics import Evaluation
 from bitzoo.runs.report.leakage import Leakage, ShownPair
 from bitzoo.runs.report.svg import Point
+from bitzoo.training.recipe import Recipe
 
-__all__ = ["Mistake", "RunRecord", "find_mistakes", "wilson_interval"]
+__all__ = ["Gallery", "Mistake", "RunRecord", "Tile", "find_mistakes", "wilson_interval"]
 
 _Z95 = 1.959963984540054
 """The standard normal distribution's 97.5 % point."""
@@ -41,6 +42,36 @@ class Mistake:
 
 
 @dataclass(frozen=True)
+class Tile:
+    """An image of a gallery.
+
+    Attributes:
+        image: As in `Mistake`.
+        lines: What stands below it; the first stands out.
+        alt: What the image shows, for those who do not see it.
+    """
+
+    image: bytes | npt.NDArray[np.uint8]
+    lines: Sequence[str]
+    alt: str
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """A section of the report that shows images.
+
+    Attributes:
+        title: Its heading.
+        note: What the images are, in a sentence or two.
+        tiles: The images.
+    """
+
+    title: str
+    note: str
+    tiles: Sequence[Tile]
+
+
+@dataclass(frozen=True)
 class RunRecord:
     """Everything that report and card say about a run.
 
@@ -53,7 +84,7 @@ class RunRecord:
         dataset: Name of the data set.
         data: Facts about the data, as names and values.
         recipe: The whole recipe, as names and values.
-        options: The user's options.
+        options: The options that change the result; `freeze` and `pretrained` change the captions.
         history: The objects of metrics.jsonl in their order. Those whose ``event`` is ``train``
             have ``step``, ``loss``, ``lr`` and ``images_per_s``; those with ``eval`` have ``step``,
             ``top1``, ``top5`` and ``loss``. If a step has several, the last one counts.
@@ -65,6 +96,10 @@ class RunRecord:
         info: What is known about the trained model.
         leakage: Near-duplicates across the splits; None without held-out images.
         near_pairs: Some of them, with their images.
+        plan: The recipe, from which captions say what was done to the images; if None they do not.
+        made: When, for how long and on what it ran, as names and values.
+        command: The command line that makes the run again; None if there is none.
+        galleries: More sections with images.
     """
 
     title: str
@@ -85,6 +120,20 @@ class RunRecord:
     info: ModelInfo | None = None
     leakage: Leakage | None = None
     near_pairs: Sequence[ShownPair] = ()
+    plan: Recipe | None = None
+    made: Sequence[tuple[str, str]] = ()
+    command: str | None = None
+    galleries: Sequence[Gallery] = ()
+
+    @property
+    def is_frozen(self) -> bool:
+        """Whether only the head was trained."""
+        return self.options.get("freeze") is True
+
+    @property
+    def is_pretrained(self) -> bool:
+        """Whether training started from other than random weights."""
+        return self.options.get("pretrained") is not False
 
     def series(self, event: str, key: str) -> list[Point]:
         """Return (step, value) of one recorded number, by ascending step, finite values only."""

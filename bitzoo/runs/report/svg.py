@@ -1,4 +1,4 @@
-"""Charts as inline SVG: lines over training steps, and a confusion matrix. No plotting library.
+"""Charts as inline SVG: lines over training steps, confusion matrices. No plotting library.
 
 Charts are trees of elements, so that whatever a class is called, the result is well-formed; their
 colours are CSS classes, which the page that holds them defines (templates/report.html.j2).
@@ -17,7 +17,9 @@ from xml.etree import ElementTree as ET
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Curve", "confusion_matrix", "line_chart", "smoothed"]
+from bitzoo.inference.metrics import Confusion
+
+__all__ = ["Curve", "confusion_matrix", "line_chart", "matrix_overview", "smoothed"]
 
 Point: TypeAlias = tuple[float, float]
 
@@ -27,8 +29,22 @@ _MAX_POINTS = 600
 """Most points drawn per curve: two per pixel column that it crosses."""
 _MAX_MARKS = 60
 _MAX_LABEL = 20
+_LINE = 13
+"""Height of a line of the page's 11 px font."""
 _LETTER = 6.4
 """Average width of a letter in the page's 11 px font, estimated generously."""
+
+OTHERS = "other classes"
+MAX_CELLS = 40_000
+"""Most mistakes drawn in an overview, at about 15 bytes each."""
+
+_TOLD = 1000
+"""Mistakes of an overview that say what they are, at about 120 bytes each."""
+
+_LEVELS = 5
+LEAST_OPACITY = 0.8
+"""Of a cell of an overview: a single mistake must stand out from the page by 3 to 1 (WCAG 1.4.11).
+"""
 
 _SUPERSCRIPTS = str.maketrans(
     "-0123456789", "\u207b\u2070\u00b9\u00b2\u00b3" + "".join(map(chr, range(0x2074, 0x207A)))
@@ -227,51 +243,129 @@ def _draw_legend(svg: ET.Element, curves: Sequence[Curve]) -> None:
     for curve in curves:
         _add(svg, "line", x1=left, x2=left + 18, y1=10, y2=10, class_=f"curve {curve.style}")
         _text(svg, curve.name, left + 23, 14, "legend")
-        left += _LETTER * len(curve.name) + 40
+        left += 1.2 * _LETTER * len(curve.name) + 40  # larger letters on a narrow screen
 
 
-def confusion_matrix(classes: Sequence[str], matrix: npt.NDArray[np.int64]) -> str:
+def confusion_matrix(
+    classes: Sequence[str],
+    matrix: npt.NDArray[np.int64],
+    others: npt.NDArray[np.int64] | None = None,
+) -> str:
     """Draw a confusion matrix as a heat map, with all non-zero counts in their cells.
 
-    A cell is the darker the larger its share of the row, on a square-root scale: a single mistake
+    A cell is the stronger the larger its share of the row, on a square-root scale: a single mistake
     shows. Right predictions and mistakes have different colours.
 
     Args:
         classes: Class names.
         matrix: Counts (classes, classes): rows are true classes, columns predicted ones.
+        others: Of each class's images, how many were taken for a class that is not drawn; they get
+            a column of their own.
 
     Returns:
         An `svg` element.
     """
-    count = len(classes)
-    cell = min(44, max(21, 560 // count))
-    letters = max(_columns(_short(name)) for name in classes)
-    left = 30 + _LETTER * letters
+    columns = list(classes)
+    if others is not None:
+        matrix, columns = np.column_stack([matrix, others]), [*columns, OTHERS]
+    count = len(columns)
+    cell = min(44 if others is None else 32, max(21, 560 // count))
+    wraps = cell >= 2 * _LINE
+    shown = [_wrapped(name) if wraps else [_short(name)] for name in classes]
+    left = 34 + _LETTER * max(_columns(line) for lines in shown for line in lines)
     # Column names are rotated by 50 degrees, so their height is 0.77 of their length.
+    letters = max(_columns(_short(name)) for name in columns)
     top, lean = 28 + 0.77 * _LETTER * letters, 0.64 * _LETTER * letters
-    side = cell * count
-    width = left + side + lean
-    svg = _svg(width, top + side + 8, "Confusion matrix")
-    svg.set("style", f"max-width:{width:.0f}px")  # otherwise few classes would fill the page
-    _text(svg, "predicted class", left + side / 2, 12, "label mid")
-    _text(svg, "true class", 12, top + side / 2, "label mid", turn=-90)
-    for index, name in enumerate(classes):
-        middle = (index + 0.5) * cell
-        _text(svg, _short(name), left - 7, top + middle + 4, "tick end", title=name)
-        _text(svg, _short(name), left + middle + 3, top - 7, "tick", turn=-50, title=name)
-    _add(svg, "rect", x=left, y=top, width=side, height=side, class_="board")
+    width = left + cell * count + lean
+    svg = _svg(width, top + cell * len(classes) + 8, "Confusion matrix")
+    # Few classes must not fill the page, and many not shrink until they cannot be read.
+    svg.set("style", f"width:{width:.0f}px;min-width:{0.8 * width:.0f}px;max-width:100%")
+    svg.set("class", "matrix")
+    _text(svg, "predicted class", left + cell * count / 2, 12, "label mid")
+    _text(svg, "true class", 12, top + cell * len(classes) / 2, "label mid", turn=-90)
+    for index, lines in enumerate(shown):
+        middle = top + (index + 0.5) * cell + 4 - (len(lines) - 1) * _LINE / 2
+        cut = classes[index] if " ".join(lines) != classes[index] else ""
+        for number, line in enumerate(lines):
+            _text(svg, line, left - 7, middle + number * _LINE, "tick end", title=cut)
+    for index, name in enumerate(columns):
+        place = left + (index + 0.5) * cell + 3
+        _text(svg, _short(name), place, top - 7, "tick", turn=-50, title=name)
+    board = {"x": left, "y": top, "width": cell * count, "height": cell * len(classes)}
+    _add(svg, "rect", **board, class_="board")
+    totals = matrix.sum(axis=1).tolist()
     for row, column in zip(*(index.tolist() for index in matrix.nonzero()), strict=True):
-        found, total = int(matrix[row, column]), int(matrix[row].sum())
+        found, total = int(matrix[row, column]), totals[row]
         group = ET.SubElement(svg, "g")
-        what = f"{found:,} of {total:,} images of {classes[row]} classified as {classes[column]}"
+        what = f"{found:,} of {total:,} images of {classes[row]} classified as {columns[column]}"
         ET.SubElement(group, "title").text = what
         x, y, shade = left + column * cell, top + row * cell, math.sqrt(found / total)
         kind = "right" if row == column else "wrong"
         size = cell - 1
         _add(group, "rect", x=x, y=y, width=size, height=size, class_=kind, fill_opacity=shade)
         text = f"{found}" if found < 10_000 else f"{found // 1000}k"
-        style = f"count mid{' on' if shade > 0.6 else ''}{' small' if cell < 30 else ''}"
+        style = f"count mid{' small' if cell < 30 else ''}"
         _text(group, text, x + size / 2, y + size / 2 + 4, style)
+    return _render(svg)
+
+
+def matrix_overview(
+    classes: Sequence[str],
+    order: Sequence[int],
+    totals: Sequence[int],
+    hits: Sequence[int],
+    mistakes: Sequence[Confusion],
+    groups: Sequence[Sequence[int]] = (),
+) -> str:
+    """Draw the confusion matrix of many classes, without names: a square of one unit per cell.
+
+    The most frequent mistakes say what they are when pointed at.
+
+    Args:
+        classes: Class names.
+        order: The classes to draw, in this order.
+        totals: Images of each class.
+        hits: Right ones among them.
+        mistakes: The most frequent first; of more than `MAX_CELLS` only the first are drawn.
+        groups: Classes that stand together, to be framed and numbered from 1.
+
+    Returns:
+        An `svg` element.
+    """
+    place = {label: number for number, label in enumerate(order)}
+    drawn = [pair for pair in mistakes if pair.true in place and pair.predicted in place]
+    side = len(order)
+    svg = _svg(side, side, f"Confusion matrix of {side:,} classes")
+    svg.set("class", "overview")
+    cells = [("right", k, k, hits[k]) for k in order if hits[k]]
+    cells += [("wrong", pair.true, pair.predicted, pair.count) for pair in drawn[:MAX_CELLS]]
+    shades: dict[tuple[str, int], list[str]] = {}
+    for kind, row, column, count in cells:
+        level = math.ceil(_LEVELS * math.sqrt(count / totals[row]))
+        path = f"M{place[column]} {place[row]}h1v1h-1z"
+        shades.setdefault((kind, level), []).append(path)
+    for (kind, level), paths in sorted(shades.items(), reverse=True):  # mistakes below the diagonal
+        opacity = LEAST_OPACITY + (1 - LEAST_OPACITY) * (level - 1) / (_LEVELS - 1)
+        _add(svg, "path", d="".join(paths), class_=kind, fill_opacity=opacity)
+    for pair in drawn[:_TOLD]:
+        what = (
+            f"{pair.count:,} of {totals[pair.true]:,} images of {classes[pair.true]} classified as "
+            f"{classes[pair.predicted]}"
+        )
+        x, y = place[pair.predicted], place[pair.true]
+        cell = _add(svg, "rect", x=x, y=y, width=1, height=1, class_="told")
+        ET.SubElement(cell, "title").text = what
+    for number, group in enumerate(groups, start=1):
+        first, size = place[group[0]], len(group)
+        _add(svg, "rect", x=first, y=first, width=size, height=size, class_="frame")
+        beside = first + size + side / 200
+        right = beside < 0.95 * side
+        x = beside if right else first - side / 200
+        text = _add(
+            svg, "text", x=x, y=first + size / 2 + side / 120, class_="" if right else "end"
+        )
+        text.set("font-size", f"{side / 40:.4g}")
+        text.text = str(number)
     return _render(svg)
 
 
@@ -317,6 +411,17 @@ def _short(name: str) -> str:
     while _columns(name) >= _MAX_LABEL:
         name = name[:-1]
     return name + "\u2026"
+
+
+def _wrapped(name: str) -> list[str]:
+    """Return a name as one line or, if it is too long and has a space, as two."""
+    if _columns(name) <= _MAX_LABEL or " " not in name:
+        return [_short(name)]
+    words = name.split(" ")
+    cuts = [(" ".join(words[:k]), " ".join(words[k:])) for k in range(1, len(words))]
+    fitting = [cut for cut in cuts if _columns(cut[0]) <= _MAX_LABEL] or cuts[:1]
+    first, second = min(fitting, key=lambda cut: max(map(_columns, cut)))
+    return [_short(first), _short(second)]
 
 
 def _columns(name: str) -> int:

@@ -1,0 +1,71 @@
+"""What the report and the card say about a run in words: each sentence is true of that run."""
+
+from __future__ import annotations
+
+from bitzoo.runs.report.run_summary import RunRecord
+from bitzoo.training.recipe import Recipe
+
+__all__ = ["augmentation", "first_batch_note", "loss_caption", "origin"]
+
+
+def origin(run: RunRecord) -> tuple[str, str, str]:
+    """Return how the network came about: words, what it started from, and words before the data."""
+    if run.is_frozen:
+        return "its head trained on the features of", run.model, ", which stayed as they were, on"
+    if not run.is_pretrained:
+        return "trained from", run.model, "on"
+    return "fine-tuned from", run.model, "on"
+
+
+def augmentation(recipe: Recipe) -> list[str]:
+    """Return what training does to an image after resizing it, as verbs in the passive."""
+    done = []
+    if recipe.crop < recipe.resize:
+        done.append("cropped at random")
+    if recipe.flip:
+        done.append("mirrored at random")
+    if recipe.mixup_alpha:
+        done.append("mixed in pairs (MixUp)")
+    return done
+
+
+def loss_caption(run: RunRecord) -> str:
+    """Return what has to be known to compare the loss of training and of held-out images."""
+    if run.plan is None:
+        return ""
+    if run.is_frozen:
+        mixed = " The features are mixed in pairs (MixUp)." if run.plan.mixup_alpha else ""
+        text = "Training images are neither cropped nor mirrored: only the head is trained." + mixed
+    elif done := augmentation(run.plan):
+        text = f"Training images are {join(done)}."
+    else:
+        text = "Training images are resized, and nothing else."
+    return text + (" Held-out images are only resized." if run.evaluation is not None else "")
+
+
+def first_batch_note(recipe: Recipe, shown: int, *, freeze: bool) -> str:
+    """Return what the images of the first batch are.
+
+    Args:
+        recipe: The recipe.
+        shown: How many of them are shown.
+        freeze: Whether only the head was trained.
+    """
+    of = f"the {recipe.batch_size:,} images" if recipe.batch_size > 1 else "the one image"
+    which = f"The first {shown:,} of {of}" if shown < recipe.batch_size else of.capitalize()
+    if freeze:
+        mixed = " MixUp mixed their features, not their pixels." if recipe.mixup_alpha else ""
+        return (
+            f"{which} of the first step. Only the head was trained, so they are resized, neither "
+            f"cropped nor mirrored.{mixed}"
+        )
+    done = augmentation(recipe)
+    how = join(done) if done else "resized, and nothing else"
+    shares = " The shares are those of the two classes." if recipe.mixup_alpha else ""
+    return f"{which} of the first step, as the network saw them: {how}.{shares}"
+
+
+def join(words: list[str]) -> str:
+    """Return words as a list in a sentence."""
+    *first, last = words
+    return f"{', '.join(first)} and {last}" if first else last

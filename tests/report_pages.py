@@ -1,0 +1,147 @@
+"""Runs to report on, with 6, 60 and 1,000 classes, as a trained network would leave them.
+
+    record_of(60)      # a `RunRecord`; the same every time
+
+Names have one word or several, some are very long or have no space at all; classes are confused
+mostly within groups that are scattered over the alphabet, as they are in real data.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from images import photo
+
+from bitzoo.catalogue.model_info import Identity, ModelInfo
+from bitzoo.inference.metrics import Evaluation
+from bitzoo.runs.report.captions import first_batch_note
+from bitzoo.runs.report.run_summary import Gallery, Mistake, RunRecord, Tile
+from bitzoo.training.hyperrule import explain, hyperrule
+
+SIZES = (6, 60, 1000)
+_FIRST = ("great", "lesser", "northern", "painted", "common", "red-breasted", "ringed", "alpine")
+_SECOND = ("woodpecker", "warbler", "flycatcher", "owl", "tit", "merganser", "plover", "nutcracker")
+LONG_NAMES = (
+    "yellow-breasted-and-rather-long-tailed-tyrannulet-of-the-western-slopes-of-the-andes",
+    "a bird of a kind that nobody was sure about when the images were labelled in the field",
+    "Donaudampfschifffahrtselektrizitätenhauptbetriebswerkbauunterbeamtengesellschaft",
+)
+
+
+def names_of(count: int) -> tuple[str, ...]:
+    """Class names, all different; the long ones first, so that every size has them."""
+    made = [
+        f"{first} {second}" if number < 3 else f"{first} {second} of the {number}th kind"
+        for number in range(count)
+        for first in _FIRST
+        for second in _SECOND
+    ]
+    short = ["robin", "wren", "owl"]
+    return (*short, *LONG_NAMES, *dict.fromkeys(made))[:count]
+
+
+def evaluation_of(count: int, per_class: int = 20, seed: int = 1) -> Evaluation:
+    """An evaluation that is right for three of four images or so; the last class has no images."""
+    random = np.random.default_rng(seed)
+    labels = np.repeat(np.arange(count - 1), per_class)
+    kin = random.permutation(count) // 4  # groups of four, scattered
+    logits = random.normal(0, 1, (len(labels), count)).astype(np.float32)
+    logits[kin[labels][:, None] == kin[None, :]] += 2.0
+    logits[np.arange(len(labels)), labels] += 0.6 + 0.35 * np.log10(count)
+    return Evaluation.of_logits(names_of(count), labels, logits)
+
+
+def record_of(count: int, **changes: Any) -> RunRecord:
+    """A run with this many classes."""
+    classes, found = names_of(count), evaluation_of(count)
+    recipe = hyperrule(25_000, (480, 640))
+    values: dict[str, Any] = {
+        "title": f"A run with {count:,} classes",
+        "model": "BiT-M-R50x1",
+        "architecture": "R50x1",
+        "image_size": recipe.crop,
+        "classes": classes,
+        "dataset": "photos",
+        "data": [
+            ("train images", "25,000"),
+            ("val images", f"{found.count:,}"),
+            ("val images are", "0.1 of the images of each class, drawn with seed 0"),
+            ("classes", f"{count:,}"),
+            ("median size", "480 x 640 px (height x width)"),
+            ("fingerprint", "5f3a9c" * 10 + "01ab"),
+        ],
+        "recipe": explain(recipe),
+        "options": {"seed": 0, "dtype": "float32", "freeze": False, "pretrained": True},
+        "history": _history(),
+        "evaluation": found,
+        "mistakes": _mistakes(found),
+        "versions": {"bitzoo": "1.0", "torch": "2.13.0", "machine": "x86_64"},
+        "folder": "runs/photos",
+        "base": "BiT-M-R50x1",
+        "info": ModelInfo(
+            "R50x1", count, base=Identity("BiT-M-R50x1", "google"), license="apache-2.0"
+        ),
+        "plan": recipe,
+        "made": [
+            ("started", "2026-01-02 03:04 UTC"),
+            ("finished", "2026-01-02 05:06 UTC"),
+            ("duration", "2 h 02 min to decode, train and evaluate"),
+            ("device", "NVIDIA H100"),
+        ],
+        "command": "bitzoo finetune --model BiT-M-R50x1 --data photos --out runs/photos",
+        "galleries": [
+            Gallery(
+                "First training batch",
+                first_batch_note(recipe, 16, freeze=False),
+                [
+                    Tile(
+                        _image(100 + number, 128, 128),
+                        (
+                            f"70.0 % {classes[number % count]}",
+                            f"30.0 % {classes[-1 - number % count]}",
+                        ),
+                        f"First batch, image {number + 1}",
+                    )
+                    for number in range(16)
+                ],
+            )
+        ],
+    }
+    return RunRecord(**values | changes)
+
+
+def _history() -> list[dict[str, Any]]:
+    random = np.random.default_rng(2)
+    lines: list[dict[str, Any]] = []
+    for step in range(1, 501):
+        loss = 0.6 + 4 * np.exp(-step / 90) + random.normal(0, 0.08)
+        speed = 240 + random.normal(0, 12)
+        lr = 0.003 * min(1, step / 100) * 0.1 ** sum(step > bound for bound in (150, 300, 450))
+        lines.append(
+            {"event": "train", "step": step, "loss": loss, "lr": lr, "images_per_s": speed}
+        )
+        if step % 50 == 0:
+            share = 0.75 * (1 - np.exp(-step / 100))
+            scores = {"top1": share, "top5": share**0.4, "loss": 3 - 2.5 * share}
+            lines.append({"event": "eval", "step": step, **scores})
+    return lines
+
+
+def _mistakes(found: Evaluation) -> Sequence[Mistake]:
+    return [
+        Mistake(
+            _image(int(position), 61 + int(position) % 40, 60),
+            f"val/{found.classes[found.labels[position]][:30]}/IMG_{position:06}_from_camera.jpg",
+            found.classes[found.labels[position]],
+            found.classes[found.predicted[position]],
+            float(found.scores[position]),
+        )
+        for position in found.worst(24)
+    ]
+
+
+def _image(seed: int, width: int, height: int) -> npt.NDArray[np.uint8]:
+    return np.asarray(photo(seed, width, height))
