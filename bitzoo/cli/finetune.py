@@ -15,6 +15,7 @@ from bitzoo.cli.options import PATH, debug_option, edition_option, json_option
 from bitzoo.errors import UsageError
 
 if TYPE_CHECKING:
+    from bitzoo.inference.metrics import Evaluation
     from bitzoo.runs.finetune import FinetuneResult
     from bitzoo.training.hyperrule import Edition
     from bitzoo.training.recipe import Recipe
@@ -58,6 +59,9 @@ def hyperrule(
 )
 @click.option("--steps", type=int, help="Length of training; the schedule keeps its shape.")
 @click.option(
+    "--epochs", type=float, help="Length in passes over the training images, instead of --steps."
+)
+@click.option(
     "--batch-size",
     type=int,
     help="Effective batch size (split into micro-batches to fit memory).",
@@ -89,6 +93,7 @@ def hyperrule(
     default="float32",
     help="Dtype of activations.",
 )
+@click.option("--device", help="cpu, cuda, cuda:1 or mps; default: a GPU if there is one.")
 @click.option(
     "--freeze", is_flag=True, help="Train only the head, on cached features (linear probe)."
 )
@@ -108,7 +113,29 @@ def hyperrule(
     help="Steps between checkpoints; 0 writes one only at the end.",
 )
 @click.option(
-    "--eval-every", type=int, default=0, help="Steps between evaluations; 0 only at the end."
+    "--eval-every",
+    type=int,
+    help="Steps between evaluations, 0 only at the end; default: ten in a run.",
+)
+@click.option(
+    "--class-weights",
+    type=click.Choice(["balanced"]),
+    help="Weigh classes inversely to their number of images.",
+)
+@click.option(
+    "--keep",
+    type=click.Choice(["best", "last"]),
+    help="Weights to keep: of the last step, as BiT does (default), or of the best evaluation.",
+)
+@click.option(
+    "--patience",
+    type=int,
+    help="Stop after N evaluations without a better top-1; keeps the best weights.",
+)
+@click.option(
+    "--log",
+    multiple=True,
+    help="Log to tensorboard (default if installed), wandb, ...; none; several times for several.",
 )
 @click.option(
     "--channels-last/--no-channels-last",
@@ -128,11 +155,17 @@ def finetune(model: str, data: str, out: Path, **options: Any) -> None:
     from bitzoo.training.distributed import join_processes
 
     options["resolution"] = parse_resolution(options["resolution"])
-    main = join_processes().is_main_process
+    main = join_processes(options["device"]).is_main_process
     with progress_bar() as progress:
         lines = _Lines(bar=progress)
         callbacks = (
-            Callbacks(say=say, progress=progress, on_start=lines.start, on_step=lines.step)
+            Callbacks(
+                say=say,
+                progress=progress,
+                on_start=lines.start,
+                on_step=lines.step,
+                on_eval=lines.evaluated,
+            )
             if main
             else Callbacks()
         )
@@ -202,6 +235,14 @@ class _Lines:
                 + (f", {rate:,.1f} images/s" if rate else "")
             )
 
+    def evaluated(self, step: int, found: Evaluation) -> None:
+        """Print an evaluation before the end; that at the end is the result."""
+        if step < self._total:
+            say(
+                f"step {step} of {self._total}, held-out top-1 {found.top1:.2%}, "
+                f"loss {found.loss:.4f}"
+            )
+
 
 def _print_result(result: FinetuneResult) -> None:
     if result.stopped:
@@ -213,4 +254,6 @@ def _print_result(result: FinetuneResult) -> None:
         if found
         else "no images were held out"
     )
+    if result.choice and result.choice.sentence:
+        say(result.choice.sentence)
     say(f"{result.folder}: {result.steps} steps, {score}. Read {result.folder / 'report.html'}.")

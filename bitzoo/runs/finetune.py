@@ -24,11 +24,17 @@ from bitzoo.files import Progress, write_json
 from bitzoo.inference.metrics import Evaluation
 from bitzoo.models.architecture import Architecture
 from bitzoo.models.bit import BiT
-from bitzoo.runs.config import Callbacks, FinetuneConfig, Resolution
+from bitzoo.runs.config import Callbacks, FinetuneConfig, Log, Resolution
 from bitzoo.runs.run_dir import RunDir
 from bitzoo.runs.session import Session, Task
-from bitzoo.training.distributed import join_processes
+from bitzoo.training.distributed import join_processes, training_device
 from bitzoo.training.hyperrule import Edition, hyperrule
+from bitzoo.training.model_selection import (
+    Choice,
+    Keep,
+    evaluation_interval,
+    explain_interval,
+)
 from bitzoo.training.recipe import Recipe
 from bitzoo.zoo.create import create_model
 
@@ -48,6 +54,7 @@ class FinetuneResult(Displayed):
         images_per_s: Training speed.
         repeats: The results of all repeated runs, if there are several; the result itself is then
             the one with the median top-1 accuracy.
+        choice: Which weights the run kept; None if it was stopped.
     """
 
     folder: Path
@@ -57,6 +64,7 @@ class FinetuneResult(Displayed):
     evaluation: Evaluation | None
     images_per_s: float
     repeats: tuple[FinetuneResult, ...] = ()
+    choice: Choice | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return the result as JSON-ready data."""
@@ -68,6 +76,7 @@ class FinetuneResult(Displayed):
             "evaluation": self.evaluation.to_dict() if self.evaluation else None,
             "images_per_s": self.images_per_s,
             "repeats": self.summary() if self.repeats else None,
+            "weights": self.choice.to_dict() if self.choice else None,
         }
 
     def display_rows(self) -> list[tuple[str, object]]:
@@ -80,6 +89,8 @@ class FinetuneResult(Displayed):
             ("held-out", found.display_rows()[0][1] if found else "not evaluated"),
             ("speed", f"{self.images_per_s:,.1f} images/s"),
         ]
+        if self.choice and self.choice.sentence:
+            rows.insert(-1, ("weights", self.choice.sentence))
         if len(summary["top1"]) > 1:
             figures = f"{summary['median']:.2%}, standard deviation {summary['stdev']:.2%}"
             rows.append((f"median of {len(summary['top1'])} runs", figures))
@@ -104,6 +115,7 @@ def finetune(
     edition: Edition = "paper",
     pretrained: bool = True,
     steps: int | None = None,
+    epochs: float | None = None,
     batch_size: int | None = None,
     lr: float | None = None,
     mixup: float | None = None,
@@ -117,6 +129,7 @@ def finetune(
     cache_gb: float = 20.0,
     workers: int | None = None,
     dtype: str = "float32",
+    device: str | None = None,
     freeze: bool = False,
     micro_batch: int | None = None,
     channels_last: bool | None = None,
@@ -125,7 +138,11 @@ def finetune(
     checkpoint_blocks: bool = False,
     checkpoint_every: int = 100,
     keep_checkpoints: int = 2,
-    eval_every: int = 0,
+    eval_every: int | None = None,
+    class_weights: str | None = None,
+    keep: Keep | None = None,
+    patience: int | None = None,
+    log: Log = None,
     resume: bool = False,
     overwrite: bool = False,
     progress: Progress | None = None,
@@ -144,6 +161,8 @@ def finetune(
         pretrained: False starts from random weights.
         steps: Length of training, in updates; the schedule keeps its shape. None, here and below,
             follows the rule.
+        epochs: Length of training in passes over the training images, rounded up to whole steps;
+            another way to say `steps`.
         batch_size: Images per step, split into micro-batches to fit memory.
         lr: Base learning rate.
         mixup: Alpha of MixUp; 0 for none.
@@ -157,6 +176,7 @@ def finetune(
         cache_gb: Most disk space for decoded images, in GB; 0 decodes at each step.
         workers: Processes that decode; None for one per core.
         dtype: Dtype of activations: ``float32``, ``bfloat16`` or ``float16``.
+        device: ``cpu``, ``cuda``, ``cuda:1`` or ``mps``; None for a GPU if there is one.
         freeze: Whether to train only the head, on cached features (linear probe).
         micro_batch: Most images that a process computes at once; None for as many as fit.
         channels_last: Memory format; None for channels last on a CPU only.
@@ -165,7 +185,17 @@ def finetune(
         checkpoint_blocks: A quarter of the activation memory, for one more forward pass.
         checkpoint_every: Steps between checkpoints; 0 writes one only at the end.
         keep_checkpoints: Number of checkpoints to keep.
-        eval_every: Steps between evaluations; 0 evaluates only at the end.
+        eval_every: Steps between evaluations on the held-out images; 0 evaluates only at the end.
+            None evaluates ten times, or less often where that would take more than a tenth of the
+            time; see `bitzoo.training.model_selection.evaluation_interval`.
+        class_weights: ``balanced`` weighs classes inversely to their number of images; None weighs
+            all images equally, as BiT does. See `bitzoo.training.losses`.
+        keep: ``last`` keeps the weights of the last step, as BiT does; ``best`` those with the
+            highest top-1 accuracy on the held-out images, which makes that figure optimistic. None
+            is ``best`` with `patience`, otherwise ``last``.
+        patience: Stop after so many evaluations in a row without a better top-1 accuracy.
+        log: Also log the metrics to ``tensorboard``, ``wandb`` or another of accelerate's trackers;
+            one or several, or ``none``. None is TensorBoard if it is installed.
         resume: Continue the run in `out` from its newest complete checkpoint, if there is one.
         overwrite: Delete the run in `out` and start again.
         progress: Called with a task, how much of it is done, and how much there is.
@@ -194,9 +224,13 @@ def finetune(
         checkpoint_every=checkpoint_every,
         keep_checkpoints=keep_checkpoints,
         eval_every=eval_every,
+        keep=keep,
+        patience=patience,
+        device=device,
         edition=edition,
         pretrained=pretrained,
         steps=steps,
+        epochs=epochs,
         batch_size=batch_size,
         lr=lr,
         mixup=mixup,
@@ -207,6 +241,8 @@ def finetune(
         skip_bad=skip_bad,
         cache_gb=cache_gb,
         workers=workers,
+        class_weights=class_weights,
+        log=log,
     )
     callbacks = callbacks or Callbacks()
     if progress and not callbacks.progress:
@@ -270,12 +306,14 @@ def _run(
     callbacks: Callbacks,
 ) -> FinetuneResult:
     """Fine-tune once."""
-    processes = join_processes()
+    training_device(config.device)  # before the data are read, if there is no such device
+    processes = join_processes(config.device)
     images, summary = _prepare(data, config, callbacks)
     for note in summary.notes:
         callbacks.say(note)
     network = _create(model, config, len(images.classes))
     recipe = _plan(config, images, summary, network.architecture)
+    config = _with_interval(config, images, recipe, callbacks)
     run_dir = RunDir(out)
     identity = _identity(str(model), config, images, recipe, network.architecture)
     if processes.is_main_process:
@@ -285,12 +323,42 @@ def _run(
     task = Task(network, recipe, images, summary, config)
     with Session(task, run_dir, identity, callbacks) as session:
         steps, stopped, rate = session.train()
-        final = None
+        final, choice = None, None
         if not stopped:
-            final = session.evaluate(steps)
-            session.write_artifacts(final)
+            final, choice = session.finish(steps)
+            session.write_artifacts(final, choice)
     processes.wait_for_everyone()
-    return FinetuneResult(out, recipe, steps, stopped, final, rate)
+    return FinetuneResult(out, recipe, steps, stopped, final, rate, choice=choice)
+
+
+def _with_interval(
+    config: FinetuneConfig, images: ImageSet, recipe: Recipe, callbacks: Callbacks
+) -> FinetuneConfig:
+    """Return the options with the steps between evaluations, and say them.
+
+    Raises:
+        UsageError: If evaluations are to decide, and there is none before the end.
+    """
+    held_out, steps = len(images.val) if images.val else 0, recipe.schedule.steps
+    ruled = config.eval_every is None
+    every = config.eval_every or 0
+    if ruled and held_out:
+        every = evaluation_interval(steps, recipe.batch_size, held_out)
+    if config.selects and not (held_out and every < steps):
+        option = "patience" if config.patience is not None else "keep"
+        found = (
+            f"an evaluation only after every {every:,} of {steps:,} steps. Give a smaller "
+            "`eval_every`"
+            if held_out
+            else "no held-out images. Give `val_fraction`, or data with a split"
+        )
+        raise UsageError(
+            f"`{option}={getattr(config, option)!r}` needs evaluations during training, found "
+            f"{found}, or leave `{option}` out."
+        )
+    if held_out:
+        callbacks.say(explain_interval(every, steps, recipe.batch_size, held_out, ruled))
+    return replace(config, eval_every=every if held_out else 0)
 
 
 def _create(model: str | os.PathLike[str], config: FinetuneConfig, num_classes: int) -> BiT:
@@ -347,12 +415,14 @@ def _plan(
     resize, crop = config.resize_and_crop
     return rule.override(
         steps=config.steps,
+        epochs=config.epochs,
         batch_size=config.batch_size,
         lr=config.lr,
         mixup=config.mixup,
         resize=resize,
         crop=crop,
         flip=config.flip,
+        class_weights=config.class_weights,
     )
 
 
@@ -360,7 +430,13 @@ def _identity(
     model: str, config: FinetuneConfig, images: ImageSet, recipe: Recipe, architecture: Architecture
 ) -> dict[str, Any]:
     """Return everything that determines the result, up to rounding."""
+    selected = {
+        "keep": "best" if config.keeps_best else "last",
+        "patience": config.patience,
+        "eval_every": config.eval_every,
+    }
     return {
+        **(selected if config.selects else {}),
         "numpy": _numpy_release(),
         "model": model,
         "architecture": architecture.name,

@@ -20,6 +20,7 @@ from bitzoo.models.bit import BiT
 from bitzoo.runs.report.html import write_card, write_report
 from bitzoo.runs.report.run_summary import RunRecord, find_mistakes
 from bitzoo.training.hyperrule import explain
+from bitzoo.training.model_selection import Choice
 from bitzoo.training.recipe import Recipe
 from bitzoo.zoo.info import info as info_of
 from bitzoo.zoo.model_folder import write_model_folder
@@ -41,6 +42,7 @@ class FinishedRun:
         summary: Its properties.
         evaluation: On the held-out images; None without held-out images.
         held_out: Pixels of the held-out images.
+        choice: Which weights the network has.
     """
 
     model: BiT
@@ -49,6 +51,7 @@ class FinishedRun:
     summary: DataSummary
     evaluation: Evaluation | None
     held_out: Pixels | None
+    choice: Choice
 
 
 def write_artifacts(
@@ -68,7 +71,11 @@ def write_artifacts(
     info = _info(finished, identity)
     write_model_folder(folder, finished.model, info)
     if finished.evaluation:
-        write_json(folder / EVALUATION_NAME, finished.evaluation.to_dict())
+        chosen = finished.choice.to_dict() if finished.choice.sentence else None
+        write_json(
+            folder / EVALUATION_NAME,
+            finished.evaluation.to_dict() | ({"weights": chosen} if chosen else {}),
+        )
     record = _record(folder, finished, identity, history, info)
     write_report(folder / REPORT_NAME, record)
     write_card(folder / CARD_NAME, record)
@@ -123,7 +130,10 @@ def _record(
         classes=images.classes,
         dataset=images.source,
         data=_data_rows(finished),
-        recipe=explain(finished.recipe),
+        recipe=[
+            *explain(finished.recipe),
+            *([("weights", finished.choice.sentence)] if finished.choice.sentence else []),
+        ],
         options={key: identity[key] for key in ("seed", "dtype", "freeze", "pretrained")},
         history=history,
         evaluation=found,
@@ -133,6 +143,7 @@ def _record(
         folder=str(folder),
         base=info.base.name if info.base else None,
         info=info,
+        choice=finished.choice,
     )
 
 

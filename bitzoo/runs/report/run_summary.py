@@ -13,6 +13,7 @@ import numpy.typing as npt
 from bitzoo.catalogue.model_info import ModelInfo
 from bitzoo.inference.metrics import Evaluation
 from bitzoo.runs.report.svg import Point
+from bitzoo.training.model_selection import Choice
 
 __all__ = ["Mistake", "RunRecord", "find_mistakes", "wilson_interval"]
 
@@ -62,6 +63,7 @@ class RunRecord:
         folder: The run folder, as one would type it.
         base: Catalogue name of the weights that all training started from, if known.
         info: What is known about the trained model.
+        choice: Which weights the trained model has; None if not known.
     """
 
     title: str
@@ -80,6 +82,12 @@ class RunRecord:
     folder: str = "runs/name"
     base: str | None = None
     info: ModelInfo | None = None
+    choice: Choice | None = None
+
+    @property
+    def optimism(self) -> str:
+        """What to say next to the accuracy, if it was chosen for being the highest; else empty."""
+        return self.choice.sentence if self.choice and self.choice.is_optimistic else ""
 
     def series(self, event: str, key: str) -> list[Point]:
         """Return (step, value) of one recorded number, by ascending step, finite values only."""
