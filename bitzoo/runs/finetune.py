@@ -90,7 +90,7 @@ class FinetuneResult(Displayed):
             ("speed", f"{self.images_per_s:,.1f} images/s"),
         ]
         if self.choice and self.choice.sentence:
-            rows.insert(-1, ("weights", self.choice.sentence))
+            rows.insert(-1, ("weights", self.choice.summary))
         if len(summary["top1"]) > 1:
             figures = f"{summary['median']:.2%}, standard deviation {summary['stdev']:.2%}"
             rows.append((f"median of {len(summary['top1'])} runs", figures))

@@ -185,6 +185,14 @@ class Choice:
             parts.append("There was only one evaluation, so no choice between weights.")
         return " ".join(parts)
 
+    @property
+    def summary(self) -> str:
+        """The same in a few words."""
+        chosen = f"the best of {self.evaluations} evaluations, so optimistic"
+        early = f"stopped early after step {self.last_step:,}" if self.patience is not None else ""
+        words = [chosen if self.is_optimistic else "", early]
+        return ", ".join([f"of step {self.step:,}", *filter(None, words)])
+
     def to_dict(self) -> dict[str, Any]:
         """Return the choice as JSON-ready data."""
         return {**asdict(self), "optimistic": self.is_optimistic, "note": self.sentence}

@@ -160,7 +160,8 @@ def test_the_best_weights_are_kept_and_called_chosen(workspace, freeze):
         assert text.count("so the figure is optimistic") >= 2, name  # beside the figure, and below
     identity = json.loads(Path(out, "run.json").read_text())
     assert (identity["keep"], identity["eval_every"], identity["patience"]) == ("best", 2, None)
-    assert "optimistic" in repr(result)
+    shown = f"of step {best['step']}, the best of 8 evaluations, so optimistic"
+    assert re.search(rf"^  weights +{shown}$", repr(result), re.MULTILINE)
     # Finished, it can be finished again.
     before = weights(out)
     tune(out, **{**LONG_ENOUGH, **options, "steps": 16}, resume=True)
@@ -205,16 +206,23 @@ def test_a_killed_run_keeps_the_same_best_weights(workspace):
 
 
 def test_patience_ends_a_run_for_good(workspace):
-    options = {**LONG_ENOUGH, "lr": 1e-9, "steps": 100, "patience": 2}  # nothing is learned
+    options = {**LONG_ENOUGH, "lr": 1e-9, "steps": 100, "patience": 2}  # hardly anything is learned
     result, _ = tune("patient", **options)
-    assert (result.steps, result.stopped, result.choice.step) == (6, False, 2)
+    evaluations = lines_of("patient", "eval")
+    top1 = [line["top1"] for line in evaluations]
+    highest = top1.index(max(top1))
+    assert highest == len(top1) - 3  # two more were made, and neither was higher
+    end = evaluations[-1]["step"]
+    best = best_of(evaluations)["step"]
+    assert end < 100
+    assert (result.steps, result.stopped, result.choice.step) == (end, False, best)
     assert result.choice.sentence.startswith(
-        "Training stopped after step 6 of 100, because 2 evaluations in a row brought no better "
-        "top-1 accuracy."
+        f"Training stopped after step {end} of 100, because 2 evaluations in a row brought no "
+        "better top-1 accuracy."
     )
     before, told = weights("patient"), lines_of("patient")
     result, _ = tune("patient", **options, resume=True)
-    assert (result.steps, weights("patient"), lines_of("patient")) == (6, before, told)
+    assert (result.steps, weights("patient"), lines_of("patient")) == (end, before, told)
     with pytest.raises(UsageError, match=r"- patience: 2\n.*\+ patience: 3"):
         tune("patient", **{**options, "patience": 3}, resume=True)
 
