@@ -4,9 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
-
-from accelerate.tracking import GeneralTracker
 
 from bitzoo.errors import UsageError
 from bitzoo.files import Progress
@@ -18,9 +15,6 @@ from bitzoo.training.training_config import TrainingConfig
 
 Resolution = int | tuple[int | None, int] | None
 """The crop in pixels, or (resize, crop); a resize of None scales with the crop."""
-
-Log: TypeAlias = str | GeneralTracker | Sequence[str | GeneralTracker] | None
-"""Names of accelerate's trackers, or trackers; None for TensorBoard if it is installed."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +58,7 @@ class FinetuneConfig(TrainingConfig):
     cache_gb: float = 20.0
     workers: int | None = None
     class_weights: str | None = None
-    log: Log = None
+    log: str | Sequence[str] | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()

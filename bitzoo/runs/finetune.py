@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import statistics
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from bitzoo.files import Progress, write_json
 from bitzoo.inference.metrics import Evaluation
 from bitzoo.models.architecture import Architecture
 from bitzoo.models.bit import BiT
-from bitzoo.runs.config import Callbacks, FinetuneConfig, Log, Resolution
+from bitzoo.runs.config import Callbacks, FinetuneConfig, Resolution
 from bitzoo.runs.run_dir import RunDir
 from bitzoo.runs.session import Session, Task
 from bitzoo.training.distributed import join_processes, training_device
@@ -142,7 +142,7 @@ def finetune(
     class_weights: str | None = None,
     keep: Keep | None = None,
     patience: int | None = None,
-    log: Log = None,
+    log: str | Sequence[str] | None = None,
     resume: bool = False,
     overwrite: bool = False,
     progress: Progress | None = None,

@@ -38,27 +38,20 @@ _PACKAGES = {TENSORBOARD: "'bitzoo[tensorboard]'"}
 _log = logging.getLogger(__name__)
 
 
-def chosen_trackers(
-    log: str | GeneralTracker | Sequence[str | GeneralTracker] | None,
-) -> tuple[str | GeneralTracker, ...]:
-    """Return the trackers that `log` means: names that accelerate knows, or trackers themselves.
+def chosen_trackers(log: str | Sequence[str] | None) -> tuple[str, ...]:
+    """Return the names of the trackers that `log` means.
 
     Args:
-        log: One or several; ``none`` for none. None, or an empty list, is TensorBoard if it is
-            installed.
+        log: One or several names that accelerate knows, its own or those of classes registered
+            with it; ``none`` for none. None, or an empty list, is TensorBoard if it is installed.
 
     Raises:
         UsageError: If a name is unknown, or what it needs is not installed.
     """
-    from accelerate.tracking import (
-        LOGGER_TYPE_TO_CLASS,
-        GeneralTracker,
-        get_available_trackers,
-    )
+    from accelerate import tracking as known
 
-    single = isinstance(log, (str, GeneralTracker))
-    wanted = (log,) if single else tuple(log or ())
-    installed = {str(name) for name in get_available_trackers()}
+    wanted = (log,) if isinstance(log, str) else tuple(log or ())
+    installed = {str(name) for name in known.get_available_trackers()}
     if not wanted:
         return (TENSORBOARD,) if TENSORBOARD in installed else ()
     if NONE in wanted:
@@ -68,12 +61,10 @@ def chosen_trackers(
             )
         return ()
     for name in wanted:
-        if isinstance(name, GeneralTracker):
-            continue
-        if name not in LOGGER_TYPE_TO_CLASS:
-            known = ", ".join(sorted([*map(str, LOGGER_TYPE_TO_CLASS), NONE]))
-            raise UsageError(f"`log` must be one of {known}, found {name!r}.")
-        is_builtin = LOGGER_TYPE_TO_CLASS[name].__module__ == GeneralTracker.__module__
+        if name not in known.LOGGER_TYPE_TO_CLASS:
+            names = ", ".join(sorted([*map(str, known.LOGGER_TYPE_TO_CLASS), NONE]))
+            raise UsageError(f"`log` must be one of {names}, found {name!r}.")
+        is_builtin = known.LOGGER_TYPE_TO_CLASS[name].__module__ == known.__name__
         if is_builtin and name not in installed:
             package = _PACKAGES.get(name, name)
             raise UsageError(
@@ -85,7 +76,7 @@ def chosen_trackers(
 
 @contextlib.contextmanager
 def tracking(
-    names: Sequence[str | GeneralTracker],
+    names: Sequence[str],
     run: Path,
     step: int,
     options: Mapping[str, Any],
@@ -125,16 +116,11 @@ def tracking(
                 _warn(tracker, error)
 
 
-def _started(
-    name: str | GeneralTracker, run: Path, step: int, options: Mapping[str, Any]
-) -> GeneralTracker:
+def _started(name: str, run: Path, step: int, options: Mapping[str, Any]) -> GeneralTracker:
     from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 
-    title = str(getattr(name, "name", name))
     try:
-        if not isinstance(name, str):
-            tracker = name
-        elif name == TENSORBOARD:
+        if name == TENSORBOARD:
             tracker = LOGGER_TYPE_TO_CLASS[name](FOLDER_NAME, run, purge_step=step + 1)
         elif name == WANDB:
             tracker = _wandb(run)
@@ -147,7 +133,7 @@ def _started(
             tracker.store_init_configuration(_flat(options))
     except Exception as error:
         raise UsageError(
-            f"`log` names {title}, which cannot be started ({reason_of(error)}). Set it up as its "
+            f"`log` names {name}, which cannot be started ({reason_of(error)}). Set it up as its "
             "documentation says, or leave it out."
         ) from error
     return tracker

@@ -395,8 +395,9 @@ def test_any_tracker_of_accelerate_gets_the_metrics(workspace, monkeypatch):
 
 
 def test_a_tracker_that_fails_ends_no_training(workspace, monkeypatch, caplog):
+    monkeypatch.setitem(LOGGER_TYPE_TO_CLASS, "recorder", Recorder)
     monkeypatch.setattr(Recorder, "fails_at", 3)
-    result, _ = tune("failing", **LONG_ENOUGH, log=Recorder("mine"))
+    result, _ = tune("failing", **LONG_ENOUGH, log="recorder")
     assert result.steps == 12
     assert [step for step, _ in Recorder.told["log"]] == [1, 2, 2]
     assert (
@@ -409,9 +410,10 @@ def test_a_tracker_that_cannot_start(workspace, tmp_path, monkeypatch):
     def refuse(self):
         raise ValueError("api_key not configured")
 
+    monkeypatch.setitem(LOGGER_TYPE_TO_CLASS, "recorder", Recorder)
     monkeypatch.setattr(Recorder, "start", refuse)
     with pytest.raises(UsageError, match=r"names recorder, .* \(api_key not configured\)"):
-        bitzoo.finetune("small.npz", "digits", tmp_path / "x", steps=1, **SHORT, log=Recorder())
+        bitzoo.finetune("small.npz", "digits", tmp_path / "x", steps=1, **SHORT, log="recorder")
 
 
 def test_what_is_not_installed_is_said_with_the_command(workspace, monkeypatch):
