@@ -72,6 +72,9 @@ def hyperrule(
 )
 @click.option("--steps", type=int, help="Length of training; the schedule keeps its shape.")
 @click.option(
+    "--epochs", type=float, help="Length in passes over the training images, instead of --steps."
+)
+@click.option(
     "--batch-size",
     type=int,
     help="Effective batch size (split into micro-batches to fit memory).",
@@ -114,6 +117,7 @@ def hyperrule(
     default="float32",
     help="Dtype of activations.",
 )
+@click.option("--device", help="cpu, cuda, cuda:1 or mps; default: a GPU if there is one.")
 @click.option(
     "--freeze", is_flag=True, help="Train only the head, on cached features (linear probe)."
 )
@@ -133,7 +137,29 @@ def hyperrule(
     help="Steps between checkpoints; 0 writes one only at the end.",
 )
 @click.option(
-    "--eval-every", type=int, default=0, help="Steps between evaluations; 0 only at the end."
+    "--eval-every",
+    type=int,
+    help="Steps between evaluations, 0 only at the end; default: ten in a run.",
+)
+@click.option(
+    "--class-weights",
+    type=click.Choice(["balanced"]),
+    help="Weigh classes inversely to their number of images.",
+)
+@click.option(
+    "--keep",
+    type=click.Choice(["best", "last"]),
+    help="Weights to keep: of the last step, as BiT does (default), or of the best evaluation.",
+)
+@click.option(
+    "--patience",
+    type=int,
+    help="Stop after N evaluations without a better top-1; keeps the best weights.",
+)
+@click.option(
+    "--log",
+    multiple=True,
+    help="Log to tensorboard (default if installed), wandb, ...; none; several times for several.",
 )
 @click.option(
     "--channels-last/--no-channels-last",
@@ -247,6 +273,8 @@ def _print_result(result: FinetuneResult) -> None:
     verdict = _verdict(found) if found else "no images were held out"
     if result.leakage and result.leakage.matters:
         verdict += f"; without near-duplicates in train {result.leakage.accuracy_without}"
+    if result.choice and result.choice.sentence:
+        say(result.choice.sentence)
     say(f"\n{in_line(folder)}: {result.steps:,} steps, {verdict}")
     print_facts(
         [

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from bitzoo.errors import UsageError
 from bitzoo.files import Progress
 from bitzoo.inference.metrics import Evaluation
+from bitzoo.runs.trackers import chosen_trackers
 from bitzoo.training.hyperrule import Edition
 from bitzoo.training.recipe import Recipe
 from bitzoo.training.training_config import TrainingConfig
@@ -25,6 +27,7 @@ class FinetuneConfig(TrainingConfig):
         edition: HyperRule of the ``paper`` or of the ``released`` code.
         pretrained: False starts from random weights.
         steps: Length of training; the schedule keeps its shape.
+        epochs: Length of training in passes over the training images, instead of `steps`.
         batch_size: Images per step.
         lr: Base learning rate.
         mixup: Alpha of MixUp; 0 for none.
@@ -38,11 +41,15 @@ class FinetuneConfig(TrainingConfig):
         skip_bad: Whether to skip images that cannot be used.
         cache_gb: Most disk space for decoded images, in GB; 0 decodes at each step.
         workers: Processes that decode; None for one per core.
+        class_weights: ``balanced`` weighs classes inversely to their number of images; see
+            `bitzoo.training.losses`.
+        log: Where to log the metrics too; see `bitzoo.runs.trackers.chosen_trackers`.
     """
 
     edition: Edition = "paper"
     pretrained: bool = True
     steps: int | None = None
+    epochs: float | None = None
     batch_size: int | None = None
     lr: float | None = None
     mixup: float | None = None
@@ -55,6 +62,19 @@ class FinetuneConfig(TrainingConfig):
     skip_bad: bool = False
     cache_gb: float = 20.0
     workers: int | None = None
+    class_weights: str | None = None
+    log: str | Sequence[str] | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        chosen_trackers(self.log)
+        if self.eval_every == 0 and self.selects:
+            option = "patience" if self.patience is not None else "keep"
+            raise UsageError(
+                f"`{option}={getattr(self, option)!r}` needs evaluations during training, and "
+                "`eval_every=0` makes none before the end. Leave `eval_every` out, or give a "
+                "number of steps."
+            )
 
     @property
     def resize_and_crop(self) -> tuple[int | None, int | None]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -36,8 +36,14 @@ from bitzoo.runs.run_dir import RunDir, outputs_in, read_record
 from bitzoo.runs.run_lock import sole_use
 from bitzoo.runs.session import Session, Task
 from bitzoo.runs.step_progress import reported
-from bitzoo.training.distributed import join_processes
+from bitzoo.training.distributed import join_processes, training_device
 from bitzoo.training.hyperrule import Edition, hyperrule
+from bitzoo.training.model_selection import (
+    Choice,
+    Keep,
+    evaluation_interval,
+    explain_interval,
+)
 from bitzoo.training.recipe import Recipe
 from bitzoo.zoo.create import create_model
 
@@ -64,6 +70,7 @@ class FinetuneResult(Displayed):
             evaluation is then in the folder (`evaluation.json`), not here.
         leakage: Near-duplicates across the splits, and the accuracy without them; None as for
             `evaluation`.
+        choice: Which weights the run kept; None if it was stopped.
     """
 
     folder: Path
@@ -75,6 +82,7 @@ class FinetuneResult(Displayed):
     repeats: tuple[FinetuneResult, ...] = ()
     was_finished: bool = False
     leakage: Leakage | None = None
+    choice: Choice | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return the result as JSON-ready data."""
@@ -88,6 +96,7 @@ class FinetuneResult(Displayed):
             "repeats": self.summary() if self.repeats else None,
             "was_finished": self.was_finished,
             "near_duplicates": self.leakage.to_dict() if self.leakage else None,
+            "weights": self.choice.to_dict() if self.choice else None,
         }
 
     def display_rows(self) -> list[tuple[str, object]]:
@@ -102,6 +111,8 @@ class FinetuneResult(Displayed):
         ]
         if self.leakage and self.leakage.matters:
             rows.insert(4, ("without near-duplicates", self.leakage.accuracy_without))
+        if self.choice and self.choice.sentence:
+            rows.insert(-1, ("weights", self.choice.summary))
         if len(summary["top1"]) > 1:
             figures = f"{summary['median']:.2%}, standard deviation {summary['stdev']:.2%}"
             rows.append((f"median of {len(summary['top1'])} runs", figures))
@@ -126,6 +137,7 @@ def finetune(
     edition: Edition = "paper",
     pretrained: bool = True,
     steps: int | None = None,
+    epochs: float | None = None,
     batch_size: int | None = None,
     lr: float | None = None,
     mixup: float | None = None,
@@ -141,6 +153,7 @@ def finetune(
     cache_gb: float = 20.0,
     workers: int | None = None,
     dtype: str = "float32",
+    device: str | None = None,
     freeze: bool = False,
     micro_batch: int | None = None,
     channels_last: bool | None = None,
@@ -149,7 +162,11 @@ def finetune(
     checkpoint_blocks: bool = False,
     checkpoint_every: int = 100,
     keep_checkpoints: int = 2,
-    eval_every: int = 0,
+    eval_every: int | None = None,
+    class_weights: str | None = None,
+    keep: Keep | None = None,
+    patience: int | None = None,
+    log: str | Sequence[str] | None = None,
     resume: bool = False,
     overwrite: bool = False,
     progress: Progress | bool | None = None,
@@ -171,6 +188,8 @@ def finetune(
         pretrained: False starts from random weights.
         steps: Length of training, in updates; the schedule keeps its shape. None, here and below,
             follows the rule.
+        epochs: Length of training in passes over the training images, rounded up to whole steps;
+            another way to say `steps`.
         batch_size: Images per step, split into micro-batches to fit memory.
         lr: Base learning rate.
         mixup: Alpha of MixUp; 0 for none.
@@ -189,6 +208,7 @@ def finetune(
         cache_gb: Most disk space for decoded images, in GB; 0 decodes at each step.
         workers: Processes that decode; None for one per core.
         dtype: Dtype of activations: ``float32``, ``bfloat16`` or ``float16``.
+        device: ``cpu``, ``cuda``, ``cuda:1`` or ``mps``; None for a GPU if there is one.
         freeze: Whether to train only the head, on cached features (linear probe).
         micro_batch: Most images that a process computes at once; None for as many as fit.
         channels_last: Memory format; None for channels last on a CPU only.
@@ -197,7 +217,17 @@ def finetune(
         checkpoint_blocks: A quarter of the activation memory, for one more forward pass.
         checkpoint_every: Steps between checkpoints; 0 writes one only at the end.
         keep_checkpoints: Number of checkpoints to keep.
-        eval_every: Steps between evaluations; 0 evaluates only at the end.
+        eval_every: Steps between evaluations on the held-out images; 0 evaluates only at the end.
+            None evaluates ten times, or less often where that would take more than a tenth of the
+            time; see `bitzoo.training.model_selection.evaluation_interval`.
+        class_weights: ``balanced`` weighs classes inversely to their number of images; None weighs
+            all images equally, as BiT does. See `bitzoo.training.losses`.
+        keep: ``last`` keeps the weights of the last step, as BiT does; ``best`` those with the
+            highest top-1 accuracy on the held-out images, which makes that figure optimistic. None
+            is ``best`` with `patience`, otherwise ``last``.
+        patience: Stop after so many evaluations in a row without a better top-1 accuracy.
+        log: Also log the metrics to ``tensorboard``, ``wandb`` or another of accelerate's trackers;
+            one or several, or ``none``. None is TensorBoard if it is installed.
         resume: Continue the run in `out` from its newest complete checkpoint, if there is one. The
             options must be the same; `bitzoo.resume` needs none, and can change some.
         overwrite: Delete what a run wrote to `out` and start again; other files there stay.
@@ -229,9 +259,13 @@ def finetune(
         checkpoint_every=checkpoint_every,
         keep_checkpoints=keep_checkpoints,
         eval_every=eval_every,
+        keep=keep,
+        patience=patience,
+        device=device,
         edition=edition,
         pretrained=pretrained,
         steps=steps,
+        epochs=epochs,
         batch_size=batch_size,
         lr=lr,
         mixup=mixup,
@@ -244,6 +278,8 @@ def finetune(
         skip_bad=skip_bad,
         cache_gb=cache_gb,
         workers=workers,
+        class_weights=class_weights,
+        log=log,
     )
     job = Job(os.fspath(model), data, config)
     options = {"resume": resume, "overwrite": overwrite}
@@ -314,7 +350,8 @@ def _run(
     job: Job, out: Path, resume: bool, overwrite: bool, callbacks: Callbacks, change: Change
 ) -> FinetuneResult:
     """Fine-tune once."""
-    processes, run_dir = join_processes(), RunDir(out)
+    training_device(job.config.device)  # before the data are read, if there is no such device
+    processes, run_dir = join_processes(job.config.device), RunDir(out)
 
     def enter() -> None:
         _take(run_dir, stack)
@@ -340,28 +377,59 @@ def _run(
         for note in held_out.notes if held_out else ():
             callbacks.say(note)
         recipe = _plan(job.config, images, summary, network.architecture, is_kept)
+        config = _with_interval(job.config, images, recipe, callbacks)
         name, depth = _name_in(out, job), summary.bit_depth
-        identity = _identity(name, job.config, images, recipe, network.architecture, depth)
+        identity = _identity(name, config, images, recipe, network.architecture, depth)
         started, changes = _in_main_process(begin)
         if run_dir.kept:
             callbacks.say(f"Kept in {out}, because no run wrote it: {list_names(run_dir.kept)}.")
-        recipe, config = changed(started, changes, recipe, job.config)
+        recipe, config = changed(started, changes, recipe, config)
         callbacks.on_start(recipe)
         now = {**started, "recipe": recipe.to_dict(), "dtype": config.dtype}
         task = Task(network, recipe, images, summary, config, held_out, job.data)
         with Session(task, run_dir, now, callbacks) as session:
             steps, stopped, rate = session.train()
-            final = None
+            final, choice = None, None
             if not stopped:
-                final = session.evaluate(steps)
+                final, choice = session.finish(steps)
                 if processes.is_main_process and (edited := run_dir.keep_edited_card()):
                     callbacks.say(f"The card was edited; it is kept as {edited}.")
-                session.write_artifacts(final)
+                session.write_artifacts(final, choice)
                 if processes.is_main_process:
                     run_dir.finish(steps)
         processes.wait_for_everyone()
     leakage = measure_leakage(summary.near_duplicates, final, images)
-    return FinetuneResult(out, recipe, steps, stopped, final, rate, leakage=leakage)
+    return FinetuneResult(out, recipe, steps, stopped, final, rate, leakage=leakage, choice=choice)
+
+
+def _with_interval(
+    config: FinetuneConfig, images: ImageSet, recipe: Recipe, callbacks: Callbacks
+) -> FinetuneConfig:
+    """Return the options with the steps between evaluations, and say them.
+
+    Raises:
+        UsageError: If evaluations are to decide, and there is none before the end.
+    """
+    held_out, steps = len(images.val) if images.val else 0, recipe.schedule.steps
+    ruled = config.eval_every is None
+    every = config.eval_every or 0
+    if ruled and held_out:
+        every = evaluation_interval(steps, recipe.batch_size, held_out)
+    if config.selects and not (held_out and every < steps):
+        option = "patience" if config.patience is not None else "keep"
+        found = (
+            f"an evaluation only after every {every:,} of {steps:,} steps. Give a smaller "
+            "`eval_every`"
+            if held_out
+            else "no held-out images. Give `val_fraction`, or data with a split"
+        )
+        raise UsageError(
+            f"`{option}={getattr(config, option)!r}` needs evaluations during training, found "
+            f"{found}, or leave `{option}` out."
+        )
+    if held_out:
+        callbacks.say(explain_interval(every, steps, recipe.batch_size, held_out, ruled))
+    return replace(config, eval_every=every if held_out else 0)
 
 
 def _take(run_dir: RunDir, stack: contextlib.ExitStack) -> None:
@@ -468,12 +536,14 @@ def _plan(
     resize, crop = config.resize_and_crop
     return rule.override(
         steps=config.steps,
+        epochs=config.epochs,
         batch_size=config.batch_size,
         lr=config.lr,
         mixup=config.mixup,
         resize=resize,
         crop=crop,
         flip=config.flip,
+        class_weights=config.class_weights,
     )
 
 
@@ -487,7 +557,14 @@ def _identity(
 ) -> dict[str, Any]:
     """Return everything that determines the result, up to rounding."""
     depth = {} if bit_depth is None else {"bit_depth": bit_depth}
-    return depth | {
+    selected = {
+        "keep": "best" if config.keeps_best else "last",
+        "patience": config.patience,
+        "eval_every": config.eval_every,
+    }
+    return {
+        **depth,
+        **(selected if config.selects else {}),
         "numpy": _numpy_release(),
         "model": model,
         "architecture": architecture.name,

@@ -8,21 +8,31 @@ from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from torch import Tensor
+
 from bitzoo.data.dataset import ImageSet, Split
 from bitzoo.data.image_store import Pixels, open_pixels
 from bitzoo.data.validation import DataSummary
+from bitzoo.errors import CheckpointError
 from bitzoo.inference.evaluate import evaluate_pixels, labels_of
 from bitzoo.inference.metrics import Evaluation
 from bitzoo.inference.selection import Selection
 from bitzoo.models.bit import BiT
 from bitzoo.runs.config import Callbacks, FinetuneConfig
+from bitzoo.runs.metrics_csv import CSV_NAME, MetricsTable
 from bitzoo.runs.report.artifacts import FinishedRun, write_artifacts
 from bitzoo.runs.run_dir import RunDir
-from bitzoo.runs.tensorboard import Track, tracker
+from bitzoo.runs.trackers import Track, chosen_trackers, tracking
 from bitzoo.runs.work_log import WorkLog, device_name
-from bitzoo.training.checkpointing import latest_checkpoint
-from bitzoo.training.distributed import join_processes
-from bitzoo.training.linear_probe import compute_features, train_head
+from bitzoo.training.checkpointing import (
+    Checkpoint,
+    checkpoint_path,
+    latest_checkpoint,
+    read_checkpoint,
+)
+from bitzoo.training.distributed import gather, join_processes, send_from_main, training_device
+from bitzoo.training.linear_probe import compute_features, evaluate_features, train_head
+from bitzoo.training.model_selection import Choice, Keep, ModelSelection
 from bitzoo.training.recipe import Recipe
 from bitzoo.training.trainer import train
 
@@ -72,10 +82,15 @@ class Session:
         """
         self._task, self._run_dir, self._callbacks = task, run_dir, callbacks
         self._identity = identity
-        self._processes = join_processes()
+        self._processes = join_processes(task.config.device)
         self._resources = contextlib.ExitStack()
+        self._table = MetricsTable(run_dir.folder / CSV_NAME)
         self._track: Track = lambda step, metrics: None
         self._log = WorkLog(run_dir)
+        self._features: Tensor | None = None
+        self._latest: tuple[int, Evaluation] | None = None
+        self._selection = ModelSelection()
+        self._best_head: Mapping[str, Tensor] | None = None
 
     def __enter__(self) -> Self:
         with self._resources:
@@ -97,32 +112,109 @@ class Session:
         """Train to the end, or until a stop is requested.
 
         Returns:
-            Number of updates, whether it was stopped before the end, and images per second.
+            Number of updates, whether it was interrupted before the end, and images per second.
         """
         return self._train_head() if self._freeze else self._train()
 
-    def evaluate(self, step: int) -> Evaluation | None:
-        """Evaluate and record; None without held-out images, and except in the main process."""
-        images = self._task.images.val
-        if self._held_out is None or images is None or not self._processes.is_main_process:
-            return None
-        found = evaluate_pixels(
-            self._task.network,
-            self._held_out,
-            labels_of(images),
-            self._task.images.classes,
-            progress=self._callbacks.progress,
+    def finish(self, step: int) -> tuple[Evaluation | None, Choice]:
+        """Evaluate at the end, and leave the network with the weights that the run keeps.
+
+        Args:
+            step: Number of updates made.
+
+        Returns:
+            The evaluation of these weights, None without held-out images; and which they are. The
+            same in all processes.
+
+        Raises:
+            CheckpointError: If the best weights are damaged.
+        """
+        steps, selection = self._task.recipe.schedule.steps, self._selection
+        # After an early end the last evaluation is that of the last weights.
+        found = (
+            self._latest[1] if self._latest and self._latest[0] == step else self._evaluate(step)
         )
-        found = replace(found, selection=self._task.held_out)
-        scores = {"top1": found.top1, "top5": found.top5, "loss": found.loss, "count": found.count}
-        self._run_dir.append({"event": "eval", "step": step, **scores})
-        self._log.keep()
-        self._track(step, {f"eval/{name}": value for name, value in scores.items()})
-        self._callbacks.on_eval(step, found)
+        if found is not None and not selection.is_exhausted:
+            selection.add(step, found)
+        keep: Keep = "best" if self._task.config.keeps_best else "last"
+        choice = Choice(
+            keep,
+            selection.best.step if keep == "best" and selection.best else step,
+            step,
+            steps,
+            selection.evaluations,
+            self._task.config.patience if step < steps else None,
+        )
+        if choice.step != step:
+            self._go_to_best(choice.step)
+            found = self._judge()
+        return found, choice
+
+    def _evaluate(self, step: int) -> Evaluation | None:
+        """Evaluate in all processes and record; None without held-out images."""
+        found = self._judge()
+        if found is None:
+            return None
+        self._latest = step, found
+        if self._is_main:
+            scores = {
+                "top1": found.top1,
+                "top5": found.top5,
+                "loss": found.loss,
+                "count": found.count,
+            }
+            self._append({"event": "eval", "step": step, **scores})
+            self._log.keep()
+            self._track(step, {f"eval/{name}": value for name, value in scores.items()})
+            self._callbacks.on_eval(step, found)
         return found
 
-    def write_artifacts(self, found: Evaluation | None) -> None:
-        """Write the artifacts of a finished run, whose final evaluation is `found`.
+    def _judge(self) -> Evaluation | None:
+        """Evaluate the network as it is; each process takes its share of the held-out images."""
+        images, classes = self._task.images.val, self._task.images.classes
+        if self._held_out is None or images is None:
+            return None
+        network, labels = self._task.network, labels_of(images)
+        if self._features is not None:
+            found = evaluate_features(network, self._features, labels, classes)
+            return replace(found, selection=self._task.held_out)
+        own = evaluate_pixels(
+            network,
+            self._held_out,
+            labels,
+            classes,
+            rank=self._processes.process_index,
+            world=self._processes.num_processes,
+            progress=self._callbacks.progress if self._is_main else None,
+        )
+        return replace(Evaluation.merge(gather(own)), selection=self._task.held_out)
+
+    def _go_to_best(self, step: int) -> None:
+        """Give the network the weights after `step` updates, in all processes."""
+        network = self._task.network
+        if self._freeze:
+            assert self._best_head is not None
+            network.get_classifier().load_state_dict(self._best_head)
+            return
+        path = checkpoint_path(self._run_dir.checkpoints, step)
+        if self._is_main:
+            try:
+                stored = read_checkpoint(path).state
+            except CheckpointError as error:
+                raise CheckpointError(
+                    f"{error} It has the best weights of the run, which cannot be made again from "
+                    "later ones. Start again with `overwrite=True`."
+                ) from error
+            for name, parameter in network.named_parameters():
+                parameter.detach().copy_(stored[f"model.{name}"])
+        send_from_main(network.parameters())
+
+    def write_artifacts(self, found: Evaluation | None, choice: Choice) -> None:
+        """Write the artifacts of a finished run.
+
+        Args:
+            found: The evaluation of its weights.
+            choice: Which weights they are.
 
         Raises:
             UsageError: If they cannot be written, as on a full disk.
@@ -141,6 +233,7 @@ class Session:
                 data=task.data,
                 training=self._pixels,
                 sessions=self._log.rows(),
+                choice=choice,
             )
             history = self._run_dir.history()
             with self._run_dir.writing():
@@ -166,7 +259,7 @@ class Session:
     def _train(self) -> tuple[int, bool, float]:
         task = self._task
         start = latest_checkpoint(self._run_dir.checkpoints) if self._is_main else None
-        self._go_back_to(start.step if start else 0)
+        self._go_back_to(start.step if start else 0, _has_ended(start, task.config))
         result = train(
             task.network,
             task.recipe,
@@ -178,40 +271,57 @@ class Session:
             about=self._run_dir.mark,
             on_step=self._record,
             on_part=self._callbacks.on_part if self._is_main else lambda step, part: None,
-            on_eval=self._on_eval,
+            on_eval=self._evaluate,
         )
+        self._selection = result.selection
         return result.step, result.stopped, result.images_per_s
 
     def _train_head(self) -> tuple[int, bool, float]:
-        task = self._task
-        network, labels = task.network.to(self._processes.device), labels_of(task.images.train)
+        task, device = self._task, training_device(self._task.config.device)
+        network, labels = task.network.to(device), labels_of(task.images.train)
         self._go_back_to(0)
-        features = compute_features(
-            network, self._pixels, self._processes.device, self._callbacks.progress
+        progress = self._callbacks.progress
+        features = compute_features(network, self._pixels, device, progress)
+        if self._held_out is not None:
+            self._features = compute_features(network, self._held_out, device, progress)
+        result = train_head(
+            network, task.recipe, features, labels, task.config, self._record, self._evaluate
         )
-        train_head(network, task.recipe, features, labels, task.config.seed, self._record)
-        return task.recipe.schedule.steps, False, 0.0
+        self._selection, self._best_head = result.selection, result.best
+        return result.step, False, 0.0
 
     @property
     def _is_main(self) -> bool:
         return bool(self._processes.is_main_process)
 
-    def _go_back_to(self, step: int) -> None:
-        """Drop what was recorded after `step` updates."""
+    def _go_back_to(self, step: int, ended: bool = False) -> None:
+        """Drop what was recorded after `step` updates, and the evaluation at the run's end."""
         if self._is_main:
-            self._run_dir.rewind(step, self._task.recipe.schedule.steps)
-            folder = self._run_dir.folder
-            self._track = self._resources.enter_context(tracker(folder, step))
+            self._run_dir.rewind(step, step if ended else self._task.recipe.schedule.steps)
+            with self._run_dir.writing():
+                self._table.rewrite(self._run_dir.history())
+            names = chosen_trackers(self._task.config.log)
+            self._track = self._resources.enter_context(
+                tracking(names, self._run_dir.folder, step, self._identity)
+            )
             device, count = self._processes.device, self._processes.num_processes
             self._log.start(device_name(device, count), step)
 
+    def _append(self, record: Mapping[str, Any]) -> None:
+        self._run_dir.append(record)
+        with self._run_dir.writing():
+            self._table.append(record)
+
     def _record(self, metrics: Mapping[str, float]) -> None:
         if self._is_main:
-            self._run_dir.append({"event": "train", **metrics})
+            self._append({"event": "train", **metrics})
             self._log.keep()
             named = {f"train/{name}": value for name, value in metrics.items() if name != "step"}
             self._track(int(metrics["step"]), named)
             self._callbacks.on_step(metrics)
 
-    def _on_eval(self, step: int) -> None:
-        self.evaluate(step)
+
+def _has_ended(start: Checkpoint | None, config: FinetuneConfig) -> bool:
+    """Whether the run ended early with this checkpoint."""
+    record = start.meta["loop"].get("selection") if start else None
+    return ModelSelection(config.patience, record).is_exhausted

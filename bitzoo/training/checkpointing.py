@@ -14,7 +14,7 @@ import json
 import logging
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -64,13 +64,19 @@ class Checkpoint:
 
 
 def save_checkpoint(
-    folder: Path, step: int, state: Mapping[str, Tensor], meta: Mapping[str, Any], *, keep: int = 2
+    folder: Path,
+    step: int,
+    state: Mapping[str, Tensor],
+    meta: Mapping[str, Any],
+    *,
+    keep: int = 2,
+    spare: Collection[int] = (),
 ) -> Path:
     """Write a checkpoint and, once it is safely on the disk, remove old ones.
 
-    The new checkpoint and the newest `keep` - 1 before it remain. Checkpoints of later steps are
-    removed too: training went back before them, so they were damaged or belong to an abandoned
-    continuation of the run.
+    The new checkpoint, the newest `keep` - 1 before it, and those of `spare` remain. Checkpoints
+    of later steps are removed too: training went back before them, so they were damaged or belong
+    to an abandoned continuation of the run.
 
     Args:
         folder: Created if missing. Only one process at a time may write to it.
@@ -78,6 +84,7 @@ def save_checkpoint(
         state: float32 tensors on any device, in any memory format.
         meta: JSON-serializable metadata.
         keep: How many to keep, at least 1; with 2, a run survives damage to the newest.
+        spare: Steps whose checkpoints remain in any case, unless they are later than this one.
 
     Returns:
         The file.
@@ -88,15 +95,20 @@ def save_checkpoint(
     """
     if keep < 1:
         raise UsageError(f"`keep` must be at least 1 checkpoint, found {keep!r}. 2 is usual.")
-    path = folder / f"step-{step:08d}.safetensors"
+    path = checkpoint_path(folder, step)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with replaced(path, durable=True) as unfinished:
             _write(unfinished, step, state, meta)
     except OSError as error:
         raise SaveError(_save_failure(folder, path, error)) from error
-    _rotate(folder, step, keep)
+    _rotate(folder, step, keep, spare)
     return path
+
+
+def checkpoint_path(folder: Path, step: int) -> Path:
+    """Return the file of the checkpoint after `step` updates, whether it exists or not."""
+    return folder / f"step-{step:08d}.safetensors"
 
 
 def latest_checkpoint(folder: Path) -> Checkpoint | None:
@@ -208,10 +220,11 @@ def _write(path: Path, step: int, state: Mapping[str, Tensor], meta: Mapping[str
         writer.close()
 
 
-def _rotate(folder: Path, step: int, keep: int) -> None:
+def _rotate(folder: Path, step: int, keep: int, spare: Collection[int]) -> None:
     files = _files(folder)
-    kept = sorted((found for found in files if found <= step), reverse=True)[:keep]
-    for found in sorted(set(files) - set(kept)):
+    usable = sorted((found for found in files if found <= step), reverse=True)
+    kept = {*usable[:keep], *(set(usable) & set(spare))}
+    for found in sorted(set(files) - kept):
         try:
             files[found].unlink(missing_ok=True)
         except OSError as error:

@@ -35,7 +35,7 @@ from typing import Literal, get_args
 from bitzoo.catalogue.registry import get_spec
 from bitzoo.errors import UsageError
 from bitzoo.models.architecture import ARCHITECTURES, Architecture
-from bitzoo.training.recipe import Recipe, Schedule, number, whole
+from bitzoo.training.recipe import CLASS_WEIGHTS, Recipe, Schedule, number, whole
 
 Edition = Literal["paper", "released"]
 
@@ -185,7 +185,7 @@ def explain(recipe: Recipe, *, freeze: bool = False) -> list[tuple[str, str]]:
         ("optimizer", _optimizer_text(recipe)),
         ("mixup", _mixup_text(recipe) + (", of features" if freeze and recipe.mixup_alpha else "")),
         ("head", _HEADS.get(recipe.head, recipe.head)),
-        ("loss", recipe.loss.replace("_", " ")),
+        ("loss", _loss_text(recipe)),
     ]
     if recipe.num_examples is not None:
         rows.insert(4, ("epochs", _epoch_text(recipe, recipe.num_examples)))
@@ -239,8 +239,17 @@ def _mixup_text(recipe: Recipe) -> str:
     return f"alpha {recipe.mixup_alpha:g}, one lambda per batch" if recipe.mixup_alpha else "off"
 
 
+def _loss_text(recipe: Recipe) -> str:
+    name = recipe.loss.replace("_", " ")
+    if CLASS_WEIGHTS not in recipe.loss_options:
+        return name
+    return f"{name}; class c, with n_c of the n images of k classes, weighs n / (k n_c)"
+
+
 def _change_text(recipe: Recipe) -> str:
     def shown(value: object) -> str:
+        if value is None:
+            return "none"
         return f"{value:g}" if isinstance(value, float) else str(value)
 
     return "; ".join(

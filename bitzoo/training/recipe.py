@@ -11,6 +11,7 @@ import math
 import numbers
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields, replace
+from fractions import Fraction
 from types import UnionType
 from typing import Any
 
@@ -18,6 +19,9 @@ from bitzoo.errors import UsageError
 
 MIN_CROP = 32
 """Smallest crop in pixels: the network's total stride, so that one feature cell remains."""
+
+CLASS_WEIGHTS, BALANCED = "class_weights", "balanced"
+"""The option of a loss that weighs classes, and its only value; see `bitzoo.training.losses`."""
 
 Scalar = str | int | float | bool | None
 """The values that JSON stores exactly."""
@@ -198,7 +202,7 @@ class Recipe:
         flip: Whether half of the training images are mirrored left to right.
         augmentation: ``resize_crop``: resize to the square, then crop at random.
         loss: ``softmax_cross_entropy``.
-        loss_options: Options of that loss: numbers, or a teacher's name.
+        loss_options: Options of that loss: numbers, a teacher's name, or class weights.
         head: ``zero``: a new head of zeros; ``kept``: that of the weights.
         num_examples: Number of training examples that the recipe was created for; None if it does
             not depend on them.
@@ -262,23 +266,33 @@ class Recipe:
         self,
         *,
         steps: int | None = None,
+        epochs: float | None = None,
         batch_size: int | None = None,
         lr: float | None = None,
         mixup: float | None = None,
         resize: int | None = None,
         crop: int | None = None,
         flip: bool | None = None,
+        class_weights: str | None = None,
     ) -> Recipe:
         """Return the recipe with other numbers; None keeps the recipe's.
 
-        New `steps` keep the schedule's shape (`Schedule.scaled`). A `crop` without `resize` keeps
-        their ratio (384 of 448 becomes 64 of 75). Apart from that, options are independent: a
-        smaller batch keeps its learning rate. Values that differ from the rule's are recorded in
-        `overrides`.
+        New `steps` keep the schedule's shape (`Schedule.scaled`); `epochs` is another way to say
+        them (`steps_of`). A `crop` without `resize` keeps their ratio (384 of 448 becomes 64 of
+        75). Apart from that, options are independent: a smaller batch keeps its learning rate.
+        `class_weights` may be ``balanced`` (`bitzoo.training.losses`). Values that differ from the
+        rule's are recorded in `overrides`.
 
         Raises:
-            UsageError: If a number is out of its range.
+            UsageError: If a number is out of its range, or both `steps` and `epochs` are given.
         """
+        if epochs is not None:
+            steps = self._steps_of(epochs, steps, batch_size)
+        if class_weights not in (None, BALANCED):
+            raise UsageError(
+                f"`class_weights` must be {BALANCED!r}, found {class_weights!r}. Use that, or "
+                "leave it out to weigh all images equally."
+            )
         if crop is not None and resize is None:
             resize = _in_proportion(self.resize, whole("`crop`", crop, MIN_CROP), self.crop)
         schedule = self.schedule if steps is None else self.schedule.scaled(steps)
@@ -291,6 +305,8 @@ class Recipe:
             "crop": crop,
             "flip": flip,
         }
+        if class_weights is not None:
+            wanted["loss_options"] = {**self.loss_options, CLASS_WEIGHTS: class_weights}
         given = {name: value for name, value in wanted.items() if value is not None}
         changed = replace(self, schedule=schedule, **given)
         return replace(changed, overrides=_changes(self, changed))
@@ -317,6 +333,20 @@ class Recipe:
             )
         changed = replace(self, schedule=schedule, notes=tuple(notes))
         return replace(changed, overrides=_changes(self, changed))
+
+    def _steps_of(self, epochs: float, steps: int | None, batch_size: int | None) -> int:
+        """Return the length of `epochs`, once it is known that nothing else says it."""
+        if steps is not None:
+            raise UsageError(
+                f"`steps` and `epochs` both say how long to train, found {steps!r} and {epochs!r}. "
+                "Give one of them."
+            )
+        if self.num_examples is None:
+            raise UsageError(
+                f"Recipe {self.name!r} does not know the number of images, so `epochs` has no "
+                "meaning. Give `steps`."
+            )
+        return steps_of(epochs, self.num_examples, batch_size or self.batch_size)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the recipe as JSON-serializable data; `from_dict` restores an equal recipe."""
@@ -346,6 +376,7 @@ def _option_values(recipe: Recipe) -> dict[str, Scalar]:
         "resize": recipe.resize,
         "crop": recipe.crop,
         "flip": recipe.flip,
+        CLASS_WEIGHTS: recipe.loss_options.get(CLASS_WEIGHTS),
     }
 
 
@@ -358,6 +389,22 @@ def _changes(before: Recipe, after: Recipe) -> dict[str, dict[str, Scalar]]:
         if now != rule:
             changes[option] = {"from": rule, "to": now}
     return changes
+
+
+def steps_of(epochs: float, num_examples: int, batch_size: int) -> int:
+    """Return ``epochs * num_examples / batch_size``, rounded up.
+
+    Args:
+        epochs: Above 0; need not be whole. Taken as the decimal that it is written as.
+        num_examples: Number of training images, at least 1.
+        batch_size: Images per step, at least 1.
+
+    Raises:
+        UsageError: If `epochs` is not such a number.
+    """
+    exact = Fraction(str(number("`epochs`", epochs, above=0)))
+    images = exact * num_examples
+    return math.ceil(images / whole("`batch_size`", batch_size, 1))
 
 
 def whole(subject: str, value: object, least: int) -> int:

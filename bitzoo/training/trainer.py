@@ -28,29 +28,29 @@ import numpy.typing as npt
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.nn import functional as F
 
 from bitzoo.data.image_store import Pixels
 from bitzoo.data.loader import BatchPlan, Feed, MicroBatch, prefetch
-from bitzoo.errors import BitzooError, TensorMismatchError, UsageError
+from bitzoo.errors import BitzooError, TensorMismatchError
 from bitzoo.inference.optimize import COMPUTE_DTYPES
 from bitzoo.models.bit import BiT
 from bitzoo.models.layers import StdConv2d
 from bitzoo.training import activation_checkpointing
 from bitzoo.training.checkpointing import Checkpoint, save_checkpoint
-from bitzoo.training.distributed import join_processes, sum_gradients
+from bitzoo.training.distributed import (
+    join_processes,
+    send_from_main,
+    sum_gradients,
+    training_device,
+)
 from bitzoo.training.graceful_stop import Pace, graceful_stop
 from bitzoo.training.gradient_accumulation import SharingConv2d, recast, standardize_once
+from bitzoo.training.losses import LOSSES, loss_weights
 from bitzoo.training.micro_batch_size import choose_micro_batch, is_out_of_memory
+from bitzoo.training.model_selection import ModelSelection, Scores
 from bitzoo.training.recipe import Recipe
+from bitzoo.training.requirements import check_training
 from bitzoo.training.training_config import TrainingConfig
-
-LOSSES: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "softmax_cross_entropy": lambda logits, targets: F.cross_entropy(
-        logits, targets, reduction="none"
-    ),
-}
-"""Losses that a recipe may name: logits and soft targets (n, classes) to one loss per row, (n,)."""
 
 _log = logging.getLogger(__name__)
 
@@ -65,13 +65,14 @@ class TrainResult:
 
     Attributes:
         step: Total updates made, including those before a resume.
-        stopped: Whether training was stopped before the last step.
+        stopped: Whether training was interrupted before its end.
         loss: Loss of the last step; None if no step was left.
         micro_batch: Images that a process computed at once, at the end.
         images_per_s: Images per second of this call, over all processes, including evaluations and
             checkpoints.
         checkpoint: The last checkpoint written; None without a folder and in all but the main
             process.
+        selection: The evaluations so far; those after the last step are up to the caller.
     """
 
     step: int
@@ -80,6 +81,7 @@ class TrainResult:
     micro_batch: int
     images_per_s: float
     checkpoint: Path | None
+    selection: ModelSelection
 
 
 def train(
@@ -94,9 +96,13 @@ def train(
     about: Mapping[str, Any] | None = None,
     on_step: Callable[[dict[str, float]], None] = lambda metrics: None,
     on_part: Callable[[int, float], None] = lambda step, part: None,
-    on_eval: Callable[[int], None] = lambda step: None,
+    on_eval: Callable[[int], Scores | None] = lambda step: None,
 ) -> TrainResult:
     """Train a network by a recipe, in place.
+
+    Training ends early if `patience` evaluations in a row bring no better top-1 accuracy. If the
+    best weights are to be kept, each evaluation that is the best so far is followed by a
+    checkpoint, which stays until a better one is safely on the disk.
 
     SIGTERM or Ctrl-C stops training after the current step, with a checkpoint; a second one stops
     it immediately. Under ``accelerate launch`` or ``torchrun``, each process computes its share of
@@ -118,7 +124,8 @@ def train(
             process's images that are done: 0.0 when it begins, then after each micro-batch but the
             last.
         on_eval: Called with the number of updates made, after every `eval_every` updates but not
-            after the last; in every process. May leave the model in evaluation mode.
+            after the last; in every process. Returns the scores, the same in every process, or
+            None, which decides nothing. May leave the model in evaluation mode.
 
     Raises:
         UsageError: If the loop does not know something that the recipe names, or the data do not
@@ -130,12 +137,14 @@ def train(
     """
     options = options or TrainingConfig()
     steps = recipe.schedule.steps
-    _check(model, recipe, pixels, labels)
+    check_training(model, recipe, pixels, labels)
     pace = Pace()
     with _training_form(model, options), graceful_stop(pace) as asked:
         trainer = Trainer(model, recipe, pixels, labels, options)
         trainer.begin(start)
         loss, saved, stopped, first = None, None, False, trainer.step
+        selection = trainer.selection
+        spared = selection.best
 
         def within(part: float) -> None:
             pace.within_step(part)
@@ -150,24 +159,37 @@ def train(
                 lr = recipe.schedule.lr_at(step - 1)
                 pace.step_ended()
                 on_step({"step": step, "loss": loss, "lr": lr, "images_per_s": rate})
-                if step < steps and _is_due(step, options.eval_every):
+                is_best = False
+                if step < steps and _is_due(step, options.eval_every or 0):
                     pace.now("evaluation")
-                    on_eval(step)
+                    scores = on_eval(step)
                     model.train()
-                stopped = trainer.any_process(asked()) and step < steps
-                due = stopped or step == steps or _is_due(step, options.checkpoint_every)
+                    is_best = scores is not None and selection.add(step, scores)
+                ended = step == steps or selection.is_exhausted
+                stopped = trainer.any_process(asked()) and not ended
+                due = stopped or ended or (is_best and options.keeps_best)
+                due = due or _is_due(step, options.checkpoint_every)
                 if due and folder and trainer.processes.is_main_process:
                     pace.now("checkpoint")
                     meta = {**(about or {}), "loop": trainer.facts()}
+                    # The best before this one stays for as long as this file is the newest, which
+                    # may turn out damaged.
+                    bests = (spared, selection.best) if options.keeps_best else ()
                     saved = save_checkpoint(
-                        folder, step, trainer.state(), meta, keep=options.keep_checkpoints
+                        folder,
+                        step,
+                        trainer.state(),
+                        meta,
+                        keep=options.keep_checkpoints,
+                        spare=[best.step for best in bests if best],
                     )
-                if stopped:
+                    spared = selection.best
+                if stopped or ended:
                     break
                 last = time.perf_counter()
         images = (trainer.step - first) * recipe.batch_size
         rate = images / (time.perf_counter() - began)
-        return TrainResult(trainer.step, stopped, loss, trainer.micro_batch, rate, saved)
+        return TrainResult(trainer.step, stopped, loss, trainer.micro_batch, rate, saved, selection)
 
 
 class Trainer:
@@ -176,6 +198,7 @@ class Trainer:
     Attributes:
         processes: State of the process group.
         step: Number of updates made; also the index of the next one.
+        selection: The evaluations so far.
         micro_batch: Most images that a process computes at once.
         on_part: Called within a step with the fraction of this process's images that are done: 0.0
             when it begins, then after each micro-batch but the last.
@@ -189,15 +212,16 @@ class Trainer:
         labels: npt.NDArray[np.integer],
         options: TrainingConfig,
     ) -> None:
-        self.processes = join_processes()
+        self.processes = join_processes(options.device)
         self._model, self._recipe, self._options = model, recipe, options
-        device, dtype = self.processes.device, COMPUTE_DTYPES[options.dtype]
+        device, dtype = training_device(options.device), COMPUTE_DTYPES[options.dtype]
         layout = _layout(options, device)
         model.to(device, memory_format=layout)  # type: ignore[call-overload]
         features = model.forward_features
         self._features = torch.compile(features) if options.compile else features
         self._plan = batch_plan(recipe, len(pixels), options.seed)
         self._feed = Feed(pixels, labels, model.num_classes, device, dtype, layout)
+        self._class_weights = loss_weights(recipe, labels, model.num_classes, device)
         self._kernels = standardize_once(model)
         self._optimizer = _optimizer(model, recipe)
         self._scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
@@ -208,6 +232,7 @@ class Trainer:
         self._rows = range(first, last)
         self.on_part: Callable[[float], None] = lambda part: None
         self.step = 0
+        self.selection = ModelSelection(options.patience)
         self.micro_batch = options.micro_batch or 0
 
     def begin(self, start: Checkpoint | None) -> None:
@@ -225,14 +250,16 @@ class Trainer:
             image = image.to(self._feed.dtype, memory_format=self._feed.memory_format)
             self.micro_batch = choose_micro_batch(self._logits, image, max(1, len(self._rows)))
         if self.processes.num_processes > 1:
-            agreed: list[Any] = [self.step, self.micro_batch, self._scaler.state_dict()]
+            agreed: list[Any] = [
+                self.step,
+                self.micro_batch,
+                self._scaler.state_dict(),
+                self.selection,
+            ]
             dist.broadcast_object_list(agreed, src=0)
-            self.step, self.micro_batch, scaling = agreed
+            self.step, self.micro_batch, scaling, self.selection = agreed
             self._scaler.load_state_dict(scaling)
-            for tensor in state.values():
-                copy = tensor.detach().clone(memory_format=torch.contiguous_format)
-                dist.broadcast(copy, src=0)
-                tensor.detach().copy_(copy)
+            send_from_main(state.values())
 
     def state(self) -> dict[str, Tensor]:
         """Return all parameters and momenta by name; the tensors themselves, not copies."""
@@ -247,7 +274,9 @@ class Trainer:
 
     def facts(self) -> dict[str, Any]:
         """Return what a checkpoint needs besides `state`, and what affects rounding, as JSON."""
+        selected = {"selection": self.selection.to_dict()} if self._options.selects else {}
         return {
+            **selected,
             "micro_batch": self.micro_batch,
             "scaler": self._scaler.state_dict(),
             "seed": self._options.seed,
@@ -268,7 +297,7 @@ class Trainer:
             TrainingError: If the loss is not finite, or even one image does not fit into memory.
         """
         steps = self._recipe.schedule.steps
-        while self.step < steps:
+        while self.step < steps and not self.selection.is_exhausted:
             yield from self._updates_while_they_fit()
             if self.step < steps:
                 self._halve()
@@ -312,7 +341,9 @@ class Trainer:
         try:
             with self._kernels if shared else contextlib.nullcontext():
                 for part in parts:
-                    losses = LOSSES[self._recipe.loss](self._logits(part.images), part.targets)
+                    losses = LOSSES[self._recipe.loss](
+                        self._logits(part.images), part.targets, self._class_weights
+                    )
                     loss = losses.sum() / self._recipe.batch_size
                     self._scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
                     total += loss.detach()
@@ -387,6 +418,7 @@ class Trainer:
             tensor.detach().copy_(start.state[name])
         then, now = start.meta["loop"], self.facts()
         self.step = start.step
+        self.selection = ModelSelection(self._options.patience, then.get("selection"))
         self.micro_batch = self.micro_batch or then["micro_batch"]
         if self._scaler.is_enabled() and then["scaler"]:
             self._scaler.load_state_dict(then["scaler"])
@@ -454,32 +486,6 @@ def _training_form(model: BiT, options: TrainingConfig) -> Iterator[None]:
             parameter.requires_grad_(required)
             parameter.grad = None
         model.eval()
-
-
-def _check(model: BiT, recipe: Recipe, pixels: Pixels, labels: npt.NDArray[np.integer]) -> None:
-    known = {"loss": set(LOSSES), "optimizer": {"sgd"}, "augmentation": {"resize_crop"}}
-    for name, words in known.items():
-        if (found := getattr(recipe, name)) not in words:
-            raise UsageError(
-                f"Recipe {recipe.name!r} has an unknown {name}: expected one of "
-                f"{', '.join(sorted(words))}, found {found!r}. Change the recipe."
-            )
-    if recipe.loss_options:
-        raise UsageError(
-            f"Recipe {recipe.name!r} must have no loss options, because {recipe.loss} takes none, "
-            f"found {dict(recipe.loss_options)}. Remove them."
-        )
-    if len(labels) != len(pixels):
-        raise UsageError(
-            f"Every image needs a label, found {len(labels):,} labels for {len(pixels):,} "
-            "images. Pass those of one split."
-        )
-    low, high = int(np.min(labels)), int(np.max(labels))
-    if not 0 <= low <= high < model.num_classes:
-        raise UsageError(
-            f"Labels must be from 0 to {model.num_classes - 1}, the classes of the model's head, "
-            f"found {low} to {high}. Create the model with `num_classes={high + 1}`."
-        )
 
 
 def _is_due(step: int, every: int) -> bool:

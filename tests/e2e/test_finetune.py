@@ -13,7 +13,7 @@ from images import write_digits
 
 import bitzoo
 from bitzoo.errors import UsageError
-from bitzoo.runs.tensorboard import keep_tensorflow_out
+from bitzoo.runs.trackers import keep_tensorflow_out
 
 STEPS = ["--steps", "6", "--batch-size", "16", "--lr", "0.03", "--resolution", "36,32"]
 
@@ -53,8 +53,9 @@ def test_a_run_leaves_a_model_that_evaluates_as_it_says(
     assert "6 steps, top-1" in finished.stdout
     left = {path.name for path in (workspace / "run").iterdir()}
     assert left == {
-        "README.md", "checkpoints", "config.json", "evaluation.json", "metrics.jsonl",
-        "model.safetensors", "report.html", "run.json", "sessions.json", "tensorboard",
+        "README.md", "checkpoints", "config.json", "evaluation.json", "metrics.csv",
+        "metrics.jsonl", "model.safetensors", "report.html", "run.json", "sessions.json",
+        "split.csv", "tensorboard",
     }  # fmt: skip
     said = json.loads((workspace / "run/evaluation.json").read_text())
     found = json.loads(

@@ -495,7 +495,10 @@ class TestRefusals:
                 {"augmentation": "cutout"},
                 "an unknown augmentation: expected one of resize_crop, found 'cutout'",
             ),
-            ({"loss_options": {"a": 1}}, r"must have no loss options, .*, found \{'a': 1\}"),
+            (
+                {"loss_options": {"a": 1}},
+                r"expected of .* only class_weights balanced, found \{'a': 1\}",
+            ),
         ],
     )
     def test_of_unknown_recipes(self, changes, says):

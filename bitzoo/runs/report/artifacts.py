@@ -26,6 +26,7 @@ from bitzoo.runs.report.leakage import Leakage, measure_leakage, show_pairs
 from bitzoo.runs.report.run_command import command_of
 from bitzoo.runs.report.run_summary import RunRecord, find_mistakes
 from bitzoo.training.hyperrule import explain
+from bitzoo.training.model_selection import Choice
 from bitzoo.training.recipe import Recipe
 from bitzoo.zoo.info import info as info_of
 from bitzoo.zoo.model_folder import write_model_folder
@@ -51,6 +52,7 @@ class FinishedRun:
         data: The data set as it was given.
         training: Pixels of the training images.
         sessions: When, for how long and on what it ran, as names and values.
+        choice: Which weights the network has.
     """
 
     model: BiT
@@ -63,6 +65,7 @@ class FinishedRun:
     data: object
     training: Pixels
     sessions: Sequence[tuple[str, str]]
+    choice: Choice
 
 
 def write_artifacts(
@@ -82,9 +85,10 @@ def write_artifacts(
     info = _info(finished, identity)
     write_model_folder(folder, finished.model, info)
     if finished.evaluation:
-        leakage = _leakage(finished)
-        leaked = {"near_duplicates": leakage.to_dict()} if leakage else {}
-        write_json(folder / EVALUATION_NAME, finished.evaluation.to_dict() | leaked)
+        leakage, choice = _leakage(finished), finished.choice
+        more = {"near_duplicates": leakage.to_dict()} if leakage else {}
+        more |= {"weights": choice.to_dict()} if choice.sentence else {}
+        write_json(folder / EVALUATION_NAME, finished.evaluation.to_dict() | more)
     record = _record(folder, finished, identity, history, info)
     write_report(folder / REPORT_NAME, record)
     write_card(folder / CARD_NAME, record)
@@ -152,7 +156,10 @@ def _record(
         classes=images.classes,
         dataset=images.source,
         data=_data_rows(finished),
-        recipe=explain(finished.recipe, freeze=config.freeze),
+        recipe=[
+            *explain(finished.recipe, freeze=config.freeze),
+            *([("weights", finished.choice.sentence)] if finished.choice.sentence else []),
+        ],
         options={key: identity[key] for key in ("seed", "dtype", "freeze", "pretrained")},
         history=history,
         evaluation=found,
@@ -168,6 +175,7 @@ def _record(
         made=finished.sessions,
         command=command,
         galleries=[first_batch],
+        choice=finished.choice,
     )
 
 

@@ -298,7 +298,9 @@ def _front_matter(run: RunRecord) -> str:
     found = run.evaluation
     shares = {}
     if found is not None and found.count:
-        shares["accuracy"] = ("top-1 accuracy", found.top1)
+        is_best = run.choice is not None and run.choice.is_optimistic
+        chosen = ", the best of several evaluations on these images" if is_best else ""
+        shares["accuracy"] = (f"top-1 accuracy{chosen}", found.top1)
         if found.has_top5:
             shares["top_5_accuracy"] = ("top-5 accuracy", found.top5)
     data = ModelCardData(

@@ -14,6 +14,7 @@ from bitzoo.catalogue.model_info import ModelInfo
 from bitzoo.inference.metrics import Evaluation
 from bitzoo.runs.report.leakage import Leakage, ShownPair
 from bitzoo.runs.report.svg import Point
+from bitzoo.training.model_selection import Choice
 from bitzoo.training.recipe import Recipe
 
 __all__ = ["Gallery", "Mistake", "RunRecord", "Tile", "find_mistakes", "wilson_interval"]
@@ -100,6 +101,7 @@ class RunRecord:
         made: When, for how long and on what it ran, as names and values.
         command: The command line that makes the run again; None if there is none.
         galleries: More sections with images.
+        choice: Which weights the trained model has; None if not known.
     """
 
     title: str
@@ -124,6 +126,7 @@ class RunRecord:
     made: Sequence[tuple[str, str]] = ()
     command: str | None = None
     galleries: Sequence[Gallery] = ()
+    choice: Choice | None = None
 
     @property
     def is_frozen(self) -> bool:
@@ -134,6 +137,11 @@ class RunRecord:
     def is_pretrained(self) -> bool:
         """Whether training started from other than random weights."""
         return self.options.get("pretrained") is not False
+
+    @property
+    def optimism(self) -> str:
+        """What to say next to the accuracy, if it was chosen for being the highest; else empty."""
+        return self.choice.sentence if self.choice and self.choice.is_optimistic else ""
 
     def series(self, event: str, key: str) -> list[Point]:
         """Return (step, value) of one recorded number, by ascending step, finite values only."""
