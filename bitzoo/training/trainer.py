@@ -162,6 +162,8 @@ def train(
                     saved = save_checkpoint(
                         folder, step, trainer.state(), meta, keep=options.keep_checkpoints
                     )
+                if due and step < steps:  # a stop may have been asked for in the meantime
+                    stopped = stopped or trainer.any_process(asked())
                 if stopped:
                     break
                 last = time.perf_counter()
