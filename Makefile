@@ -9,7 +9,7 @@ BUDGET ?= 10000
 ATTACK = PYTHONPATH=tests $(BIN)/python -m attacks
 DEFAULT_TESTS := -m "not full_size" --numprocesses auto --maxprocesses 8 --dist loadfile
 
-.PHONY: quickstart test test-full test-lowest attack attack-figures coverage lint format dist test-wheel bench bench-quick readme cards pages clean
+.PHONY: quickstart test test-full test-lowest attack attack-figures coverage lint format dist test-wheel bench bench-quick readme cards pages screens clean
 
 quickstart: .venv/.installed  ## the main job, end to end, on a small random checkpoint
 	$(BIN)/bitzoo quickstart
@@ -66,6 +66,9 @@ cards: .venv/.installed-dev  ## a card for each model, from the registry
 pages: .venv/.installed-dev tests/browser/node_modules/.installed  ## reports and cards in headless Chromium, judged by axe
 	$(BIN)/python tests/browser/write_pages.py tests/browser/pages
 	node tests/browser/check.mjs tests/browser/pages $(PAGES)
+
+screens: .venv/.installed-dev  ## the screens in docs/terminal.md, from a run on a pseudo-terminal
+	PYTHONPATH=tests $(BIN)/python -m screens docs/terminal.md
 
 clean:
 	rm -rf .venv $(LOWEST) $(WHEEL) build dist htmlcov .coverage .coverage.*

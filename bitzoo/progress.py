@@ -23,7 +23,16 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TextIO
 
-from bitzoo.progress_line import Kind, columns_of, finished, kind_of, line, plain_line
+from bitzoo.progress_line import (
+    Kind,
+    columns_of,
+    cut,
+    duration,
+    finished,
+    kind_of,
+    line,
+    plain_line,
+)
 
 REDRAW_SECONDS = 0.1
 """How often a terminal is redrawn."""
@@ -36,6 +45,9 @@ PLAIN_SECONDS = 5.0
 
 TOLD_SECONDS = 1.0
 """Work that took as long leaves a line in a terminal; elsewhere `PLAIN_SECONDS` decide."""
+
+_IDLE_SECONDS = 1.0
+"""Time without a report after which a command's name and time are shown."""
 
 _SLOW_STEP = 2.0
 """Steps that take as long in seconds show how far they are."""
@@ -122,8 +134,11 @@ class Live:
     told_seconds = PLAIN_SECONDS
 
     def __init__(self) -> None:
+        self.label = ""
+        """What is shown with the time where nothing is reported for a while; empty for nothing."""
         self._stages: dict[str, _Stage] = {}
         self._stage: _Stage | None = None
+        self._idle_since = time.monotonic()
 
     def __call__(self, task: str, done: int, total: int) -> None:
         """Show progress, as any `bitzoo.files.Progress` does."""
@@ -157,6 +172,7 @@ class Live:
         if self._stage is not None:
             self._stage.pause()
             self._stage = None
+            self._idle_since = time.monotonic()
 
     def _finish(self, stage: _Stage) -> None:
         if stage.kind.is_told or stage.seconds >= self.told_seconds:
@@ -277,14 +293,18 @@ class _Terminal(Live):
                     self._draw(width)
 
     def _draw(self, width: int) -> None:
+        idle = time.monotonic() - self._idle_since
         if self._mid_line:
             return
-        if self._stage is None:
+        # One column stays free: in the last one, terminals differ in when they wrap.
+        if self._stage is not None:
+            text = self._stage.line(width - 1, is_ascii=self._is_ascii)
+        elif self.label and idle > _IDLE_SECONDS:
+            text = cut(f"{self.label}  {duration(idle)}", width - 1)
+        else:
             self._erase()
             return
         resized = "\x1b[J" if self._drawn and width != self._width else ""
-        # One column stays free: in the last one, terminals differ in when they wrap.
-        text = self._stage.line(width - 1, is_ascii=self._is_ascii)
         padding = " " * (min(self._drawn, width - 1) - columns_of(text))
         self._put(f"\r{resized}{text}{padding}\r")
         self._drawn, self._width, self._is_dirty = columns_of(text), width, False
@@ -355,13 +375,14 @@ class _Notebook(Live):
 
 
 @contextlib.contextmanager
-def live(*, plain: bool = True) -> Iterator[Live]:
+def live(*, plain: bool = True, label: str = "") -> Iterator[Live]:
     """Yield what shows progress: a live line, or plain lines on stderr.
 
     If there is a live line already, as around a command that downloads, it is that one.
 
     Args:
         plain: Whether to write plain lines where there is neither a terminal nor a notebook.
+        label: What is shown, with the time, while nothing is reported: the name of the command.
     """
     with _lock:
         outer = _current[-1] if _current else None
@@ -369,6 +390,7 @@ def live(*, plain: bool = True) -> Iterator[Live]:
         _current.append(shown)
     try:
         if not outer:
+            shown.label = label
             shown.open()
         yield shown
     finally:

@@ -9,11 +9,13 @@ import contextlib
 import fcntl
 import os
 import pty
+import re
 import select
 import signal
 import struct
 import subprocess
 import sys
+import tempfile
 import termios
 import time
 from collections.abc import Callable
@@ -29,12 +31,14 @@ class Terminal:
         screen: The emulated screen, with everything that scrolled off in `screen.history.top`.
         process: The command.
         seen: Every different screen, in order, as text.
+        folder: Where it runs.
     """
 
     def __init__(self, command, *, columns, rows, folder, environment=None):
         """Start a command, or `bitzoo` with these arguments if the first is no path."""
         self.screen = pyte.HistoryScreen(columns, rows, history=10_000)
         self.seen: list[str] = []
+        self.folder = Path(folder)
         self._stream = pyte.ByteStream(self.screen)
         self._main, child = pty.openpty()
         self._set_size(child, columns, rows)
@@ -129,11 +133,64 @@ def image_of(text: str, columns: int, rows: int) -> str:
     return "\n".join([edge, *(f"|{line:<{columns}}|" for line in lines), edge])
 
 
-def folder_of_digits(folder: Path) -> Path:
-    """Make a small checkpoint and a folder of digits; returns `folder`."""
+def folder_of_digits(folder: Path, size: int = 8) -> Path:
+    """Make a small checkpoint and a folder of 700 digits; returns `folder`."""
     from checkpoints import make_checkpoint, write_npz
     from images import write_digits
 
-    write_digits(folder / "digits", per_class=50, val_per_class=20)
+    write_digits(folder / "digits", per_class=50, val_per_class=20, size=size)
     write_npz(folder / "small.npz", make_checkpoint(num_classes=4))
     return folder
+
+
+# --- the screens of docs/terminal.md --------------------------------------------------------------
+
+SIZES = ((80, 24), (120, 40))
+STEPS = 40
+MOMENTS: dict[str, str] = {
+    "checking": r"^checking .*\d/700 images  .* left$",
+    "decoding": r"^decoding .*\d/500 images  .* left$",
+    "training begins": rf"^training .*step  0/{STEPS}",
+    "training in the middle": rf"^training .*step 2\d/{STEPS}  loss .* images/s  .* left$",
+    "finished": r"^next ",
+}
+"""A moment of a run, and the line by which its screen is known."""
+
+
+def finetune_words(*more):
+    """A run of a small network, in the folder of `folder_of_digits`."""
+    words = ["finetune", "--model", "small.npz", "--data", "digits", "--out", "run"]
+    words += ["--steps", str(STEPS), "--batch-size", "32", "--lr", "0.03", "--micro-batch", "16"]
+    return [*words, "--resolution", "36,32", "--eval-every", "20", *more]
+
+
+def watch_finetuning(folder, columns, rows, **environment):
+    """Run it; returns the finished terminal, and the screen of each moment."""
+    own = {"BITZOO_CACHE": str(folder / f"cache-{columns}"), "OMP_NUM_THREADS": "1", **environment}
+    words = finetune_words("--overwrite")
+    with Terminal(words, columns=columns, rows=rows, folder=folder, environment=own) as terminal:
+        assert terminal.finish(300) == 0, terminal.text()
+    screens = {}
+    for moment, line in MOMENTS.items():
+        found = [screen for screen in terminal.seen if re.search(line, screen, re.M)]
+        screens[moment] = found[len(found) // 2] if found else ""
+    return terminal, screens
+
+
+def write_document(path: Path) -> None:
+    """Put new screens into the document, between its headings and its prose."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = folder_of_digits(Path(name), size=160)
+        parts = [path.read_text(encoding="utf-8").split("\n## 80 x 24")[0]]
+        for columns, rows in SIZES:
+            parts.append(f"\n## {columns} x {rows}\n")
+            _, screens = watch_finetuning(folder, columns, rows)
+            for moment, screen in screens.items():
+                parts.append(
+                    f"\n{moment.capitalize()}:\n\n```\n{image_of(screen, columns, rows)}\n```\n"
+                )
+    path.write_text("".join(parts), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    write_document(Path(sys.argv[1]))

@@ -226,9 +226,13 @@ def _verdict(passed: bool) -> str:
 def progress_bar() -> Iterator[Live]:
     """Yield a callback that shows progress on stderr: one live line, or a plain line now and then.
 
-    It is a `bitzoo.files.Progress` that can do more; see `bitzoo.progress`.
+    It is a `bitzoo.files.Progress` that can do more; see `bitzoo.progress`. While nothing is
+    reported, it shows the command's name and the time.
     """
+    import click
+
     from bitzoo.progress import live
 
-    with live() as progress:
+    context = click.get_current_context(silent=True)
+    with live(label=(context.info_name or "") if context else "") as progress:
         yield progress

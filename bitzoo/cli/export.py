@@ -9,7 +9,14 @@ import click
 
 from bitzoo.cli.command import Command
 from bitzoo.cli.completers import complete_model
-from bitzoo.cli.console import print_facts, print_json, print_table, say, say_wrapped
+from bitzoo.cli.console import (
+    print_facts,
+    print_json,
+    print_table,
+    progress_bar,
+    say,
+    say_wrapped,
+)
 from bitzoo.cli.options import PATH, debug_option, json_option, weights_option
 
 if TYPE_CHECKING:
@@ -52,7 +59,8 @@ def export(
     """
     from bitzoo.exporters import export as exporting
 
-    report = exporting.export(model, to, out, dtype=dtype, force=force, weights=weights)
+    with progress_bar():  # its parts report nothing: the time is shown
+        report = exporting.export(model, to, out, dtype=dtype, force=force, weights=weights)
     if json:
         print_json(report.to_dict())
     else:

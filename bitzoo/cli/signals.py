@@ -5,6 +5,7 @@ A second one ends the process at once, if unwinding takes longer than a moment.
 
 from __future__ import annotations
 
+import atexit
 import os
 import signal
 import sys
@@ -30,6 +31,7 @@ _SILENT_SECONDS = 2.0
 """What ends within this time needs no explanation."""
 _LAST_SECONDS = 0.5
 """Time to unwind after a second signal: a lock, a temporary folder."""
+_asked_twice: list[int] = []
 
 
 def exit_on_signals() -> None:
@@ -41,12 +43,14 @@ def exit_on_signals() -> None:
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, _leave)
     hear_always(_hear)
+    atexit.register(_skip_the_rest)  # first, so that it is called last
 
 
 def _hear(number: int, times: int, answered: bool) -> bool:
     if number not in _SIGNALS:
         return False
     if times > 1:
+        _asked_twice.append(number)
         _later(_LAST_SECONDS, lambda: _end(number))
     elif not answered:
         name = signal.Signals(number).name
@@ -76,10 +80,18 @@ def _end(number: int) -> None:
         os._exit(128 + number)
 
 
+def _skip_the_rest() -> None:
+    """End here after a second signal: taking the libraries apart takes seconds."""
+    if _asked_twice:
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(OSError, ValueError, AttributeError):
+                stream.flush()
+        os._exit(128 + _asked_twice[0])
+
+
 def _leave(number: int, frame: FrameType | None) -> None:
-    if not _is_bookkeeping(frame):
-        sys.exit(128 + number)
-    if not hasattr(signal, "setitimer"):  # Windows
+    # Without timers, as on Windows, there is no second try.
+    if not _is_bookkeeping(frame) or not hasattr(signal, "setitimer"):
         sys.exit(128 + number)
     before = _place(frame)
 

@@ -46,11 +46,11 @@ class Pace:
     def in_words(self) -> str:
         """Return what a stop waits for, and about how long."""
         if self._doing != "step":
-            return f"this step, once its {self._doing} is done"
+            return f"this {self._doing}"
         left = self.seconds_left()
         if left is None:
-            return "this step; it is the first, so that nobody knows yet how long it takes"
-        return f"this step, in about {duration(max(left, 1.0))}" if left > 1 else "this step"
+            return "this step (the first, so that nobody knows yet how long it takes)"
+        return f"this step, in about {duration(left)}" if left > 1 else "this step"
 
     def seconds_left(self) -> float | None:
         """Return the seconds until the step ends; None if that cannot be known."""
@@ -83,8 +83,8 @@ def graceful_stop(pace: Pace) -> Iterator[Callable[[], bool]]:
         if times_heard == 1:
             name = signal.Signals(number).name
             _log.warning(
-                "%s: stopping after %s, with a checkpoint. Send it again to stop at once, with the "
-                "checkpoint that is there.",
+                "%s: stopping after %s, with a checkpoint. Send it again to stop at once and keep "
+                "only the last checkpoint.",
                 name,
                 pace.in_words(),
             )

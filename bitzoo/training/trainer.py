@@ -184,6 +184,8 @@ def train(
                         spare=[best.step for best in bests if best],
                     )
                     spared = selection.best
+                if due and not ended:  # a stop may have been asked for in the meantime
+                    stopped = stopped or trainer.any_process(asked())
                 if stopped or ended:
                     break
                 last = time.perf_counter()
