@@ -22,16 +22,19 @@ from typing import Any
 
 from bitzoo.converters.formats.timm_config import CONFIG_NAME
 from bitzoo.data.run_folders import RUN_LOCK_NAME, RUN_NAME
+from bitzoo.data.split_record import SPLIT_NAME
 from bitzoo.errors import BitzooError, CheckpointError, UsageError
 from bitzoo.files import remove_unfinished, sha256_of, write_json, write_text
 from bitzoo.runs.differences import differences
+from bitzoo.runs.metrics_csv import CSV_NAME
 from bitzoo.runs.report.artifacts import CARD_NAME, EVALUATION_NAME, REPORT_NAME
-from bitzoo.runs.tensorboard import FOLDER_NAME
+from bitzoo.runs.trackers import FOLDER_NAME
 from bitzoo.small_files import read_json, read_json_lines
 from bitzoo.training.checkpointing import FILES, Checkpoint, latest_checkpoint, set_aside
 from bitzoo.zoo.resolve import WEIGHTS_NAME
 
 METRICS_NAME = "metrics.jsonl"
+SESSIONS_NAME = "sessions.json"
 CHECKPOINTS_NAME = "checkpoints"
 STARTED_WITH = "started_with"
 """Key in a checkpoint's metadata: `digest_of` the run's options."""
@@ -42,8 +45,9 @@ OUTPUTS = (
     f"{CHECKPOINTS_NAME}/{FILES}",
     f"{FOLDER_NAME}/events.out.tfevents.*",
     METRICS_NAME,
-    "metrics.csv",
-    "split.csv",
+    CSV_NAME,
+    SESSIONS_NAME,
+    SPLIT_NAME,
     WEIGHTS_NAME,
     CONFIG_NAME,
     EVALUATION_NAME,

@@ -15,10 +15,9 @@ import torch
 
 from bitzoo.errors import CheckpointError
 from bitzoo.files import write_json
-from bitzoo.runs.run_dir import RunDir
+from bitzoo.runs.run_dir import SESSIONS_NAME, RunDir
 from bitzoo.small_files import read_json
 
-SESSIONS_NAME = "sessions.json"
 _EVERY = 10.0
 """Seconds between two writings of the file."""
 
