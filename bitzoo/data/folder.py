@@ -6,7 +6,7 @@ No image is decoded here.
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from bitzoo.data.folder_scan import Entries, FolderScan, count_images, identity_of
+from bitzoo.data.folder_scan import Entries, FolderScan, count_images, identity_of, in_words
 from bitzoo.data.problems import DatasetError, Problem, Reason, join_some, printable
 from bitzoo.data.split_names import can_mean, is_plain, resolve_splits, splits_per_class
 
@@ -173,7 +173,8 @@ class _Reading:
             if len(inside.folders) != 1 or inside.images:
                 return folder
             only = inside.folders[0]
-            if not (can_mean(only.name, split) or only.name == common):
+            is_around = can_mean(only.name, split) or only.name == common
+            if not is_around or _label(only) in self.known:
                 return folder
             self.pass_through(folder)
             folder = only
@@ -195,36 +196,44 @@ class _Reading:
     def read_splits(self, top: Path, splits: dict[Path, str]) -> None:
         """List every split; train first, because its classes tell whether others are labelled."""
         self.pass_through(top)
-        others = [folder for folder in self.entries(top).folders if folder not in splits]
-        if others:
-            shown = join_some([f"{self.key(f)}{_counted(count_images(f))}" for f in others])
-            self.notes.append(f"Ignored: folders beside the splits ({len(others)}): {shown}.")
         common = self.common_folder(splits)
         places = [
             (self.within_split(folder, split, common), split)
             for folder, split in sorted(splits.items(), key=self.labelled_first)
         ]
-        if not all(is_plain(folder.name) for folder in splits) or len(places) > len(
-            set(splits.values())
-        ):
-            shown = ", ".join(f"{split} from {self.key(place)}" for place, split in places)
-            self.notes.append(f"Splits by the folders' names: {shown}.")
+        self.note_splits(top, splits, places)
         unlabelled = set()
         for place, split in places:
             if split != "train" and self.classes and self.is_unlabelled(place):
                 unlabelled.add(split)
                 images = self.scan.images_below(place, set())
                 self.notes.append(
-                    f"Not used: the {len(images):,} images in {self.key(place)}, which are in no "
-                    f"class folders, so their classes are unknown."
+                    f"Not used: the {in_words(len(images))} in {self.key(place)}, which are in no "
+                    "class folders, so their classes are unknown."
                 )
-                continue
-            self.refuse_no_classes(place)
-            self.read_classes(place, split)
+            else:
+                self.refuse_no_classes(place)
+                self.read_classes(place, split)
         named = set(splits.values()) - unlabelled
         held_out = next((split for split in ("val", "test") if split in named), None)
         if held_out and all(row.split != held_out for row in self.rows):
             self.problems.append(Problem(Reason.EMPTY_SPLIT, held_out))
+
+    def note_splits(
+        self, top: Path, splits: dict[Path, str], places: Sequence[tuple[Path, str]]
+    ) -> None:
+        """Say which folders are no splits, and which are, unless their names say it plainly."""
+        others = [folder for folder in self.entries(top).folders if folder not in splits]
+        if others:
+            counts = {folder: count_images(folder) for folder in others}
+            shown = join_some(
+                [self.key(f) + (f" ({in_words(counts[f])})" if counts[f] else "") for f in others]
+            )
+            self.notes.append(f"Ignored: folders beside the splits ({len(others)}): {shown}.")
+        several = len(splits) > len(set(splits.values()))
+        if several or not all(is_plain(folder.name) for folder in splits):
+            shown = ", ".join(f"{split} from {self.key(place)}" for place, split in places)
+            self.notes.append(f"Splits by the folders' names: {shown}.")
 
     def labelled_first(self, split: tuple[Path, str]) -> tuple[bool, bool]:
         folder, name = split
@@ -243,12 +252,10 @@ class _Reading:
         """List each class folder of `parent`."""
         inside = self.entries(parent)
         if not inside.folders:
-            number = len(inside.images)
             raise DatasetError(
                 f"The folder {_shown(parent)} must hold one folder of images per class, found no "
-                f"folder and {number} {'image' if number == 1 else 'images'}. Sort the images into "
-                "folders named after their classes, or list them in a CSV file with the columns "
-                "path,label."
+                f"folder and {in_words(len(inside.images))}. Sort the images into folders named "
+                "after their classes, or list them in a CSV file with the columns path,label."
             )
         self.pass_through(parent)
         for folder in inside.folders:
@@ -307,15 +314,14 @@ class _Reading:
     def equal_folders(self, place: Path, names: list[str], common: list[str]) -> DatasetError:
         """Return the error for folders that all hold the folders in `common`."""
         found = (
-            f"The folders in {_shown(place)} ({join_some(names)}) are not "
-            "classes: expected images of one class in each, found the same folders in all of them "
-            f"({join_some(common)}). "
+            f"The folders in {_shown(place)} ({join_some(names)}) are not classes: expected images "
+            f"of one class in each, found the same folders in all of them ({join_some(common)}). "
         )
         if {"train"} < set(resolve_splits(common).values()):
             return DatasetError(
                 f"{found}Each class has its own splits, but bitzoo expects the classes in the "
-                f"splits. Move the folders, as {common[-1]}/{names[0]}, or "
-                "list the images in a CSV file with the columns path,label,split."
+                f"splits. Move the folders, as {common[-1]}/{names[0]}, or list the images in a "
+                "CSV file with the columns path,label,split."
             )
         return DatasetError(
             f"{found}If they are splits, name them train and val (or test). If they are parts or "
@@ -383,10 +389,6 @@ def _keys(folders: Iterable[Path]) -> list[str]:
 
 def _shown(path: Path) -> str:
     return repr(printable(path.as_posix()))
-
-
-def _counted(images: int) -> str:
-    return f" ({images:,} {'image' if images == 1 else 'images'})" if images else ""
 
 
 # --- arrays -------------------------------------------------------------------------------------

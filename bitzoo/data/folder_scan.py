@@ -144,6 +144,11 @@ def count_images(folder: Path) -> int:
     )
 
 
+def in_words(images: int) -> str:
+    """Return a number of images with its noun."""
+    return f"{images:,} image" + ("" if images == 1 else "s")
+
+
 def identity_of(folder: Path) -> tuple[int, int]:
     """Return what two paths of one folder have in common.
 
@@ -195,13 +200,9 @@ def _note_on_tools(folders: Sequence[Path]) -> list[str]:
     for folder in folders:
         images[folder.name] += count_images(folder)
     shown = [
-        f"{printable(name)} ({_count(images[name])}"
+        f"{printable(name)} ({in_words(images[name])}"
         + (f" in {count} folders)" if count > 1 else ")")
         for name, count in places.items()
         if images[name] or not name.startswith(".")
     ]
     return [f"Ignored: folders of systems and tools: {join_some(shown, 10)}."] if shown else []
-
-
-def _count(images: int) -> str:
-    return f"{images:,} image" + ("" if images == 1 else "s")

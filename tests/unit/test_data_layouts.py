@@ -651,7 +651,7 @@ class TestClassesBeforeTraining:
         data = tmp_path / "data"
         for seed, folder in enumerate(("Training/a", "Training/b", "Test/a", "Test/b")):
             write_photos(data / folder, 2, first_seed=10 * seed)
-        said = []
+        said: list[str] = []
         with pytest.raises(UnknownModelError):
             finetune("no-such-model", data, tmp_path / "run", callbacks=Callbacks(say=said.append))
         assert said == [
