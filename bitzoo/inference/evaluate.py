@@ -89,7 +89,7 @@ def evaluate(
     chosen, selection = select(listed, split, record, title, workers=workers, progress=progress)
     images, summary = inspect(
         ImageSet(
-            names,
+            tuple(names),
             Split("train", ()),
             Split("val", chosen),
             listed.source,
