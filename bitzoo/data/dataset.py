@@ -252,8 +252,9 @@ def list_splits(
         listing = replace(listing, rows=tuple(r for r in listing.rows if r.label in known))
     names = _check_classes(listing, tuple(classes))
     by_split = _by_split(listing, names)
-    order = [name for name in ("train", "val", "test", "") if name in by_split]
-    splits = {name: tuple(by_split[name]) for name in order}
+    splits: dict[str, tuple[Example, ...]] = {
+        name: tuple(by_split[name]) for name in ("train", "val", "test", "") if name in by_split
+    }
     return Listed(splits, listing.source, listing.notes, problems)
 
 

@@ -90,7 +90,7 @@ def evaluate(
     transform = create_transform(network)
     images, summary = inspect(
         ImageSet(
-            names,
+            tuple(names),
             Split("train", ()),
             Split("val", chosen),
             listed.source,

@@ -136,7 +136,7 @@ class Evaluation(Displayed):
         names = ["rows", "labels", "predicted", "ranks", "scores", "losses"]
         if all(part.logits is not None for part in parts):
             names.append("logits")
-        columns: dict[str, npt.NDArray[Any]] = {
+        columns: dict[str, Any] = {
             name: np.concatenate([getattr(part, name) for part in parts])[order] for name in names
         }
         return cls(parts[0].classes, **columns)

@@ -215,10 +215,10 @@ def predict_images(
         raise UsageError(
             f"`activation` must be one of {', '.join(_ACTIVATIONS)}, found {activation!r}."
         )
-    files: list[Place] = []
+    files: list[str | Path] = []
     for is_web, group in groupby(paths, _is_web_address):
         some = list(group)
-        files += some if is_web else find_images(some)
+        files += map(str, some) if is_web else find_images(some)
     network = Runner(model, device, dtype, backend)
     predictions = Predictions()
     threads = ThreadPoolExecutor(workers or min(8, os.cpu_count() or 1))

@@ -18,7 +18,7 @@ from bitzoo.models.bit import BiT
 
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
-_Items = TypeVar("_Items", npt.NDArray[np.int64], list[Path])
+_Items = TypeVar("_Items", npt.NDArray[np.int64], list[str | Path])
 
 
 def compute_dtype(name: str) -> torch.dtype:

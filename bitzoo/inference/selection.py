@@ -195,8 +195,8 @@ def _by_record(
     if split == "val" or complete:
         if not complete:
             count = len({entry.sha256 for entry in held})
-            there = len({example.sha256 for example in repeated})
-            notes += (f"Not in the data: {count - there:,} of the {count:,} held-out images.",)
+            missing = count - len({example.sha256 for example in repeated})
+            notes += (f"Not in the data: {missing:,} of the {count:,} held-out images.",)
         notes += _notes_on_rest(examples, repeated, record, title)
         return tuple(repeated), Selection("val", f"the images that {title} held out", notes=notes)
     new = [example for example in examples if example.sha256 not in record.trained]

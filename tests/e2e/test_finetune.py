@@ -63,6 +63,10 @@ def test_a_run_leaves_a_model_that_evaluates_as_it_says(
     )
     assert said.pop("near_duplicates")["held_out_without_them"]["count"] <= said["count"]
     assert found.pop("loss") == pytest.approx(said.pop("loss"), abs=1e-5)
+    assert (found.pop("notes"), said.pop("notes")) == (
+        ["Not counted: train (48); choose with `split`."],
+        [],
+    )
     assert found == said
     assert found["count"] == 20
     assert sum(row["correct"] for row in found["per_class"]) == found["correct"]
@@ -106,7 +110,7 @@ def test_evaluating_and_predicting_from_python(
     again = bitzoo.evaluate(model, str(workspace / "digits"), batch_size=3)
     assert same_scores(again.to_dict(), said)
     assert repr(found).splitlines()[1] == (
-        f"  top-1    {said['top1']:.2%} ({said['correct']} of {said['count']} images)"
+        f"  top-1       {said['top1']:.2%} ({said['correct']} of {said['count']} images)"
     )
     with pytest.raises(UsageError, match="does not say what its classes are called"):
         bitzoo.evaluate(workspace / "small.npz", workspace / "digits")
