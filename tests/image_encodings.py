@@ -48,7 +48,9 @@ class Encoding:
         return path
 
 
-def _pillow(convert: Callable[[np.ndarray], Image.Image], form: str, **options: Any) -> Callable:
+def _pillow(
+    convert: Callable[[np.ndarray], Image.Image], form: str, **options: Any
+) -> Callable[[np.ndarray], bytes]:
     def encode(grey: np.ndarray) -> bytes:
         file = io.BytesIO()
         convert(grey).save(file, form, **options)
@@ -161,7 +163,8 @@ def _raw_tiff(bits: int, stored: str, **options: int) -> Callable[[np.ndarray], 
     def encode(grey: np.ndarray) -> bytes:
         values = scaled(255 - grey if options.get("white") == 0 else grey, bits)
         size = np.dtype(stored).itemsize * 8
-        return tiff(values.astype(stored).tobytes(), *grey.shape[::-1], size, **options)
+        height, width = grey.shape
+        return tiff(values.astype(stored).tobytes(), width, height, size, **options)
 
     return encode
 
@@ -169,7 +172,7 @@ def _raw_tiff(bits: int, stored: str, **options: int) -> Callable[[np.ndarray], 
 def _packed_12(grey: np.ndarray) -> bytes:
     pairs = scaled(grey, 12).reshape(-1, 2).astype(int).tolist()
     data = b"".join(bytes([a >> 4, (a & 15) << 4 | b >> 8, b & 255]) for a, b in pairs)
-    return tiff(data, *grey.shape[::-1], 12)
+    return tiff(data, grey.shape[1], grey.shape[0], 12)
 
 
 def _ycck(grey: np.ndarray) -> bytes:

@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from bitzoo.data import decode_workers, image_store, pixel_cache
+from bitzoo.data import image_store, pixel_cache
 from bitzoo.data.dataset import Example, Split, read_dataset
 from bitzoo.data.image_store import CachedPixels, Pixels, open_pixels
 from bitzoo.data.validation import inspect
 from bitzoo.errors import UsageError
+from bitzoo.models.preprocessing import read_rgb
 
 SIZE, COUNT = 16, 6
 HEAD = 36
@@ -130,9 +131,9 @@ class TestWhatWasHashedIsDecoded:
         exif[0x0112] = 6
         path = tmp_path / "turned.jpg"
         noise(1).save(path, exif=exif, quality=95)
-        once = decode_workers.read_rgb(path)
+        once = read_rgb(path)
         assert once.size == (20, 24)
-        np.testing.assert_array_equal(np.asarray(decode_workers.read_rgb(once)), np.asarray(once))
+        np.testing.assert_array_equal(np.asarray(read_rgb(once)), np.asarray(once))
 
 
 class TestDamage:

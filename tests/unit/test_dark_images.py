@@ -4,6 +4,7 @@ import io
 import json
 import re
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,10 @@ def write(root: Path, encode: Callable[[np.ndarray], bytes], suffix: str = ".png
         for number, grey in enumerate(drawings(digit)):
             (folder / f"{number}{suffix}").write_bytes(encode(grey))
     return root
+
+
+def png_of(grey: np.ndarray, bits: int) -> bytes:
+    return png(scaled(grey, bits))
 
 
 def read(root: Any, cache: Path) -> tuple[np.ndarray, DataSummary]:
@@ -117,7 +122,7 @@ class TestBitDepth:
 
     def test_the_held_out_images_count(self, tmp_path: Path) -> None:
         for split, bits in (("train", 10), ("val", 12)):
-            write(tmp_path / split, lambda grey, bits=bits: png(scaled(grey, bits)))
+            write(tmp_path / split, partial(png_of, bits=bits))
             for path in (tmp_path / split).glob("*/*"):
                 path.rename(path.with_name(f"{split}{path.name}"))
         _, summary = inspect(read_dataset(tmp_path), workers=1)
@@ -190,7 +195,7 @@ class TestTheRecord:
 def test_a_run_keeps_the_bit_depth(tmp_path: Path) -> None:
     """Training, evaluation and prediction read the same 12-bit file as the same image."""
     write_npz(tmp_path / "small.npz", make_checkpoint())
-    data = write(tmp_path / "data", lambda grey: png(scaled(grey, 12)))
+    data = write(tmp_path / "data", partial(png_of, bits=12))
     said: list[str] = []
     result = bitzoo.finetune(
         tmp_path / "small.npz",
@@ -302,7 +307,7 @@ class TestAlpha:
         image = Image.new("RGBA", (2, 1), (*colour, 0))
         image.putpixel((1, 0), (*colour, 255))
         found = read_rgb(image)
-        assert (found.getpixel((0, 0))[0], found.getpixel((1, 0))[0]) == expected
+        assert tuple(np.asarray(found)[0, :, 0].tolist()) == expected
 
 
 class Table:
