@@ -31,6 +31,7 @@ import numpy.typing as npt
 
 from bitzoo.errors import UsageError
 from bitzoo.models.preprocessing import EvalTransform, ImageLike
+from bitzoo.portable import cores
 
 if TYPE_CHECKING:
     from bitzoo.data.dataset import Example
@@ -141,14 +142,13 @@ def image_of(example: Example) -> ImageLike:
 
 def count_cores() -> int:
     """Number of cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    return cores()
 
 
 def serve(size: int) -> None:
     """Run a worker: answer every path on standard input with pixels on standard output."""
-    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # if the parent was killed, end silently
+    if hasattr(signal, "SIGPIPE"):
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # if the parent was killed, end silently
     warnings.simplefilter("ignore")  # Pillow's, about broken EXIF data: validation says what counts
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # so that nothing can print between the pixels
