@@ -23,6 +23,7 @@ from typing import Any
 
 from bitzoo.errors import BitzooError, StorageError, UsageError
 from bitzoo.locks import IDLE_SECONDS, claimed, hold_shared
+from bitzoo.portable import FOLDER, NO_FOLLOW, OPENS_FOLDERS, user_id
 
 Progress = Callable[[str, int, int], None]
 """Called as ``progress(task, done, total)`` during the work."""
@@ -63,7 +64,7 @@ def user_path(
     except RuntimeError as error:
         raise StorageError(
             f"{os.fspath(text)}: expected a home folder for ~, found none: HOME is not set, and "
-            f"the system does not know it for user id {os.getuid()}. {advice}"
+            f"the system does not know it for user id {user_id()}. {advice}"
         ) from error
 
 
@@ -184,8 +185,10 @@ def _hold_new(folder: Path, mode: int, stack: contextlib.ExitStack) -> Path | No
     place = folder / _UNFINISHED.format(secrets.token_hex(8))
     stack.callback(shutil.rmtree, place, ignore_errors=True)  # first: a signal may come any time
     place.mkdir(mode)
+    if not OPENS_FOLDERS:  # nor are they locked: others take it for abandoned after a day
+        return place
     try:
-        descriptor = os.open(place, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+        descriptor = os.open(place, os.O_RDONLY | FOLDER | NO_FOLLOW)
         stack.callback(os.close, descriptor)
         hold_shared(descriptor)
         return place if os.path.samestat(os.stat(place), os.fstat(descriptor)) else None
@@ -194,8 +197,11 @@ def _hold_new(folder: Path, mode: int, stack: contextlib.ExitStack) -> Path | No
 
 
 def sync(path: Path) -> None:
-    """Flush a file, or a folder's directory entries, to disk."""
-    descriptor = os.open(path, os.O_RDONLY)
+    """Flush a file, or a folder's directory entries, to disk; the latter where the system can."""
+    if not OPENS_FOLDERS and path.is_dir():
+        return
+    # Windows flushes only what is open for writing.
+    descriptor = os.open(path, os.O_RDONLY if OPENS_FOLDERS else os.O_RDWR)
     try:
         os.fsync(descriptor)
     finally:

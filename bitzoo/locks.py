@@ -5,6 +5,11 @@ the descriptor ends, however it ends, so no lock is ever stale. It works between
 share a disk. Some network and FUSE file systems have no locks and answer ENOSYS, ENOLCK or the
 like. There a lock file in this machine's folder of temporary files stands in, which keeps apart the
 processes of this machine; a warning says so once.
+
+Windows has no `flock`. There, lock files are locked by `msvcrt.locking`, which ends with the
+process too; a folder is locked by its stand-in; and nothing marks what is in use: Windows itself
+lets nobody remove an open file, and what killed processes have left is removed when it is a day
+old.
 """
 
 from __future__ import annotations
@@ -19,9 +24,21 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Literal
+from typing import IO, Any, Literal
 
 from bitzoo.errors import StorageError
+from bitzoo.portable import FOLDER, NO_FOLLOW, NO_WAIT, OPENS_FOLDERS, user_id
+
+fcntl: Any
+msvcrt: Any
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+try:
+    import msvcrt
+except ImportError:
+    msvcrt = None
 
 IDLE_SECONDS = 24 * 3600
 """Where locks do not exist, what nobody has written for so long counts as not in use."""
@@ -38,6 +55,11 @@ _log = logging.getLogger(__name__)
 _has_warned = False
 _taken: set[int] = set()
 """Descriptors that `taken` holds."""
+_LOCK_BYTE = (1 << 31) - 2
+"""The byte that Windows locks, which nobody else can read then: the last that its function knows,
+and far behind the end of a lock file."""
+_RETRY_SECONDS = 0.1
+"""Where a system cannot wait for a lock, how often it is tried."""
 
 
 class _NoLocksError(Exception):
@@ -78,7 +100,9 @@ def folder_lock(folder: Path) -> Iterator[None]:
     Raises:
         OSError: If the folder cannot be opened.
     """
-    with _locked(lambda: os.open(folder, os.O_RDONLY | os.O_DIRECTORY), folder):
+    if not OPENS_FOLDERS:
+        os.listdir(folder)  # raises the same
+    with _locked(lambda: _open_folder(folder), folder):
         yield
 
 
@@ -103,15 +127,15 @@ def claimed(path: Path) -> Iterator[bool]:
     cannot be found out counts as in use.
     """
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+        descriptor = os.open(path, os.O_RDONLY | NO_FOLLOW | NO_WAIT)
     except OSError:
-        yield False
+        yield not OPENS_FOLDERS and _is_idle(path)
         return
     try:
         try:
             free = _flock(descriptor, shared=False, wait=False)
         except _NoLocksError:
-            free = time.time() - _last_written(path) > IDLE_SECONDS
+            free = _is_idle(path)
         except OSError:
             free = False
         yield free
@@ -184,11 +208,13 @@ def _wait_for(stack: contextlib.ExitStack, descriptor: int, path: Path) -> None:
 
 
 def _release(descriptor: int) -> None:
-    import fcntl
-
     with contextlib.suppress(OSError):
         # Closing is not enough: a child process may have inherited the descriptor.
-        fcntl.flock(descriptor, fcntl.LOCK_UN)
+        if fcntl is not None:
+            fcntl.flock(descriptor, fcntl.LOCK_UN)
+        elif msvcrt is not None:
+            os.lseek(descriptor, _LOCK_BYTE, os.SEEK_SET)
+            msvcrt.locking(descriptor, msvcrt.LK_UNLCK, 1)
     os.close(descriptor)
 
 
@@ -198,8 +224,8 @@ def _flock(descriptor: int, *, shared: bool, wait: bool) -> bool:
     Raises:
         _NoLocksError: If its file system has no locks.
     """
-    import fcntl  # not on every platform that can import bitzoo
-
+    if fcntl is None:
+        return _lock_file(descriptor, shared=shared, wait=wait)
     kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
     try:
         fcntl.flock(descriptor, kind if wait else kind | fcntl.LOCK_NB)
@@ -212,14 +238,39 @@ def _flock(descriptor: int, *, shared: bool, wait: bool) -> bool:
     return True
 
 
+def _lock_file(descriptor: int, *, shared: bool, wait: bool) -> bool:
+    """Do the same by the means of Windows, which has no shared locks."""
+    if msvcrt is None or shared:
+        raise _NoLocksError("it has none that processes share")
+    while True:
+        try:
+            os.lseek(descriptor, _LOCK_BYTE, os.SEEK_SET)
+            msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
+        except OSError as error:
+            if error.errno not in (errno.EACCES, errno.EDEADLK):
+                raise
+            if not wait:
+                return False
+            time.sleep(_RETRY_SECONDS)
+        else:
+            return True
+
+
+def _open_folder(folder: Path) -> int:
+    """Open a folder, or where that is impossible, what stands for it."""
+    if not OPENS_FOLDERS:
+        return _open_lock(_stand_in(folder))
+    return os.open(folder, os.O_RDONLY | FOLDER)
+
+
 def _open_lock(path: Path) -> int:
-    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
+    return os.open(path, os.O_RDWR | os.O_CREAT | NO_FOLLOW, 0o644)
 
 
 def _stand_in(path: Path) -> Path:
     """Return the lock file that stands for a path; the same in all processes of this machine."""
     key = hashlib.sha256(os.fsencode(os.path.realpath(path))).hexdigest()[:16]
-    return Path(tempfile.gettempdir()) / f"bitzoo-{os.getuid()}-{key}.lock"
+    return Path(tempfile.gettempdir()) / f"bitzoo-{user_id()}-{key}.lock"
 
 
 def _warn_once(path: Path, error: _NoLocksError) -> None:
@@ -232,6 +283,14 @@ def _warn_once(path: Path, error: _NoLocksError) -> None:
             path,
             error,
         )
+
+
+def _is_idle(path: Path) -> bool:
+    """Whether nobody has written to a file or folder for `IDLE_SECONDS`; no if it is gone."""
+    try:
+        return time.time() - _last_written(path) > IDLE_SECONDS
+    except OSError:
+        return False
 
 
 def _last_written(path: Path) -> float:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from bitzoo.errors import CheckpointError, damage_reported
+from bitzoo.portable import BINARY, CLOSE_ON_EXEC, NO_WAIT, OPENS_FOLDERS
 
 MAX_BYTES = 4 << 20
 """Bound on a file of JSON; a model's with 21,843 class names, written three times, has 2.5 MB.
@@ -101,11 +102,13 @@ def _object_in(line: bytes) -> dict[str, Any] | None:
 def _opened(path: Path) -> Iterator[IO[bytes]]:
     """Open a regular file; see `read_bytes` for the errors."""
     try:
-        # Without O_NONBLOCK, a pipe that nobody writes to is waited on already when it is opened.
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        # Without NO_WAIT, a pipe that nobody writes to is waited on already when it is opened.
+        descriptor = os.open(path, os.O_RDONLY | NO_WAIT | CLOSE_ON_EXEC | BINARY)
     except OSError:
         if path.is_socket():  # it cannot be opened at all
             raise _no_file(path, "a socket") from None
+        if path.is_dir() and not OPENS_FOLDERS:
+            raise _no_file(path, "a folder") from None
         raise
     try:
         mode = os.fstat(descriptor).st_mode

@@ -24,9 +24,9 @@ _CODE = (
 )
 _ONE_THREAD = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
 _IN_WORDS = {
-    signal.SIGPROF: "its structure is not read within {cpu_seconds:g} seconds of computing",
-    signal.SIGALRM: f"it is not read within {_WALL_SECONDS} seconds",
-    signal.SIGKILL: "the process that reads it was killed, as if memory ran out",
+    "SIGPROF": "its structure is not read within {cpu_seconds:g} seconds of computing",
+    "SIGALRM": f"it is not read within {_WALL_SECONDS} seconds",
+    "SIGKILL": "the process that reads it was killed, as if memory ran out",
 }
 
 
@@ -72,6 +72,12 @@ def run_limited(
         LimitedProcessError: If the function raised, ran past a bound or crashed.
         OSError: If no process can be started.
     """
+    if not hasattr(signal, "setitimer"):
+        raise LimitedProcessError(
+            "it is read only where a process can be bounded, which Windows cannot do. Convert it "
+            "on Linux or macOS, to .npz or .safetensors.",
+            refused=True,
+        )
     code = _CODE.format(path=sys.path, module=function.__module__, name=function.__name__)
     request = {"arguments": arguments, "cpu_seconds": cpu_seconds, "memory": memory}
     ended = subprocess.run(
@@ -90,7 +96,8 @@ def run_limited(
         answer = json.loads(ended.stdout)
     except ValueError:
         number = -ended.returncode
-        words = _IN_WORDS.get(number, "")  # type: ignore[call-overload]
+        names = {getattr(signal, name, 0): words for name, words in _IN_WORDS.items()}
+        words = names.get(number, "")
         if not words:
             words = f"the process that reads it ended with status {ended.returncode}"
         raise LimitedProcessError(words.format(cpu_seconds=cpu_seconds)) from None

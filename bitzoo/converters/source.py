@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bitzoo.errors import CheckpointError
+from bitzoo.portable import pread, preadv
 
 Array = NDArray[Any]
 
@@ -77,7 +78,7 @@ class RawFile:
         done = 0
         while done < len(buffer):
             with self._failures_reported():
-                count = os.preadv(self._file.fileno(), [buffer[done:]], offset + done)
+                count = preadv(self._file.fileno(), [buffer[done:]], offset + done)
             if not count:
                 raise CheckpointError(
                     f"{self.path}: the file ends at byte {offset + done:,}, expected data up to "
@@ -98,7 +99,7 @@ class RawFile:
             stride: Bytes from one chunk to the next in the file.
             pitch: Bytes from one chunk to the next in the buffer.
         """
-        descriptor, preadv = self._file.fileno(), os.preadv
+        descriptor = self._file.fileno()
         with self._failures_reported():
             for row in range(rows):
                 piece = buffer[row * pitch : row * pitch + chunk]
@@ -120,7 +121,7 @@ class RawFile:
     def read(self, offset: int, size: int) -> bytes:
         """Return the `size` bytes at `offset`, or fewer at the end of the file."""
         with self._failures_reported():
-            return os.pread(self._file.fileno(), size, offset)
+            return pread(self._file.fileno(), size, offset)
 
     @contextmanager
     def _failures_reported(self) -> Iterator[None]:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-import os
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from bitzoo.converters.source import Array
+from bitzoo.portable import pwrite
 
 
 @dataclass(frozen=True)
@@ -97,5 +97,5 @@ class SlabWriter(Writer):
     def _put(self, data: bytes | memoryview, position: int) -> None:
         view = memoryview(data)
         while len(view):  # a write may be partial, as on a disk that fills up
-            count = os.pwrite(self._file.fileno(), view, position)
+            count = pwrite(self._file.fileno(), view, position)
             view, position = view[count:], position + count

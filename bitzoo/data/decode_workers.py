@@ -45,6 +45,7 @@ from bitzoo.models.preprocessing import (
     read_rgb_file,
 )
 from bitzoo.models.wide_values import is_wide_grey
+from bitzoo.portable import cores
 
 if TYPE_CHECKING:
     from bitzoo.data.dataset import Example
@@ -231,9 +232,7 @@ def image_of(example: Example) -> ImageLike:
 
 def count_cores() -> int:
     """Number of cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    return cores()
 
 
 def serve(size: int, bit_depth: int | None) -> None:
@@ -243,7 +242,8 @@ def serve(size: int, bit_depth: int | None) -> None:
     answer is one byte, and the pixels if it is `_GOOD`; `_BAD` leaves it to the parent to try, and
     to say what is wrong.
     """
-    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # if the parent was killed, end silently
+    if hasattr(signal, "SIGPIPE"):
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # if the parent was killed, end silently
     warnings.simplefilter("ignore")  # Pillow's, about broken EXIF data: validation says what counts
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # so that nothing can print between the pixels

@@ -43,6 +43,7 @@ import PIL
 from bitzoo.data.decode_workers import Decoder, Pixels8
 from bitzoo.files import remove_unfinished, replaced
 from bitzoo.locks import hold_shared, is_held
+from bitzoo.portable import pwrite
 
 if TYPE_CHECKING:
     from bitzoo.data.dataset import Example
@@ -223,7 +224,7 @@ def _name(hashes: Sequence[bytes]) -> str:
 def _write_at(descriptor: int, data: bytes | memoryview, offset: int) -> None:
     view = memoryview(data)
     while view:
-        written = os.pwrite(descriptor, view, offset)
+        written = pwrite(descriptor, view, offset)
         if not written:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         view, offset = view[written:], offset + written

@@ -210,7 +210,7 @@ class Deadline:
         self.cancel()
         connection = info["return_value"].get_extra_info("socket")
         # A descriptor of its own: TLS takes over the original one.
-        self._socket = socket.socket(fileno=os.dup(connection.fileno()))
+        self._socket = connection.dup()
         self._timer = threading.Timer(self.seconds, self._end)
         self._timer.daemon = True
         self._timer.start()

@@ -29,6 +29,7 @@ from bitzoo.errors import BitzooError, CheckpointError, DownloadError, NotServed
 from bitzoo.fetch.addresses import Address, joined, parse, without_secrets
 from bitzoo.files import sync, write_json
 from bitzoo.locks import file_lock, unwritable
+from bitzoo.portable import NO_FOLLOW
 from bitzoo.progress import is_live, live
 from bitzoo.progress_line import size_of
 from bitzoo.small_files import read_json
@@ -289,7 +290,7 @@ class _Part:
 
 
 def _without_links(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_NOFOLLOW, 0o666)
+    return os.open(path, flags | NO_FOLLOW, 0o666)
 
 
 def _fetch(address: Address, part: _Part, wanted: bool) -> None:

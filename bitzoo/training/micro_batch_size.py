@@ -15,6 +15,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from bitzoo.portable import physical_memory
+
 _OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "alloc_failed", "could not allocate")
 """Occur in the messages of CUDA, torch's CPU allocator, cuBLAS, cuDNN and the like."""
 _CPU_SHARE, _GPU_SHARE = 0.25, 0.6
@@ -67,7 +69,7 @@ def memory_for_maps(device: torch.device) -> int:
     """Return the bytes that this process may use on `device` for maps stored for backward."""
     if device.type == "cuda":
         return int(_GPU_SHARE * torch.cuda.mem_get_info(device)[0])
-    limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    limits = [physical_memory()]
     for path in _CGROUP_LIMITS:  # of a container
         text = path.read_text().strip() if path.is_file() else ""
         limits += [int(text)] if text.isdigit() else []

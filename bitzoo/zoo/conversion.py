@@ -40,6 +40,7 @@ from bitzoo.fetch.http import download
 from bitzoo.fetch.hub_snapshot import HubAddress, is_hub_address
 from bitzoo.files import Progress, cache_dir, check_replaceable, user_path
 from bitzoo.locks import file_lock
+from bitzoo.portable import valid_name
 from bitzoo.zoo.resolve import (
     address_of,
     fetched,
@@ -350,7 +351,7 @@ def _fetched(url: str, *, keep: bool) -> Iterator[Path]:
         with fetched(url, keep=keep) as path:
             yield path
         return
-    folder = cache_dir() / "downloads" / "tfhub" / name_in(url)
+    folder = cache_dir() / "downloads" / "tfhub" / valid_name(name_in(url))
     with file_lock(folder):
         for names in _MODULE_FILES:
             _download_first(url, names, folder)

@@ -37,6 +37,7 @@ from bitzoo.fetch.hub_client import MANIFEST_NAME
 from bitzoo.fetch.hub_snapshot import HubAddress, fetch_snapshot, is_hub_address
 from bitzoo.files import cache_dir, user_path
 from bitzoo.locks import claimed, file_lock, lock_of
+from bitzoo.portable import valid_name
 from bitzoo.small_files import parse_json, read_json
 
 WEIGHTS_NAME = "model.safetensors"
@@ -272,7 +273,7 @@ def name_in(url: str) -> str:
 def _cached(url: str) -> Path:
     name = name_in(url)
     key = hashlib.sha256(url.encode()).hexdigest()[:16]
-    return cache_dir() / "downloads" / key / name
+    return cache_dir() / "downloads" / key / valid_name(name)
 
 
 def released_url(spec: ModelSpec) -> str:

@@ -16,7 +16,7 @@ PACKAGE = Path(bitzoo.__file__).parent
 LAYERS = [
     [
         *("_version", "errors", "locks", "files", "display", "small_files"),
-        *("progress", "progress_line", "interrupts"),
+        *("progress", "progress_line", "interrupts", "portable"),
     ],
     ["models"],
     ["catalogue", "fetch"],
@@ -37,11 +37,11 @@ may import all, and nothing imports it.
 SIBLINGS = {
     "fetch": {"catalogue"},
     "errors": {"display"},
-    "files": {"errors", "locks"},
-    "locks": {"errors"},
+    "files": {"errors", "locks", "portable"},
+    "locks": {"errors", "portable"},
     "progress": {"progress_line"},
     "progress_line": {"display"},
-    "small_files": {"errors"},
+    "small_files": {"errors", "portable"},
     "zoo": {"converters"},
     "hub": {"exporters"},
     "__main__": {"cli"},

@@ -41,6 +41,7 @@ from bitzoo.converters.source import (
 )
 from bitzoo.converters.writer import Place, SlabWriter
 from bitzoo.errors import CheckpointError, damage_reported
+from bitzoo.portable import pread
 
 MAX_DIRECTORY_BYTES = 1 << 20
 """Bound on the zip directory; 459 released names need 50 kB. It also bounds the number of headers,
@@ -277,7 +278,7 @@ class NpzWriter(SlabWriter):
         crc = 0
         for position in range(start, stop, _PIECE):
             crc = zlib.crc32(
-                os.pread(self._file.fileno(), min(_PIECE, stop - position), position), crc
+                pread(self._file.fileno(), min(_PIECE, stop - position), position), crc
             )
         return crc
 

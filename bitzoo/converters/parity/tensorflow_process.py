@@ -187,6 +187,8 @@ class _Child:
         return self._process.returncode
 
     def _receive(self) -> tuple[dict[str, Any], list[Array]]:
+        if not hasattr(select, "poll"):
+            raise NoWitness("TensorFlow is run only in a process with bounds; Windows has none")
         ready = select.poll()
         ready.register(self._answers, select.POLLIN)
         if not ready.poll(1000 * self._patience):

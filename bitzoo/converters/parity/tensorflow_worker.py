@@ -10,7 +10,6 @@ from __future__ import annotations
 import io
 import json
 import os
-import resource
 import signal
 import sys
 import threading
@@ -80,6 +79,8 @@ def serve(parent: int, memory: int, seconds: int) -> None:
         memory: Bytes that it may have.
         seconds: Seconds of processor time that it may take for each request.
     """
+    import resource
+
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     requests, answers = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
     nowhere = os.open(os.devnull, os.O_RDWR)
@@ -163,6 +164,8 @@ def _watch(parent: int, memory: int) -> None:
 
 def _resident() -> int:
     """Bytes of memory of this process."""
+    import resource
+
     try:
         with open("/proc/self/statm") as file:
             return int(file.read().split()[1]) * resource.getpagesize()
@@ -174,6 +177,8 @@ def _resident() -> int:
 
 def _limit(kind: int, most: int) -> None:
     """Set a limit, within the one that nobody may raise."""
+    import resource
+
     _, hard = resource.getrlimit(kind)
     soft = most if hard == resource.RLIM_INFINITY else min(most, hard)
     resource.setrlimit(kind, (soft, hard))
