@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from bitzoo.inference.optimize import optimize
     from bitzoo.inference.predict import predict
     from bitzoo.runs.finetune import finetune
+    from bitzoo.runs.resume import resume
     from bitzoo.training.hyperrule import hyperrule
     from bitzoo.zoo.conversion import convert, verify
     from bitzoo.zoo.create import create_model, fold
@@ -46,6 +47,7 @@ _HOMES = {
     "optimize": "inference.optimize",
     "predict": "inference.predict",
     "publish": "hub.publish",
+    "resume": "runs.resume",
     "verify": "zoo.conversion",
 }
 
@@ -69,6 +71,7 @@ __all__ = [
     "optimize",
     "predict",
     "publish",
+    "resume",
     "verify",
 ]
 

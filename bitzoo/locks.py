@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, Literal
 
 from bitzoo.errors import StorageError
 
@@ -36,6 +36,8 @@ _NO_LOCKS = {
 }
 _log = logging.getLogger(__name__)
 _has_warned = False
+_taken: set[int] = set()
+"""Descriptors that `taken` holds."""
 
 
 class _NoLocksError(Exception):
@@ -115,6 +117,35 @@ def claimed(path: Path) -> Iterator[bool]:
         yield free
     finally:
         os.close(descriptor)
+
+
+@contextmanager
+def taken(path: Path) -> Iterator[Literal["lock", "stand-in"] | None]:
+    """Take a lock file for the body, if it is free; this does not wait.
+
+    The holder may write to the file; it is removed at the end. One that a killed process left is
+    free. Two holders in one process exclude each other too, and no child process inherits the lock.
+
+    Args:
+        path: The lock file, in an existing folder.
+
+    Yields:
+        None if another has it; ``stand-in`` on a file system without locks, where processes of
+        other machines are not kept apart, and where the caller removes the file.
+
+    Raises:
+        OSError: If the file cannot be opened.
+    """
+    kind: Literal["lock", "stand-in"] = "lock"
+    with contextlib.ExitStack() as stack:
+        try:
+            is_ours = _take(path, stack)
+        except _NoLocksError as error:
+            _warn_once(path, error)
+            kind, is_ours = "stand-in", True
+            with contextlib.suppress(OSError, _NoLocksError):  # then nothing keeps them apart
+                is_ours = _take(_stand_in(path), stack)
+        yield kind if is_ours else None
 
 
 def is_held(path: Path) -> bool:
@@ -210,3 +241,51 @@ def _last_written(path: Path) -> float:
         for folder, names, files in os.walk(path):
             times += [os.lstat(os.path.join(folder, name)).st_mtime for name in (*names, *files)]
     return max(times)
+
+
+def _take(path: Path, stack: contextlib.ExitStack) -> bool:
+    """Lock a file until `stack` is unwound, which also removes it; False if another has it."""
+    while True:
+        descriptor = _open_lock(path)
+        _taken.add(descriptor)
+        try:
+            if not _flock(descriptor, shared=False, wait=False):
+                return False
+            if _is_at(path, descriptor):
+                stack.callback(_give_back, path, descriptor)
+                descriptor = -1
+                return True
+            # Else its holder removed it after it was opened here.
+        finally:
+            if descriptor >= 0:
+                _taken.discard(descriptor)
+                os.close(descriptor)
+
+
+def _give_back(path: Path, descriptor: int) -> None:
+    if descriptor in _taken:  # not in a forked child, which has nothing to give back
+        with contextlib.suppress(OSError):
+            if _is_at(path, descriptor):
+                path.unlink()
+        _taken.discard(descriptor)
+        _release(descriptor)
+
+
+def _is_at(path: Path, descriptor: int) -> bool:
+    """Whether an open file still has its name."""
+    try:
+        return os.path.samestat(os.stat(path), os.fstat(descriptor))
+    except FileNotFoundError:
+        return False
+
+
+def _close_in_child() -> None:
+    """Close what a forked child inherited: it would hold the locks of a parent that is killed."""
+    for descriptor in _taken:
+        with contextlib.suppress(OSError):
+            os.close(descriptor)
+    _taken.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_close_in_child)

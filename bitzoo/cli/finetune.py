@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import shlex
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ from bitzoo.errors import UsageError
 
 if TYPE_CHECKING:
     from bitzoo.inference.metrics import Evaluation
+    from bitzoo.runs.config import Callbacks
     from bitzoo.runs.finetune import FinetuneResult
     from bitzoo.training.hyperrule import Edition
     from bitzoo.training.recipe import Recipe
@@ -143,7 +145,7 @@ def hyperrule(
     help="Memory format; default: channels last on a CPU.",
 )
 @click.option("--resume", is_flag=True, help="Continue the run in --out, if there is one.")
-@click.option("--overwrite", is_flag=True, help="Delete the run in --out and start again.")
+@click.option("--overwrite", is_flag=True, help="Delete what a run wrote to --out, start again.")
 @debug_option
 def finetune(model: str, data: str, out: Path, **options: Any) -> None:
     """Fine-tune a model on your images, by BiT-HyperRule.
@@ -151,11 +153,20 @@ def finetune(model: str, data: str, out: Path, **options: Any) -> None:
     Example: bitzoo finetune --model BiT-M-R50x1 --data photos/ --out runs/photos
     """
     from bitzoo.runs import finetune as runs
+
+    options["resolution"] = parse_resolution(options["resolution"])
+    carry_out(
+        lambda callbacks: runs.finetune(model, data, out, callbacks=callbacks, **options),
+        options["device"],
+    )
+
+
+def carry_out(work: Callable[[Callbacks], FinetuneResult], device: str | None = None) -> None:
+    """Do the work of a run, show it, and print its result; only the main process prints."""
     from bitzoo.runs.config import Callbacks
     from bitzoo.training.distributed import join_processes
 
-    options["resolution"] = parse_resolution(options["resolution"])
-    main = join_processes(options["device"]).is_main_process
+    main = join_processes(device).is_main_process
     with progress_bar() as progress:
         lines = _Lines(bar=progress)
         callbacks = (
@@ -169,7 +180,7 @@ def finetune(model: str, data: str, out: Path, **options: Any) -> None:
             if main
             else Callbacks()
         )
-        result = runs.finetune(model, data, out, callbacks=callbacks, **options)
+        result = work(callbacks)
     if not main:
         return
     for one in result.repeats or (result,):
@@ -246,7 +257,14 @@ class _Lines:
 
 def _print_result(result: FinetuneResult) -> None:
     if result.stopped:
-        say(f"Stopped after step {result.steps}. Continue with --resume.")
+        folder = shlex.quote(str(result.folder))
+        say(f"Stopped after step {result.steps}. Continue with: bitzoo resume {folder}")
+        return
+    if result.was_finished:
+        say(
+            f"{result.folder} is finished: all {result.steps:,} steps were made before. To train "
+            "on, add --extend STEPS."
+        )
         return
     found = result.evaluation
     score = (

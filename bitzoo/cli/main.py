@@ -21,6 +21,7 @@ from bitzoo.cli.info import info, list_command
 from bitzoo.cli.options import debug_option
 from bitzoo.cli.publish import card, publish
 from bitzoo.cli.quickstart import quickstart
+from bitzoo.cli.resume import resume
 from bitzoo.cli.signals import exit_on_signals
 
 
@@ -38,6 +39,7 @@ for _command in (
     verify,
     hyperrule,
     finetune,
+    resume,
     evaluate,
     predict,
     export,

@@ -17,6 +17,8 @@ import numpy as np
 from PIL import Image
 
 from bitzoo.data.problems import DatasetError, Problem, Reason, join_some, printable
+from bitzoo.errors import CheckpointError
+from bitzoo.small_files import read_json
 
 Load = Callable[[], Image.Image]
 
@@ -40,6 +42,11 @@ SPLITS = {
 _IGNORED = "__MACOSX"
 """The folder of hidden files that macOS adds to archives."""
 
+RUN_NAME = "run.json"
+RUN_LOCK_NAME = ".bitzoo-run.lock"
+"""By either of these files a folder is known as a run folder, which has no images to train on."""
+
+_RUNS = "run folders"
 _NO_IMAGES = "files whose names are not image names"
 
 
@@ -195,6 +202,10 @@ class _Walk:
                 for entry in sorted(entries, key=lambda entry: entry.name):
                     if entry.name.startswith(".") or entry.name == _IGNORED:
                         continue
+                    if holds_only_runs(entry):
+                        if (run := folder / entry.name) not in self.ignored.get(_RUNS, ()):
+                            self.ignore(_RUNS, [run])
+                        continue
                     _list_for(entry, inside).append(folder / entry.name)
         except OSError as error:
             if not refuse:
@@ -220,6 +231,39 @@ class _Walk:
         )
         source, classes = repr(self.key(self.root, full=True)), tuple(sorted(self.classes))
         return Listing(tuple(self.rows), classes, source, notes, tuple(self.problems))
+
+
+def holds_only_runs(entry: os.DirEntry[str]) -> bool:
+    """Whether it is a run folder, or a folder with run folders and no images below it."""
+    try:
+        if not entry.is_dir(follow_symlinks=False):
+            return False
+        if _is_run(Path(entry.path)):
+            return True
+        found = False
+        with os.scandir(entry.path) as inside:
+            for child in inside:
+                if child.is_dir():
+                    if not holds_only_runs(child):
+                        return False
+                    found = True
+                elif Path(child.name).suffix.lower() in IMAGE_SUFFIXES:
+                    return False
+        return found
+    except OSError:  # reported where it is listed
+        return False
+
+
+def _is_run(folder: Path) -> bool:
+    """Whether a run has written there, or is about to."""
+    if (folder / RUN_LOCK_NAME).exists():
+        return True
+    if not (folder / RUN_NAME).is_file():
+        return False
+    try:
+        return "recipe" in read_json(folder / RUN_NAME)
+    except CheckpointError:  # of somebody else, or damaged
+        return False
 
 
 def _list_for(entry: os.DirEntry[str], inside: _Folder) -> list[Path]:

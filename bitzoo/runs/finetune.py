@@ -1,44 +1,46 @@
 """`finetune`: a run from end to end.
 
-read and check the data -> build the network -> plan the recipe -> decode once -> train ->
-evaluate -> write a model folder, a report and a card
+take the folder -> read and check the data -> build the network -> plan the recipe -> decode once ->
+train -> evaluate -> write a model folder, a report and a card
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 
 from bitzoo.data.dataset import DataSource, ImageSet, read_dataset
 from bitzoo.data.validation import DataSummary, inspect
-from bitzoo.display import Displayed
+from bitzoo.display import Displayed, list_names
 from bitzoo.errors import UsageError
 from bitzoo.files import Progress, write_json
 from bitzoo.inference.metrics import Evaluation
 from bitzoo.models.architecture import Architecture
 from bitzoo.models.bit import BiT
+from bitzoo.runs.changes import Change, changed, record_change
 from bitzoo.runs.config import Callbacks, FinetuneConfig, Resolution
-from bitzoo.runs.run_dir import RunDir
+from bitzoo.runs.job import Job
+from bitzoo.runs.run_dir import RunDir, outputs_in, read_record
+from bitzoo.runs.run_lock import sole_use
 from bitzoo.runs.session import Session, Task
 from bitzoo.training.distributed import join_processes, training_device
 from bitzoo.training.hyperrule import Edition, hyperrule
-from bitzoo.training.model_selection import (
-    Choice,
-    Keep,
-    evaluation_interval,
-    explain_interval,
-)
+from bitzoo.training.model_selection import Choice, Keep
 from bitzoo.training.recipe import Recipe
 from bitzoo.zoo.create import create_model
 
 REPEATS_NAME = "repeats.json"
+"""In a folder of repeated runs: what `resume` needs, and at the end the accuracies."""
+
+_Result = TypeVar("_Result")
 
 
 @dataclass(frozen=True, repr=False)
@@ -55,6 +57,8 @@ class FinetuneResult(Displayed):
         repeats: The results of all repeated runs, if there are several; the result itself is then
             the one with the median top-1 accuracy.
         choice: Which weights the run kept; None if it was stopped.
+        was_finished: Whether nothing was done, because the run had reached its end before. Its
+            evaluation is then in the folder (`evaluation.json`), not here.
     """
 
     folder: Path
@@ -65,6 +69,7 @@ class FinetuneResult(Displayed):
     images_per_s: float
     repeats: tuple[FinetuneResult, ...] = ()
     choice: Choice | None = None
+    was_finished: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         """Return the result as JSON-ready data."""
@@ -77,6 +82,7 @@ class FinetuneResult(Displayed):
             "images_per_s": self.images_per_s,
             "repeats": self.summary() if self.repeats else None,
             "weights": self.choice.to_dict() if self.choice else None,
+            "was_finished": self.was_finished,
         }
 
     def display_rows(self) -> list[tuple[str, object]]:
@@ -153,10 +159,13 @@ def finetune(
     `bitzoo finetune` does the same.
 
     Args:
-        model: A catalogue name, a checkpoint file, or a run folder.
+        model: A catalogue name, a checkpoint file, or a run folder. The head of a run that was
+            trained on the same classes in the same order is kept; any other head is replaced by a
+            new one that starts at zero.
         data: A folder of class folders, a manifest, arrays or a Hugging Face data set; see
             `bitzoo.data.dataset.read_dataset`.
-        out: The run folder.
+        out: The run folder. Only one run at a time can use it. If it is below `data`, it is no
+            class of the data: run folders are left out.
         edition: HyperRule of the ``paper`` or of the ``released`` code.
         pretrained: False starts from random weights.
         steps: Length of training, in updates; the schedule keeps its shape. None, here and below,
@@ -196,8 +205,9 @@ def finetune(
         patience: Stop after so many evaluations in a row without a better top-1 accuracy.
         log: Also log the metrics to ``tensorboard``, ``wandb`` or another of accelerate's trackers;
             one or several, or ``none``. None is TensorBoard if it is installed.
-        resume: Continue the run in `out` from its newest complete checkpoint, if there is one.
-        overwrite: Delete the run in `out` and start again.
+        resume: Continue the run in `out` from its newest complete checkpoint, if there is one. The
+            options must be the same; `bitzoo.resume` needs none, and can change some.
+        overwrite: Delete what a run wrote to `out` and start again; other files there stay.
         progress: Called with a task, how much of it is done, and how much there is.
         callbacks: Other callbacks during the run; its `progress`, if any, takes precedence.
 
@@ -207,7 +217,8 @@ def finetune(
 
     Raises:
         DatasetError: If the data cannot be used for training; lists all problems at once.
-        UsageError: If options contradict each other, or `out` contains another run.
+        UsageError: If options contradict each other, `out` contains another run, or another
+            process is using it.
         BitzooError: As `bitzoo.create_model` and `bitzoo.training.trainer.train` raise.
     """
     if repeats < 1:
@@ -244,13 +255,40 @@ def finetune(
         class_weights=class_weights,
         log=log,
     )
+    job = Job(os.fspath(model), data, config)
+    options = {"resume": resume, "overwrite": overwrite}
+    return run_job(job, Path(out), repeats, progress, callbacks, **options)
+
+
+def run_job(
+    job: Job,
+    out: Path,
+    repeats: int,
+    progress: Progress | None,
+    callbacks: Callbacks | None,
+    *,
+    resume: bool,
+    overwrite: bool,
+    change: Change | None = None,
+) -> FinetuneResult:
+    """Carry out a job, once or with several seeds; see `finetune`.
+
+    Args:
+        job: What to do.
+        out: The run folder.
+        repeats: Number of runs.
+        progress: As for `finetune`.
+        callbacks: As for `finetune`.
+        resume: As for `finetune`.
+        overwrite: As for `finetune`.
+        change: What to change in the run that is resumed.
+    """
     callbacks = callbacks or Callbacks()
     if progress and not callbacks.progress:
         callbacks = _reporting_to(progress, callbacks)
-    folder = Path(out)
     if repeats == 1:
-        return _run(model, data, folder, config, resume, overwrite, callbacks)
-    return _repeat(model, data, folder, config, repeats, resume, overwrite, callbacks)
+        return _run(job, out, resume, overwrite, callbacks, change or Change())
+    return _repeat(job, out, repeats, resume, overwrite, callbacks)
 
 
 def _reporting_to(progress: Progress, callbacks: Callbacks) -> Callbacks:
@@ -270,148 +308,182 @@ def _reporting_to(progress: Progress, callbacks: Callbacks) -> Callbacks:
 
 
 def _repeat(
-    model: str | os.PathLike[str],
-    data: DataSource,
-    out: Path,
-    config: FinetuneConfig,
-    repeats: int,
-    resume: bool,
-    overwrite: bool,
-    callbacks: Callbacks,
+    job: Job, out: Path, repeats: int, resume: bool, overwrite: bool, callbacks: Callbacks
 ) -> FinetuneResult:
     """Run with one seed after another, unless a run is stopped."""
-    runs: list[FinetuneResult] = []
-    for seed in range(config.seed, config.seed + repeats):
-        own = replace(config, seed=seed)
-        runs.append(_run(model, data, out / f"seed-{seed}", own, resume, overwrite, callbacks))
-        if runs[-1].stopped:
-            break
-    evaluated = [run for run in runs if run.evaluation]
-    evaluated.sort(key=lambda run: run.evaluation.top1 if run.evaluation else 0.0)
-    middle = evaluated[(len(evaluated) - 1) // 2] if evaluated else runs[-1]
-    stopped = any(run.stopped for run in runs)
-    result = replace(middle, stopped=stopped, repeats=tuple(runs))
-    if join_processes().is_main_process:
-        write_json(out / REPEATS_NAME, result.summary())
+    run_dir, runs, first = RunDir(out), list[FinetuneResult](), job.config.seed
+    record = {"model": job.model, "repeats": repeats, "options": job.to_dict("")}
+
+    def begin() -> None:
+        _take(run_dir, stack)
+        with run_dir.writing():
+            write_json(out / REPEATS_NAME, record)
+
+    with contextlib.ExitStack() as stack:
+        _in_main_process(begin)
+        for seed in range(first, first + repeats):
+            own = replace(job, config=replace(job.config, seed=seed))
+            runs.append(_run(own, out / f"seed-{seed}", resume, overwrite, callbacks, Change()))
+            if runs[-1].stopped:
+                break
+        evaluated = [run for run in runs if run.evaluation]
+        evaluated.sort(key=lambda run: run.evaluation.top1 if run.evaluation else 0.0)
+        middle = evaluated[(len(evaluated) - 1) // 2] if evaluated else runs[-1]
+        stopped = any(run.stopped for run in runs)
+        result = replace(middle, stopped=stopped, repeats=tuple(runs))
+        if join_processes().is_main_process:
+            with run_dir.writing():
+                write_json(out / REPEATS_NAME, record | result.summary())
     return result
 
 
 def _run(
-    model: str | os.PathLike[str],
-    data: DataSource,
-    out: Path,
-    config: FinetuneConfig,
-    resume: bool,
-    overwrite: bool,
-    callbacks: Callbacks,
+    job: Job, out: Path, resume: bool, overwrite: bool, callbacks: Callbacks, change: Change
 ) -> FinetuneResult:
     """Fine-tune once."""
-    training_device(config.device)  # before the data are read, if there is no such device
-    processes = join_processes(config.device)
-    images, summary = _prepare(data, config, callbacks)
-    for note in summary.notes:
-        callbacks.say(note)
-    network = _create(model, config, len(images.classes))
-    recipe = _plan(config, images, summary, network.architecture)
-    config = _with_interval(config, images, recipe, callbacks)
-    run_dir = RunDir(out)
-    identity = _identity(str(model), config, images, recipe, network.architecture)
-    if processes.is_main_process:
-        run_dir.open(identity, resume=resume, overwrite=overwrite)
-    processes.wait_for_everyone()
-    callbacks.on_start(recipe)
-    task = Task(network, recipe, images, summary, config)
-    with Session(task, run_dir, identity, callbacks) as session:
-        steps, stopped, rate = session.train()
-        final, choice = None, None
-        if not stopped:
-            final, choice = session.finish(steps)
-            session.write_artifacts(final, choice)
-    processes.wait_for_everyone()
+    training_device(job.config.device)  # before the data are read, if there is no such device
+    processes, run_dir = join_processes(job.config.device), RunDir(out)
+
+    def enter() -> None:
+        _take(run_dir, stack)
+        run_dir.require_possible(resume=resume, overwrite=overwrite)
+        if overwrite:
+            _require_apart(job, out)
+
+    def begin() -> tuple[dict[str, Any], list[dict[str, Any]]]:
+        options = job.to_dict(images.source)
+        run_dir.open(identity, resume=resume, overwrite=overwrite, options=options)
+        record_change(run_dir, change)
+        return run_dir.identity, run_dir.changes
+
+    with contextlib.ExitStack() as stack:
+        _in_main_process(enter)
+        images, summary = _in_main_process(lambda: _read(job, callbacks))
+        for note in summary.notes:
+            callbacks.say(note)
+        network, is_kept = _create(job, images.classes, callbacks)
+        recipe = _plan(job.config, images, summary, network.architecture, is_kept)
+        planned, when = job.config.with_evaluations(recipe, len(images.val) if images.val else 0)
+        if when:
+            callbacks.say(when)
+        identity = _identity(_name_in(out, job), planned, images, recipe, network.architecture)
+        started, changes = _in_main_process(begin)
+        if run_dir.kept:
+            callbacks.say(f"Kept in {out}, because no run wrote it: {list_names(run_dir.kept)}.")
+        recipe, config = changed(started, changes, recipe, planned)
+        callbacks.on_start(recipe)
+        now = {**started, "recipe": recipe.to_dict(), "dtype": config.dtype}
+        task = Task(network, recipe, images, summary, config)
+        with Session(task, run_dir, now, callbacks) as session:
+            steps, stopped, rate = session.train()
+            final, choice = None, None
+            if not stopped:
+                final, choice = session.finish(steps)
+                if processes.is_main_process and (edited := run_dir.keep_edited_card()):
+                    callbacks.say(f"The card was edited; it is kept as {edited}.")
+                session.write_artifacts(final, choice)
+                if processes.is_main_process:
+                    run_dir.finish(steps)
+        processes.wait_for_everyone()
     return FinetuneResult(out, recipe, steps, stopped, final, rate, choice=choice)
 
 
-def _with_interval(
-    config: FinetuneConfig, images: ImageSet, recipe: Recipe, callbacks: Callbacks
-) -> FinetuneConfig:
-    """Return the options with the steps between evaluations, and say them.
+def _take(run_dir: RunDir, stack: contextlib.ExitStack) -> None:
+    """Keep other runs out of the folder until `stack` is unwound."""
+    with run_dir.writing("Choose another `out`."):
+        stack.enter_context(sole_use(run_dir.folder))
 
-    Raises:
-        UsageError: If evaluations are to decide, and there is none before the end.
-    """
-    held_out, steps = len(images.val) if images.val else 0, recipe.schedule.steps
-    ruled = config.eval_every is None
-    every = config.eval_every or 0
-    if ruled and held_out:
-        every = evaluation_interval(steps, recipe.batch_size, held_out)
-    if config.selects and not (held_out and every < steps):
-        option = "patience" if config.patience is not None else "keep"
-        found = (
-            f"an evaluation only after every {every:,} of {steps:,} steps. Give a smaller "
-            "`eval_every`"
-            if held_out
-            else "no held-out images. Give `val_fraction`, or data with a split"
-        )
+
+def _require_apart(job: Job, out: Path) -> None:
+    """Check that the model is none of the files that `overwrite` removes."""
+    place, run = Path(os.path.realpath(job.place or job.model)), out.resolve()
+    if place == run or place in outputs_in(run):
         raise UsageError(
-            f"`{option}={getattr(config, option)!r}` needs evaluations during training, found "
-            f"{found}, or leave `{option}` out."
+            f"`overwrite` would delete the model that training starts from, {job.model}. Choose "
+            "another `out`."
         )
-    if held_out:
-        callbacks.say(explain_interval(every, steps, recipe.batch_size, held_out, ruled))
-    return replace(config, eval_every=every if held_out else 0)
 
 
-def _create(model: str | os.PathLike[str], config: FinetuneConfig, num_classes: int) -> BiT:
-    """Create the network with a new head; random weights depend only on the seed."""
+def _name_in(out: Path, job: Job) -> str:
+    """Return the model's name; that of the run in `out` if it is the same file by another path."""
+    before = read_record(out) or {}
+    options, name = before.get("options"), before.get("model")
+    same = isinstance(options, dict) and options.get("model") == job.to_dict("")["model"]
+    return name if same and isinstance(name, str) else job.model
+
+
+def _create(job: Job, classes: tuple[str, ...], callbacks: Callbacks) -> tuple[BiT, bool]:
+    """Create the network; the head is new, unless it is that of a run with the same classes.
+
+    Random weights depend only on the seed.
+
+    Returns:
+        The network, and whether it has the head of its weights.
+    """
+    place, config = job.place or job.model, job.config
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        network = create_model(model, config.pretrained, num_classes=num_classes)
+        network = create_model(place, config.pretrained, num_classes=len(classes))
     if not isinstance(network, BiT):
-        raise UsageError(f"{model}: expected a classifier to fine-tune.")
-    network.reset_classifier(num_classes)  # also where the count is the file's own
-    network.info = network.info.with_head(num_classes)
-    return network
+        raise UsageError(f"{job.model}: expected a classifier to fine-tune.")
+    known = network.info.class_names if network.info.run else None
+    if config.pretrained and known is not None:
+        if known == classes:
+            callbacks.say(f"The head of {job.model} is kept: its classes are the same.")
+            return network, True
+        order = " in another order" if sorted(known) == sorted(classes) else ""
+        callbacks.say(
+            f"The head of {job.model} is replaced by a new one that starts at zero: its classes "
+            f"are {'the same' + order if order else 'others'}."
+        )
+    network.reset_classifier(len(classes))  # also where the count is the file's own
+    network.info = network.info.with_head(len(classes))
+    return network, False
 
 
-def _prepare(
-    data: DataSource, config: FinetuneConfig, callbacks: Callbacks
-) -> tuple[ImageSet, DataSummary]:
-    """Read and inspect the data in the main process, and broadcast the result to the others."""
+def _in_main_process(action: Callable[[], _Result]) -> _Result:
+    """Do something in the main process, and broadcast its result, or its error, to the others."""
     from accelerate.utils import broadcast_object_list
 
     processes = join_processes()
     outcome: list[Any] = [None, None]
     if processes.is_main_process:
         try:
-            outcome[0] = _read(data, config, callbacks)
+            outcome[0] = action()
         except Exception as error:  # broadcast too, or the others would wait for ever
             outcome[1] = error
     if processes.num_processes > 1:
         broadcast_object_list(outcome)
     if outcome[1] is not None:
         raise outcome[1]
-    images, summary = outcome[0]
-    return images, summary
+    result: _Result = outcome[0]
+    return result
 
 
-def _read(
-    data: DataSource, config: FinetuneConfig, callbacks: Callbacks
-) -> tuple[ImageSet, DataSummary]:
+def _read(job: Job, callbacks: Callbacks) -> tuple[ImageSet, DataSummary]:
+    config = job.config
     images = read_dataset(
-        data,
+        job.data,
         val_fraction=config.val_fraction,
         seed=config.seed,
         examples_per_class=config.examples_per_class,
     )
-    return inspect(
+    images, summary = inspect(
         images, skip_bad=config.skip_bad, workers=config.workers, progress=callbacks.progress
     )
+    return replace(images, source=job.data_name or images.source), summary
 
 
 def _plan(
-    config: FinetuneConfig, images: ImageSet, summary: DataSummary, architecture: Architecture
+    config: FinetuneConfig,
+    images: ImageSet,
+    summary: DataSummary,
+    architecture: Architecture,
+    is_head_kept: bool,
 ) -> Recipe:
     rule = hyperrule(len(images.train), summary.resolution, config.edition, architecture)
+    if is_head_kept:
+        rule = replace(rule, head="kept")
     resize, crop = config.resize_and_crop
     return rule.override(
         steps=config.steps,

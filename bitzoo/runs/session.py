@@ -20,7 +20,7 @@ from bitzoo.models.bit import BiT
 from bitzoo.runs.config import Callbacks, FinetuneConfig
 from bitzoo.runs.metrics_csv import CSV_NAME, MetricsTable
 from bitzoo.runs.report.artifacts import FinishedRun, write_artifacts
-from bitzoo.runs.run_dir import STARTED_WITH, RunDir, digest_of
+from bitzoo.runs.run_dir import RunDir
 from bitzoo.runs.trackers import Track, chosen_trackers, tracking
 from bitzoo.training.checkpointing import (
     Checkpoint,
@@ -247,7 +247,7 @@ class Session:
             task.config,
             folder=self._run_dir.checkpoints,
             start=start,
-            about={STARTED_WITH: digest_of(self._identity)},
+            about=self._run_dir.mark,
             on_step=self._record,
             on_eval=self._evaluate,
         )
@@ -280,7 +280,13 @@ class Session:
                 self._table.rewrite(self._run_dir.history())
             names = chosen_trackers(self._task.config.log)
             self._track = self._resources.enter_context(
-                tracking(names, self._run_dir.folder, step, self._identity)
+                tracking(
+                    names,
+                    self._run_dir.folder,
+                    step,
+                    self._identity,
+                    self._run_dir.run_id or "",
+                )
             )
 
     def _append(self, record: Mapping[str, Any]) -> None:

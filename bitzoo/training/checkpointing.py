@@ -12,8 +12,9 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,11 @@ from bitzoo.errors import (
 )
 from bitzoo.files import replaced
 
+FILES = "step-[0-9]*.safetensors"
+"""Pattern of the names of all checkpoints."""
+
 _NAME = re.compile(r"step-(\d{8,18})\.safetensors")
+_ASIDE = "other-run-{}"
 _NO_HASH = "0" * 64
 _log = logging.getLogger(__name__)
 
@@ -153,6 +158,35 @@ def read_checkpoint(path: Path) -> Checkpoint:
             f"{found[:16]}...."
         )
     return Checkpoint(step, state, meta, path)
+
+
+def set_aside(folder: Path, is_ours: Callable[[Mapping[str, Any]], bool]) -> list[Path]:
+    """Rename the checkpoints of other runs, so that none is read, removed or taken for the newest.
+
+    Args:
+        folder: The checkpoints' folder; it may be missing.
+        is_ours: Called with the metadata that `save_checkpoint` stored. Files that cannot be read
+            are left to `latest_checkpoint`.
+
+    Returns:
+        The renamed files, under their new names.
+
+    Raises:
+        OSError: If one cannot be renamed.
+    """
+    moved = []
+    for path in _files(folder).values():
+        try:
+            with safe_open(path, framework="pt") as file:
+                meta = json.loads(file.metadata()["bitzoo_checkpoint"])["meta"]
+            ours = is_ours(meta)
+        except Exception:  # damaged in any way
+            continue
+        if not ours:
+            aside = path.with_name(_ASIDE.format(path.name))
+            os.replace(path, aside)
+            moved.append(aside)
+    return sorted(moved)
 
 
 def _files(folder: Path) -> dict[int, Path]:

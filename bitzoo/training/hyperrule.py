@@ -165,6 +165,9 @@ def _is_largest(model: str | Architecture | None) -> bool:
     return (model if model in ARCHITECTURES else get_spec(model).arch_name) == LARGEST
 
 
+_HEADS = {"zero": "new, zero-initialised", "kept": "kept, because the classes are the same"}
+
+
 def explain(recipe: Recipe) -> list[tuple[str, str]]:
     """Describe a recipe as rows of (subject, statement)."""
     rows = [
@@ -175,7 +178,7 @@ def explain(recipe: Recipe) -> list[tuple[str, str]]:
         ("learning rate", _rate_text(recipe.schedule)),
         ("optimizer", _optimizer_text(recipe)),
         ("mixup", _mixup_text(recipe)),
-        ("head", "new, zero-initialised" if recipe.head == "zero" else recipe.head),
+        ("head", _HEADS.get(recipe.head, recipe.head)),
         ("loss", _loss_text(recipe)),
     ]
     if recipe.num_examples is not None:
@@ -209,7 +212,10 @@ def _rate_text(schedule: Schedule) -> str:
         *first, last = (f"{step:,}" for step in schedule.boundaries)
         after = f"steps {', '.join(first)} and {last}" if first else f"step {last}"
         parts.append(f"divided by {schedule.decay:g} after {after} (the first is step 0)")
-    return ", ".join(parts)
+    text = ", ".join(parts)
+    if schedule.before is None:
+        return text
+    return f"{text}; until step {schedule.since:,}: {_rate_text(schedule.before)}"
 
 
 def _optimizer_text(recipe: Recipe) -> str:

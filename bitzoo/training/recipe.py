@@ -40,6 +40,8 @@ class Schedule:
         boundaries: Ascending steps in [0, steps]; each divides the rate of all later steps.
         decay: The divisor at a boundary, at least 1. (The released code divides too;
             multiplying by 0.1 can differ in the last bit.)
+        before: The schedule that was followed until this one replaced it; None if none was.
+        since: The first step that follows this schedule; steps below it follow `before`.
     """
 
     base_lr: float
@@ -47,6 +49,8 @@ class Schedule:
     warmup: int = 0
     boundaries: tuple[int, ...] = ()
     decay: float = 10.0
+    before: Schedule | None = None
+    since: int = 0
 
     def __post_init__(self) -> None:
         steps = whole("`steps`", self.steps, 1)
@@ -63,6 +67,14 @@ class Schedule:
                 f"`warmup` must fit into the {steps} steps of the schedule, found {warmup}. "
                 "Shorten it or use more steps."
             )
+        since = whole("`since`", self.since, 0)
+        if (self.before is None) != (since == 0) or since > min(
+            steps, self.before.steps if self.before else 0
+        ):
+            raise UsageError(
+                "`since` of a schedule must be a step of it and of the schedule before it, found "
+                f"{since}. Correct it."
+            )
         _set(
             self,
             base_lr=number("the learning rate", self.base_lr, above=0),
@@ -70,13 +82,15 @@ class Schedule:
             warmup=warmup,
             boundaries=boundaries,
             decay=number("`decay`", self.decay, least=1),
+            since=since,
         )
 
     def lr_at(self, step: int) -> float:
         """Return the learning rate of one step.
 
         During warmup it is ``base_lr * step / warmup`` (so step 0 has rate 0 and changes nothing);
-        afterwards it is `base_lr`, divided by `decay` once per boundary below `step`.
+        afterwards it is `base_lr`, divided by `decay` once per boundary below `step`. Below `since`
+        it is that of the schedule before.
 
         Args:
             step: In [0, steps).
@@ -91,6 +105,8 @@ class Schedule:
                 f"`step` must be from 0 to {self.steps - 1}, the steps of the schedule, found "
                 f"{step}. Choose one of these."
             )
+        if self.before is not None and step < self.since:
+            return self.before.lr_at(step)
         if step < self.warmup:
             return self.base_lr * step / self.warmup
         rate = self.base_lr
@@ -114,6 +130,54 @@ class Schedule:
             warmup=_in_proportion(self.warmup, steps, self.steps),
             boundaries=tuple(_in_proportion(b, steps, self.steps) for b in self.boundaries),
         )
+
+    def changed_at(
+        self, step: int, *, lr: float | None = None, steps: int | None = None
+    ) -> Schedule:
+        """Return a schedule that follows this one up to `step` and then another.
+
+        From `step` on, the learning rate is what it would have been there if the whole schedule had
+        had the base rate `lr` and the length `steps`. So a run that is extended goes on where a
+        longer run of the same shape would be, usually with a higher rate than it ended with.
+
+        Args:
+            step: Number of updates made so far, in [0, self.steps].
+            lr: Another base rate; None keeps it.
+            steps: Another length, above `step`; None keeps it.
+
+        Raises:
+            UsageError: If a number is out of its range.
+        """
+        after = replace(self, before=None, since=0)
+        if steps is not None:
+            after = after.scaled(steps)
+        if lr is not None:
+            after = replace(after, base_lr=lr)
+        return replace(after, before=self, since=step) if step else after
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return JSON-serializable data."""
+        record = {
+            field.name: getattr(self, field.name)
+            for field in fields(self)
+            if field.name not in ("before", "since")
+        }
+        record["boundaries"] = list(self.boundaries)
+        if self.before is not None:
+            record |= {"before": self.before.to_dict(), "since": self.since}
+        return record
+
+    @classmethod
+    def from_dict(cls, record: object) -> Schedule:
+        """Restore a schedule from the output of `to_dict`.
+
+        Raises:
+            UsageError: If entries are unknown or missing, or a value is out of its range.
+        """
+        given = _entries(record, cls, "a recipe's schedule")
+        if given.get("before") is not None:
+            given["before"] = cls.from_dict(given["before"])
+        return cls(**given)
 
 
 @dataclass(frozen=True)
@@ -139,7 +203,7 @@ class Recipe:
         augmentation: ``resize_crop``: resize to the square, then crop at random.
         loss: ``softmax_cross_entropy``.
         loss_options: Options of that loss: numbers, a teacher's name, or class weights.
-        head: ``zero``: a new head of zeros.
+        head: ``zero``: a new head of zeros; ``kept``: that of the weights.
         num_examples: Number of training examples that the recipe was created for; None if it does
             not depend on them.
         notes: Sentences that explain the numbers.
@@ -261,11 +325,34 @@ class Recipe:
             )
         return steps_of(epochs, self.num_examples, batch_size or self.batch_size)
 
+    def changed_at(self, step: int, *, lr: float | None = None, steps: int | None = None) -> Recipe:
+        """Return the recipe with a learning rate or a length that changes during the run.
+
+        See `Schedule.changed_at`. The change is recorded in `overrides` and in a note.
+
+        Raises:
+            UsageError: If a number is out of its range.
+        """
+        schedule, old = self.schedule.changed_at(step, lr=lr, steps=steps), self.schedule
+        notes = list(self.notes)
+        if lr is not None:
+            notes.append(
+                f"The base learning rate was changed from {old.base_lr:g} to {lr:g} after "
+                f"{step:,} steps."
+            )
+        if steps is not None:
+            notes.append(
+                f"The run was extended from {old.steps:,} to {steps:,} steps after {step:,} steps; "
+                f"from there on it follows the schedule of a run of {steps:,} steps."
+            )
+        changed = replace(self, schedule=schedule, notes=tuple(notes))
+        return replace(changed, overrides=_changes(self, changed))
+
     def to_dict(self) -> dict[str, Any]:
         """Return the recipe as JSON-serializable data; `from_dict` restores an equal recipe."""
         record = asdict(self)
         record["notes"] = list(self.notes)
-        record["schedule"]["boundaries"] = list(self.schedule.boundaries)
+        record["schedule"] = self.schedule.to_dict()
         return record
 
     @classmethod
@@ -276,8 +363,7 @@ class Recipe:
             UsageError: If entries are unknown or missing, or a value is out of its range.
         """
         given = _entries(record, cls, "a recipe")
-        schedule = Schedule(**_entries(given["schedule"], Schedule, "a recipe's schedule"))
-        return cls(**{**given, "schedule": schedule})
+        return cls(**{**given, "schedule": Schedule.from_dict(given["schedule"])})
 
 
 def _option_values(recipe: Recipe) -> dict[str, Scalar]:

@@ -380,7 +380,9 @@ class Trainer:
             return
         raise TrainingError(
             f"The loss at step {step} must be a finite number, found {loss}. Lower the learning "
-            f"rate (here {self._recipe.schedule.lr_at(step):g}) or use float32, and resume."
+            f"rate (here {self._recipe.schedule.lr_at(step):g}) or use float32: continue with "
+            f"`bitzoo resume RUN --lr {self._recipe.schedule.base_lr / 3:.2g}` or `bitzoo resume "
+            "RUN --dtype float32`."
         )
 
     def _restore(self, state: Mapping[str, Tensor], start: Checkpoint) -> None:

@@ -136,7 +136,7 @@ def test_a_run_is_never_lost_by_accident(
     refused = run(workspace, *same, *STEPS, code=2).stderr
     assert "Continue it with --resume, or delete it and start again with --overwrite." in refused
     changed = run(workspace, *same, *STEPS, "--seed", "7", "--resume", code=2).stderr
-    assert "  - seed: 0\n  + seed: 7" in changed
+    assert "\n  seed: 0 -> 7\n" in changed
     assert (workspace / "run/model.safetensors").read_bytes() == before
     run(workspace, *same, *STEPS, "--resume")
     assert (workspace / "run/model.safetensors").read_bytes() == before
@@ -149,7 +149,7 @@ def test_another_numpy_may_draw_other_batches(
     before = record.read_text()
     record.write_text(json.dumps(json.loads(before) | {"numpy": "1.0"}))
     same = ["finetune", "--model", "small.npz", "--data", "digits", "--out", "run"]
-    assert '  - numpy: "1.0"' in run(workspace, *same, *STEPS, "--resume", code=2).stderr
+    assert "\n  numpy: 1.0 -> " in run(workspace, *same, *STEPS, "--resume", code=2).stderr
     record.write_text(before)
 
 

@@ -57,6 +57,7 @@ COMMANDS = {
     "list": "list_models",
     "predict": "predict",
     "publish": "publish",
+    "resume": "resume",
     "verify": "verify",
 }
 """Command -> the function that does the same."""

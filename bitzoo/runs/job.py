@@ -1,0 +1,119 @@
+"""What a run is asked to do, and its form in `run.json`, from which `resume` does it again."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from bitzoo.data.hf_datasets import PREFIX
+from bitzoo.data.readers import DataSource
+from bitzoo.errors import UsageError, damage_reported
+from bitzoo.files import user_path
+from bitzoo.runs.config import FinetuneConfig
+from bitzoo.zoo.resolve import is_location
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a run is asked to do.
+
+    Attributes:
+        model: What training starts from, as the user named it.
+        data: The data, in any form that `finetune` takes.
+        config: All other options.
+        place: Where the model is now, if that is another path than `model`.
+        data_name: The data set's name in reports, if it was named before.
+    """
+
+    model: str
+    data: DataSource
+    config: FinetuneConfig
+    place: str | None = None
+    data_name: str | None = None
+
+    def to_dict(self, data_name: str) -> dict[str, Any]:
+        """Return JSON-ready data, with absolute paths; data in memory are None."""
+        data = self.data
+        return {
+            "model": _absolute(self.place or self.model) if is_location(self.model) else self.model,
+            "data": _data_place(os.fspath(data)) if isinstance(data, (str, os.PathLike)) else None,
+            "data_name": data_name,
+            "config": asdict(self.config),
+        }
+
+    @classmethod
+    def from_dict(
+        cls, where: Path, model: object, options: object, data: DataSource | None = None
+    ) -> Job:
+        """Return the job that `to_dict` described.
+
+        Args:
+            where: The file that has it, for errors.
+            model: The model as the user named it.
+            options: The result of `to_dict`.
+            data: Where the data are now; None for where they were.
+
+        Raises:
+            CheckpointError: If `options` is something else.
+            UsageError: If the data were in memory, or are not where they were.
+        """
+        advice = (
+            "Use `bitzoo finetune --resume` with the options that the run was started with, if it "
+            "is of an earlier version."
+        )
+        with damage_reported(where, "all options of a run", advice):
+            if not isinstance(options, Mapping) or not isinstance(model, str):
+                raise TypeError("there are none")
+            config, place = _config(options["config"]), options["model"]
+            before, name = options["data"], options["data_name"]
+            for text in (place, name, *([] if before is None else [before])):
+                if not isinstance(text, str):
+                    raise TypeError(f"expected text, found {text!r:.80}")
+        if data is None:
+            data = _still_there(where.parent, before)
+        return cls(model, data, config, place, name)
+
+
+def _config(record: Mapping[str, Any]) -> FinetuneConfig:
+    known = {field.name: field.default for field in fields(FinetuneConfig)}
+    for name, value in record.items():
+        if name not in known:
+            raise KeyError(f"unknown option {name!r:.80}")
+        kind = type(known[name])
+        if value is not None and known[name] is not None and not _is_a(value, kind):
+            raise TypeError(f"option {name} must be {kind.__name__}, found {value!r:.80}")
+    size = record.get("resolution")
+    return FinetuneConfig(**{**record, "resolution": tuple(size) if _is_a(size, list) else size})
+
+
+def _is_a(value: object, kind: type) -> bool:
+    return type(value) is kind or (kind is float and type(value) is int)
+
+
+def _absolute(path: str) -> str:
+    """Return where a local file or folder is, whatever the working folder; addresses stay."""
+    place = user_path(path)
+    return os.path.abspath(place) if place.exists() else path
+
+
+def _data_place(source: str) -> str:
+    if not source.startswith(PREFIX):
+        return _absolute(source)
+    return PREFIX + _absolute(source.removeprefix(PREFIX))
+
+
+def _still_there(run: Path, data: str | None) -> str:
+    if data is None:
+        raise UsageError(
+            f"{run} was trained on data that were in memory, which `bitzoo resume` cannot read "
+            "again. Call `bitzoo.resume(folder, data=...)` in Python with the same data."
+        )
+    if not data.startswith(PREFIX) and not os.path.exists(data):
+        raise UsageError(
+            f"{run} was trained on {data}, where nothing is now. Give its new place with "
+            "`data`; the images, labels and splits must be the same."
+        )
+    return data
