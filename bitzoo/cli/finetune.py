@@ -180,20 +180,22 @@ def finetune(model: str, data: str, out: Path, json: bool, **options: Any) -> No
     from bitzoo.runs import finetune as runs
 
     options["resolution"] = parse_resolution(options["resolution"])
-    carry_out(functools.partial(runs.finetune, model, data, out, **options), json=json)
+    work = functools.partial(runs.finetune, model, data, out, **options)
+    carry_out(work, device=options["device"], json=json)
 
 
-def carry_out(work: Callable[..., FinetuneResult], *, json: bool) -> None:
+def carry_out(work: Callable[..., FinetuneResult], *, device: str | None, json: bool) -> None:
     """Do the work of a run, show it, and print its result; only the main process prints.
 
     Args:
         work: Takes the keywords `progress` and `callbacks`, as `bitzoo.finetune`.
+        device: Where it computes; None chooses.
         json: Whether stdout gets the result as JSON, and stderr everything else.
     """
     from bitzoo.runs.config import Callbacks
     from bitzoo.training.distributed import join_processes
 
-    main = join_processes().is_main_process
+    main = join_processes(device).is_main_process
     if not main:
         work(progress=False, callbacks=Callbacks())
         return

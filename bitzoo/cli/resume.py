@@ -25,6 +25,7 @@ from bitzoo.cli.options import PATH, debug_option, json_option
 )
 @click.option("--cache-gb", type=float, help="Disk space for decoded images.")
 @click.option("--workers", type=int, help="Processes that decode.")
+@click.option("--device", help="Another device: cpu, cuda, cuda:1 or mps.")
 @click.option("--micro-batch", type=int, help="Images computed at once.")
 @click.option(
     "--recompute-norms/--no-recompute-norms",
@@ -48,4 +49,5 @@ def resume(folder: Path, json: bool, **options: Any) -> None:
     """
     from bitzoo.runs import resume as runs
 
-    carry_out(functools.partial(runs.resume, folder, **options), json=json)
+    work = functools.partial(runs.resume, folder, **options)
+    carry_out(work, device=options["device"], json=json)

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from bitzoo.errors import UsageError
 from bitzoo.files import Progress
 from bitzoo.inference.metrics import Evaluation
 from bitzoo.runs.trackers import chosen_trackers
 from bitzoo.training.hyperrule import Edition
+from bitzoo.training.model_selection import evaluation_interval, explain_interval
 from bitzoo.training.recipe import Recipe
 from bitzoo.training.training_config import TrainingConfig
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 Resolution = int | tuple[int | None, int] | None
 """The crop in pixels, or (resize, crop); a resize of None scales with the crop."""
@@ -75,6 +80,37 @@ class FinetuneConfig(TrainingConfig):
                 "`eval_every=0` makes none before the end. Leave `eval_every` out, or give a "
                 "number of steps."
             )
+
+    def with_evaluations(self, recipe: Recipe, held_out: int) -> tuple[Self, str]:
+        """Return the options with the steps between evaluations, and a sentence that says them.
+
+        Args:
+            recipe: The recipe.
+            held_out: Number of held-out images; without any there is nothing to say.
+
+        Raises:
+            UsageError: If evaluations are to decide, and there is none before the end.
+        """
+        steps, ruled = recipe.schedule.steps, self.eval_every is None
+        every = self.eval_every or 0
+        if ruled and held_out:
+            every = evaluation_interval(steps, recipe.batch_size, held_out)
+        if self.selects and not (held_out and every < steps):
+            option = "patience" if self.patience is not None else "keep"
+            found = (
+                f"an evaluation only after every {every:,} of {steps:,} steps. Give a smaller "
+                "`eval_every`"
+                if held_out
+                else "no held-out images. Give `val_fraction`, or data with a split"
+            )
+            raise UsageError(
+                f"`{option}={getattr(self, option)!r}` needs evaluations during training, found "
+                f"{found}, or leave `{option}` out."
+            )
+        if not held_out:
+            return replace(self, eval_every=0), ""
+        said = explain_interval(every, steps, recipe.batch_size, held_out, ruled)
+        return replace(self, eval_every=every), said
 
     @property
     def resize_and_crop(self) -> tuple[int | None, int | None]:

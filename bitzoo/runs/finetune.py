@@ -38,12 +38,7 @@ from bitzoo.runs.session import Session, Task
 from bitzoo.runs.step_progress import reported
 from bitzoo.training.distributed import join_processes, training_device
 from bitzoo.training.hyperrule import Edition, hyperrule
-from bitzoo.training.model_selection import (
-    Choice,
-    Keep,
-    evaluation_interval,
-    explain_interval,
-)
+from bitzoo.training.model_selection import Choice, Keep
 from bitzoo.training.recipe import Recipe
 from bitzoo.zoo.create import create_model
 
@@ -377,7 +372,10 @@ def _run(
         for note in held_out.notes if held_out else ():
             callbacks.say(note)
         recipe = _plan(job.config, images, summary, network.architecture, is_kept)
-        config = _with_interval(job.config, images, recipe, callbacks)
+        evaluated = len(images.val) if images.val else 0
+        config, when = job.config.with_evaluations(recipe, evaluated)
+        if when:
+            callbacks.say(when)
         name, depth = _name_in(out, job), summary.bit_depth
         identity = _identity(name, config, images, recipe, network.architecture, depth)
         started, changes = _in_main_process(begin)
@@ -400,36 +398,6 @@ def _run(
         processes.wait_for_everyone()
     leakage = measure_leakage(summary.near_duplicates, final, images)
     return FinetuneResult(out, recipe, steps, stopped, final, rate, leakage=leakage, choice=choice)
-
-
-def _with_interval(
-    config: FinetuneConfig, images: ImageSet, recipe: Recipe, callbacks: Callbacks
-) -> FinetuneConfig:
-    """Return the options with the steps between evaluations, and say them.
-
-    Raises:
-        UsageError: If evaluations are to decide, and there is none before the end.
-    """
-    held_out, steps = len(images.val) if images.val else 0, recipe.schedule.steps
-    ruled = config.eval_every is None
-    every = config.eval_every or 0
-    if ruled and held_out:
-        every = evaluation_interval(steps, recipe.batch_size, held_out)
-    if config.selects and not (held_out and every < steps):
-        option = "patience" if config.patience is not None else "keep"
-        found = (
-            f"an evaluation only after every {every:,} of {steps:,} steps. Give a smaller "
-            "`eval_every`"
-            if held_out
-            else "no held-out images. Give `val_fraction`, or data with a split"
-        )
-        raise UsageError(
-            f"`{option}={getattr(config, option)!r}` needs evaluations during training, found "
-            f"{found}, or leave `{option}` out."
-        )
-    if held_out:
-        callbacks.say(explain_interval(every, steps, recipe.batch_size, held_out, ruled))
-    return replace(config, eval_every=every if held_out else 0)
 
 
 def _take(run_dir: RunDir, stack: contextlib.ExitStack) -> None:

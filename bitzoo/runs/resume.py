@@ -30,6 +30,7 @@ def resume(
     dtype: str | None = None,
     cache_gb: float | None = None,
     workers: int | None = None,
+    device: str | None = None,
     micro_batch: int | None = None,
     recompute_norms: bool | None = None,
     checkpoint_blocks: bool | None = None,
@@ -57,6 +58,7 @@ def resume(
         dtype: Another dtype of activations: ``float32``, ``bfloat16`` or ``float16``.
         cache_gb: Most disk space for decoded images, in GB.
         workers: Processes that decode.
+        device: Another device: ``cpu``, ``cuda``, ``cuda:1`` or ``mps``.
         micro_batch: Most images that a process computes at once.
         recompute_norms: Half the activation memory, a few percent slower.
         checkpoint_blocks: A quarter of the activation memory, for one more forward pass.
@@ -82,9 +84,10 @@ def resume(
     if repeats == 1 and (finished := _finished(place, record, change)):
         return finished
     job = Job.from_dict(where, record.get("model"), record.get("options"), data)
-    given = {
+    given: dict[str, Any] = {
         "cache_gb": cache_gb,
         "workers": workers,
+        "device": device,
         "micro_batch": micro_batch,
         "recompute_norms": recompute_norms,
         "checkpoint_blocks": checkpoint_blocks,

@@ -28,7 +28,7 @@ from bitzoo.files import remove_unfinished, sha256_of, write_json, write_text
 from bitzoo.runs.differences import differences
 from bitzoo.runs.metrics_csv import CSV_NAME
 from bitzoo.runs.report.artifacts import CARD_NAME, EVALUATION_NAME, REPORT_NAME
-from bitzoo.runs.trackers import FOLDER_NAME
+from bitzoo.runs.trackers import FOLDER_NAME, WANDB
 from bitzoo.small_files import read_json, read_json_lines
 from bitzoo.training.checkpointing import FILES, Checkpoint, latest_checkpoint, set_aside
 from bitzoo.zoo.resolve import WEIGHTS_NAME
@@ -44,6 +44,7 @@ RUN_ID = "run_id"
 OUTPUTS = (
     f"{CHECKPOINTS_NAME}/{FILES}",
     f"{FOLDER_NAME}/events.out.tfevents.*",
+    f"{WANDB}/**/*",
     METRICS_NAME,
     CSV_NAME,
     SESSIONS_NAME,

@@ -302,7 +302,13 @@ class Session:
                 self._table.rewrite(self._run_dir.history())
             names = chosen_trackers(self._task.config.log)
             self._track = self._resources.enter_context(
-                tracking(names, self._run_dir.folder, step, self._identity)
+                tracking(
+                    names,
+                    self._run_dir.folder,
+                    step,
+                    self._identity,
+                    self._run_dir.run_id or "",
+                )
             )
             device, count = self._processes.device, self._processes.num_processes
             self._log.start(device_name(device, count), step)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import secrets
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -18,15 +17,12 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from bitzoo.errors import UsageError, reason_of
-from bitzoo.files import write_json
-from bitzoo.small_files import read_json
 
 if TYPE_CHECKING:
     from accelerate.tracking import GeneralTracker
 
 TENSORBOARD, WANDB, NONE = "tensorboard", "wandb", "none"
 FOLDER_NAME = "tensorboard"
-WANDB_FOLDER, WANDB_RUN = "wandb", "bitzoo-run.json"
 PROJECT = "bitzoo"
 """Name of the project under which a service shows the runs, where its own settings name none."""
 
@@ -80,6 +76,7 @@ def tracking(
     run: Path,
     step: int,
     options: Mapping[str, Any],
+    run_id: str,
 ) -> Iterator[Track]:
     """Log to trackers until the context ends.
 
@@ -88,6 +85,7 @@ def tracking(
         run: The run folder; files go below it, where the tracker lets one choose.
         step: Number of updates already made: TensorBoard drops what it has of later ones.
         options: What the run was started with, for trackers that show it.
+        run_id: The run's id, under which W&B goes on with a run that is resumed.
 
     Raises:
         UsageError: If a tracker cannot be started, as without an account.
@@ -97,7 +95,7 @@ def tracking(
     trackers: list[GeneralTracker] = []
     try:
         for name in names:
-            trackers.append(_started(name, run, step, options))
+            trackers.append(_started(name, run, step, options, run_id))
 
         def track(step: int, metrics: Mapping[str, float]) -> None:
             for tracker in tuple(trackers):
@@ -116,14 +114,16 @@ def tracking(
                 _warn(tracker, error)
 
 
-def _started(name: str, run: Path, step: int, options: Mapping[str, Any]) -> GeneralTracker:
+def _started(
+    name: str, run: Path, step: int, options: Mapping[str, Any], run_id: str
+) -> GeneralTracker:
     from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 
     try:
         if name == TENSORBOARD:
             tracker = LOGGER_TYPE_TO_CLASS[name](FOLDER_NAME, run, purge_step=step + 1)
         elif name == WANDB:
-            tracker = _wandb(run)
+            tracker = _wandb(run, run_id)
         else:
             kind = LOGGER_TYPE_TO_CLASS[name]
             places = (str(run),) if kind.requires_logging_directory else ()
@@ -139,21 +139,11 @@ def _started(name: str, run: Path, step: int, options: Mapping[str, Any]) -> Gen
     return tracker
 
 
-def _wandb(run: Path) -> GeneralTracker:
-    """Return a tracker for the W&B run of this folder, which a resumed run goes on with."""
+def _wandb(run: Path, run_id: str) -> GeneralTracker:
     from accelerate.tracking import WandBTracker
 
-    record = run / WANDB_FOLDER / WANDB_RUN
-    if not record.is_file():
-        record.parent.mkdir(parents=True, exist_ok=True)
-        write_json(record, {"id": secrets.token_hex(4)})
-    return WandBTracker(
-        os.environ.get("WANDB_PROJECT", PROJECT),
-        name=run.resolve().name,
-        dir=str(run),
-        id=str(read_json(record)["id"]),
-        resume="allow",
-    )
+    project, name = os.environ.get("WANDB_PROJECT", PROJECT), run.resolve().name
+    return WandBTracker(project, name=name, dir=str(run), id=run_id, resume="allow")
 
 
 def _flat(options: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
