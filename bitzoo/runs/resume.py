@@ -82,7 +82,7 @@ def resume(
     if repeats == 1 and (finished := _finished(place, record, change)):
         return finished
     job = Job.from_dict(where, record.get("model"), record.get("options"), data)
-    given = {
+    given: dict[str, Any] = {
         "cache_gb": cache_gb,
         "workers": workers,
         "micro_batch": micro_batch,
