@@ -277,8 +277,7 @@ def finetune(
         log=log,
     )
     job = Job(os.fspath(model), data, config)
-    options = {"resume": resume, "overwrite": overwrite}
-    return run_job(job, Path(out), repeats, progress, callbacks, **options)
+    return run_job(job, Path(out), repeats, progress, callbacks, resume=resume, overwrite=overwrite)
 
 
 def run_job(

@@ -86,7 +86,9 @@ def _config(record: Mapping[str, Any]) -> FinetuneConfig:
         if value is not None and known[name] is not None and not _is_a(value, kind):
             raise TypeError(f"option {name} must be {kind.__name__}, found {value!r:.80}")
     size = record.get("resolution")
-    return FinetuneConfig(**{**record, "resolution": tuple(size) if _is_a(size, list) else size})
+    return FinetuneConfig(
+        **{**record, "resolution": tuple(size) if isinstance(size, list) else size}
+    )
 
 
 def _is_a(value: object, kind: type) -> bool:

@@ -332,7 +332,9 @@ class RunDir:
                 "now):\n" + "\n".join(f"  {line}" for line in lines) + "\nUse the same options "
                 "(`bitzoo resume RUN` needs none), or start again in another `out`."
             )
-        own = {key: before[key] for key in ("started", "changes", "card") if key in before}
+        own: dict[str, Any] = {
+            key: before[key] for key in ("started", "changes", "card") if key in before
+        }
         if isinstance(before.get(RUN_ID), str):
             own[RUN_ID] = before[RUN_ID]
         return started | own

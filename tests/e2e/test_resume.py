@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import time
+from typing import Any
 
 import numpy as np
 import pytest
@@ -239,7 +240,7 @@ def test_more_steps_after_the_end(place):
 def test_data_in_memory(place):
     rng = np.random.default_rng(0)
     data = rng.integers(0, 256, (12, 32, 32, 3), dtype=np.uint8), [0, 1] * 6
-    options = {"steps": 3, "batch_size": 4, "resolution": 32, "val_fraction": 0.0}
+    options: dict[str, Any] = {"steps": 3, "batch_size": 4, "resolution": 32, "val_fraction": 0.0}
     with pytest.raises(TrainingError):
         bitzoo.finetune("small.npz", data, "memory", lr=1e38, **options)
     says = (

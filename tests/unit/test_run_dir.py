@@ -88,9 +88,9 @@ class TestOptions:
 
     def test_no_run_at_all(self, tmp_path):
         (tmp_path / "checkpoints").mkdir()
-        for how in ({"resume": True, "overwrite": False}, {"resume": False, "overwrite": True}):
+        for resume in (True, False):
             with pytest.raises(UsageError, match="has files but no run in it"):
-                RunDir(tmp_path).open(IDENTITY, **how)
+                RunDir(tmp_path).open(IDENTITY, resume=resume, overwrite=not resume)
 
     def test_a_folder_in_the_place_of_the_options(self, run):
         save(run)

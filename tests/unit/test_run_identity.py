@@ -1,6 +1,7 @@
 """What another run left is never taken for this one's; options and their differences."""
 
 import json
+from typing import Any
 
 import pytest
 import torch
@@ -102,7 +103,11 @@ class TestAnotherRun:
         assert [path.name for path in tmp_path.iterdir()] == [OUTPUTS[-1]] == ["run.json"]
 
 
-BEFORE = {**IDENTITY, "data": "ab" * 32, "recipe": hyperrule(100, (32, 32)).to_dict()}
+BEFORE: dict[str, Any] = {
+    **IDENTITY,
+    "data": "ab" * 32,
+    "recipe": hyperrule(100, (32, 32)).to_dict(),
+}
 
 
 class TestDifferences:
