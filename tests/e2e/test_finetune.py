@@ -110,7 +110,7 @@ def test_evaluating_and_predicting_from_python(
     again = bitzoo.evaluate(model, str(workspace / "digits"), batch_size=3)
     assert same_scores(again.to_dict(), said)
     assert repr(found).splitlines()[1] == (
-        f"  top-1       {said['top1']:.2%} ({said['correct']} of {said['count']} images)"
+        f"  top-1              {said['top1']:.2%} ({said['correct']} of {said['count']} images)"
     )
     with pytest.raises(UsageError, match="does not say what its classes are called"):
         bitzoo.evaluate(workspace / "small.npz", workspace / "digits")

@@ -360,10 +360,8 @@ def matrix_overview(
         _add(svg, "rect", x=first, y=first, width=size, height=size, class_="frame")
         beside = first + size + side / 200
         right = beside < 0.95 * side
-        x = beside if right else first - side / 200
-        text = _add(
-            svg, "text", x=x, y=first + size / 2 + side / 120, class_="" if right else "end"
-        )
+        edge, style = (beside, "") if right else (first - side / 200, "end")
+        text = _add(svg, "text", x=edge, y=first + size / 2 + side / 120, class_=style)
         text.set("font-size", f"{side / 40:.4g}")
         text.text = str(number)
     return _render(svg)
