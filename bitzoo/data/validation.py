@@ -219,10 +219,9 @@ def _draw_again(
         "val": [pairs[position] for position in positions],
     }
     if drawn.group_by:
-        sides = [
-            [groups[i] for i in range(len(pairs)) if (i in held) is side] for side in (False, True)
-        ]
-        notes += notes_on_groups(*sides, drawn.group_by)
+        ours = [group for position, group in enumerate(groups) if position not in held]
+        theirs = [groups[position] for position in positions]
+        notes += notes_on_groups(ours, theirs, drawn.group_by)
     imageset = replace(
         imageset,
         notes=tuple(note for note in imageset.notes if note not in drawn.notes) + notes,
