@@ -141,7 +141,7 @@ def amount_of(kind: Kind, done: float, total: int) -> str:
     """Return how much is done: "120/540 images", "1.2/3.4 GB", "step 12/40"."""
     if kind.unit == "steps":
         whole, part = int(done), done - int(done)
-        inside = f" {part:.0%} of the next" if part else ""
+        inside = f" {100 * part:.0f} % of the next" if part else ""
         return f"step {whole:>{len(f'{total:,}')},}/{total:,}{inside}"
     if kind.unit == "bytes":
         return f"{size_of(done, total)}/{size_of(total)}" if total else size_of(done)

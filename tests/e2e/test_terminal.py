@@ -100,7 +100,9 @@ def normal(screen):
     lines = [line.strip("|+").rstrip() for line in screen.splitlines()]
     lines = [line for line in lines if line.strip("-") and not LEFT.match(line)]
     text = re.sub(r"[━─]+ *", "", "\n".join(lines))
-    text = re.sub(r"\d[\d,.]*( of the next| %|%)?", "0", text)
+    # How far the first step is, and what is known of its length, depends on the moment.
+    text = re.sub(r"( \d+ ?% of the next)?( +[\d.]+ \w+ left)?$", "", text, flags=re.M)
+    text = re.sub(r"\d[\d,.]*( ?%)?", "0", text)
     return re.sub(r" +", " ", re.sub(r"0 (s|min)\b", "0 s", text)).splitlines()
 
 
@@ -142,7 +144,7 @@ def test_elsewhere_lines_are_plain(digits, tmp_path, where):
         )
         assert b"\r" not in done.stderr + done.stdout
         lines = done.stderr.decode().splitlines()
-        assert "step" not in done.stdout.decode().split("changed")[1].split("run:")[0]
+        assert b"training" not in done.stdout.split(b"learning rate")[1].split(b"run:")[0]
     else:
         environment["TERM"] = "dumb"
         with Terminal(
@@ -152,6 +154,7 @@ def test_elsewhere_lines_are_plain(digits, tmp_path, where):
         lines = terminal.lines()
     steps = [line for line in lines if line.startswith("training: step ")]
     assert 1 <= len(steps) < STEPS
-    assert re.match(rf"training: step +1/{STEPS}, loss \d\.\d{{3}}, [\d.,]+ images/s", steps[0])
+    first = rf"training: step +1/{STEPS}, loss \d\.\d{{3}}, [\d.,]+ images/s"
+    assert sum(bool(re.match(first, line)) for line in steps) == 1
     assert sum(line.startswith(f"trained {STEPS} steps in ") for line in lines) == 1
     assert not any("━" in line or "─" in line for line in lines)

@@ -54,7 +54,7 @@ class TestLine:
         assert found.endswith(" 2.0/4.0 GB 93 MB/s 21 s left")
 
     def test_a_part_of_a_step(self):
-        assert "step 12/40 25% of the next" in line(TRAINING, 12.25, 40, (), None, 79)
+        assert "step 12/40 25 % of the next" in line(TRAINING, 12.25, 40, (), None, 79)
 
     def test_names_from_files_act_on_nothing(self):
         found = line(kind_of("download: a\x1b[2Jb\n.npz"), 1, 2, (), None, 79)
