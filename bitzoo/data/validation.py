@@ -7,49 +7,32 @@ splits and is the key of the pixel cache.
 
 from __future__ import annotations
 
-import hashlib
-import io
-import stat
 import warnings
 from collections import Counter
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import TypeAlias
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
 
 from bitzoo.data.automatic_split import Draw, describe, draw, notes_on
 from bitzoo.data.brightness import Levels, find_bit_depth, find_darkness, notes_on_values
 from bitzoo.data.dataset import Example, ImageSet, Split, fingerprint
-from bitzoo.data.decode_workers import count_cores, hash_of_image
+from bitzoo.data.decode_workers import count_cores
 from bitzoo.data.groups import NEAR_DUPLICATES, notes_on_groups
+from bitzoo.data.image_check import ImageCheck, check_image, hash_content
 from bitzoo.data.near_duplicates import (
     NearDuplicates,
     drop_from,
     find_near_duplicates,
     near_groups,
-    signature_of,
 )
-from bitzoo.data.problems import Problem, Problems, Reason, join_some, printable
+from bitzoo.data.problems import Problem, Problems, Reason, join_some
 from bitzoo.data.splits import join_groups
-from bitzoo.errors import MissingExtraError, UsageError
-from bitzoo.files import Progress, sha256_of
-from bitzoo.models.image_files import (
-    has_more_frames,
-    open_image,
-    orientation,
-    read_image_file,
-)
-from bitzoo.models.preprocessing import read_rgb
+from bitzoo.files import Progress
 from bitzoo.models.wide_values import (
-    bit_depth_of,
-    is_deep_colour,
-    is_wide_grey,
     problem_of,
-    range_of,
 )
 
 TASK = "checking images"
@@ -397,152 +380,7 @@ def hash_contents(
     with warnings.catch_warnings(), ThreadPoolExecutor(workers or count_cores()) as pool:
         warnings.simplefilter("ignore")
         for start in range(0, len(examples), _SLICE):
-            found += pool.map(_hash_content, examples[start : start + _SLICE])
+            found += pool.map(hash_content, examples[start : start + _SLICE])
             if progress is not None:
                 progress("reading images", len(found), len(examples))
     return found
-
-
-def _hash_content(example: Example) -> str:
-    if example.path is None:
-        return check_image(example).sha256
-    try:
-        return "" if _refuse_file(example.path) else sha256_of(example.path)
-    except OSError:
-        return ""
-
-
-# --- one image -----------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class ImageCheck:
-    """Result of decoding one image.
-
-    Attributes:
-        reason: What is wrong with the image; None if it is fine.
-        detail: What was found, if the reason does not say everything.
-        sha256: See `Example.sha256`; "" if the image is not fine.
-        size: Height and width, upright.
-        traits: Special properties that decoding handles, such as "grayscale".
-        signature: What near-duplicates are found by; b"" if the image is not fine.
-        levels: Range of its values; None if the image is not fine.
-    """
-
-    reason: Reason | None = None
-    detail: str = ""
-    sha256: str = ""
-    size: tuple[int, int] = (0, 0)
-    traits: tuple[str, ...] = ()
-    signature: bytes = b""
-    levels: Levels | None = None
-
-
-def check_image(example: Example) -> ImageCheck:
-    """Decode one image as training does, and report what is wrong or special about it.
-
-    Whatever `read_rgb` reads is fine, except for animated and multi-page files: only their owner
-    knows which frame is meant.
-    """
-    try:
-        if example.path is None:
-            return _examine(example.load_image())
-        refused = _refuse_file(example.path)
-        if refused is not None:
-            return refused
-        content = read_image_file(example.path)  # once: what is hashed is what is checked
-        with open_image(io.BytesIO(content)) as image:
-            return _examine(image, hashlib.sha256(content).hexdigest())
-    except Exception as error:  # a damaged file makes Pillow's decoders raise nearly anything
-        return _explain(error, example)
-
-
-def _refuse_file(path: Path) -> ImageCheck | None:
-    """Check for files that must not even be opened: opening a pipe would wait for its writer."""
-    status = path.stat()
-    if not stat.S_ISREG(status.st_mode):
-        return ImageCheck(Reason.UNREADABLE, "not a regular file")
-    if status.st_size == 0:
-        return ImageCheck(Reason.NO_BYTES)
-    return None
-
-
-def _examine(image: Image.Image, digest: str = "") -> ImageCheck:
-    deep = is_deep_colour(image)
-    traits = tuple(_traits(image, deep))
-    wide = range_of(image, "The image", deep) if deep or is_wide_grey(image) else None
-    # which values are white is known once all images have been seen: any depth shows damage
-    rgb = read_rgb(image, None if wide is None else 16)
-    size = rgb.height, rgb.width
-    digest = digest or hash_of_image(image)
-    levels = Levels.of(rgb, wide)
-    if image.format not in _SINGLE_IMAGE_FORMATS and has_more_frames(image):
-        return ImageCheck(Reason.ANIMATED, f"{image.format} of {_count(image)} frames or pages")
-    # a signature is of the shapes, whichever of the values is white
-    seen = rgb if wide is None else read_rgb(image, bit_depth_of(wide.highest))
-    return ImageCheck(None, "", digest, size, traits, signature_of(seen), levels)
-
-
-def _count(image: Image.Image) -> object:
-    try:
-        return image.n_frames  # type: ignore[attr-defined]
-    except Exception:  # a damaged one after the second
-        return "several"
-
-
-def _traits(image: Image.Image, deep: bool) -> Iterator[str]:
-    """Yield the special properties that `read_rgb` handles."""
-    if image.mode in ("1", "L", "LA", "La") or image.mode.startswith("I"):
-        yield "grayscale"
-    if image.mode == "CMYK":
-        yield "CMYK"
-    if image.mode.startswith("I") or deep:
-        yield "16 bits per channel"
-    if image.mode in ("P", "PA"):
-        yield "palette"
-    if image.mode in ("RGBA", "RGBa", "LA", "La", "PA") or "transparency" in image.info:
-        yield "alpha"
-    # For a PNG's EXIF data, Pillow decodes the pixels. An error of theirs, if dropped with those of
-    # the EXIF data, does not come again: the image would count as decoded.
-    if image.format == "PNG":
-        image.load()
-    if orientation(image) in range(2, 9):
-        yield "EXIF-rotated"
-    limit = Image.MAX_IMAGE_PIXELS
-    if limit is not None and image.width * image.height > limit:
-        yield f"more than {limit / 1e6:.0f} megapixels"
-
-
-def _explain(error: Exception, example: Example) -> ImageCheck:
-    reason = next((reason for kind, reason in _REASONS if isinstance(error, kind)), Reason.DAMAGED)
-    if isinstance(error, OSError) and error.errno is not None:  # from the system, not from Pillow
-        detail = error.strerror or str(error)
-        return ImageCheck(reason if reason is Reason.MISSING else Reason.UNREADABLE, detail)
-    if reason is Reason.NEEDS_EXTRA:
-        return ImageCheck(reason)
-    if reason is Reason.NO_IMAGE:
-        return ImageCheck(reason, _first_bytes(example))
-    return ImageCheck(reason, printable(str(error) or type(error).__name__))
-
-
-def _first_bytes(example: Example) -> str:
-    if example.path is None:
-        return ""
-    with example.path.open("rb") as file:
-        return f"begins with {file.read(16)!r}"
-
-
-_REASONS: tuple[tuple[type[Exception], Reason], ...] = (
-    (Image.DecompressionBombError, Reason.HUGE),
-    (MemoryError, Reason.HUGE),
-    (UnidentifiedImageError, Reason.NO_IMAGE),
-    (MissingExtraError, Reason.NEEDS_EXTRA),
-    (UsageError, Reason.NO_8_BIT),
-    (FileNotFoundError, Reason.MISSING),
-    (NotADirectoryError, Reason.MISSING),
-)
-"""The first match decides; any other error means a damaged file."""
-
-_SINGLE_IMAGE_FORMATS = ("MPO",)
-"""Formats whose further frames are not separate images: cameras and phones write depth maps, gain
-maps and previews after the first frame."""

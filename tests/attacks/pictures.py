@@ -25,7 +25,7 @@ from PIL import Image, ImageOps
 
 from bitzoo.data.dataset import Example
 from bitzoo.data.decode_workers import Decoder
-from bitzoo.data.validation import check_image
+from bitzoo.data.image_check import check_image
 from bitzoo.errors import UsageError
 from bitzoo.models.preprocessing import EvalTransform
 

@@ -15,8 +15,8 @@ from PIL import EpsImagePlugin, Image, ImageFile, UnidentifiedImageError, featur
 from bitzoo.data.dataset import Example
 from bitzoo.data.decode_workers import Decoder
 from bitzoo.data.hf_datasets import read_table
+from bitzoo.data.image_check import check_image
 from bitzoo.data.problems import Reason
-from bitzoo.data.validation import check_image
 from bitzoo.errors import UsageError
 from bitzoo.inference.predict import _load, find_images
 from bitzoo.models import image_files

@@ -18,8 +18,9 @@ from images import BAD, FINE, digits, photo, write_digits, write_photos
 from PIL import Image
 
 from bitzoo.data.dataset import DatasetError, Example, read_dataset
+from bitzoo.data.image_check import check_image
 from bitzoo.data.problems import Problem, Problems, Reason
-from bitzoo.data.validation import TASK, check_image, inspect
+from bitzoo.data.validation import TASK, inspect
 from bitzoo.errors import UsageError
 from bitzoo.models.preprocessing import read_rgb
 
