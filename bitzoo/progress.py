@@ -211,7 +211,8 @@ class _Plain(Live):
         now = time.monotonic()
         is_first = stage.kind.is_told and stage.task not in self._told and stage.done >= 1
         if is_first or now - self._last >= PLAIN_SECONDS:
-            self._told.add(stage.task)
+            if stage.done >= 1:
+                self._told.add(stage.task)
             self._last = now
             self._write(stage.line(None))
 
