@@ -1,6 +1,7 @@
 """The base of all commands: errors become one paragraph that names flags.
 
-Exit codes: 0 success, 1 a proof failed, 2 bad input or usage, 128 + the signal that ended it.
+Exit codes: 0 success; 1 a proof failed, or some of the images could not be read; 2 bad input or
+usage; 128 + the signal that ended it.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ import click
 from bitzoo.cli.command import Command, as_flags
 from bitzoo.cli.completers import complete_model, complete_path
 from bitzoo.cli.console import in_line, print_json, print_table, progress_bar, say, say_wrapped
-from bitzoo.cli.options import debug_option, inference_options, weights_option
+from bitzoo.cli.options import debug_option, inference_options, json_option, weights_option
 
 if TYPE_CHECKING:
     from bitzoo.inference.predict import Predictions
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 )
 @inference_options
 @weights_option
+@json_option
 @debug_option
 def evaluate(
     model: str,
@@ -46,7 +47,9 @@ def evaluate(
     batch_size: int,
     dtype: str,
     backend: str,
+    device: str | None,
     weights: str | None,
+    json: bool,
 ) -> None:
     """Evaluate MODEL on labelled images.
 
@@ -64,10 +67,11 @@ def evaluate(
             batch_size=batch_size,
             dtype=dtype,
             backend=backend,
+            device=device,
             weights=weights,
             progress=progress,
         )
-    if format == "json":
+    if json or format == "json":
         print_json(found.to_dict())
         return
     rows = [(row["name"], row["correct"], row["count"]) for row in found.per_class if row["count"]]
@@ -102,6 +106,7 @@ def evaluate(
 )
 @inference_options
 @weights_option
+@json_option
 @debug_option
 @click.pass_context
 def predict(
@@ -115,7 +120,9 @@ def predict(
     batch_size: int,
     dtype: str,
     backend: str,
+    device: str | None,
     weights: str | None,
+    json: bool,
 ) -> None:
     """Classify images or folders of images.
 
@@ -137,10 +144,11 @@ def predict(
             batch_size=batch_size,
             dtype=dtype,
             backend=backend,
+            device=device,
             weights=weights,
             progress=progress,
         )
-    _print_predictions(found, format)
+    _print_predictions(found, "json" if json else format)
     failed = len(found.failed)
     for image in found.skipped:
         say(f"Left out: {image.path}: {image.error}", error=True)

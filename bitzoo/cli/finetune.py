@@ -181,15 +181,18 @@ def finetune(model: str, data: str, out: Path, json: bool, **options: Any) -> No
 
     options["resolution"] = parse_resolution(options["resolution"])
     work = functools.partial(runs.finetune, model, data, out, **options)
-    carry_out(work, device=options["device"], json=json)
+    carry_out(work, device=options["device"], freeze=options["freeze"], json=json)
 
 
-def carry_out(work: Callable[..., FinetuneResult], *, device: str | None, json: bool) -> None:
+def carry_out(
+    work: Callable[..., FinetuneResult], *, device: str | None, freeze: bool, json: bool
+) -> None:
     """Do the work of a run, show it, and print its result; only the main process prints.
 
     Args:
         work: Takes the keywords `progress` and `callbacks`, as `bitzoo.finetune`.
         device: Where it computes; None chooses.
+        freeze: Whether only the head is trained.
         json: Whether stdout gets the result as JSON, and stderr everything else.
     """
     from bitzoo.runs.config import Callbacks
@@ -199,7 +202,7 @@ def carry_out(work: Callable[..., FinetuneResult], *, device: str | None, json: 
     if not main:
         work(progress=False, callbacks=Callbacks())
         return
-    told = _Told()
+    told = _Told(freeze)
     callbacks = Callbacks(say=_say, on_start=told.recipe, on_eval=told.evaluation)
     with prose_to_stderr(json), progress_bar() as progress:
         result = work(progress=progress, callbacks=callbacks)
@@ -246,14 +249,14 @@ def _say(text: str) -> None:
 class _Told:
     """What is printed during a run: the recipe, and evaluations but the last, which is the end."""
 
-    def __init__(self) -> None:
-        self._steps = 0
+    def __init__(self, freeze: bool) -> None:
+        self._steps, self._freeze = 0, freeze
 
     def recipe(self, recipe: Recipe) -> None:
         from bitzoo.training.hyperrule import explain
 
         self._steps = recipe.schedule.steps
-        print_facts(explain(recipe))
+        print_facts(explain(recipe, freeze=self._freeze))
 
     def evaluation(self, step: int, found: Evaluation) -> None:
         if step < self._steps:

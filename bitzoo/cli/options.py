@@ -75,6 +75,7 @@ def inference_options(command: _Decorated) -> _Decorated:
             show_default=True,
             help="Compute dtype; lower precision is faster.",
         ),
+        click.option("--device", help="cpu, cuda, cuda:1 or mps; default: a GPU if there is one."),
         click.option(
             "--batch-size", type=int, default=32, show_default=True, help="Images per batch."
         ),

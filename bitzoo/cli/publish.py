@@ -122,7 +122,8 @@ def card(
     from bitzoo.files import write_text
     from bitzoo.hub import publish as hub
 
-    text = hub.card(model, repo=repo, license=license, vouch=vouch)
+    with progress_bar():
+        text = hub.card(model, repo=repo, license=license, vouch=vouch)
     if out is not None:
         if not out.parent.is_dir():
             raise UsageError(f"{out}: there is no folder {out.parent}. Create it first.")

@@ -48,6 +48,9 @@ def resume(folder: Path, json: bool, **options: Any) -> None:
     Example: bitzoo resume runs/photos
     """
     from bitzoo.runs import resume as runs
+    from bitzoo.runs.run_dir import read_record
 
     work = functools.partial(runs.resume, folder, **options)
-    carry_out(work, device=options["device"], json=json)
+    recorded = (read_record(folder) or {}).get("options")
+    freeze = isinstance(recorded, dict) and recorded.get("freeze") is True
+    carry_out(work, device=options["device"], freeze=freeze, json=json)

@@ -145,7 +145,7 @@ def inspect(
     if drop_near_duplicates:
         near, kept["train"] = drop_from(near, kept["train"], imageset.classes)
     inspected = _keep_only(imageset, kept)
-    return inspected, _summarize(inspected, kept, found, near, depth)
+    return inspected, _summarize(inspected, kept, found, near, depth, training)
 
 
 def _check_all(
@@ -311,7 +311,12 @@ def _judge_values(checked: _Kept, bit_depth: int | None) -> _Kept:
 
 
 def _summarize(
-    imageset: ImageSet, kept: _Kept, skipped: Problems, near: NearDuplicates, depth: int | None
+    imageset: ImageSet,
+    kept: _Kept,
+    skipped: Problems,
+    near: NearDuplicates,
+    depth: int | None,
+    training: bool,
 ) -> DataSummary:
     class_counts = {}
     for split in imageset.splits:
@@ -328,7 +333,7 @@ def _summarize(
         traits=dict(sorted(traits.items())),
         notes=(
             *imageset.notes,
-            *_notes_on_skipped(skipped),
+            *(_notes_on_skipped(skipped) if training else ()),
             *_notes_on_repeats(imageset),
             *((near.note(),) if near.pairs else ()),
             *notes_on_values(_levels_of(kept), depth, imageset.classes),

@@ -18,7 +18,7 @@ from bitzoo.data.validation import inspect
 from bitzoo.errors import UsageError
 from bitzoo.files import Progress
 from bitzoo.inference.metrics import Evaluation, Integers, checked_labels
-from bitzoo.inference.optimize import best_device
+from bitzoo.inference.optimize import chosen_device
 from bitzoo.inference.runner import Runner, batches_of, compute_dtype, one_ahead
 from bitzoo.inference.selection import judged, record_of, select
 from bitzoo.zoo.classifier import Classifier, load_classifier, title_of
@@ -105,6 +105,7 @@ def evaluate(
     counted = images.val or images.train
     trained = record.trained if record and record.can_compare(chosen) else None
     selection = judged(selection, counted.examples, trained, title, summary.skipped)
+    selection = replace(selection, notes=(*selection.notes, *summary.notes))
     with open_pixels(
         counted,
         transform.crop,
@@ -121,7 +122,7 @@ def evaluate(
             batch_size=batch_size,
             dtype=precision,
             backend=backend,
-            device=best_device(backend) if device is None else device,
+            device=chosen_device(device, backend),
             progress=progress,
         )
     return replace(found, selection=selection)

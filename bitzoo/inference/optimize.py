@@ -11,6 +11,7 @@ from torch import Tensor
 
 from bitzoo.errors import LayoutError, UsageError
 from bitzoo.inference.backends import BACKENDS
+from bitzoo.inference.devices import checked_device
 from bitzoo.models.bit import BiT
 from bitzoo.models.image_input import SCALING, require_images, words_for_channels
 
@@ -157,8 +158,16 @@ def optimize(
     return Optimized(model, backend, target, wanted)
 
 
-def best_device(backend: str) -> torch.device:
-    """Return the GPU if there is one that the backend supports, else the CPU."""
+def chosen_device(device: torch.device | str | None, backend: str) -> torch.device:
+    """Return the device that is meant; None is the GPU, if there is one that the backend supports.
+
+    Raises:
+        UsageError: If this machine has no such device.
+    """
+    if isinstance(device, torch.device):
+        return device
+    if device is not None:
+        return checked_device(device)
     devices = BACKENDS[backend].devices if backend in BACKENDS else ()
     return torch.device("cuda" if torch.cuda.is_available() and not devices else "cpu")
 

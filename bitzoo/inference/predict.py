@@ -22,7 +22,7 @@ from bitzoo.display import Displayed
 from bitzoo.errors import UsageError
 from bitzoo.files import Progress
 from bitzoo.inference.metrics import check_logits, log_sum_exp
-from bitzoo.inference.optimize import best_device
+from bitzoo.inference.optimize import chosen_device
 from bitzoo.inference.runner import Runner, batches_of, compute_dtype, one_ahead
 from bitzoo.models.bit import BiT
 from bitzoo.models.preprocessing import EvalTransform
@@ -150,7 +150,7 @@ def predict(
         batch_size=batch_size,
         dtype=compute_dtype(dtype),
         backend=backend,
-        device=best_device(backend) if device is None else device,
+        device=chosen_device(device, backend),
         progress=progress,
     )
     if not skip_bad:

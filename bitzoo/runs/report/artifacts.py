@@ -170,7 +170,9 @@ def _record(
         base=info.base.name if info.base else None,
         info=info,
         leakage=_leakage(finished),
-        near_pairs=show_pairs(finished.summary.near_duplicates, images.classes),
+        near_pairs=show_pairs(
+            finished.summary.near_duplicates, images.classes, finished.summary.bit_depth
+        ),
         plan=finished.recipe,
         made=finished.sessions,
         command=command,

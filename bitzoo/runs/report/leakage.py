@@ -107,12 +107,15 @@ class ShownPair:
     distance: int
 
 
-def show_pairs(found: NearDuplicates, classes: Sequence[str]) -> list[ShownPair]:
+def show_pairs(
+    found: NearDuplicates, classes: Sequence[str], bit_depth: int | None
+) -> list[ShownPair]:
     """Return some pairs with their images, one per held-out image, the nearest first.
 
     Args:
         found: The near-duplicates.
         classes: Class names.
+        bit_depth: `DataSummary.bit_depth` of the data set.
     """
     first: dict[str, Pair] = {}
     for pair in found.pairs:
@@ -121,8 +124,8 @@ def show_pairs(found: NearDuplicates, classes: Sequence[str]) -> list[ShownPair]
     step = max(1, math.ceil(len(pairs) / _MOST_SHOWN))
     return [
         ShownPair(
-            _thumbnail(pair.held_out),
-            _thumbnail(pair.train),
+            _thumbnail(pair.held_out, bit_depth),
+            _thumbnail(pair.train, bit_depth),
             pair.held_out.key,
             pair.train.key,
             (classes[pair.held_out.label], classes[pair.train.label]),
@@ -132,9 +135,9 @@ def show_pairs(found: NearDuplicates, classes: Sequence[str]) -> list[ShownPair]
     ]
 
 
-def _thumbnail(example: Example) -> npt.NDArray[np.uint8] | None:
+def _thumbnail(example: Example, bit_depth: int | None) -> npt.NDArray[np.uint8] | None:
     try:
-        rgb = read_rgb(example.image()).copy()
+        rgb = read_rgb(example.image(), bit_depth).copy()
     except (BitzooError, OSError, ValueError):  # removed since training began
         return None
     rgb.thumbnail((_EDGE, _EDGE))

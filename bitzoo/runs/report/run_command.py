@@ -24,7 +24,7 @@ def command_of(model: str, data: object, out: Path, config: FinetuneConfig) -> s
     """
     if not isinstance(data, (str, os.PathLike)):
         return None
-    words = ["bitzoo", "finetune", "--model", model, "--data", str(data), "--out", str(out)]
+    words = ["bitzoo", "finetune", model, "--data", str(data), "--out", str(out)]
     for option in fields(config):
         value = getattr(config, option.name)
         if value != option.default and option.name not in _NO_FLAG:
@@ -40,6 +40,8 @@ def _flag(name: str, value: object) -> list[str]:
         return [f"--{words}"]
     if value is False:
         return [f"--no-{words}"]
+    if name == "log" and isinstance(value, (tuple, list)):
+        return [word for each in value for word in (f"--{words}", str(each))]
     if isinstance(value, (tuple, list)):
         value = ",".join(str(part) for part in value if part is not None)
     return [f"--{words}", str(value)]
