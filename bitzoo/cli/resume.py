@@ -51,6 +51,5 @@ def resume(folder: Path, json: bool, **options: Any) -> None:
     from bitzoo.runs.run_dir import read_record
 
     work = functools.partial(runs.resume, folder, **options)
-    recorded = (read_record(folder) or {}).get("options")
-    freeze = isinstance(recorded, dict) and recorded.get("freeze") is True
+    freeze = (read_record(folder) or {}).get("freeze") is True
     carry_out(work, device=options["device"], freeze=freeze, json=json)
