@@ -49,7 +49,7 @@ def physical_memory() -> int:
     """Return the bytes of memory of this machine."""
     if hasattr(os, "sysconf"):
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    import psutil  # type: ignore[import-untyped]  # comes with accelerate
+    import psutil  # comes with accelerate
 
     return int(psutil.virtual_memory().total)
 

@@ -440,7 +440,7 @@ def _notebook_display() -> Callable[..., Any] | None:
     shell = ipython.get_ipython() if ipython else None
     if shell is None or not hasattr(shell, "kernel"):
         return None
-    from IPython.display import display  # type: ignore[import-not-found]
+    from IPython.display import display
 
     return display  # type: ignore[no-any-return]
 
