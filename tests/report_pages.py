@@ -9,6 +9,7 @@ mostly within groups that are scattered over the alphabet, as they are in real d
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,10 +17,14 @@ import numpy.typing as npt
 from images import photo
 
 from bitzoo.catalogue.model_info import Identity, ModelInfo
+from bitzoo.data.dataset import Example
+from bitzoo.data.near_duplicates import NearDuplicates, Pair
 from bitzoo.inference.metrics import Evaluation
 from bitzoo.runs.report.captions import first_batch_note
+from bitzoo.runs.report.leakage import Leakage, ShownPair
 from bitzoo.runs.report.run_summary import Gallery, Mistake, RunRecord, Tile
 from bitzoo.training.hyperrule import explain, hyperrule
+from bitzoo.training.model_selection import Choice
 
 SIZES = (6, 60, 1000)
 _FIRST = ("great", "lesser", "northern", "painted", "common", "red-breasted", "ringed", "alpine")
@@ -91,7 +96,7 @@ def record_of(count: int, **changes: Any) -> RunRecord:
             ("duration", "2 h 02 min to decode, train and evaluate"),
             ("device", "NVIDIA H100"),
         ],
-        "command": "bitzoo finetune --model BiT-M-R50x1 --data photos --out runs/photos",
+        "command": "bitzoo finetune BiT-M-R50x1 --data photos --out runs/photos",
         "galleries": [
             Gallery(
                 "First training batch",
@@ -111,6 +116,37 @@ def record_of(count: int, **changes: Any) -> RunRecord:
         ],
     }
     return RunRecord(**values | changes)
+
+
+def leaking_record() -> RunRecord:
+    """A run with near-duplicates across its splits that kept its best weights."""
+    run = record_of(6)
+    found = run.evaluation
+    assert found is not None
+    names = [f"val/{name[:20]}/burst {number}.jpg" for number, name in enumerate(run.classes)]
+    pairs = [
+        Pair(Example(0, key=name.replace("val", "train")), Example(0, key=name), distance)
+        for distance, name in enumerate(names)
+    ]
+    near = NearDuplicates(tuple(pairs), tuple(names))
+    counted = found.count - len(names)
+    return replace(
+        run,
+        title="A run with near-duplicates",
+        leakage=Leakage(near, found.correct - len(names), counted, found.count),
+        near_pairs=[
+            ShownPair(
+                None if pair.distance == 1 else _image(200 + pair.distance, 192, 128),
+                _image(200 + pair.distance, 192, 120),
+                pair.held_out.key,
+                pair.train.key,
+                (run.classes[pair.distance], run.classes[pair.distance]),
+                pair.distance,
+            )
+            for pair in pairs
+        ],
+        choice=Choice("best", 350, 500, 500, 10),
+    )
 
 
 def _history() -> list[dict[str, Any]]:

@@ -16,7 +16,7 @@ ROOT = TESTS.parent
 sys.path[:0] = [str(ROOT), str(TESTS)]
 
 from markdown_it import MarkdownIt  # noqa: E402
-from report_pages import SIZES, record_of  # noqa: E402
+from report_pages import SIZES, leaking_record, record_of  # noqa: E402
 
 from bitzoo.runs.report.html import write_card, write_report  # noqa: E402
 
@@ -69,6 +69,10 @@ def write_pages(folder: Path) -> list[Path]:
         pages.append(_write(folder / f"card-{count}.html", card.read_text(encoding="utf-8")))
     unmeasured = record_of(6, evaluation=None, mistakes=(), history=[], galleries=[])
     pages.append(write_report(folder / "report-nothing-held-out.html", unmeasured))
+    leaking = leaking_record()
+    pages.append(write_report(folder / "report-near-duplicates.html", leaking))
+    card = write_card(folder / "card-near-duplicates.md", leaking)
+    pages.append(_write(folder / "card-near-duplicates.html", card.read_text(encoding="utf-8")))
     for name in CARDS:
         text = (ROOT / "model_cards" / f"{name}.md").read_text(encoding="utf-8")
         pages.append(_write(folder / f"released-{name}.html", text))
