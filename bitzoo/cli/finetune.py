@@ -19,6 +19,7 @@ from bitzoo.cli.console import (
     progress_bar,
     prose_to_stderr,
     say,
+    say_wrapped,
 )
 from bitzoo.cli.options import PATH, debug_option, edition_option, json_option, model_parameter
 from bitzoo.errors import UsageError
@@ -180,6 +181,7 @@ def finetune(model: str, data: str, out: Path, json: bool, **options: Any) -> No
     from bitzoo.runs import finetune as runs
 
     options["resolution"] = parse_resolution(options["resolution"])
+    options["log"] = options["log"] or None
     work = functools.partial(runs.finetune, model, data, out, **options)
     carry_out(work, device=options["device"], freeze=options["freeze"], json=json)
 
@@ -277,9 +279,9 @@ def _print_result(result: FinetuneResult) -> None:
     found, folder = result.evaluation, result.folder
     verdict = _verdict(found) if found else "no images were held out"
     if result.leakage and result.leakage.matters:
-        verdict += f"; without near-duplicates in train {result.leakage.accuracy_without}"
+        say(f"Without near-duplicates in train: top-1 {result.leakage.accuracy_without}")
     if result.choice and result.choice.sentence:
-        say(result.choice.sentence)
+        say_wrapped(result.choice.sentence)
     say(f"\n{in_line(folder)}: {result.steps:,} steps, {verdict}")
     print_facts(
         [

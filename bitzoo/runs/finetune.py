@@ -364,17 +364,15 @@ def _run(
     with contextlib.ExitStack() as stack:
         _in_main_process(enter)
         images, summary = _in_main_process(lambda: _read(job, callbacks))
-        callbacks.say("\n".join([*summary.notes, *describe_classes(images)]))
+        _tell(callbacks, *summary.notes, "\n".join(describe_classes(images)))
         network, is_kept = _create(job, images.classes, callbacks)
         before = record_of(network)
         held_out = held_out_by(images, summary.skipped, before, job.model)
-        for note in held_out.notes if held_out else ():
-            callbacks.say(note)
+        _tell(callbacks, *(held_out.notes if held_out else ()))
         recipe = _plan(job.config, images, summary, network.architecture, is_kept)
         evaluated = len(images.val) if images.val else 0
         config, when = job.config.with_evaluations(recipe, evaluated)
-        if when:
-            callbacks.say(when)
+        _tell(callbacks, when)
         name, depth = _name_in(out, job), summary.bit_depth
         identity = _identity(name, config, images, recipe, network.architecture, depth)
         started, changes = _in_main_process(begin)
@@ -397,6 +395,11 @@ def _run(
         processes.wait_for_everyone()
     leakage = measure_leakage(summary.near_duplicates, final, images)
     return FinetuneResult(out, recipe, steps, stopped, final, rate, leakage=leakage, choice=choice)
+
+
+def _tell(callbacks: Callbacks, *sentences: str) -> None:
+    for sentence in filter(None, sentences):
+        callbacks.say(sentence)
 
 
 def _take(run_dir: RunDir, stack: contextlib.ExitStack) -> None:

@@ -148,7 +148,7 @@ class TestRefused:
         data = tmp_path / "list.csv"
         data.write_text(
             "path,label,split\nphoto_0.jpg,a,train\nphoto_1.jpg,b,train\nphoto_2.jpg,a,val\n"
-            "photo_3.jpg,b,val\nphoto_3.jpg,b\n,a,val\nphoto_3.jpg,b,dev\nnothing.jpg,a,train\n"
+            "photo_3.jpg,b,val\nphoto_3.jpg,b\n,a,val\nphoto_3.jpg,b,later\nnothing.jpg,a,train\n"
             "gone.jpg,b,train\nfar/gone.jpg,a,val\n"
         )
         assert groups_of(refused(small, data, tmp_path), data, count=6) == {
@@ -156,7 +156,7 @@ class TestRefused:
                 "list.csv line 6: expected 3 columns, found 2",
                 "list.csv line 7: path is empty",
                 "list.csv line 8: split must be one of train, val, valid, validation, test, "
-                "found 'dev'",
+                "found 'later'",
             ],
             "Missing files": [
                 "gone.jpg: No such file or directory",
@@ -238,7 +238,9 @@ def write_twin(odd: Path, twin: Path) -> None:
 def metrics(run: Path) -> list[dict[str, object]]:
     """Return the recorded metrics, without those that depend on the clock."""
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [{key: line[key] for key in line if key != "images_per_s"} for line in lines]
+    return [
+        {key: line[key] for key in line if key not in ("images_per_s", "run_id")} for line in lines
+    ]
 
 
 def test_odd_forms_train_as_their_plain_twins(small: Path, tmp_path: Path) -> None:

@@ -54,6 +54,7 @@ class TestTheModel:
             "verify": "src",
             "completion": "shell",
             "convert": "src_argument",
+            "resume": "folder",
         }
         for name, argument in first.items():
             if argument is not None:
@@ -122,7 +123,7 @@ class TestWidth:
             *(["info", name] for name in ("BiT-M-R50x1", "BiT-M-R152x4-run2-dsprites-orientation")),
             ["hyperrule", *PLAN],
             ["convert", checkpoint, "--dst", output],
-            ["convert", checkpoint, "--dst", folder / "half.h5", "--dtype", "float16"],
+            ["convert", checkpoint, "--dst", folder / "half.safetensors", "--dtype", "float16"],
             ["verify", checkpoint, output],
             ["info", output],
             ["publish", output, "--repo", "a/b", "--dry-run", "--folder", folder / "staged"],

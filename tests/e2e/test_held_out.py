@@ -92,12 +92,11 @@ class TestSameData:
 
     def test_says_what_is_not_counted(self, place):
         out = evaluate(place, "run-flat", "--data", "flat")
-        assert "Not counted: 90 of the 100 images; run-flat was trained on 90 of these: 0/" in out
-        assert "and 85 more. Count them too with --split all.\n" in out
+        said = " ".join(out.split())
+        assert "Not counted: 90 of the 100 images; run-flat was trained on 90 of these: 0/" in said
+        assert "and 85 more. Count them too with --split all. " in said
         last = out.splitlines()[-1]
-        assert re.fullmatch(
-            r"top-1 [\d.]+% \(\d+ of 10: the images that run-flat held out\), top-5 .*", last
-        )
+        assert re.fullmatch(r"top-1 [\d.]+% \(\d+ of 10: the images that run-flat held out\)", last)
 
     @pytest.mark.parametrize("option", [["--all"], ["--split", "all"]])
     def test_all_says_how_many_were_trained_on(self, place, option):
@@ -132,7 +131,7 @@ class TestSameData:
             assert (found.count, found.selection.trained_on) == (10, 0)
         whole = bitzoo.evaluate(model, place / "flat", split="all", cache_gb=0, workers=1)
         assert (whole.count, whole.selection.trained_on) == (100, 90)
-        assert "trained on  90 of these images" in repr(whole)
+        assert "trained on 90 of these images" in " ".join(repr(whole).split())
         with pytest.raises(UsageError, match="one of train, val, test, all, found 'dev'"):
             bitzoo.evaluate(model, place / "flat", split="dev")
 
@@ -253,7 +252,7 @@ class TestOwnSplits:
         assert (found["split"], found["count"], found["trained_on"]) == ("val", 12, 0)
         out = evaluate(place, "run-split", "--data", "split")
         assert "Not counted: train (32) and test (12); choose with --split.\n" in out
-        assert "of 12: the data set's own val split), " in out.splitlines()[-1]
+        assert out.splitlines()[-1].endswith(" of 12: the data set's own val split)")
 
     @pytest.mark.parametrize(("split", "count"), [("train", 32), ("val", 12), ("test", 12)])
     def test_every_split_is_reached(self, place, split, count):
@@ -367,7 +366,7 @@ class TestSkipping:
         out = evaluate(place, "run-split", "--data", bad, "--all", "--skip-bad")
         assert (
             "Left out and not counted: Images of classes that the network lacks (1): 9/d.png: of "
-            "class 9.\n" in out
+            "class 9. " in " ".join(out.split())
         )
         assert "Left out and not counted: Files of 0 bytes (2): 1/a.png, 1/b.png.\n" in out
         assert " of 100: all images of the data set; 4 left out), " in out.splitlines()[-1]

@@ -121,7 +121,7 @@ def given(command):
     """What a command passes on if only what it needs is given, by name."""
     words = []
     for parameter in command.params:
-        if parameter.required:
+        if parameter.required or parameter.name == "src_argument":
             value = {"num_examples": "5", "to": "onnx"}.get(parameter.name, "x")
             words += (
                 [value] if isinstance(parameter, click.Argument) else [parameter.opts[0], value]
@@ -134,16 +134,20 @@ def test_a_commands_options_are_its_functions_parameters(name):
     command, function = app.commands[name], getattr(bitzoo, COMMANDS[name])
     printing = PRINTING | ({"out"} if name == "card" else set())
     parameters = inspect.signature(function).parameters
-    values = given(command)
-    assert {option.name for option in command.params} - printing <= set(parameters)
+    values = {name.removesuffix("_argument"): value for name, value in given(command).items()}
+    named = {option.name.removesuffix("_argument") for option in command.params}
+    assert named - printing <= set(parameters)
     for option in command.params:
+        if option.name.endswith("_argument"):  # another way to give the option
+            assert option.name.removesuffix("_argument") in parameters
+            continue
         default = parameters[option.name].default if option.name not in printing else None
         if option.name not in printing and not option.required:
             assert (values[option.name] or None) == (default or None), option.name
 
 
 def test_every_command_is_a_function():
-    assert set(app.commands) - set(COMMANDS) == {"quickstart"}
+    assert set(app.commands) - set(COMMANDS) == {"completion", "quickstart"}
 
 
 @pytest.mark.parametrize(

@@ -28,6 +28,11 @@ from bitzoo.inference.evaluate import evaluate
 from bitzoo.inference.predict import find_images
 from bitzoo.models.preprocessing import read_rgb
 
+TEST_NOT_USED = (
+    "Not used: the test split ({} images); val is held out. To evaluate on it after training: "
+    "`bitzoo evaluate RUN --data DATA --split test`."
+)
+
 
 def tree(root, layout):
     """Write `{"train/cat": 3}` as files that contain their names; no image is opened."""
@@ -99,7 +104,7 @@ class TestSplitFolders:
         layout = {f"{s}/{c}": 1 for s in ("train", name, beside) for c in "ab"}
         images = read_dataset(tree(tmp_path, layout))
         assert [e.key for e in images.val.examples] == [f"{held_out}/{c}/00.jpg" for c in "ab"]
-        assert images.notes[-1] == "Ignored: the test split (2 images); val is used."
+        assert images.notes[-1] == TEST_NOT_USED.format(2)
 
     def test_doubled_folders(self, tmp_path):
         layout = {f"{s}/{s}/{c}": 2 for s in ("training_set", "test_set") for c in PETS}
@@ -141,7 +146,7 @@ class TestSplitFolders:
             "Read: chest_xray, because there is no other folder.",
             "Ignored: folders beside the splits (1): chest_xray/chest_xray (12 images).",
             "Ignored: folders of systems and tools: __MACOSX (0 images).",
-            "Ignored: the test split (4 images); val is used.",
+            TEST_NOT_USED.format(4),
         )
 
     def test_a_class_folder_with_one_folder_stays_a_class(self, tmp_path):
@@ -166,7 +171,7 @@ class TestSplitFolders:
         images = read_dataset(tmp_path, val_fraction=None)
         assert images.classes == PETS
         assert (len(images.train), len(images.val)) == (18, 2)
-        assert images.held_out.startswith("0.1 of the images")
+        assert images.held_out == "2 of 20 images, drawn by class with seed 0"
         (said,) = [note for note in images.notes if note.startswith("Not used")]
         assert said.startswith("Not used: the 7 images in test")
         assert images.problems == ()
@@ -313,7 +318,7 @@ class TestFoldersOfTools:
         assert found == [tmp_path / c / f"{n:02}.jpg" for c in PETS for n in range(2)]
         assert caplog.messages == [note]
 
-    def test_evaluation_says_what_it_left_out(self, tmp_path, caplog, monkeypatch):
+    def test_evaluation_says_what_it_left_out(self, tmp_path, monkeypatch):
         monkeypatch.setenv("BITZOO_CACHE", str(tmp_path / "cache"))
         checkpoint = write_npz(tmp_path / "small.npz", make_checkpoint(num_classes=2))
         model = bitzoo.create_model(checkpoint, pretrained=True)
@@ -321,11 +326,10 @@ class TestFoldersOfTools:
         model.info = model.info.stating("a test", own_names=PETS, preprocessing=prepared)
         for seed, name in enumerate(("cats", "dogs", "#recycle")):
             write_photos(tmp_path / "data" / name, 2, first_seed=10 * seed)
-        with caplog.at_level(logging.WARNING):
-            found = evaluate(model, tmp_path / "data", workers=1)
+        found = evaluate(model, tmp_path / "data", workers=1)
         assert found.count == 4
         note = "Ignored: folders of systems and tools: #recycle (2 images)."
-        assert note in caplog.messages
+        assert note in found.selection.notes
 
     def test_folders_without_images(self, tmp_path):
         tree(tmp_path, {"a": 1, "b": 1, ".git/objects": 0, "__pycache__": 0})
@@ -526,7 +530,7 @@ class TestManifests:
         assert images.notes == (
             "Splits by their names: train from 'Training', train from 'training', val from 'dev', "
             "test from 'TEST'.",
-            "Ignored: the test split (1 images); val is used.",
+            TEST_NOT_USED.format(1),
         )
 
     def test_a_column_without_a_name(self, tmp_path):

@@ -15,7 +15,6 @@ import pickle
 import random
 import resource
 import shutil
-import signal
 import struct
 import sys
 import tempfile
@@ -141,7 +140,8 @@ def listing(folder):
 @pytest.fixture
 def command(monkeypatch, capsys):
     """`bitzoo-convert` in this process: arguments -> exit code, stdout, stderr."""
-    handlers = {number: signal.getsignal(number) for number in (2, 15, 1)}
+    # which would hear of signals until the process ends
+    monkeypatch.setattr(main, "exit_on_signals", lambda: None)
 
     def call(*arguments):
         monkeypatch.setattr(sys, "argv", ["bitzoo-convert", *map(str, arguments)])
@@ -150,9 +150,7 @@ def command(monkeypatch, capsys):
         out, err = capsys.readouterr()
         return exit_.value.code or 0, out, err
 
-    yield call
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
+    return call
 
 
 @pytest.fixture

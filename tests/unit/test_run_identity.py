@@ -97,7 +97,7 @@ class TestAnotherRun:
         run = opened(tmp_path)
         for pattern in OUTPUTS[:-1]:
             path = tmp_path / pattern.replace("[0-9]*", "00000001").replace("*", "1")
-            path.parent.mkdir(exist_ok=True)
+            path.parent.mkdir(parents=True, exist_ok=True)
             path.touch()
         run.open({"seed": 1}, resume=False, overwrite=True)
         assert [path.name for path in tmp_path.iterdir()] == [OUTPUTS[-1]] == ["run.json"]

@@ -6,6 +6,7 @@ import pickle
 import re
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import click
@@ -99,6 +100,13 @@ def test_what_passes_the_boundary(raised):
 # --- the command line -----------------------------------------------------------------------------
 
 
+def _facts(name, value):
+    """A fact in lines of 80 columns."""
+    first, *more = textwrap.wrap(value, 80 - len(name) - 2, subsequent_indent="  ")
+    yield f"{name}  {first}"
+    yield from (" " * (len(name) + 2) + line for line in more)
+
+
 def test_everything_that_is_printed_is_visible(capsys):
     say(HOSTILE)
     say(HOSTILE, error=True)
@@ -111,7 +119,7 @@ def test_everything_that_is_printed_is_visible(capsys):
         SHOWN,
         "name",
         rf"{SHOWN}\nanother row",
-        rf"name  {SHOWN}\nproof  every bit equal",
+        *(line.rstrip() for line in _facts("name", rf"{SHOWN}\nproof  every bit equal")),
         r"list  \x1b[2J",
     ]
 
