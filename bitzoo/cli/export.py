@@ -83,7 +83,8 @@ def _print(model: str, report: ExportReport) -> None:
         ]
     )
     for judged in report.judged:
-        say(f"\n{judged.setting}: {judged.runtime} on {judged.device}, in {judged.precision}")
+        say("")
+        say_wrapped(f"{judged.setting}: {judged.runtime} on {judged.device}, in {judged.precision}")
         print_table(
             ("probe images", "relative L2", "largest", "of", "same top-1", "allowed", ""),
             [

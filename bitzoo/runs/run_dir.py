@@ -370,14 +370,14 @@ class RunDir:
         """Remove what the run wrote; see `OUTPUTS`."""
         before = read_record(self.folder) or {}
         self._keep_edited_card(before.get("card"))
+        folders = set()
         for path in outputs_in(self.folder):
             if path.name != RUN_NAME:
                 path.unlink()
-        for pattern in OUTPUTS:
-            folder = (self.folder / pattern).parent
-            if folder != self.folder:
-                with contextlib.suppress(OSError):  # missing, or the user's files are in it
-                    folder.rmdir()
+            folders.update(path.relative_to(self.folder).parents)
+        for folder in sorted(folders - {Path()}, key=lambda folder: -len(folder.parts)):
+            with contextlib.suppress(OSError):  # the user's files are in it
+                (self.folder / folder).rmdir()
         ours = (RUN_NAME, RUN_LOCK_NAME)
         self.kept = sorted(
             path.name + ("/" if path.is_dir() else "")

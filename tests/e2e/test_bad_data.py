@@ -155,8 +155,7 @@ class TestRefused:
             "Invalid lines of the manifest": [
                 "list.csv line 6: expected 3 columns, found 2",
                 "list.csv line 7: path is empty",
-                "list.csv line 8: split must be one of train, val, valid, validation, test, "
-                "found 'later'",
+                "list.csv line 8: split must be one of train, val, test, found 'later'",
             ],
             "Missing files": [
                 "gone.jpg: No such file or directory",

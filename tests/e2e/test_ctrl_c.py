@@ -15,7 +15,7 @@ from screens import Terminal, folder_of_digits
 from bitzoo.training.checkpointing import latest_checkpoint
 
 WORDS = ["finetune", "--model", "small.npz", "--data", "digits", "--out", "run", "--lr", "0.003"]
-WORDS += ["--steps", "50", "--batch-size", "384", "--micro-batch", "384", "--resolution", "36,32"]
+WORDS += ["--steps", "50", "--batch-size", "1536", "--micro-batch", "1536", "--resolution", "36,32"]
 WORDS += ["--checkpoint-every", "2"]
 STOPPING = re.compile(
     r"stopping after this step, in about (\d+) (s|min),\s+with a\s+checkpoint\.\s+Send\s+it\s+"

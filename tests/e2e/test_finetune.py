@@ -192,7 +192,8 @@ def test_random_weights_are_the_seeds(
         name, folder = repr(result).splitlines()[:2]
         assert (name, folder.split()) == ("FinetuneResult", ["folder", str(tmp_path / str(number))])
         said = json.loads((tmp_path / str(number) / "evaluation.json").read_text())
-        assert json.loads(json.dumps(result.to_dict()))["evaluation"] == said
+        made = json.loads(json.dumps(result.to_dict()))
+        assert made["evaluation"] | {"near_duplicates": made["near_duplicates"]} == said
     assert stems[0].allclose(stems[1], atol=1e-6)
     assert not stems[0].allclose(stems[2], atol=1e-3)
 

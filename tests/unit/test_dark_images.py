@@ -232,9 +232,9 @@ def test_a_run_keeps_the_bit_depth(tmp_path: Path) -> None:
     assert "white is 4,095, because the images that the model was trained on have 12 bits" in (
         refused.error
     )
-    found = bitzoo.evaluate(tmp_path / "run", data, workers=1)
+    found = bitzoo.evaluate(tmp_path / "run", data, split="all", workers=1)
     plain = write(tmp_path / "plain", lambda grey: _png8(grey))
-    assert found.loss == bitzoo.evaluate(tmp_path / "run", plain, workers=1).loss
+    assert found.loss == bitzoo.evaluate(tmp_path / "run", plain, split="all", workers=1).loss
     assert result.folder == tmp_path / "run"
 
 

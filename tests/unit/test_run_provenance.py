@@ -92,7 +92,7 @@ def test_the_command_means_the_same_options(changes):
     assert words[:2] == ["bitzoo", "finetune"]
     with click.Context(command) as context:
         values = command.make_context("finetune", words[2:], parent=context).params
-    assert (values.pop("model"), values.pop("data")) == ("a model", "my photos")
+    assert (values.pop("model_argument"), values.pop("data")) == ("a model", "my photos")
     assert values.pop("out") == Path("runs/it's")
     found = FinetuneConfig(
         **{
