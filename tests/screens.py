@@ -79,7 +79,7 @@ class Terminal:
         ]
         return [*gone, *self.text().splitlines()]
 
-    def until(self, text: str | Callable[[str], bool], timeout: float = 120) -> str:
+    def until(self, text: str | Callable[[str], object], timeout: float = 120) -> str:
         """Wait until a text is on the screen, or it meets a condition; returns the screen."""
         met = text if callable(text) else lambda screen: text in screen
         end = time.monotonic() + timeout

@@ -267,8 +267,8 @@ class _Told:
 
 def _print_result(result: FinetuneResult) -> None:
     if result.stopped:
-        folder = shlex.quote(str(result.folder))
-        say(f"Stopped after step {result.steps}. Continue with: bitzoo resume {folder}")
+        quoted = shlex.quote(str(result.folder))
+        say(f"Stopped after step {result.steps}. Continue with: bitzoo resume {quoted}")
         return
     if result.was_finished:
         say(

@@ -370,7 +370,7 @@ class RunDir:
         """Remove what the run wrote; see `OUTPUTS`."""
         before = read_record(self.folder) or {}
         self._keep_edited_card(before.get("card"))
-        folders = set()
+        folders: set[Path] = set()
         for path in outputs_in(self.folder):
             if path.name != RUN_NAME:
                 path.unlink()

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import click
 import pytest
@@ -19,7 +20,7 @@ from bitzoo.cli.main import app
 PROGRAMS = Path(sys.executable).parent
 
 
-def call(*words: object, code: int = 0, **options: object):
+def call(*words: object, code: int = 0, **options: Any):
     result = CliRunner().invoke(app, list(map(str, words)), **options)
     assert result.exit_code == code, result.output
     return result
@@ -120,7 +121,8 @@ class TestWidth:
         output = folder / "o.safetensors"
         return [
             ["list"],
-            *(["info", name] for name in ("BiT-M-R50x1", "BiT-M-R152x4-run2-dsprites-orientation")),
+            ["info", "BiT-M-R50x1"],
+            ["info", "BiT-M-R152x4-run2-dsprites-orientation"],
             ["hyperrule", *PLAN],
             ["convert", checkpoint, "--dst", output],
             ["convert", checkpoint, "--dst", folder / "half.safetensors", "--dtype", "float16"],

@@ -292,8 +292,8 @@ class TestOwnSplits:
     def test_of_mappings(self, place):
         pixels, labels = digits()
         few = np.flatnonzero(labels < 4)
-        data = {"train": few[:20], "val": few[20:26], "test": few[26:30]}
-        data = {split: (pixels[rows], labels[rows]) for split, rows in data.items()}
+        parts = {"train": few[:20], "val": few[20:26], "test": few[26:30]}
+        data = {split: (pixels[rows], labels[rows]) for split, rows in parts.items()}
         for split, count in (("train", 20), ("val", 6), ("test", 4), (None, 6), ("all", 30)):
             found = bitzoo.evaluate(place / "run-flat", data, split=split, cache_gb=0, workers=1)
             assert found.count == count

@@ -26,8 +26,8 @@ from bitzoo.inference.devices import available_devices
 from bitzoo.runs.config import Callbacks
 from bitzoo.runs.trackers import keep_tensorflow_out
 
-SHORT = {"batch_size": 8, "lr": 0.03, "resolution": (36, 32), "micro_batch": 8}
-LONG_ENOUGH = {"eval_every": 2, "steps": 12, **SHORT}
+SHORT: Any = {"batch_size": 8, "lr": 0.03, "resolution": (36, 32), "micro_batch": 8}
+LONG_ENOUGH: Any = {"eval_every": 2, "steps": 12, **SHORT}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -149,7 +149,8 @@ def test_the_best_weights_are_kept_and_called_chosen(workspace, freeze):
     assert result.evaluation.top1 == best["top1"]
     assert result.evaluation.loss == pytest.approx(best["loss"], abs=1e-6)
     found = bitzoo.evaluate(out, "digits")
-    assert (found.top1, found.loss) == (best["top1"], pytest.approx(best["loss"], abs=1e-5))
+    assert found.top1 == best["top1"]
+    assert found.loss == pytest.approx(best["loss"], abs=1e-5)
     sentence = (
         f"The weights are those after step {best['step']} of 16, the best of 8 evaluations by "
         "top-1 accuracy: chosen on the same held-out images, so the figure is optimistic."

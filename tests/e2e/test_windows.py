@@ -45,8 +45,8 @@ def posix_names(path):
             lacks = {"os": OS_LACKS, "signal": SIGNAL_LACKS}.get(node.module or "", set())
             found |= {f"{node.module}.{alias.name}" for alias in node.names if alias.name in lacks}
         elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
-            lacks = {"os": OS_LACKS, "signal": SIGNAL_LACKS, "select": {"poll", "epoll"}}
-            if node.attr in lacks.get(node.value.id, ()):
+            lacking = {"os": OS_LACKS, "signal": SIGNAL_LACKS, "select": {"poll", "epoll"}}
+            if node.attr in lacking.get(node.value.id, set()):
                 found.add(f"{node.value.id}.{node.attr}")
     return found
 

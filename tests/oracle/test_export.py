@@ -607,6 +607,8 @@ def test_nothing_is_left_when_writing_is_interrupted(tmp_path, model, monkeypatc
 
 def invoke(monkeypatch, *arguments):
     """Run `bitzoo` in this process; returns its exit code."""
+    # which would hear of signals until the process ends
+    monkeypatch.setattr(main, "exit_on_signals", lambda: None)
     monkeypatch.setattr("sys.argv", ["bitzoo", *map(str, arguments)])
     with pytest.raises(SystemExit) as ended:
         main.main()

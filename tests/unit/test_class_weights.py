@@ -78,12 +78,19 @@ def test_training_is_torchs_weighted_cross_entropy(uneven, mixup, micro_batch):
     losses, expected = expected_weights(uneven, recipe, weight)
     found, model = [], make_model()
     options = TrainingConfig(micro_batch=micro_batch)
-    train(model, recipe, *uneven, options, on_step=lambda metrics: found.append(metrics["loss"]))
+    train(
+        model,
+        recipe,
+        uneven[0],
+        uneven[1],
+        options,
+        on_step=lambda metrics: found.append(metrics["loss"]),
+    )
     assert found == pytest.approx(losses, rel=1e-5)
     for name, tensor in expected.items():
         torch.testing.assert_close(model.state_dict()[name], tensor, rtol=1e-4, atol=1e-6)
     plain = make_model()
-    train(plain, make_recipe(steps=3, lr=0.01, mixup=mixup), *uneven, options)
+    train(plain, make_recipe(steps=3, lr=0.01, mixup=mixup), uneven[0], uneven[1], options)
     assert not plain.head.fc.weight.allclose(model.head.fc.weight, rtol=0.1)
 
 

@@ -3,6 +3,7 @@
 import json
 from collections import Counter, defaultdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -38,7 +39,7 @@ def write_manifest(folder: Path, header: str, rows) -> Path:
 @pytest.fixture(scope="module")
 def manifest(bursts, tmp_path_factory):
     """The same images with the columns `Person` and `camera`, which no name of a file tells."""
-    rows = []
+    rows: list[Any] = []
     for path in sorted(bursts.rglob("*.jpg")):
         person = f"{path.parent.name} {path.stem.rpartition('_')[0]}"
         rows.append((str(path), path.parent.name, person, f"cam {len(rows) % 3}"))
@@ -155,7 +156,8 @@ class Table:
     """The part of `datasets.Dataset` that is used; counts how often each column is read."""
 
     def __init__(self, **columns):
-        self.columns, self.read = columns, Counter()
+        self.columns = columns
+        self.read: Counter[str] = Counter()
         self.features = dict.fromkeys(columns)
 
     def __len__(self):

@@ -180,7 +180,7 @@ def test_the_last_weights_are_kept_by_default(tmp_path):
 
 def test_evaluations_change_nothing(tmp_path):
     trained = {
-        sha256(run(tmp_path / name, **options)[0])
+        sha256(run(tmp_path / name, **options)[0])  # type: ignore[arg-type]
         for name, options in {
             "none": {"eval_every": 0},
             "some": {"eval_every": 2},

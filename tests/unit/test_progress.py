@@ -4,7 +4,9 @@ import io
 import re
 import sys
 import threading
+import time
 import types
+from typing import Any
 
 import pytest
 from screens import Terminal
@@ -49,7 +51,9 @@ class TestLine:
         assert columns_of(found) <= width
 
     def test_a_long_name_is_shortened_before_numbers_go(self):
-        found = line(kind_of(f"download: {'long-' * 30}end.npz"), 2e9, 4e9, ["93 MB/s"], 21, 79)
+        found = line(
+            kind_of(f"download: {'long-' * 30}end.npz"), 2 * 10**9, 4 * 10**9, ["93 MB/s"], 21, 79
+        )
         assert found.startswith("downloading l")
         assert found.endswith(" 2.0/4.0 GB 93 MB/s 21 s left")
 
@@ -105,7 +109,7 @@ class TestLine:
 def clock(monkeypatch):
     """Seconds that pass only when the test says so."""
     now = [1000.0]
-    monkeypatch.setattr(shows.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
     return now
 
 
@@ -292,6 +296,8 @@ class Display:
 @pytest.fixture
 def notebook(monkeypatch):
     """As in a kernel: IPython is imported, and its shell has a kernel."""
+    ipython: Any
+    module: Any
     display, ipython = Display(), types.ModuleType("IPython")
     shell = types.SimpleNamespace(kernel=object())
     ipython.get_ipython = lambda: shell
@@ -363,10 +369,12 @@ def test_threads_may_report(monkeypatch):
     out = io.StringIO()
     monkeypatch.setattr(sys, "stderr", out)
     with shows.live() as progress:
-        threads = [
-            threading.Thread(target=lambda: [progress("training", n, 500) for n in range(500)])
-            for _ in range(4)
-        ]
+
+        def report() -> None:
+            for number in range(500):
+                progress("training", number, 500)
+
+        threads = [threading.Thread(target=report) for _ in range(4)]
         for thread in threads:
             thread.start()
         for thread in threads:

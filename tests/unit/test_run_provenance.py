@@ -4,6 +4,7 @@ import contextlib
 import json
 import shlex
 from pathlib import Path
+from typing import Any
 
 import click
 import numpy as np
@@ -18,8 +19,8 @@ from bitzoo.runs import work_log
 from bitzoo.runs.config import FinetuneConfig
 from bitzoo.runs.report.first_batch import show_first_batch
 from bitzoo.runs.report.run_command import command_of
-from bitzoo.runs.run_dir import RunDir
-from bitzoo.runs.work_log import SESSIONS_NAME, WorkLog
+from bitzoo.runs.run_dir import SESSIONS_NAME, RunDir
+from bitzoo.runs.work_log import WorkLog
 from bitzoo.training.trainer import train
 from bitzoo.training.training_config import TrainingConfig
 
@@ -40,6 +41,7 @@ class TestFirstBatch:
         assert len(gallery.tiles) == 8
         for tile, image in zip(gallery.tiles, images, strict=True):
             expected = (image.permute(1, 2, 0).detach().numpy() + 1) * 127.5
+            assert isinstance(tile.image, np.ndarray)
             np.testing.assert_allclose(tile.image, expected, atol=0.51)
             assert tile.image.shape == (CROP, CROP, 3)
             assert tile.image.dtype == np.uint8
@@ -84,7 +86,7 @@ class TestFirstBatch:
         {"workers": 2, "micro_batch": 8, "checkpoint_blocks": True, "batch_size": 16},
     ],
 )
-def test_the_command_means_the_same_options(changes):
+def test_the_command_means_the_same_options(changes: Any):
     """The command line is parsed by the command itself."""
     config = FinetuneConfig(**changes)
     text = command_of("a model", Path("my photos"), Path("runs/it's"), config)
