@@ -45,12 +45,16 @@ class Pace:
 
     def in_words(self) -> str:
         """Return what a stop waits for, and about how long."""
+        if self._doing == "checkpoint":
+            return "this checkpoint"
         if self._doing != "step":
-            return f"this {self._doing}"
+            return f"this {self._doing}, with a checkpoint"
         left = self.seconds_left()
         if left is None:
-            return "this step (the first, so that nobody knows yet how long it takes)"
-        return f"this step, in about {duration(left)}" if left > 1 else "this step"
+            first = "this step (the first, so that nobody knows yet how long it takes)"
+            return f"{first}, with a checkpoint"
+        when = f", in about {duration(left)}" if left > 1 else ""
+        return f"this step{when}, with a checkpoint"
 
     def seconds_left(self) -> float | None:
         """Return the seconds until the step ends; None if that cannot be known."""
@@ -83,7 +87,7 @@ def graceful_stop(pace: Pace) -> Iterator[Callable[[], bool]]:
         if times_heard == 1:
             name = signal.Signals(number).name
             _log.warning(
-                "%s: stopping after %s, with a checkpoint. Send it again to stop at once and keep "
+                "%s: stopping after %s. Send it again to stop at once and keep "
                 "only the last checkpoint.",
                 name,
                 pace.in_words(),

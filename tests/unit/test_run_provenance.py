@@ -96,13 +96,12 @@ def test_the_command_means_the_same_options(changes: Any):
         values = command.make_context("finetune", words[2:], parent=context).params
     assert (values.pop("model_argument"), values.pop("data")) == ("a model", "my photos")
     assert values.pop("out") == Path("runs/it's")
-    found = FinetuneConfig(
-        **{
-            key: parse_resolution(value) if key == "resolution" else value
-            for key, value in values.items()
-            if key in FinetuneConfig.__dataclass_fields__
-        }
-    )
+    options: Any = {
+        key: parse_resolution(value) if key == "resolution" else value
+        for key, value in values.items()
+        if key in FinetuneConfig.__dataclass_fields__
+    }
+    found = FinetuneConfig(**options)
     assert found.resize_and_crop == config.resize_and_crop
     for name in FinetuneConfig.__dataclass_fields__:
         if name != "resolution":
