@@ -160,6 +160,7 @@ def hyperrule(
 @click.option(
     "--log",
     multiple=True,
+    callback=lambda context, option, names: names or None,
     help="Log to tensorboard (default if installed), wandb, ...; none; several times for several.",
 )
 @click.option(
@@ -181,7 +182,6 @@ def finetune(model: str, data: str, out: Path, json: bool, **options: Any) -> No
     from bitzoo.runs import finetune as runs
 
     options["resolution"] = parse_resolution(options["resolution"])
-    options["log"] = options["log"] or None
     work = functools.partial(runs.finetune, model, data, out, **options)
     carry_out(work, device=options["device"], freeze=options["freeze"], json=json)
 
