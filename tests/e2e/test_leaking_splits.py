@@ -53,7 +53,7 @@ def test_a_random_split_of_bursts_is_said_to_leak(workspace):
     assert "Near-duplicates across the splits: 28 training images of 12 held-out images" in said
     assert "`drop_near_duplicates`" not in said
     assert "--drop-near-duplicates drops them from train; --group-by keeps" in said
-    assert "without near-duplicates in train unknown: every held-out image has" in said
+    assert "Without near-duplicates in train: top-1 unknown: every held-out image has" in said
     assert json_of(run)["near_duplicates"] == {
         "held_out_images": 12,
         "train_images": 28,
@@ -102,7 +102,7 @@ def test_a_copy_in_the_data_sets_own_val_is_counted_and_shown(workspace):
 def test_dropping_is_said_and_counted(workspace):
     said, run = finetune(workspace, "own", "dropped", *TRAINING[:-2], "--drop-near-duplicates")
     assert "Dropped from train: 1 training image" in said
-    assert "without near-duplicates in train" not in said
+    assert "Without near-duplicates in train" not in said
     found = json_of(run)
     assert found["near_duplicates"]["dropped_from_train"] is True
     assert found["near_duplicates"]["held_out_without_them"]["count"] == found["count"] == 9
