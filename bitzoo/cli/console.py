@@ -120,7 +120,7 @@ def _padding(text: str, width: int) -> str:
 def terminal_width() -> int | None:
     """Return the columns of the terminal that stdout is; None if it is none, as a file or a pipe.
 
-    A file gets lines of any length: they are for programs, which would have to join them again.
+    A table in a file has lines of any length: they are for programs, which would have to join them.
     """
     if not sys.stdout.isatty():
         return None

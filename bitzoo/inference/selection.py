@@ -36,8 +36,9 @@ class Selection:
     Attributes:
         split: Their split; "all", or "new" for those of other data that were not trained on.
         chosen: What they are, as a phrase.
-        trained_on: How many of those counted have content that the network was trained on; None
-            where that is unknown.
+        trained_on: How many of those counted have content that the run, or a run that it began
+            from, was trained on, by their records; None where that is unknown. What the weights
+            were pre-trained on is not recorded and does not count.
         skipped: Kind of problem -> names of what was left out because of it.
         notes: What else was chosen or left out, as sentences.
     """
@@ -71,7 +72,8 @@ class Selection:
 
     def display_rows(self) -> list[tuple[str, object]]:
         """Return readable names and values."""
-        known = "unknown" if self.trained_on is None else f"{self.trained_on:,} of these images"
+        counted = f"{self.trained_on:,} of these images, by the record of the run"
+        known = "unknown" if self.trained_on is None else counted
         return [
             ("split", f"{self.split}: {self.chosen}"),
             ("trained on", known),
@@ -287,6 +289,12 @@ def held_out_by(
     if images.val is None:
         return None
     selection = Selection("val", str(images.held_out), skipped=skipped_by_kind(skipped))
-    if before is None or not before.can_compare(images.val.examples):
+    if before is None:
         return replace(selection, trained_on=0)
+    if not before.can_compare(images.val.examples):
+        note = (
+            f"It is unknown which of the held-out images {model} was trained on: one of the two "
+            "data sets is of files and the other in memory, whose contents cannot be compared."
+        )
+        return replace(selection, notes=(*selection.notes, note))
     return judged(selection, images.val.examples, before.trained, model, skipped)

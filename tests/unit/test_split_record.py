@@ -5,9 +5,10 @@ import pytest
 from images import digits, write_digits
 
 from bitzoo.data.dataset import Example, ImageSet, Split, read_dataset
-from bitzoo.data.problems import DatasetError
+from bitzoo.data.problems import DatasetError, Problems
 from bitzoo.data.split_record import SPLIT_NAME, Entry, SplitRecord, read_split, write_split
 from bitzoo.data.validation import hash_contents, inspect
+from bitzoo.inference.selection import held_out_by
 
 NAMES = ("a,b.jpg", 'quote".jpg', "line\nbreak.jpg", "=1+1.jpg", "鳥/é 1.jpg", " ")
 
@@ -63,6 +64,22 @@ def test_of_images_in_memory_is_marked(tmp_path):
     assert found.can_compare(images.train.examples)
     assert not found.can_compare(imageset(tmp_path).train.examples)
     assert hash_contents(images.train.examples) == [e.sha256 for e in images.train.examples]
+
+
+@pytest.mark.parametrize(("of_files", "trained_on"), [(True, 1), (False, None)])
+def test_held_out_images_that_an_earlier_run_trained_on(tmp_path, of_files, trained_on):
+    """Counted where contents can be compared; else unknown, and not none."""
+    images = imageset(tmp_path)
+    before = SplitRecord((Entry("seen.jpg", "x", "train", "b0" * 32),), of_files)
+    found = held_out_by(images, Problems("x", ()), before, "an earlier run")
+    assert found.trained_on == trained_on
+    (note,) = found.notes
+    assert note.startswith(
+        "an earlier run was trained on 1 of the 1 images counted: v.jpg."
+        if of_files
+        else "It is unknown which of the held-out images an earlier run was trained on: "
+    )
+    assert held_out_by(images, Problems("x", ()), None, "a file").trained_on == 0
 
 
 def test_hashes_of_files_are_those_of_the_inspection(tmp_path):
