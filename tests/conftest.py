@@ -9,6 +9,10 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     # One worker a core, and the processes that it starts: more threads only wait for each other.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+for name in ("COLUMNS", "LINES", "NO_COLOR", "FORCE_COLOR", "CLICOLOR_FORCE"):
+    # What a command prints is then that of its own terminal, whatever the tests are started from.
+    os.environ.pop(name, None)
+
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # A shell starts what it puts into the background so, and children would inherit it.
     signal.signal(signal.SIGINT, signal.default_int_handler)
