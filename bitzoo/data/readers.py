@@ -8,11 +8,12 @@ import unicodedata
 from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
 from bitzoo.data.folder import Listing, order_classes, read_arrays, read_folder
-from bitzoo.data.hf_datasets import load_named, read_table
+from bitzoo.data.hf_datasets import read_named, read_table
 from bitzoo.data.manifest import is_manifest, read_manifest
 from bitzoo.data.problems import DatasetError, count_by_kind, join_some, printable
 from bitzoo.data.source_names import HF, TFDS, library_of, parse
@@ -80,7 +81,8 @@ def _list_named(text: str) -> Listing:
     name = parse(text)
     if name.library == TFDS:
         return _list_tfds(source_of(name))
-    return _list_object(load_named(text.removeprefix(HF)), repr(text))
+    found = read_named(name, repr(text))
+    return found if isinstance(found, Listing) else _list_splits(found, repr(text))
 
 
 def _list_tfds(source: TfdsSource) -> Listing:
@@ -117,7 +119,9 @@ def _list_object(source: Any, name: str) -> Listing:
 
 
 def _list_part(source: Any, name: str) -> Listing:
-    """List one of several splits, which may be a source of any kind."""
+    """List one of several splits: a source of any kind, or what lists it."""
+    if isinstance(source, partial):
+        return source()  # type: ignore[no-any-return]
     if isinstance(source, (str, os.PathLike, TfdsSource)):
         return _list(source, ())
     return _list_object(source, name)
