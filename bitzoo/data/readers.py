@@ -19,6 +19,7 @@ from bitzoo.data.problems import DatasetError, count_by_kind, join_some, printab
 from bitzoo.data.source_names import HF, TFDS, library_of, parse
 from bitzoo.data.split_names import SPLITS, is_plain, resolve_splits
 from bitzoo.data.tfds_datasets import TfdsSource, read_records, source_of, tfds_splits
+from bitzoo.data.torchvision_datasets import read_torchvision
 
 DataSource: TypeAlias = "str | os.PathLike[str] | tuple[Any, Any] | Mapping[str, Any] | object"
 """A path, `hf:NAME`, (images, labels), a `datasets.Dataset`, or a mapping of these by split."""
@@ -81,7 +82,8 @@ def _list_named(text: str) -> Listing:
     name = parse(text)
     if name.library == TFDS:
         return _list_tfds(source_of(name))
-    found = read_named(name, repr(text))
+    read = read_named if name.library == HF else read_torchvision
+    found = read(name, repr(text))
     return found if isinstance(found, Listing) else _list_splits(found, repr(text))
 
 
@@ -129,7 +131,9 @@ def _list_part(source: Any, name: str) -> Listing:
 
 def _says_where(source: Any) -> bool:
     """Whether the keys of a source's rows name their split already, as `train[17]`."""
-    return isinstance(source, TfdsSource) or (isinstance(source, str) and bool(library_of(source)))
+    if isinstance(source, str):
+        return library_of(source) is not None
+    return isinstance(source, (TfdsSource, partial))
 
 
 def _list_splits(source: Mapping[str, Any], name: str) -> Listing:
