@@ -12,7 +12,7 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -45,7 +45,6 @@ from bitzoo.zoo.create import create_model
 REPEATS_NAME = "repeats.json"
 """In a folder of repeated runs: what `resume` needs, and at the end the accuracies."""
 
-_Result = TypeVar("_Result")
 
 
 @dataclass(frozen=True, repr=False)
