@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
-from typing import TypeVar
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from accelerate import PartialState
-from accelerate.utils import gather_object
+from accelerate.utils import broadcast_object_list, gather_object
 from torch import Tensor, nn
 
 from bitzoo.errors import UsageError
@@ -60,6 +60,23 @@ def training_device(name: str | None = None) -> torch.device:
             "processes for another device."
         )
     return own
+
+
+def in_main_process(action: Callable[[], _Part]) -> _Part:
+    """Do something in the main process, and broadcast its result, or its error, to the others."""
+    processes = join_processes()
+    outcome: list[Any] = [None, None]
+    if processes.is_main_process:
+        try:
+            outcome[0] = action()
+        except Exception as error:  # broadcast too, or the others would wait for ever
+            outcome[1] = error
+    if processes.num_processes > 1:
+        broadcast_object_list(outcome)
+    if outcome[1] is not None:
+        raise outcome[1]
+    result: _Part = outcome[0]
+    return result
 
 
 def gather(part: _Part) -> list[_Part]:
