@@ -141,6 +141,7 @@ def finetune(
     val_fraction: float | None = None,
     group_by: str | None = None,
     drop_near_duplicates: bool = False,
+    fixed_split: bool = False,
     examples_per_class: int | None = None,
     skip_bad: bool = False,
     cache_gb: float = 20.0,
@@ -196,6 +197,9 @@ def finetune(
             names an image's group; or ``near-duplicates``. Data with a split are checked instead.
         drop_near_duplicates: Whether to drop training images that look like held-out ones; they
             are reported in any case.
+        fixed_split: Whether to use the data set's own splits exactly as they are, as benchmarks
+            do: images that train and val have in common stay in both, classes that train lacks
+            remain classes, and both are reported.
         examples_per_class: Few-shot: train on this many images per class.
         skip_bad: Whether to skip images that cannot be used.
         cache_gb: Most disk space for decoded images, in GB; 0 decodes at each step.
@@ -267,6 +271,7 @@ def finetune(
         val_fraction=val_fraction,
         group_by=group_by,
         drop_near_duplicates=drop_near_duplicates,
+        fixed_split=fixed_split,
         examples_per_class=examples_per_class,
         skip_bad=skip_bad,
         cache_gb=cache_gb,
@@ -468,6 +473,7 @@ def _read(job: Job, callbacks: Callbacks) -> tuple[ImageSet, DataSummary]:
         workers=config.workers,
         progress=callbacks.progress,
         drop_near_duplicates=config.drop_near_duplicates,
+        fixed_split=config.fixed_split,
     )
     return replace(images, source=job.data_name or images.source), summary
 
@@ -479,7 +485,14 @@ def _plan(
     architecture: Architecture,
     is_head_kept: bool,
 ) -> Recipe:
-    rule = hyperrule(len(images.train), summary.resolution, config.edition, architecture)
+    rule = hyperrule(
+        len(images.train),
+        summary.resolution,
+        config.edition,
+        architecture,
+        flip="flip" not in images.label_changing,
+        crop="crop" not in images.label_changing,
+    )
     if is_head_kept:
         rule = replace(rule, head="kept")
     resize, crop = config.resize_and_crop
