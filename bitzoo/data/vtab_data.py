@@ -15,6 +15,7 @@ from bitzoo.data.folder import Listing
 from bitzoo.data.problems import DatasetError, printable
 from bitzoo.data.source_names import VTAB
 from bitzoo.data.tfds_datasets import TfdsSource, tfds_splits, tfds_version
+from bitzoo.data.tfds_prepared import preparation_command
 
 TRAINED, TESTED = "train800val200", "test"
 """The parts of VTAB-1k, in the paper's protocol."""
@@ -75,6 +76,11 @@ def task_version(task: VtabTask) -> str:
         MissingExtraError: If TFDS is not installed.
     """
     return tfds_version(_whole(task))
+
+
+def preparing(task: VtabTask) -> str:
+    """Return the shell command that prepares a task's data set."""
+    return preparation_command(task.tfds, task.versions)
 
 
 def describe_drift(task: VtabTask) -> tuple[str, ...]:
