@@ -21,6 +21,7 @@ from bitzoo.data.folder import Listing, Load
 from bitzoo.data.groups import NEAR_DUPLICATES, notes_on_groups, with_groups
 from bitzoo.data.problems import DatasetError, Problem, Reason, count_by_kind, join_some
 from bitzoo.data.readers import DataSource, read_listing
+from bitzoo.data.shots import describe_short
 from bitzoo.data.splits import choose
 from bitzoo.errors import UsageError
 from bitzoo.models.preprocessing import ImageLike
@@ -375,10 +376,8 @@ def _choose(
 ) -> tuple[list[Example], tuple[str, ...]]:
     labels = [example.label for example in examples]
     chosen = [examples[position] for position in choose(labels, names, per_class, seed)]
-    counts = Counter(labels)
-    few = [f"{name} ({counts[k]})" for k, name in enumerate(names) if counts[k] < per_class]
-    notes = (f"Classes with fewer than {per_class} images: {join_some(few)}.",) if few else ()
-    return chosen, notes
+    short = describe_short(labels, names, per_class)
+    return chosen, (short,) if short else ()
 
 
 def _shared_groups(train: Sequence[Example], val: Sequence[Example]) -> tuple[Problem, ...]:

@@ -35,6 +35,19 @@ _FEW = 64
 _log = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True)
+class Contents:
+    """What names the pixels of images: the same names, the same pixels.
+
+    Attributes:
+        hashes: SHA-256 of each image's content, as `Example.sha256`.
+        prepared: How pixels were made of them.
+    """
+
+    hashes: Sequence[bytes]
+    prepared: str
+
+
 class Pixels(ABC):
     """Decoded, square-resized images of a split, by index.
 
@@ -83,6 +96,11 @@ class Pixels(ABC):
                 f"{numbers.max()}."
             )
         return numbers
+
+    @property
+    def contents(self) -> Contents | None:
+        """What names the pixels; None if that is not known."""
+        return None
 
     @abstractmethod
     def close(self) -> None:
@@ -147,6 +165,11 @@ class CachedPixels(Pixels):
             )
         ]
 
+    @property
+    def contents(self) -> Contents:
+        """What names the pixels."""
+        return Contents(self._hashes, pixel_cache.way_of(self.size, self._decoder.bit_depth))
+
     def _check(self, number: int) -> None:
         shard, row = self._rows[number].tolist()
         if not self._shards[shard].is_intact(row):
@@ -186,9 +209,56 @@ class DecodingPixels(Pixels):
         self._decoder.decode_each([self._examples[n] for n in numbers], decoded.__setitem__)
         return [decoded[position] for position in positions.tolist()]
 
+    @property
+    def contents(self) -> Contents | None:
+        """What names the pixels; None if an example's content is not known."""
+        hashes = [bytes.fromhex(example.sha256) for example in self._examples]
+        if not all(hashes):
+            return None
+        return Contents(hashes, pixel_cache.way_of(self.size, self._decoder.bit_depth))
+
     def close(self) -> None:
         """End the worker processes."""
         self._decoder.close()
+
+
+class CentralPixels(Pixels):
+    """The central squares of other pixels, which it closes."""
+
+    def __init__(self, whole: Pixels, size: int) -> None:
+        """Take the central squares.
+
+        Args:
+            whole: The images.
+            size: Edge of the squares, in pixels.
+
+        Raises:
+            UsageError: If the images are smaller.
+        """
+        if not 1 <= size <= whole.size:
+            raise UsageError(
+                f"`crop` must be from 1 to {whole.size}, the edge of the images, found {size}."
+            )
+        self.size, self._whole = size, whole
+        start = round((whole.size - size) / 2)  # as `EvalTransform`
+        self._part = slice(start, start + size)
+
+    def __len__(self) -> int:
+        return len(self._whole)
+
+    def rows(self, indices: npt.ArrayLike) -> list[Pixels8]:
+        """Return views of the images."""
+        return [image[self._part, self._part] for image in self._whole.rows(indices)]
+
+    @property
+    def contents(self) -> Contents | None:
+        """What names the pixels."""
+        found = self._whole.contents
+        return found and replace(found, prepared=f"{found.prepared}-central-{self.size}")
+
+    def close(self) -> None:
+        """Close the images."""
+        self._whole.close()
 
 
 def open_pixels(

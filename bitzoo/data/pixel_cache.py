@@ -97,7 +97,12 @@ def rows_per_shard(size: int) -> int:
 
 def folder_of(cache: Path, size: int, bit_depth: int | None = None) -> Path:
     """Folder of the shards for one image size and one way of decoding."""
-    return cache / f"{size}-{DECODER}{'' if bit_depth is None else f'-{bit_depth}-bit'}"
+    return cache / way_of(size, bit_depth)
+
+
+def way_of(size: int, bit_depth: int | None = None) -> str:
+    """Name of one image size and one way of decoding."""
+    return f"{size}-{DECODER}{'' if bit_depth is None else f'-{bit_depth}-bit'}"
 
 
 def find_shards(
