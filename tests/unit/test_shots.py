@@ -1,6 +1,7 @@
 """Few-shot subsets: of both protocols balanced, nested, and the same in every process."""
 
 import hashlib
+import itertools
 import json
 import subprocess
 import sys
@@ -51,7 +52,7 @@ def test_balanced_and_nested(protocol):
             counts = Counter(LABELS[list(positions)].tolist())
             assert counts == {label: min(shots, count) for label, count in there.items()}
         ordered = [set(subsets[shots]) for shots in sorted(subsets)]
-        assert all(small < large for small, large in zip(ordered, ordered[1:], strict=False))
+        assert all(small < large for small, large in itertools.pairwise(ordered))
         assert ordered[-1] == set(range(400))
     assert len({both(seed)[protocol][5] for seed in range(5)}) == 5
 
