@@ -17,6 +17,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
+from bitzoo.catalogue.claims import metrics_of
 from bitzoo.catalogue.metadata import (
     ALIASES,
     DOUBTS,
@@ -26,7 +27,6 @@ from bitzoo.catalogue.metadata import (
     VTAB_TASKS,
     Metric,
     Preprocessing,
-    metrics_of,
 )
 from bitzoo.catalogue.places import Place, handle_of, names_by_handle, places_of
 from bitzoo.errors import UnknownModelError, WeightsUnavailableError
