@@ -15,12 +15,10 @@ from PIL import Image
 
 from bitzoo.data.folder import Listing, Row, order_classes
 from bitzoo.data.problems import DatasetError, Problem, Reason, printable
+from bitzoo.data.source_names import HF
 from bitzoo.errors import MissingExtraError
 from bitzoo.models.image_files import open_image
 from bitzoo.models.wide_values import is_wide_grey
-
-PREFIX = "hf:"
-"""Prefix of the name of a data set on the Hub, or of a folder that `datasets` can read."""
 
 _SAVED = ("dataset_dict.json", "state.json")
 """Files that `save_to_disk` writes, for several splits or for one."""
@@ -56,7 +54,7 @@ def load_named(name: str) -> Any:
         library = importlib.import_module("datasets")
     except ImportError as error:
         raise MissingExtraError(
-            f"Reading {PREFIX}{name} needs Hugging Face's library datasets, which is not "
+            f"Reading {HF}{name} needs Hugging Face's library datasets, which is not "
             "installed. Install it: pip install 'bitzoo[datasets]'."
         ) from error
     is_saved = any(Path(name, file).is_file() for file in _SAVED)

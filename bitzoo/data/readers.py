@@ -12,10 +12,12 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from bitzoo.data.folder import Listing, order_classes, read_arrays, read_folder
-from bitzoo.data.hf_datasets import PREFIX, load_named, read_table
+from bitzoo.data.hf_datasets import load_named, read_table
 from bitzoo.data.manifest import is_manifest, read_manifest
 from bitzoo.data.problems import DatasetError, count_by_kind, join_some, printable
+from bitzoo.data.source_names import HF, TFDS, library_of, parse
 from bitzoo.data.split_names import SPLITS, is_plain, resolve_splits
+from bitzoo.data.tfds_datasets import TfdsSource, read_records, source_of, tfds_splits
 
 DataSource: TypeAlias = "str | os.PathLike[str] | tuple[Any, Any] | Mapping[str, Any] | object"
 """A path, `hf:NAME`, (images, labels), a `datasets.Dataset`, or a mapping of these by split."""
@@ -64,12 +66,28 @@ def _simplified(name: str) -> str:
 
 
 def _list(source: DataSource, known: Collection[str]) -> Listing:
-    if isinstance(source, str) and source.startswith(PREFIX):
-        name = source.removeprefix(PREFIX)
-        return _list_object(load_named(name), repr(source))
+    if isinstance(source, str) and library_of(source):
+        return _list_named(source)
+    if isinstance(source, TfdsSource):
+        return _list_tfds(source)
     if isinstance(source, (str, os.PathLike)):
         return _list_path(Path(source), known)
     return _list_object(source, "from Python")
+
+
+def _list_named(text: str) -> Listing:
+    """List a data set that a library manages, by its name."""
+    name = parse(text)
+    if name.library == TFDS:
+        return _list_tfds(source_of(name))
+    return _list_object(load_named(text.removeprefix(HF)), repr(text))
+
+
+def _list_tfds(source: TfdsSource) -> Listing:
+    if source.split is not None:
+        return read_records(source)
+    splits = tfds_splits(source)
+    return _list_splits({name: replace(source, split=name) for name in splits}, str(source))
 
 
 def _list_path(path: Path, known: Collection[str]) -> Listing:
@@ -80,7 +98,7 @@ def _list_path(path: Path, known: Collection[str]) -> Listing:
     found = "a file of another kind" if path.exists() else "nothing there"
     raise DatasetError(
         f"The data set {printable(os.fspath(path))!r} must be a folder of class folders, a .csv or "
-        f".jsonl manifest with path and label, or {PREFIX}NAME for a Hugging Face data set, found "
+        f".jsonl manifest with path and label, or {HF}NAME for a Hugging Face data set, found "
         f"{found}. Check the path."
     )
 
@@ -98,6 +116,18 @@ def _list_object(source: Any, name: str) -> Listing:
     )
 
 
+def _list_part(source: Any, name: str) -> Listing:
+    """List one of several splits, which may be a source of any kind."""
+    if isinstance(source, (str, os.PathLike, TfdsSource)):
+        return _list(source, ())
+    return _list_object(source, name)
+
+
+def _says_where(source: Any) -> bool:
+    """Whether the keys of a source's rows name their split already, as `train[17]`."""
+    return isinstance(source, TfdsSource) or (isinstance(source, str) and bool(library_of(source)))
+
+
 def _list_splits(source: Mapping[str, Any], name: str) -> Listing:
     """Merge the listings of several splits, each row marked with its split."""
     meant = resolve_splits(map(str, source))
@@ -107,9 +137,13 @@ def _list_splits(source: Mapping[str, Any], name: str) -> Listing:
             f"The data set {name} must have splits named {', '.join(SPLITS)}, found "
             f"{', '.join(map(str, source)) or 'none'}."
         )
-    listings = {key: _list_object(source[key], name) for key in splits}
+    listings = {key: _list_part(source[key], name) for key in splits}
     rows = tuple(
-        replace(row, key=f"{key} {row.key}", split=splits[key])
+        replace(
+            row,
+            key=row.key if _says_where(source[key]) else f"{key} {row.key}",
+            split=splits[key],
+        )
         for key, listing in listings.items()
         for row in listing.rows
     )

@@ -8,8 +8,8 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from bitzoo.data.hf_datasets import PREFIX
 from bitzoo.data.readers import DataSource
+from bitzoo.data.source_names import HF as PREFIX
 from bitzoo.errors import UsageError, damage_reported
 from bitzoo.files import user_path
 from bitzoo.runs.config import FinetuneConfig
