@@ -162,33 +162,6 @@ DEFAULT_PREPROCESSING = Preprocessing(
 )
 """Used, with a warning, where nothing states how images are prepared."""
 
-VTAB_TASKS: dict[str, tuple[int, str]] = {
-    "caltech101": (102, "large"),
-    "diabetic_retinopathy": (5, "large"),
-    "dtd": (47, "large"),
-    "oxford_flowers102": (102, "large"),
-    "oxford_iiit_pet": (37, "large"),
-    "resisc45": (45, "large"),
-    "sun397": (397, "large"),
-    "cifar100": (100, "small"),
-    "eurosat": (10, "small"),
-    "patch_camelyon": (2, "large"),
-    "smallnorb-elevation": (9, "large"),
-    "svhn": (10, "small"),
-    "dsprites-orientation": (16, "small"),
-    "smallnorb-azimuth": (18, "large"),
-    "clevr-distance": (6, "large"),
-    "clevr-count": (8, "large"),
-    "dmlab": (6, "large"),
-    "kitti-distance": (4, "large"),
-    "dsprites-xpos": (16, "small"),
-}
-"""The 19 VTAB tasks in the order of big_transfer's README: number of classes, size of the images.
-
-Images are small if their area is below 96 x 96 (32 or 64 px squares, but not smallNORB's 96).
-Source of the class counts: google-research/task_adaptation, data/ and scripts/run_all_tasks.sh.
-"""
-
 TEACHER_TASKS: dict[str, tuple[str, int]] = {
     "flowers": ("oxford_flowers102", 102),
     "pet": ("oxford_iiit_pet", 37),

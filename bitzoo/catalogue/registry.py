@@ -24,11 +24,11 @@ from bitzoo.catalogue.metadata import (
     PREPROCESSING,
     SOURCES,
     TEACHER_TASKS,
-    VTAB_TASKS,
     Metric,
     Preprocessing,
 )
 from bitzoo.catalogue.places import Place, handle_of, names_by_handle, places_of
+from bitzoo.catalogue.vtab_tasks import TASKS
 from bitzoo.errors import UnknownModelError, WeightsUnavailableError
 from bitzoo.models.architecture import ARCHITECTURES, Architecture
 
@@ -375,9 +375,14 @@ _FAMILIES = (
         files={"npz": "vtab/{name}.npz", "tfhub": "vtab/{name}.tfhub/"},
         label_note=_NO_NAMES,
         variants=tuple(
-            {"run": run, "task": task, "num_classes": classes, "images": images}
+            {
+                "run": run,
+                "task": task.name,
+                "num_classes": task.classes,
+                "images": "small" if task.small else "large",
+            }
             for run in range(3)
-            for task, (classes, images) in VTAB_TASKS.items()
+            for task in TASKS.values()
         ),
     ),
     _Family(

@@ -108,7 +108,7 @@ def evaluate(
     selection = replace(selection, notes=(*selection.notes, *summary.notes))
     with open_pixels(
         counted,
-        transform.crop,
+        transform,
         budget_bytes=int(cache_gb * 1e9),
         workers=workers,
         progress=progress,

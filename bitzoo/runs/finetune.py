@@ -9,10 +9,10 @@ from __future__ import annotations
 import contextlib
 import os
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,6 +25,7 @@ from bitzoo.display import Displayed, list_names
 from bitzoo.errors import UsageError
 from bitzoo.files import Progress, write_json
 from bitzoo.inference.metrics import Evaluation
+from bitzoo.inference.processes import in_main_process, join_processes, process_device
 from bitzoo.inference.selection import held_out_by, record_of
 from bitzoo.models.architecture import Architecture
 from bitzoo.models.bit import BiT
@@ -36,7 +37,6 @@ from bitzoo.runs.run_dir import RunDir, outputs_in, read_record
 from bitzoo.runs.run_lock import sole_use
 from bitzoo.runs.session import Session, Task
 from bitzoo.runs.step_progress import reported
-from bitzoo.training.distributed import join_processes, training_device
 from bitzoo.training.hyperrule import Edition, hyperrule
 from bitzoo.training.model_selection import Choice, Keep
 from bitzoo.training.recipe import Recipe
@@ -45,7 +45,6 @@ from bitzoo.zoo.create import create_model
 REPEATS_NAME = "repeats.json"
 """In a folder of repeated runs: what `resume` needs, and at the end the accuracies."""
 
-_Result = TypeVar("_Result")
 
 
 @dataclass(frozen=True, repr=False)
@@ -323,7 +322,7 @@ def _repeat(
             write_json(out / REPEATS_NAME, record)
 
     with contextlib.ExitStack() as stack:
-        _in_main_process(begin)
+        in_main_process(begin)
         for seed in range(first, first + repeats):
             own = replace(job, config=replace(job.config, seed=seed))
             runs.append(_run(own, out / f"seed-{seed}", resume, overwrite, callbacks, Change()))
@@ -344,7 +343,7 @@ def _run(
     job: Job, out: Path, resume: bool, overwrite: bool, callbacks: Callbacks, change: Change
 ) -> FinetuneResult:
     """Fine-tune once."""
-    training_device(job.config.device)  # before the data are read, if there is no such device
+    process_device(job.config.device)  # before the data are read, if there is no such device
     processes, run_dir = join_processes(job.config.device), RunDir(out)
 
     def enter() -> None:
@@ -362,8 +361,8 @@ def _run(
         return run_dir.identity, run_dir.changes
 
     with contextlib.ExitStack() as stack:
-        _in_main_process(enter)
-        images, summary = _in_main_process(lambda: _read(job, callbacks))
+        in_main_process(enter)
+        images, summary = in_main_process(lambda: _read(job, callbacks))
         _tell(callbacks, *summary.notes, "\n".join(describe_classes(images)))
         network, is_kept = _create(job, images.classes, callbacks)
         before = record_of(network)
@@ -375,7 +374,7 @@ def _run(
         _tell(callbacks, when)
         name, depth = _name_in(out, job), summary.bit_depth
         identity = _identity(name, config, images, recipe, network.architecture, depth)
-        started, changes = _in_main_process(begin)
+        started, changes = in_main_process(begin)
         if run_dir.kept:
             callbacks.say(f"Kept in {out}, because no run wrote it: {list_names(run_dir.kept)}.")
         recipe, config = changed(started, changes, recipe, config)
@@ -453,25 +452,6 @@ def _create(job: Job, classes: tuple[str, ...], callbacks: Callbacks) -> tuple[B
     network.reset_classifier(len(classes))  # also where the count is the file's own
     network.info = network.info.with_head(len(classes))
     return network, False
-
-
-def _in_main_process(action: Callable[[], _Result]) -> _Result:
-    """Do something in the main process, and broadcast its result, or its error, to the others."""
-    from accelerate.utils import broadcast_object_list
-
-    processes = join_processes()
-    outcome: list[Any] = [None, None]
-    if processes.is_main_process:
-        try:
-            outcome[0] = action()
-        except Exception as error:  # broadcast too, or the others would wait for ever
-            outcome[1] = error
-    if processes.num_processes > 1:
-        broadcast_object_list(outcome)
-    if outcome[1] is not None:
-        raise outcome[1]
-    result: _Result = outcome[0]
-    return result
 
 
 def _read(job: Job, callbacks: Callbacks) -> tuple[ImageSet, DataSummary]:
