@@ -8,11 +8,12 @@ runs to measure it again, or why it cannot. The numbers themselves are in
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any, NamedTuple
 
 from bitzoo.catalogue import published_figures as figures
+from bitzoo.catalogue.evaluation_sets import EVALUATION_SETS
 from bitzoo.catalogue.metadata import (
     BIG_TRANSFER,
     BIG_VISION_DISTILL,
@@ -78,6 +79,9 @@ _THESE = "these weights"
 _FINE_TUNED = "fine-tuned from this checkpoint"
 
 
+_TESTS = {data.title: data for data in EVALUATION_SETS}
+
+
 class _Data(NamedTuple):
     title: str
     train: str
@@ -89,18 +93,19 @@ class _Data(NamedTuple):
         return {"train": self.train, "test": self.test}
 
 
+def _data(title: str, train: str, test: str = "", versions: str = "") -> _Data:
+    """Return a data set to train on; its test images are those of `EVALUATION_SETS` if any."""
+    return _Data(title, train, test or _TESTS[title].sources[0], versions)
+
+
 _DATA = {
-    "ilsvrc": _Data("ILSVRC-2012", "tfds:imagenet2012@train", "tfds:imagenet2012@validation"),
-    "cifar10": _Data("CIFAR-10", "tfds:cifar10@train", "tfds:cifar10@test"),
-    "cifar100": _Data("CIFAR-100", "tfds:cifar100@train", "tfds:cifar100@test"),
-    "pets": _Data(
-        "Oxford-IIIT Pets", "tfds:oxford_iiit_pet@train", "tfds:oxford_iiit_pet@test", "3."
-    ),
-    "flowers": _Data(
-        "Oxford Flowers-102", "tfds:oxford_flowers102@train", "tfds:oxford_flowers102@test"
-    ),
-    "food101": _Data("Food-101", "tfds:food101@train", "tfds:food101@validation"),
-    "sun397": _Data("SUN397", "tfds:sun397/tfds@train", "tfds:sun397/tfds@test"),
+    "ilsvrc": _data("ILSVRC-2012", "tfds:imagenet2012@train"),
+    "cifar10": _data("CIFAR-10", "tfds:cifar10@train", "tfds:cifar10@test"),
+    "cifar100": _data("CIFAR-100", "tfds:cifar100@train", "tfds:cifar100@test"),
+    "pets": _data("Oxford-IIIT Pets", "tfds:oxford_iiit_pet@train", versions="3."),
+    "flowers": _data("Oxford Flowers-102", "tfds:oxford_flowers102@train"),
+    "food101": _data("Food-101", "tfds:food101@train"),
+    "sun397": _data("SUN397", "tfds:sun397/tfds@train"),
 }
 """The data sets by the word that claims' ids begin with. ILSVRC-2012 is tested on its validation
 images; Food-101 has its test images in TFDS's split ``validation``."""
@@ -132,59 +137,49 @@ def _authors() -> Iterator[Claim]:
                 value,
                 source,
                 f"{_THESE}, by the authors",
-                Protocol("evaluate", _DATA["ilsvrc"].test),
+                _evaluated("ILSVRC-2012"),
                 resolution=_PIXELS[model],
                 remarks=(_TEACHER_384,) if model == "BiT-R152x2_T_384" else (),
             )
 
 
-class _TimmSet(NamedTuple):
-    claim: str
-    title: str
-    data: str | None
-    needs: str = ""
-    options: Mapping[str, Any] = {}
-
-
-_FOLDERS = "a folder with the ILSVRC-2012 validation images of only the 200 classes of {}"
 _TIMM_SETS = {
-    "imagenet": _TimmSet("ilsvrc", "ILSVRC-2012", _DATA["ilsvrc"].test),
-    "imagenet-real": _TimmSet(
-        "imagenet-real", "ImageNet ReaL", "tfds:imagenet2012_real@validation"
-    ),
-    "imagenetv2-matched-frequency": _TimmSet(
-        "imagenet-v2", "ImageNet-V2 matched frequency", "tfds:imagenet_v2/matched-frequency@test"
-    ),
-    "imagenet-a": _TimmSet("imagenet-a", "ImageNet-A", "tfds:imagenet_a@test"),
-    "imagenet-a-clean": _TimmSet(
-        "imagenet-a-clean",
-        "ILSVRC-2012 (classes of ImageNet-A)",
-        None,
-        _FOLDERS.format("ImageNet-A"),
-    ),
-    "imagenet-r": _TimmSet("imagenet-r", "ImageNet-R", "tfds:imagenet_r@test"),
-    "imagenet-r-clean": _TimmSet(
-        "imagenet-r-clean",
-        "ILSVRC-2012 (classes of ImageNet-R)",
-        None,
-        _FOLDERS.format("ImageNet-R"),
-    ),
-    "sketch": _TimmSet("imagenet-sketch", "ImageNet-Sketch", "tfds:imagenet_sketch@test"),
+    "imagenet": ("ilsvrc", "ILSVRC-2012"),
+    "imagenet-real": ("imagenet-real", "ImageNet ReaL"),
+    "imagenetv2-matched-frequency": ("imagenet-v2", "ImageNet-V2 matched frequency"),
+    "imagenet-a": ("imagenet-a", "ImageNet-A"),
+    "imagenet-a-clean": ("imagenet-a-clean", "ILSVRC-2012 (classes of ImageNet-A)"),
+    "imagenet-r": ("imagenet-r", "ImageNet-R"),
+    "imagenet-r-clean": ("imagenet-r-clean", "ILSVRC-2012 (classes of ImageNet-R)"),
+    "sketch": ("imagenet-sketch", "ImageNet-Sketch"),
 }
+"""One of `figures.TIMM_SETS` -> what claims' ids begin with, and the data set."""
+
+
+def _evaluated(title: str, versions: str = "") -> Protocol:
+    """Return the protocol of an evaluation; images that have no name are for the user to give."""
+    data = _TESTS[title]
+    named = data.sources[0] if data.sources else None
+    needs = (
+        ""
+        if named
+        else ("a folder with the validation images of only these 200 classes, by WordNet id")
+    )
+    return Protocol("evaluate", named, needs, versions=versions)
 
 
 def _timm() -> Iterator[Claim]:
     source = f"{TIMM} results/results-imagenet*.csv and results-sketch.csv"
     for model, (size, values) in figures.TIMM.items():
         for name, (top1, top5) in zip(figures.TIMM_SETS, values, strict=True):
-            row = _TIMM_SETS[name]
-            protocol = Protocol("evaluate", row.data, row.needs, row.options)
+            word, title = _TIMM_SETS[name]
+            protocol = _evaluated(title)
             for metric, value in (("top-1", top1), ("top-5", top5)):
                 yield Claim(
                     model,
-                    f"{row.claim}-{metric.replace('-', '')}-timm",
+                    f"{word}-{metric.replace('-', '')}-timm",
                     metric,
-                    row.title,
+                    title,
                     value,
                     source,
                     f"{_THESE}, evaluated by timm",
@@ -205,7 +200,7 @@ def _teachers() -> Iterator[Claim]:
             value,
             f"{DISTILLATION_PAPER} Table 4",
             f"{_THESE}, by the authors",
-            Protocol("evaluate", data.test, versions=data.versions),
+            _evaluated(data.title, data.versions),
             resolution=128,
         )
 

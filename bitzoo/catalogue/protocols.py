@@ -45,6 +45,13 @@ class Protocol:
         """Whether something is fine-tuned, which takes long and leaves a folder."""
         return self.action in ("finetune", "fewshot", "vtab")
 
+    @property
+    def data_in_words(self) -> str:
+        """The data as a phrase."""
+        if isinstance(self.data, Mapping):
+            return ", ".join(f"{split} {source}" for split, source in self.data.items())
+        return self.data or self.needs or "the 19 tasks of VTAB-1k, by TFDS"
+
     def in_words(self) -> str:
         """Return what is run as a phrase."""
         if self.action == "evaluate":
@@ -108,6 +115,11 @@ class Claim:
             return None
         data = " --data FOLDER" if self.protocol.needs else ""
         return f"bitzoo reproduce {self.model} --claim {self.id}{data}"
+
+    @property
+    def key(self) -> tuple[str, str, float]:
+        """What the catalogue's entry has of it: metric, data set and value."""
+        return self.metric, self.dataset, self.value
 
     @property
     def published(self) -> str:
