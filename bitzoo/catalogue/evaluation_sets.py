@@ -1,9 +1,9 @@
 """The data sets on which figures of the checkpoints were published, as data.
 
 Image counts: ILSVRC-2012, https://arxiv.org/abs/1409.0575; ReaL, https://arxiv.org/abs/2006.07159
-(46,837 of the 50,000 images have labels); ImageNet-V2, https://arxiv.org/abs/1902.10811; ImageNet-A,
-https://arxiv.org/abs/1907.07174; ImageNet-R, https://arxiv.org/abs/2006.16241; ImageNet-Sketch,
-https://arxiv.org/abs/1905.13549; the others, tensorflow_datasets 4.9's catalogue.
+(46,837 of the 50,000 images have labels); ImageNet-V2, https://arxiv.org/abs/1902.10811;
+ImageNet-A, https://arxiv.org/abs/1907.07174; ImageNet-R, https://arxiv.org/abs/2006.16241;
+ImageNet-Sketch, https://arxiv.org/abs/1905.13549; the others, tensorflow_datasets 4.9's catalogue.
 """
 
 from __future__ import annotations
@@ -82,9 +82,7 @@ EVALUATION_SETS: tuple[EvaluationSet, ...] = (
     EvaluationSet(
         "ImageNet-A", ("tfds:imagenet_a@test",), 7_500, "ImageNet-A", restricted=True, is_first=True
     ),
-    EvaluationSet(
-        "ILSVRC-2012 (classes of ImageNet-A)", (), 10_000, "ImageNet-A", restricted=True
-    ),
+    EvaluationSet("ILSVRC-2012 (classes of ImageNet-A)", (), 10_000, "ImageNet-A", restricted=True),
     EvaluationSet(
         "ImageNet-R",
         ("tfds:imagenet_r@test",),
@@ -93,9 +91,7 @@ EVALUATION_SETS: tuple[EvaluationSet, ...] = (
         restricted=True,
         is_first=True,
     ),
-    EvaluationSet(
-        "ILSVRC-2012 (classes of ImageNet-R)", (), 10_000, "ImageNet-R", restricted=True
-    ),
+    EvaluationSet("ILSVRC-2012 (classes of ImageNet-R)", (), 10_000, "ImageNet-R", restricted=True),
     EvaluationSet("Oxford Flowers-102", ("tfds:oxford_flowers102@test",), 6_149),
     EvaluationSet("Oxford-IIIT Pets", ("tfds:oxford_iiit_pet@test",), 3_669),
     EvaluationSet("Food-101", ("tfds:food101@validation",), 25_250),

@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from bitzoo.display import Displayed
+from bitzoo.display import Displayed, in_percent
 from bitzoo.errors import BitzooError, LayoutError, UsageError
 from bitzoo.inference.intervals import wilson
 from bitzoo.inference.published import Published
@@ -302,8 +302,8 @@ class Evaluation(Displayed):
             "correct": self.correct,
             "correct_top5": self.correct_top5,
             "per_class": self.per_class,
-            **({"matched": self.matched} if self.matched else {}),
-            **({"published": [figure.to_dict() for figure in self.published]} if self.published else {}),
+            "matched": self.matched or None,
+            "published": [figure.to_dict() for figure in self.published],
             **(self.selection.to_dict() if self.selection else {}),
         }
 
@@ -366,11 +366,6 @@ def log_sum_exp(logits: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     """Return the logarithm of each row's sum of exponentials, without overflow."""
     top = logits.max(axis=1, initial=-np.inf)
     return np.asarray(top + np.log(np.exp(logits - top[:, None]).sum(axis=1)))
-
-
-def in_percent(interval: tuple[float, float]) -> str:
-    """Return an interval for people: ``79.94% to 80.64%``."""
-    return f"{interval[0]:.2%} to {interval[1]:.2%}"
 
 
 def _mask(accepted: Sequence[Sequence[int]], classes: int) -> npt.NDArray[np.bool_]:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from bitzoo.catalogue.evaluation_sets import EVALUATION_SETS, EvaluationSet
 from bitzoo.catalogue.model_info import ModelInfo
 from bitzoo.catalogue.published_lists import subset_synsets
+from bitzoo.data.source_names import TFDS, library_of, parse
+from bitzoo.data.tfds_datasets import TfdsSource
 from bitzoo.models.preprocessing import EvalTransform
 
-__all__ = ["Judged", "Published", "published_about"]
+__all__ = ["Judged", "Published", "names_of_source", "published_about"]
 
 _THESE_WEIGHTS = "these weights"
 """How the note of a figure begins that was measured on exactly the released weights."""
@@ -57,7 +59,7 @@ class Judged:
     """What is evaluated, as far as it matters for a comparison.
 
     Attributes:
-        source: The data as the user named them; None for data in memory.
+        sources: What the data are called, see `names_of_source`.
         classes: The classes that have images, as WordNet ids where those are known.
         counted: Images that are counted.
         total: Images of the split, counted or not.
@@ -65,12 +67,30 @@ class Judged:
         restricted: Whether only the outputs of the data set's classes compete.
     """
 
-    source: str | None
-    classes: Collection[str]
+    sources: Collection[str]
+    classes: frozenset[str]
     counted: int
     total: int
     real: bool = False
     restricted: bool = False
+
+
+def names_of_source(source: object, split: str) -> tuple[str, ...]:
+    """Return the names by which a data set's split is known, without its version.
+
+    Args:
+        source: The data as the user named them.
+        split: The split that is counted, see `Selection`.
+    """
+    if isinstance(source, TfdsSource):
+        return (f"{TFDS}{source.name}@{source.split}",)
+    if not isinstance(source, str) or not library_of(source):
+        return ()
+    name = parse(source)
+    whole = name.library + (f"{name.name}/{name.config}" if name.config else name.name)
+    if name.split is not None:
+        return (f"{whole}@{name.split}",)
+    return tuple(f"{whole}@{word}" for word in {"val": ("val", "validation")}.get(split, (split,)))
 
 
 def published_about(
@@ -88,8 +108,8 @@ def published_about(
     spec = known.spec
     if spec is None or known.run is not None:
         return ()
-    found = [(data, *_same_images(data, judged)) for data in EVALUATION_SETS]
-    titles = {data.title: reasons for data, matches, reasons in found if matches}
+    found = {data.title: _differences(data, judged) for data in EVALUATION_SETS}
+    differs = {title: reasons for title, reasons in found.items() if reasons is not None}
     return tuple(
         Published(
             metric.name,
@@ -100,62 +120,62 @@ def published_about(
             metric.note,
             (
                 *_other_model(known),
-                *titles[metric.dataset],
+                *differs[metric.dataset],
                 *_other_pixels(metric.resolution, transform),
             ),
         )
         for metric in spec.metrics
-        if metric.dataset in titles and metric.note.startswith(_THESE_WEIGHTS)
+        if metric.dataset in differs and metric.note.startswith(_THESE_WEIGHTS)
     )
 
 
-def _same_images(data: EvaluationSet, judged: Judged) -> tuple[bool, tuple[str, ...]]:
-    """Return whether the images may be those of a data set, and why they may not."""
+def _differences(data: EvaluationSet, judged: Judged) -> tuple[str, ...] | None:
+    """Return what is, or may be, other than in a figure on `data`; None if nothing suggests it."""
     if data.real != judged.real:
-        return False, ()
-    reasons: list[str] = []
-    by_name = judged.source is not None and judged.source in data.sources
-    if not by_name:
-        if set(judged.classes) != set(_classes_of(data)):
-            return False, ()
-        whole = judged.total == data.images
-        if not whole and any(
-            judged.total == other.images and other.subset == data.subset
-            for other in EVALUATION_SETS
-        ):
-            return False, ()  # as many as those of another set with the same classes
-        if whole:
-            reasons.append(
-                f"These images are as many and of the same classes as {data.title}'s; whether "
-                "they are the same was not checked."
-            )
-        elif not data.is_first:
-            return False, ()
-    if judged.counted < data.counted:
-        reasons.append(
-            f"It is of all {data.counted:,} images of {data.title}; here are {judged.counted:,}, "
-            "so the two cannot be equal but by chance."
+        return None
+    by_name = not set(judged.sources).isdisjoint(data.sources)
+    if not by_name and not _may_be(data, judged):
+        return None
+    return (*_other_images(data, judged, by_name), *_other_outputs(data, judged))
+
+
+def _may_be(data: EvaluationSet, judged: Judged) -> bool:
+    """Whether images that nothing names may be those of a data set, by their classes and number."""
+    if data.subset is None or judged.classes != frozenset(subset_synsets(data.subset)):
+        return False
+    if judged.total == data.images:
+        return True
+    alike = (other for other in EVALUATION_SETS if other.subset == data.subset)
+    return data.is_first and all(judged.total != other.images for other in alike)
+
+
+def _other_images(data: EvaluationSet, judged: Judged, by_name: bool) -> Iterator[str]:
+    if judged.counted != data.counted:
+        yield (
+            f"It is of {data.counted:,} images and these are {judged.counted:,}, so the figures "
+            "are of different images."
         )
-    elif not by_name and judged.counted != data.counted:
-        reasons.append(
-            f"It is of {data.counted:,} images; here are {judged.counted:,}: other images."
+    elif not by_name:
+        yield (
+            f"These images are as many and of the same classes as {data.title}'s; whether they are "
+            "the same was not checked."
         )
+
+
+def _other_outputs(data: EvaluationSet, judged: Judged) -> Iterator[str]:
     if data.restricted and not judged.restricted:
-        reasons.append("It is with the outputs restricted to the classes of the data set.")
+        yield "It is with the outputs restricted to the classes of the data set; here all compete."
     if judged.restricted and not data.restricted:
-        reasons.append("Here the outputs are restricted to the classes of the data set.")
-    return True, tuple(reasons)
-
-
-def _classes_of(data: EvaluationSet) -> Sequence[str]:
-    return subset_synsets(data.subset) if data.subset else ()
+        yield "Here the outputs are restricted to the classes of the data set."
 
 
 def _other_model(known: ModelInfo) -> tuple[str, ...]:
     identity = known.identity
     said: list[str] = []
     if not identity.established:
-        said.append(f"It is of {identity.name}; that this model is it is known only so: {identity}.")
+        said.append(
+            f"It is of {identity.name}; that this model is it is known only so: {identity}."
+        )
     provenance = known.provenance
     if provenance is not None and not provenance.is_exact:
         said.append("Here the weights were rounded or scaled.")

@@ -46,7 +46,6 @@ REPEATS_NAME = "repeats.json"
 """In a folder of repeated runs: what `resume` needs, and at the end the accuracies."""
 
 
-
 @dataclass(frozen=True, repr=False)
 class FinetuneResult(Displayed):
     """The outcome of a run.
