@@ -102,6 +102,12 @@ def hyperrule(
     is_flag=True,
     help="Drop training images that look like held-out ones.",
 )
+@click.option("--split-seed", type=int, help="Seed of the held-out choice; default: --seed.")
+@click.option(
+    "--eval-split",
+    type=click.Choice(["val", "test"]),
+    help="Split to hold out of data with both; default: val.",
+)
 @click.option("--examples-per-class", type=int, help="Few-shot: use only N images per class.")
 @click.option("--skip-bad", is_flag=True, help="Skip images that cannot be used.")
 @click.option(
