@@ -19,6 +19,7 @@ from bitzoo.catalogue.metadata import (
     BIG_VISION_DISTILL,
     DISTILLATION_PAPER,
     PAPER,
+    TEACHER_TASKS,
     TIMM,
     VTAB,
     Metric,
@@ -156,7 +157,7 @@ _TIMM_SETS = {
 """One of `figures.TIMM_SETS` -> what claims' ids begin with, and the data set."""
 
 
-def _evaluated(title: str, versions: str = "") -> Protocol:
+def _evaluated(title: str, versions: str = "", **options: str) -> Protocol:
     """Return the protocol of an evaluation; images that have no name are for the user to give."""
     data = _TESTS[title]
     named = data.sources[0] if data.sources else None
@@ -165,7 +166,9 @@ def _evaluated(title: str, versions: str = "") -> Protocol:
         if named
         else ("a folder with the validation images of only these 200 classes, by WordNet id")
     )
-    return Protocol("evaluate", named, needs, versions=versions)
+    if data.real:
+        options["labels"] = "real"
+    return Protocol("evaluate", named, needs, options, versions=versions)
 
 
 def _timm() -> Iterator[Claim]:
@@ -189,18 +192,19 @@ def _timm() -> Iterator[Claim]:
 
 
 def _teachers() -> Iterator[Claim]:
-    short = {"flowers": "flowers", "pets": "pet", "food101": "food", "sun397": "sun"}
+    shorts = {"flowers": "flowers", "pets": "pet", "food101": "food", "sun397": "sun"}
     for name, (value, _) in figures.DISTILLATION_TASKS.items():
-        data = _DATA[name]
+        data, short = _DATA[name], shorts[name]
+        task, _ = TEACHER_TASKS[short]
         yield Claim(
-            f"BiT-R152x2_T_{short[name]}128",
+            f"BiT-R152x2_T_{short}128",
             f"{name}-top1",
             "top-1",
             data.title,
             value,
             f"{DISTILLATION_PAPER} Table 4",
             f"{_THESE}, by the authors",
-            _evaluated(data.title, data.versions),
+            _evaluated(data.title, data.versions, task=task),
             resolution=128,
         )
 
