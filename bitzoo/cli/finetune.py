@@ -40,10 +40,18 @@ if TYPE_CHECKING:
 )
 @edition_option
 @model_parameter("model", required=False, help="The same as MODEL.")
+@click.option("--flip/--no-flip", default=True, help="Whether mirroring keeps the labels right.")
+@click.option("--crop/--no-crop", default=True, help="Whether cropping keeps the labels right.")
 @json_option
 @debug_option
 def hyperrule(
-    num_examples: int, resolution: str, edition: Edition, model: str | None, json: bool
+    num_examples: int,
+    resolution: str,
+    edition: Edition,
+    model: str | None,
+    flip: bool,
+    crop: bool,
+    json: bool,
 ) -> None:
     """Print the plan of BiT-HyperRule for a data set.
 
@@ -51,7 +59,8 @@ def hyperrule(
     """
     from bitzoo.training import hyperrule as rule
 
-    recipe = rule.hyperrule(num_examples, parse_size(resolution), edition, model)
+    size = parse_size(resolution)
+    recipe = rule.hyperrule(num_examples, size, edition, model, flip=flip, crop=crop)
     if json:
         print_json(recipe.to_dict())
     else:
@@ -107,6 +116,11 @@ def hyperrule(
     "--eval-split",
     type=click.Choice(["val", "test"]),
     help="Split to hold out of data with both; default: val.",
+)
+@click.option(
+    "--fixed-split",
+    is_flag=True,
+    help="Use the data set's own splits exactly as they are, as benchmarks do.",
 )
 @click.option("--examples-per-class", type=int, help="Few-shot: use only N images per class.")
 @click.option("--skip-bad", is_flag=True, help="Skip images that cannot be used.")

@@ -100,6 +100,7 @@ class ImageSet:
         notes: Remarks that need no action.
         problems: Problems found while listing; `inspect` adds its own and raises.
         draw: How `val` was drawn, which `inspect` does again; None if the data set has its own.
+        label_changing: Augmentations that would change the labels, see `folder.Listing`.
     """
 
     classes: tuple[str, ...]
@@ -111,6 +112,7 @@ class ImageSet:
     problems: tuple[Problem, ...] = ()
     held_out: str | None = None
     draw: Draw | None = None
+    label_changing: tuple[str, ...] = ()
 
     @property
     def splits(self) -> tuple[Split, ...]:
@@ -213,6 +215,7 @@ def read_dataset(
         problems=problems,
         held_out=held_out,
         draw=drawn,
+        label_changing=listing.label_changing,
     )
     return replace(images, fingerprint=fingerprint(images))
 

@@ -111,6 +111,17 @@ def tfds_splits(source: TfdsSource) -> tuple[str, ...]:
     return tuple(_find(source).builder.info.splits)
 
 
+def split_sizes(source: TfdsSource) -> dict[str, int]:
+    """Return the number of records of each prepared split; empty if it is not known.
+
+    Raises:
+        DatasetError: If it is not prepared.
+        MissingExtraError: If TFDS is not installed.
+    """
+    splits = _find(source).builder.info.splits
+    return {name: splits[name].num_examples for name in splits}
+
+
 def read_records(source: TfdsSource) -> Listing:
     """List the records of one split or slice, in the order of the records.
 

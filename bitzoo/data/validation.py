@@ -20,6 +20,7 @@ from bitzoo.data.automatic_split import Draw, describe, draw, notes_on
 from bitzoo.data.brightness import Levels, find_bit_depth, find_darkness, notes_on_values
 from bitzoo.data.dataset import Example, ImageSet, Split, fingerprint
 from bitzoo.data.decode_workers import count_cores
+from bitzoo.data.fixed_split import noting_what_stays, with_fixed_split
 from bitzoo.data.groups import NEAR_DUPLICATES, notes_on_groups
 from bitzoo.data.image_check import ImageCheck, check_image, hash_content
 from bitzoo.data.near_duplicates import (
@@ -80,6 +81,7 @@ def inspect(
     drop_near_duplicates: bool = False,
     bit_depth: int | None = None,
     checks: Sequence[ImageCheck] | None = None,
+    fixed_split: bool = False,
 ) -> tuple[ImageSet, DataSummary]:
     """Decode every image and validate the data set as a whole.
 
@@ -96,6 +98,9 @@ def inspect(
             these images are read as those were; None derives it from the data set.
         checks: The check of each example, in the order of the splits, if they are known; see
             `check_images`.
+        fixed_split: Whether the data set's own train and val are those of a benchmark, to be used
+            exactly as they are: what they have in common stays in both, and classes that train
+            lacks remain classes. What is so is said in the notes.
 
     Returns:
         The data set without the skipped items, with each example's `sha256` and the fingerprint
@@ -106,8 +111,11 @@ def inspect(
     Raises:
         DatasetError: If there are problems that may not be skipped; the message lists all problems.
         UsageError: If a split that was drawn can hold out nothing now, or a class would lose all
-            its training images as near-duplicates.
+            its training images as near-duplicates; or if a split that is to stay as it is was
+            drawn, or would be changed.
     """
+    if fixed_split:
+        imageset = with_fixed_split(imageset, drop_near_duplicates=drop_near_duplicates)
     if checks is None:
         every = [example for split in imageset.splits for example in split.examples]
         checks = check_images(every, workers=workers, progress=progress)
@@ -136,13 +144,10 @@ def inspect(
     }
     empty: dict[int, Problem] = {}
     if training:
-        copies = _copies(imageset, kept)
-        if skip_bad or drawn:
-            kept["train"] = [pair for pair in kept["train"] if pair[0] not in copies]
-        problems += () if drawn else copies.values()
-        imageset = _noting(imageset, copies) if drawn else imageset
-        empty = _empty_classes(imageset, checked, kept)
-        problems += [*empty.values(), *_class_problems(imageset, kept, empty)]
+        imageset, empty, lacking = _compare_splits(
+            imageset, checked, kept, skip_bad=skip_bad, drawn=drawn, fixed=fixed_split
+        )
+        problems += lacking
         problems += find_darkness(_levels_of(kept), depth)
     problems.sort(key=lambda problem: list(Reason).index(problem.reason))
     found = Problems(imageset.source, tuple(problems))
@@ -229,6 +234,36 @@ def _draw_again(
         draw=replace(drawn, positions=positions, notes=notes),
     )
     return imageset, kept
+
+
+def _compare_splits(
+    imageset: ImageSet,
+    checked: _Kept,
+    kept: _Kept,
+    *,
+    skip_bad: bool,
+    drawn: Draw | None,
+    fixed: bool,
+) -> tuple[ImageSet, dict[int, Problem], list[Problem]]:
+    """Find what train and val have in common, and the classes that train lacks.
+
+    Leaves the common images out of `kept["train"]` where they are to be skipped.
+
+    Returns:
+        The data set, with what was found noted where it is no problem; label -> problem of the
+        classes to drop; and all problems.
+    """
+    copies = _copies(imageset, kept)
+    if (skip_bad or drawn) and not fixed:
+        kept["train"] = [pair for pair in kept["train"] if pair[0] not in copies]
+    empty = _empty_classes(imageset, checked, kept)
+    if fixed:
+        held_out = [example for example, _ in kept["val"]]
+        imageset = noting_what_stays(imageset, copies, empty, held_out)
+        return imageset, {}, [*_class_problems(imageset, kept, {})]
+    imageset = _noting(imageset, copies) if drawn else imageset
+    problems = [] if drawn else [*copies.values()]
+    return imageset, empty, [*problems, *empty.values(), *_class_problems(imageset, kept, empty)]
 
 
 def _copies(imageset: ImageSet, kept: _Kept) -> dict[Example, Problem]:

@@ -10,14 +10,14 @@ from bitzoo.catalogue.evaluation_sets import TASK_SETS
 from bitzoo.catalogue.model_info import ModelInfo
 from bitzoo.data.readers import DataSource
 from bitzoo.data.run_folders import RUN_NAME
-from bitzoo.data.source_names import HF, library_of
-from bitzoo.data.vtab_data import task_source
+from bitzoo.data.source_names import HF, VTAB, library_of
+from bitzoo.data.vtab_data import TESTED
 from bitzoo.errors import CheckpointError, UsageError
 from bitzoo.small_files import read_json
 
 __all__ = ["OwnData", "own_data", "own_task"]
 
-_VTAB = "vtab/"
+_VTAB_TASK = "vtab/"
 
 
 @dataclass(frozen=True)
@@ -73,10 +73,10 @@ def _of_release(known: ModelInfo) -> OwnData | None:
     spec = known.spec
     if spec is None or known.num_classes != spec.num_classes:
         return None
-    if spec.task.startswith(_VTAB):
-        task = spec.task.removeprefix(_VTAB)
+    if spec.task.startswith(_VTAB_TASK):
+        task = spec.task.removeprefix(_VTAB_TASK)
         return OwnData(
-            task_source(task, "test"),
+            f"{VTAB}{task}@{TESTED}",
             f"Evaluated on the test split of VTAB's task {task}, for which {spec.name} was "
             "fine-tuned.",
             task,

@@ -143,6 +143,7 @@ def finetune(
     drop_near_duplicates: bool = False,
     split_seed: int | None = None,
     eval_split: str | None = None,
+    fixed_split: bool = False,
     examples_per_class: int | None = None,
     skip_bad: bool = False,
     cache_gb: float = 20.0,
@@ -202,6 +203,9 @@ def finetune(
             same held-out images.
         eval_split: Which split is held out of data with both a val and a test split: ``val`` or
             ``test``; None is val. The other is not used.
+        fixed_split: Whether to use the data set's own splits exactly as they are, as benchmarks
+            do: images that train and val have in common stay in both, classes that train lacks
+            remain classes, and both are reported.
         examples_per_class: Few-shot: train on this many images per class, or all of them if there
             are fewer. Those of fewer images are among those of more.
         skip_bad: Whether to skip images that cannot be used.
@@ -276,6 +280,7 @@ def finetune(
         drop_near_duplicates=drop_near_duplicates,
         split_seed=split_seed,
         eval_split=eval_split,
+        fixed_split=fixed_split,
         examples_per_class=examples_per_class,
         skip_bad=skip_bad,
         cache_gb=cache_gb,
@@ -479,6 +484,7 @@ def _read(job: Job, callbacks: Callbacks) -> tuple[ImageSet, DataSummary]:
         workers=config.workers,
         progress=callbacks.progress,
         drop_near_duplicates=config.drop_near_duplicates,
+        fixed_split=config.fixed_split,
     )
     return replace(images, source=job.data_name or images.source), summary
 
@@ -490,7 +496,14 @@ def _plan(
     architecture: Architecture,
     is_head_kept: bool,
 ) -> Recipe:
-    rule = hyperrule(len(images.train), summary.resolution, config.edition, architecture)
+    rule = hyperrule(
+        len(images.train),
+        summary.resolution,
+        config.edition,
+        architecture,
+        flip="flip" not in images.label_changing,
+        crop="crop" not in images.label_changing,
+    )
     if is_head_kept:
         rule = replace(rule, head="kept")
     resize, crop = config.resize_and_crop
