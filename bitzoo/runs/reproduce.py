@@ -16,7 +16,7 @@ from bitzoo.display import Displayed
 from bitzoo.errors import UsageError, WeightsUnavailableError
 from bitzoo.files import Progress, write_json
 from bitzoo.runs.measuring import MEASURES, Measured, Setting
-from bitzoo.training.distributed import join_processes
+from bitzoo.inference.processes import join_processes
 from bitzoo.training.hyperrule import Edition
 from bitzoo.zoo.info import info
 from bitzoo.zoo.resolve import is_location
