@@ -11,7 +11,7 @@ import importlib.util
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-__all__ = ["SUBSETS", "subset_synsets", "timm_file", "words_of"]
+__all__ = ["SUBSETS", "TFDS_SUBSETS", "WHOLE_LISTS", "subset_synsets", "timm_file", "words_of"]
 
 SUBSETS = {
     "ImageNet-A": "imagenet_a_synsets.txt",
@@ -23,6 +23,14 @@ SUBSETS = {
 Hendrycks et al. evaluate ImageNet-A (https://arxiv.org/abs/1907.07174) and -R
 (https://arxiv.org/abs/2006.16241) with the logits restricted to their 200 classes.
 """
+
+
+TFDS_SUBSETS = {"imagenet_a": "ImageNet-A", "imagenet_r": "ImageNet-R"}
+"""Data set of tensorflow_datasets that declares all 1,000 classes -> those it has."""
+
+
+WHOLE_LISTS = {"imagenet1k": "ILSVRC-2012"}
+"""Label set (see `class_names.LABEL_SETS`) -> the set of classes that it lists."""
 
 
 def timm_file(name: str) -> Path:
