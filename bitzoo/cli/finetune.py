@@ -40,10 +40,18 @@ if TYPE_CHECKING:
 )
 @edition_option
 @model_parameter("model", required=False, help="The same as MODEL.")
+@click.option("--flip/--no-flip", default=True, help="Whether mirroring keeps the labels right.")
+@click.option("--crop/--no-crop", default=True, help="Whether cropping keeps the labels right.")
 @json_option
 @debug_option
 def hyperrule(
-    num_examples: int, resolution: str, edition: Edition, model: str | None, json: bool
+    num_examples: int,
+    resolution: str,
+    edition: Edition,
+    model: str | None,
+    flip: bool,
+    crop: bool,
+    json: bool,
 ) -> None:
     """Print the plan of BiT-HyperRule for a data set.
 
@@ -51,7 +59,8 @@ def hyperrule(
     """
     from bitzoo.training import hyperrule as rule
 
-    recipe = rule.hyperrule(num_examples, parse_size(resolution), edition, model)
+    size = parse_size(resolution)
+    recipe = rule.hyperrule(num_examples, size, edition, model, flip=flip, crop=crop)
     if json:
         print_json(recipe.to_dict())
     else:
@@ -101,6 +110,17 @@ def hyperrule(
     "--drop-near-duplicates",
     is_flag=True,
     help="Drop training images that look like held-out ones.",
+)
+@click.option("--split-seed", type=int, help="Seed of the held-out choice; default: --seed.")
+@click.option(
+    "--eval-split",
+    type=click.Choice(["val", "test"]),
+    help="Split to hold out of data with both; default: val.",
+)
+@click.option(
+    "--fixed-split",
+    is_flag=True,
+    help="Use the data set's own splits exactly as they are, as benchmarks do.",
 )
 @click.option("--examples-per-class", type=int, help="Few-shot: use only N images per class.")
 @click.option("--skip-bad", is_flag=True, help="Skip images that cannot be used.")
@@ -197,8 +217,8 @@ def carry_out(
         freeze: Whether only the head is trained.
         json: Whether stdout gets the result as JSON, and stderr everything else.
     """
+    from bitzoo.inference.processes import join_processes
     from bitzoo.runs.config import Callbacks
-    from bitzoo.training.distributed import join_processes
 
     main = join_processes(device).is_main_process
     if not main:

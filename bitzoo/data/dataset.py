@@ -10,8 +10,8 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from PIL import Image
@@ -21,6 +21,7 @@ from bitzoo.data.folder import Listing, Load
 from bitzoo.data.groups import NEAR_DUPLICATES, notes_on_groups, with_groups
 from bitzoo.data.problems import DatasetError, Problem, Reason, count_by_kind, join_some
 from bitzoo.data.readers import DataSource, read_listing
+from bitzoo.data.shots import describe_short
 from bitzoo.data.splits import choose
 from bitzoo.errors import UsageError
 from bitzoo.models.preprocessing import ImageLike
@@ -99,6 +100,7 @@ class ImageSet:
         notes: Remarks that need no action.
         problems: Problems found while listing; `inspect` adds its own and raises.
         draw: How `val` was drawn, which `inspect` does again; None if the data set has its own.
+        label_changing: Augmentations that would change the labels, see `folder.Listing`.
     """
 
     classes: tuple[str, ...]
@@ -110,6 +112,7 @@ class ImageSet:
     problems: tuple[Problem, ...] = ()
     held_out: str | None = None
     draw: Draw | None = None
+    label_changing: tuple[str, ...] = ()
 
     @property
     def splits(self) -> tuple[Split, ...]:
@@ -123,6 +126,8 @@ def read_dataset(
     val_fraction: float | None = 0.0,
     group_by: str | None = None,
     seed: int = 0,
+    split_seed: int | None = None,
+    eval_split: str | None = None,
     examples_per_class: int | None = None,
     classes: Sequence[str] | None = None,
 ) -> ImageSet:
@@ -142,8 +147,8 @@ def read_dataset(
             - several of the latter two by split name: `datasets.DatasetDict`, `{"train": (images,
               labels), "val": (images, labels)}`.
 
-            If there is both a val and a test split, test is left for `bitzoo evaluate`, see
-            `list_splits`.
+            If there is both a val and a test split, one is held out, see `eval_split`, and the
+            other is left for `bitzoo evaluate`, see `list_splits`.
         val_fraction: Fraction of the images to hold out, 0 <= fraction < 1; only for a source
             without val and test. Stratified, see `splits.hold_out`. None means
             `DEFAULT_VAL_FRACTION` for such a source, and 0 for one with val or test.
@@ -151,6 +156,8 @@ def read_dataset(
             regular expression, see `groups.with_groups`, or `groups.NEAR_DUPLICATES`. If the source
             has val or test, no group may be on both sides.
         seed: Seed of the held-out choice and of the choice of `examples_per_class`.
+        split_seed: Seed of the held-out choice, if it is to be another.
+        eval_split: Which is held out of a source with both: "val" or "test"; None for val.
         examples_per_class: Train on only this many images per class, see `splits.choose`; those
             that are neither chosen nor held out are in no split.
         classes: Class names, in order, of a network to evaluate. The source may then lack some of
@@ -168,9 +175,13 @@ def read_dataset(
         raise UsageError(f"`val_fraction` must be at least 0 and below 1, found {val_fraction}.")
     if examples_per_class is not None and examples_per_class < 1:
         raise UsageError(f"`examples_per_class` must be at least 1, found {examples_per_class}.")
+    if eval_split not in (None, "val", "test"):
+        raise UsageError(f"`eval_split` must be val or test, found {eval_split!r}.")
     listing = with_groups(read_listing(source, classes or ()), group_by)
     names = listing.classes if classes is None else _check_classes(listing, tuple(classes))
-    train, val, drawn, notes = _divide(listing, names, val_fraction, seed, group_by)
+    own = _held_out_name(listing, eval_split)
+    of_split = seed if split_seed is None else split_seed
+    train, val, drawn, notes = _divide(listing, names, own, val_fraction, of_split, group_by)
     problems = listing.problems
     total = len(train) + len(val or ())
     if classes is None:
@@ -193,8 +204,8 @@ def read_dataset(
         drawn = drawn and replace(drawn, positions=None)
     held_out = None
     if val is not None:
-        own = f"the data set's own {_held_out_name(listing)} split"
-        held_out = describe(drawn, len(val), total, 0) if drawn else own
+        whole = f"the data set's own {own} split"
+        held_out = describe(drawn, len(val), total, 0) if drawn else whole
     images = ImageSet(
         names,
         Split("train", tuple(train)),
@@ -204,6 +215,7 @@ def read_dataset(
         problems=problems,
         held_out=held_out,
         draw=drawn,
+        label_changing=listing.label_changing,
     )
     return replace(images, fingerprint=fingerprint(images))
 
@@ -215,47 +227,79 @@ class Listed:
     Attributes:
         splits: Name -> its examples, "train", "val" and "test" in this order, as far as there are
             any; "" for the examples of a source without splits.
+        classes: The data set's classes; labels are indices into them.
         source: Display name of the data set.
         notes: Remarks that need no action.
         problems: Problems found while listing.
+        extra: Key of an example -> its values in the other columns of the source.
     """
 
     splits: Mapping[str, tuple[Example, ...]]
+    classes: tuple[str, ...]
     source: str
     notes: tuple[str, ...] = ()
     problems: tuple[Problem, ...] = ()
+    extra: Mapping[str, Mapping[str, str]] = field(default_factory=dict, repr=False)
+
+    @property
+    def used(self) -> frozenset[str]:
+        """The classes that have images."""
+        labels = {example.label for examples in self.splits.values() for example in examples}
+        return frozenset(self.classes[label] for label in labels)
+
+    def file_name(self, example: Example) -> str:
+        """Return the name of an example's file as the data set states it, else its key."""
+        stated = self.extra.get(example.key, {}).get("file_name")
+        return stated or (example.path.name if example.path else example.key)
+
+    def with_targets(self, names: Sequence[str], targets: Sequence[int]) -> Listed:
+        """Return the data set with the labels of a network.
+
+        Args:
+            names: Names of the network's classes.
+            targets: Class of the data set -> the network's class; negative for one that it does not
+                have, whose images become problems that can be skipped.
+        """
+        unknown = tuple(
+            Problem(Reason.UNKNOWN_CLASS, example.key, f"of class {self.classes[example.label]}")
+            for examples in self.splits.values()
+            for example in examples
+            if targets[example.label] < 0
+        )
+        splits = {
+            split: tuple(
+                replace(example, label=targets[example.label])
+                for example in examples
+                if targets[example.label] >= 0
+            )
+            for split, examples in self.splits.items()
+        }
+        return replace(
+            self,
+            splits={split: examples for split, examples in splits.items() if examples},
+            classes=tuple(names),
+            problems=(*self.problems, *unknown),
+        )
 
 
-def list_splits(
-    source: DataSource, classes: Sequence[str], *, skip_unknown: bool = False
-) -> Listed:
+def list_splits(source: DataSource, known: Collection[str] = ()) -> Listed:
     """List every split of a source, none left out.
 
     Args:
         source: As for `read_dataset`.
-        classes: Class names, in order, of a network to evaluate. The source may lack some of them.
-        skip_unknown: Whether images of other classes become problems that can be skipped.
+        known: Names that are classes, see `bitzoo.data.folder.read_folder`.
 
     Raises:
-        DatasetError: If the source has no known form, lists nothing, or has other classes.
+        DatasetError: If the source has no known form, or lists nothing.
         MissingExtraError: As `read_dataset`.
     """
-    listing = read_listing(source, classes)
-    problems = listing.problems
-    known = set(classes)
-    if skip_unknown:
-        problems += tuple(
-            Problem(Reason.UNKNOWN_CLASS, row.key, f"of class {row.label}")
-            for row in listing.rows
-            if row.label not in known
-        )
-        listing = replace(listing, rows=tuple(r for r in listing.rows if r.label in known))
-    names = _check_classes(listing, tuple(classes))
-    by_split = _by_split(listing, names)
+    listing = read_listing(source, known)
+    by_split = _by_split(listing, listing.classes)
     splits: dict[str, tuple[Example, ...]] = {
         name: tuple(by_split[name]) for name in ("train", "val", "test", "") if name in by_split
     }
-    return Listed(splits, listing.source, listing.notes, problems)
+    extra = {row.key: row.extra for row in listing.rows if row.extra}
+    return Listed(splits, listing.classes, listing.source, listing.notes, listing.problems, extra)
 
 
 def fingerprint(images: ImageSet) -> str:
@@ -300,23 +344,23 @@ def _by_split(listing: Listing, names: tuple[str, ...]) -> dict[str, list[Exampl
     return found
 
 
-def _held_out_name(listing: Listing) -> str | None:
-    """Return the split of a source to evaluate on: val, else test, else None."""
+def _held_out_name(listing: Listing, wanted: str | None) -> str | None:
+    """Return the split to evaluate on: what is wanted, else val, else test, else None."""
     splits = {row.split for row in listing.rows}
-    return next((split for split in ("val", "test") if split in splits), None)
+    return next((split for split in (wanted, "val", "test") if split in splits), None)
 
 
 def _divide(
     listing: Listing,
     names: tuple[str, ...],
+    own: str | None,
     val_fraction: float | None,
     seed: int,
     group_by: str | None,
 ) -> tuple[list[Example], list[Example] | None, Draw | None, tuple[str, ...]]:
-    """Return train, val, how val was drawn, and notes."""
+    """Return train, val (the source's split `own`, or drawn), how val was drawn, and notes."""
     by_split = _by_split(listing, names)
     train = by_split.get("train", []) + by_split.get("", [])
-    own = _held_out_name(listing)
     if own is None:
         fraction = DEFAULT_VAL_FRACTION if val_fraction is None else val_fraction
         if fraction:
@@ -339,16 +383,18 @@ def _divide(
             f"its own splits, found {group_by!r}. Near-duplicates across the splits are reported; "
             "`drop_near_duplicates=True` drops them from train."
         )
-    tests = by_split.get("test", []) if own == "val" else []
+    other = "test" if own == "val" else "val"
+    unused = by_split.get(other, [])
     notes: tuple[str, ...] = ()
     groups = [example.group for example in train], [example.group for example in by_split[own]]
     if group_by and not set(groups[0]) & set(groups[1]):
         notes = notes_on_groups(*groups, group_by)
-    unused = (
-        f"Not used: the test split ({len(tests)} images); val is held out. To evaluate on it after "
-        "training: `bitzoo evaluate RUN --data DATA --split test`."
-    )
-    return train, by_split[own], None, (*notes, unused) if tests else notes
+    if unused:
+        notes += (
+            f"Not used: the {other} split ({len(unused)} images); {own} is held out. To evaluate "
+            f"on it after training: `bitzoo evaluate RUN --data DATA --split {other}`.",
+        )
+    return train, by_split[own], None, notes
 
 
 def _hold_out(
@@ -375,10 +421,8 @@ def _choose(
 ) -> tuple[list[Example], tuple[str, ...]]:
     labels = [example.label for example in examples]
     chosen = [examples[position] for position in choose(labels, names, per_class, seed)]
-    counts = Counter(labels)
-    few = [f"{name} ({counts[k]})" for k, name in enumerate(names) if counts[k] < per_class]
-    notes = (f"Classes with fewer than {per_class} images: {join_some(few)}.",) if few else ()
-    return chosen, notes
+    short = describe_short(labels, names, per_class)
+    return chosen, (short,) if short else ()
 
 
 def _shared_groups(train: Sequence[Example], val: Sequence[Example]) -> tuple[Problem, ...]:

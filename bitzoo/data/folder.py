@@ -55,6 +55,8 @@ class Listing:
         source: Display name of the source.
         notes: Remarks that need no action.
         problems: Lines and folders that could not be read.
+        label_changing: Augmentations that would change the labels: "flip" and "crop" or one of
+            them; for tasks of which that is known.
     """
 
     rows: tuple[Row, ...]
@@ -62,6 +64,7 @@ class Listing:
     source: str
     notes: tuple[str, ...] = ()
     problems: tuple[Problem, ...] = ()
+    label_changing: tuple[str, ...] = ()
 
 
 _MAX_DIGITS = 100

@@ -16,10 +16,11 @@ from bitzoo.data.folder import Listing, order_classes, read_arrays, read_folder
 from bitzoo.data.hf_datasets import read_named, read_table
 from bitzoo.data.manifest import is_manifest, read_manifest
 from bitzoo.data.problems import DatasetError, count_by_kind, join_some, printable
-from bitzoo.data.source_names import HF, TFDS, library_of, parse
+from bitzoo.data.source_names import HF, TFDS, VTAB, SourceName, library_of, parse
 from bitzoo.data.split_names import SPLITS, is_plain, resolve_splits
 from bitzoo.data.tfds_datasets import TfdsSource, read_records, source_of, tfds_splits
 from bitzoo.data.torchvision_datasets import read_torchvision
+from bitzoo.data.vtab_data import as_task, find_task, task_source, task_splits
 
 DataSource: TypeAlias = "str | os.PathLike[str] | tuple[Any, Any] | Mapping[str, Any] | object"
 """A path, `hf:NAME`, (images, labels), a `datasets.Dataset`, or a mapping of these by split."""
@@ -82,6 +83,8 @@ def _list_named(text: str) -> Listing:
     name = parse(text)
     if name.library == TFDS:
         return _list_tfds(source_of(name))
+    if name.library == VTAB:
+        return _list_task(name)
     read = read_named if name.library == HF else read_torchvision
     found = read(name, repr(text))
     return found if isinstance(found, Listing) else _list_splits(found, repr(text))
@@ -92,6 +95,16 @@ def _list_tfds(source: TfdsSource) -> Listing:
         return read_records(source)
     splits = tfds_splits(source)
     return _list_splits({name: replace(source, split=name) for name in splits}, str(source))
+
+
+def _list_task(name: SourceName) -> Listing:
+    """List what a VTAB task trains on and is tested on, or one of its parts."""
+    task, part = find_task(name.name), name.split
+    if part is None:
+        listing = _list_splits(task_splits(task), "")
+    else:
+        listing = _list_tfds(task_source(task, part))
+    return as_task(listing, task, part)
 
 
 def _list_path(path: Path, known: Collection[str]) -> Listing:

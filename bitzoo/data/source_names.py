@@ -12,8 +12,8 @@ from pathlib import Path
 
 from bitzoo.data.problems import DatasetError, printable
 
-TFDS, HF, TORCHVISION = "tfds:", "hf:", "torchvision:"
-PREFIXES = (TFDS, HF, TORCHVISION)
+TFDS, HF, TORCHVISION, VTAB = "tfds:", "hf:", "torchvision:", "vtab:"
+PREFIXES = (TFDS, HF, TORCHVISION, VTAB)
 """What the names of data sets begin with that are no paths."""
 
 _TFDS_NAME = re.compile(
@@ -73,6 +73,8 @@ def parse(text: str) -> SourceName:
         if match is None:
             raise _malformed(text, f"{TFDS}NAME[/CONFIG][:VERSION][@SPLIT]")
         return SourceName(library, **match.groupdict(), **parts)
+    if library == VTAB:
+        return SourceName(library, rest, **parts)
     if not rest.isidentifier():
         raise _malformed(text, f"{TORCHVISION}NAME[@SPLIT], NAME a class in torchvision.datasets")
     return SourceName(library, rest, **parts)
@@ -103,5 +105,5 @@ def _malformed(text: str, expected: str) -> DatasetError:
     return DatasetError(
         f"The data set {printable(text)!r} must be named by {expected}. Examples: "
         "tfds:dtd@train[:800], tfds:eurosat/rgb:2.0.0, hf:uoft-cs/cifar100@train?label=fine_label, "
-        "torchvision:CIFAR10@test."
+        "torchvision:CIFAR10@test, vtab:clevr-count."
     )

@@ -20,6 +20,7 @@ from bitzoo.data.automatic_split import Draw, describe, draw, notes_on
 from bitzoo.data.brightness import Levels, find_bit_depth, find_darkness, notes_on_values
 from bitzoo.data.dataset import Example, ImageSet, Split, fingerprint
 from bitzoo.data.decode_workers import count_cores
+from bitzoo.data.fixed_split import noting_what_stays, with_fixed_split
 from bitzoo.data.groups import NEAR_DUPLICATES, notes_on_groups
 from bitzoo.data.image_check import ImageCheck, check_image, hash_content
 from bitzoo.data.near_duplicates import (
@@ -79,6 +80,8 @@ def inspect(
     training: bool = True,
     drop_near_duplicates: bool = False,
     bit_depth: int | None = None,
+    checks: Sequence[ImageCheck] | None = None,
+    fixed_split: bool = False,
 ) -> tuple[ImageSet, DataSummary]:
     """Decode every image and validate the data set as a whole.
 
@@ -93,6 +96,11 @@ def inspect(
             images, see `near_duplicates`. They are reported in any case.
         bit_depth: `DataSummary.bit_depth` of the data that the network was trained on, so that
             these images are read as those were; None derives it from the data set.
+        checks: The check of each example, in the order of the splits, if they are known; see
+            `check_images`.
+        fixed_split: Whether the data set's own train and val are those of a benchmark, to be used
+            exactly as they are: what they have in common stays in both, and classes that train
+            lacks remain classes. What is so is said in the notes.
 
     Returns:
         The data set without the skipped items, with each example's `sha256` and the fingerprint
@@ -103,9 +111,22 @@ def inspect(
     Raises:
         DatasetError: If there are problems that may not be skipped; the message lists all problems.
         UsageError: If a split that was drawn can hold out nothing now, or a class would lose all
-            its training images as near-duplicates.
+            its training images as near-duplicates; or if a split that is to stay as it is was
+            drawn, or would be changed.
     """
-    checked = _check_all(imageset, workers, progress)
+    if fixed_split:
+        imageset = with_fixed_split(imageset, drop_near_duplicates=drop_near_duplicates)
+    if checks is None:
+        every = [example for split in imageset.splits for example in split.examples]
+        checks = check_images(every, workers=workers, progress=progress)
+    in_order = iter(checks)
+    checked = {
+        split.name: [
+            (replace(example, sha256=check.sha256), check)
+            for example, check in zip(split.examples, in_order, strict=False)
+        ]
+        for split in imageset.splits
+    }
     depth = bit_depth or find_bit_depth(levels for _, levels in _levels_of(checked))
     checked = _judge_values(checked, depth)
     problems = [*imageset.problems]
@@ -123,13 +144,10 @@ def inspect(
     }
     empty: dict[int, Problem] = {}
     if training:
-        copies = _copies(imageset, kept)
-        if skip_bad or drawn:
-            kept["train"] = [pair for pair in kept["train"] if pair[0] not in copies]
-        problems += () if drawn else copies.values()
-        imageset = _noting(imageset, copies) if drawn else imageset
-        empty = _empty_classes(imageset, checked, kept)
-        problems += [*empty.values(), *_class_problems(imageset, kept, empty)]
+        imageset, empty, lacking = _compare_splits(
+            imageset, checked, kept, skip_bad=skip_bad, drawn=drawn, fixed=fixed_split
+        )
+        problems += lacking
         problems += find_darkness(_levels_of(kept), depth)
     problems.sort(key=lambda problem: list(Reason).index(problem.reason))
     found = Problems(imageset.source, tuple(problems))
@@ -148,24 +166,28 @@ def inspect(
     return inspected, _summarize(inspected, kept, found, near, depth, training)
 
 
-def _check_all(
-    imageset: ImageSet, workers: int | None, progress: Progress | None
-) -> dict[str, list[tuple[Example, ImageCheck]]]:
-    """Return split -> its examples, with their `sha256` set, and their checks."""
-    total, done = sum(map(len, imageset.splits)), 0
-    checked: dict[str, list[tuple[Example, ImageCheck]]] = {}
+def check_images(
+    examples: Sequence[Example], *, workers: int | None = None, progress: Progress | None = None
+) -> list[ImageCheck]:
+    """Decode every image and say what is wrong or special about it.
+
+    Args:
+        examples: The examples.
+        workers: Decoding threads; None means one per core that this process may use.
+        progress: Called with the task, the number of images done and their total.
+
+    Returns:
+        A check per example, which other processes can be sent.
+    """
+    checks: list[ImageCheck] = []
     with warnings.catch_warnings(), ThreadPoolExecutor(workers or count_cores()) as pool:
         warnings.simplefilter("ignore")  # Pillow warns of broken EXIF data and of large images
-        for split in imageset.splits:
-            pairs = checked[split.name] = []
-            for start in range(0, len(split), _SLICE):
-                examples = split.examples[start : start + _SLICE]
-                for example, check in zip(examples, pool.map(check_image, examples), strict=True):
-                    pairs.append((replace(example, sha256=check.sha256), check))
-                    done += 1
-                    if progress is not None:
-                        progress(TASK, done, total)
-    return checked
+        for start in range(0, len(examples), _SLICE):
+            for check in pool.map(check_image, examples[start : start + _SLICE]):
+                checks.append(check)
+                if progress is not None:
+                    progress(TASK, len(checks), len(examples))
+    return checks
 
 
 _Kept: TypeAlias = "dict[str, list[tuple[Example, ImageCheck]]]"
@@ -212,6 +234,36 @@ def _draw_again(
         draw=replace(drawn, positions=positions, notes=notes),
     )
     return imageset, kept
+
+
+def _compare_splits(
+    imageset: ImageSet,
+    checked: _Kept,
+    kept: _Kept,
+    *,
+    skip_bad: bool,
+    drawn: Draw | None,
+    fixed: bool,
+) -> tuple[ImageSet, dict[int, Problem], list[Problem]]:
+    """Find what train and val have in common, and the classes that train lacks.
+
+    Leaves the common images out of `kept["train"]` where they are to be skipped.
+
+    Returns:
+        The data set, with what was found noted where it is no problem; label -> problem of the
+        classes to drop; and all problems.
+    """
+    copies = _copies(imageset, kept)
+    if (skip_bad or drawn) and not fixed:
+        kept["train"] = [pair for pair in kept["train"] if pair[0] not in copies]
+    empty = _empty_classes(imageset, checked, kept)
+    if fixed:
+        held_out = [example for example, _ in kept["val"]]
+        imageset = noting_what_stays(imageset, copies, empty, held_out)
+        return imageset, {}, [*_class_problems(imageset, kept, {})]
+    imageset = _noting(imageset, copies) if drawn else imageset
+    problems = [] if drawn else [*copies.values()]
+    return imageset, empty, [*problems, *empty.values(), *_class_problems(imageset, kept, empty)]
 
 
 def _copies(imageset: ImageSet, kept: _Kept) -> dict[Example, Problem]:

@@ -42,6 +42,10 @@ class FinetuneConfig(TrainingConfig):
         group_by: Column or regular expression that names the groups that stay in one split, or
             ``near-duplicates``; see `bitzoo.data.groups`.
         drop_near_duplicates: Whether to drop training images that look like held-out ones.
+        split_seed: Seed of the held-out choice; None for `seed`.
+        eval_split: Which is held out of data with both, ``val`` or ``test``; None for val.
+        fixed_split: Whether the data set's own splits stay exactly as they are; see
+            `bitzoo.data.validation.inspect`.
         examples_per_class: Few-shot: train on this many images per class.
         skip_bad: Whether to skip images that cannot be used.
         cache_gb: Most disk space for decoded images, in GB; 0 decodes at each step.
@@ -63,6 +67,9 @@ class FinetuneConfig(TrainingConfig):
     val_fraction: float | None = None
     group_by: str | None = None
     drop_near_duplicates: bool = False
+    split_seed: int | None = None
+    eval_split: str | None = None
+    fixed_split: bool = False
     examples_per_class: int | None = None
     skip_bad: bool = False
     cache_gb: float = 20.0

@@ -9,10 +9,10 @@ from __future__ import annotations
 import contextlib
 import os
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,6 +25,7 @@ from bitzoo.display import Displayed, list_names
 from bitzoo.errors import UsageError
 from bitzoo.files import Progress, write_json
 from bitzoo.inference.metrics import Evaluation
+from bitzoo.inference.processes import in_main_process, join_processes, process_device
 from bitzoo.inference.selection import held_out_by, record_of
 from bitzoo.models.architecture import Architecture
 from bitzoo.models.bit import BiT
@@ -36,7 +37,6 @@ from bitzoo.runs.run_dir import RunDir, outputs_in, read_record
 from bitzoo.runs.run_lock import sole_use
 from bitzoo.runs.session import Session, Task
 from bitzoo.runs.step_progress import reported
-from bitzoo.training.distributed import join_processes, training_device
 from bitzoo.training.hyperrule import Edition, hyperrule
 from bitzoo.training.model_selection import Choice, Keep
 from bitzoo.training.recipe import Recipe
@@ -44,8 +44,6 @@ from bitzoo.zoo.create import create_model
 
 REPEATS_NAME = "repeats.json"
 """In a folder of repeated runs: what `resume` needs, and at the end the accuracies."""
-
-_Result = TypeVar("_Result")
 
 
 @dataclass(frozen=True, repr=False)
@@ -143,6 +141,9 @@ def finetune(
     val_fraction: float | None = None,
     group_by: str | None = None,
     drop_near_duplicates: bool = False,
+    split_seed: int | None = None,
+    eval_split: str | None = None,
+    fixed_split: bool = False,
     examples_per_class: int | None = None,
     skip_bad: bool = False,
     cache_gb: float = 20.0,
@@ -198,7 +199,15 @@ def finetune(
             names an image's group; or ``near-duplicates``. Data with a split are checked instead.
         drop_near_duplicates: Whether to drop training images that look like held-out ones; they
             are reported in any case.
-        examples_per_class: Few-shot: train on this many images per class.
+        split_seed: Seed of the held-out choice; None is `seed`. Runs with other seeds then have the
+            same held-out images.
+        eval_split: Which split is held out of data with both a val and a test split: ``val`` or
+            ``test``; None is val. The other is not used.
+        fixed_split: Whether to use the data set's own splits exactly as they are, as benchmarks
+            do: images that train and val have in common stay in both, classes that train lacks
+            remain classes, and both are reported.
+        examples_per_class: Few-shot: train on this many images per class, or all of them if there
+            are fewer. Those of fewer images are among those of more.
         skip_bad: Whether to skip images that cannot be used.
         cache_gb: Most disk space for decoded images, in GB; 0 decodes at each step.
         workers: Processes that decode; None for one per core.
@@ -269,6 +278,9 @@ def finetune(
         val_fraction=val_fraction,
         group_by=group_by,
         drop_near_duplicates=drop_near_duplicates,
+        split_seed=split_seed,
+        eval_split=eval_split,
+        fixed_split=fixed_split,
         examples_per_class=examples_per_class,
         skip_bad=skip_bad,
         cache_gb=cache_gb,
@@ -323,7 +335,7 @@ def _repeat(
             write_json(out / REPEATS_NAME, record)
 
     with contextlib.ExitStack() as stack:
-        _in_main_process(begin)
+        in_main_process(begin)
         for seed in range(first, first + repeats):
             own = replace(job, config=replace(job.config, seed=seed))
             runs.append(_run(own, out / f"seed-{seed}", resume, overwrite, callbacks, Change()))
@@ -344,7 +356,7 @@ def _run(
     job: Job, out: Path, resume: bool, overwrite: bool, callbacks: Callbacks, change: Change
 ) -> FinetuneResult:
     """Fine-tune once."""
-    training_device(job.config.device)  # before the data are read, if there is no such device
+    process_device(job.config.device)  # before the data are read, if there is no such device
     processes, run_dir = join_processes(job.config.device), RunDir(out)
 
     def enter() -> None:
@@ -362,8 +374,8 @@ def _run(
         return run_dir.identity, run_dir.changes
 
     with contextlib.ExitStack() as stack:
-        _in_main_process(enter)
-        images, summary = _in_main_process(lambda: _read(job, callbacks))
+        in_main_process(enter)
+        images, summary = in_main_process(lambda: _read(job, callbacks))
         _tell(callbacks, *summary.notes, "\n".join(describe_classes(images)))
         network, is_kept = _create(job, images.classes, callbacks)
         before = record_of(network)
@@ -375,7 +387,7 @@ def _run(
         _tell(callbacks, when)
         name, depth = _name_in(out, job), summary.bit_depth
         identity = _identity(name, config, images, recipe, network.architecture, depth)
-        started, changes = _in_main_process(begin)
+        started, changes = in_main_process(begin)
         if run_dir.kept:
             callbacks.say(f"Kept in {out}, because no run wrote it: {list_names(run_dir.kept)}.")
         recipe, config = changed(started, changes, recipe, config)
@@ -455,25 +467,6 @@ def _create(job: Job, classes: tuple[str, ...], callbacks: Callbacks) -> tuple[B
     return network, False
 
 
-def _in_main_process(action: Callable[[], _Result]) -> _Result:
-    """Do something in the main process, and broadcast its result, or its error, to the others."""
-    from accelerate.utils import broadcast_object_list
-
-    processes = join_processes()
-    outcome: list[Any] = [None, None]
-    if processes.is_main_process:
-        try:
-            outcome[0] = action()
-        except Exception as error:  # broadcast too, or the others would wait for ever
-            outcome[1] = error
-    if processes.num_processes > 1:
-        broadcast_object_list(outcome)
-    if outcome[1] is not None:
-        raise outcome[1]
-    result: _Result = outcome[0]
-    return result
-
-
 def _read(job: Job, callbacks: Callbacks) -> tuple[ImageSet, DataSummary]:
     config = job.config
     images = read_dataset(
@@ -481,6 +474,8 @@ def _read(job: Job, callbacks: Callbacks) -> tuple[ImageSet, DataSummary]:
         val_fraction=config.val_fraction,
         group_by=config.group_by,
         seed=config.seed,
+        split_seed=config.split_seed,
+        eval_split=config.eval_split,
         examples_per_class=config.examples_per_class,
     )
     images, summary = inspect(
@@ -489,6 +484,7 @@ def _read(job: Job, callbacks: Callbacks) -> tuple[ImageSet, DataSummary]:
         workers=config.workers,
         progress=callbacks.progress,
         drop_near_duplicates=config.drop_near_duplicates,
+        fixed_split=config.fixed_split,
     )
     return replace(images, source=job.data_name or images.source), summary
 
@@ -500,7 +496,14 @@ def _plan(
     architecture: Architecture,
     is_head_kept: bool,
 ) -> Recipe:
-    rule = hyperrule(len(images.train), summary.resolution, config.edition, architecture)
+    rule = hyperrule(
+        len(images.train),
+        summary.resolution,
+        config.edition,
+        architecture,
+        flip="flip" not in images.label_changing,
+        crop="crop" not in images.label_changing,
+    )
     if is_head_kept:
         rule = replace(rule, head="kept")
     resize, crop = config.resize_and_crop

@@ -23,7 +23,7 @@ Nor does the paper say on which side of a boundary the boundary's own step falls
 follow the released code (`step > boundary`).
 
 For tasks whose labels flips or crops would change, the paper leaves them out (supplementary section
-F): `Recipe.override(flip=False)`, or `resize` equal to `crop`.
+F): `flip=False` and `crop=False`.
 """
 
 from __future__ import annotations
@@ -88,6 +88,9 @@ def hyperrule(
     resolution: tuple[float, float],
     edition: Edition = "paper",
     model: str | Architecture | None = None,
+    *,
+    flip: bool = True,
+    crop: bool = True,
 ) -> Recipe:
     """Return the recipe of BiT-HyperRule for a data set.
 
@@ -98,6 +101,9 @@ def hyperrule(
         edition: ``paper``, or ``released`` for the numbers of the released code.
         model: Catalogue name, name of a published architecture (``R152x4``), or an
             `Architecture`; only matters for the paper's rule for R152x4.
+        flip: False for a task whose labels mirroring would change: no random flip.
+        crop: False for a task whose labels cropping would change: images are resized to what the
+            network sees.
 
     Raises:
         UsageError: If a number is out of its range or the edition is unknown.
@@ -115,20 +121,24 @@ def hyperrule(
     boundaries = task.released_decays
     if edition == "paper":
         boundaries = tuple(task.steps * percent // 100 for percent in PAPER_DECAYS)
-    resize, crop, reason = _sizes(resolution, edition, _is_largest(model))
+    resize, size, reason = _sizes(resolution, edition, _is_largest(model))
+    exceptions = [note for is_usual, note in ((flip, _NO_FLIP), (crop, _NO_CROP)) if not is_usual]
     return Recipe(
         name=f"BiT-HyperRule ({edition})",
-        resize=resize,
-        crop=crop,
+        resize=resize if crop else size,
+        crop=size,
         batch_size=BATCH_SIZE,
         schedule=Schedule(BASE_LR, task.steps, task.warmup, boundaries),
         momentum=MOMENTUM,
         mixup_alpha=task.mixup_alpha,
+        flip=flip,
         num_examples=num_examples,
-        notes=(_task_reason(num_examples, task), reason, *_EDITION_NOTES[edition]),
+        notes=(_task_reason(num_examples, task), reason, *exceptions, *_EDITION_NOTES[edition]),
     )
 
 
+_NO_FLIP = "No flips: they would change this task's labels (paper, supplementary section F)."
+_NO_CROP = "No crops: they would change this task's labels (paper, supplementary section F)."
 _EDITION_NOTES = {
     "paper": ("The paper gives no warmup for fine-tuning; this one is from its authors' code.",),
     "released": (),

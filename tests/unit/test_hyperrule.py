@@ -469,6 +469,25 @@ def test_an_impossible_recipe_is_refused(change, message):
         replace(UPSTREAM_S, **change)
 
 
+def test_what_would_change_labels_is_left_out_by_the_rule_itself():
+    still = hyperrule(1000, LARGE_IMAGE, flip=False)
+    assert (still.flip, still.resize, still.crop) == (False, 448, 384)
+    whole = hyperrule(1000, LARGE_IMAGE, model="R152x4", crop=False)
+    assert (whole.flip, whole.resize, whole.crop) == (True, 480, 480)
+    both = hyperrule(1000, (32, 32), flip=False, crop=False)
+    assert rows(both)["training images"] == "resize to 128x128"
+    why = "they would change this task's labels (paper, supplementary section F)."
+    assert [note for note in both.notes if note.endswith(why)] == [
+        f"No flips: {why}",
+        f"No crops: {why}",
+    ]
+    for recipe in (still, whole, both):  # no departures
+        assert not recipe.overrides
+    # Another crop stays without random crops, and asking for flips is a departure.
+    assert (both.override(crop=64).resize, both.override(crop=64).crop) == (64, 64)
+    assert both.override(flip=True).overrides == {"flip": {"from": False, "to": True}}
+
+
 # Descriptions.
 
 
