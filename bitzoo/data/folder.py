@@ -20,6 +20,8 @@ from bitzoo.data.problems import DatasetError, Problem, Reason, join_some, print
 from bitzoo.data.split_names import can_mean, is_plain, resolve_splits, splits_per_class
 
 Load = Callable[[], Image.Image]
+"""Returns an image. If it decodes bytes that are stored somewhere as it would those of a file, its
+attribute `content` returns them, and the image counts as that file."""
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ import io
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -283,6 +284,13 @@ class RecordImage:
     index: int
     feature: str
     scale: int = 1
+
+    @property
+    def content(self) -> Callable[[], bytes] | None:
+        """What returns the stored bytes; None if the pixels are not theirs alone."""
+        if self.scale != 1 or not isinstance(self.records, Records):
+            return None
+        return partial(self.records.content, self.index, self.feature)
 
     def __call__(self) -> Image.Image:
         """Return the image."""
