@@ -59,6 +59,7 @@ class Listing:
         problems: Lines and folders that could not be read.
         label_changing: Augmentations that would change the labels: "flip" and "crop" or one of
             them; for tasks of which that is known.
+        unlabelled: The images of a split in which none has a label, with "" as the label.
     """
 
     rows: tuple[Row, ...]
@@ -67,6 +68,7 @@ class Listing:
     notes: tuple[str, ...] = ()
     problems: tuple[Problem, ...] = ()
     label_changing: tuple[str, ...] = ()
+    unlabelled: tuple[Row, ...] = ()
 
 
 _MAX_DIGITS = 100
