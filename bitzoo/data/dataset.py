@@ -148,11 +148,14 @@ def read_dataset(
               `folder.read_folder` and docs/layouts.md;
             - a `.csv` or `.jsonl` manifest with the columns path, label and optionally split, see
               `manifest.read_manifest`;
-            - `hf:` and the name of a Hugging Face data set or a folder, or a `datasets.Dataset`,
-              see `hf_datasets.read_table`;
+            - a folder of ImageNet's validation images as they are published, with their labels
+              beside them, see `imagenet_devkit`;
+            - the name of a data set that a library has prepared, such as `tfds:NAME@SPLIT`,
+              `hf:NAME@SPLIT` or `torchvision:NAME@SPLIT`, see `source_names` and docs/sources.md;
+            - a `TfdsSource`, or a `datasets.Dataset`, see `hf_datasets.read_table`;
             - `(images, labels)`: uint8 arrays (N, H, W) or (N, H, W, 3) and N ints or strings;
-            - several of the latter two by split name: `datasets.DatasetDict`, `{"train": (images,
-              labels), "val": (images, labels)}`.
+            - several of these by split name: `datasets.DatasetDict`, `{"train": (images,
+              labels), "val": (images, labels)}`, `{"train": "tfds:NAME@train[:800]", ..}`.
 
             If there is both a val and a test split, one is held out, see `eval_split`, and the
             other is left for `bitzoo evaluate`, see `list_splits`.
@@ -176,7 +179,7 @@ def read_dataset(
     Raises:
         DatasetError: If the source has no known form, lists nothing, or has other `classes`.
         UsageError: If the options contradict each other or the source.
-        MissingExtraError: If the source is `hf:NAME` and the library `datasets` is not installed.
+        MissingExtraError: If the library that has the source is not installed.
     """
     if val_fraction is not None and not 0 <= val_fraction < 1:
         raise UsageError(f"`val_fraction` must be at least 0 and below 1, found {val_fraction}.")

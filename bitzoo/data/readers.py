@@ -17,7 +17,16 @@ from bitzoo.data.hf_datasets import read_named, read_table
 from bitzoo.data.imagenet_devkit import find_images, find_train, has_labels, read_devkit
 from bitzoo.data.manifest import is_manifest, read_manifest
 from bitzoo.data.problems import DatasetError, count_by_kind, join_some, printable
-from bitzoo.data.source_names import HF, TFDS, TORCHVISION, VTAB, SourceName, library_of, parse
+from bitzoo.data.source_names import (
+    HF,
+    TFDS,
+    TORCHVISION,
+    VTAB,
+    SourceName,
+    library_of,
+    parse,
+    parts_of,
+)
 from bitzoo.data.split_names import SPLITS, is_plain, resolve_splits
 from bitzoo.data.tfds_datasets import TfdsSource, read_records, source_of, tfds_splits
 from bitzoo.data.torchvision_datasets import read_torchvision
@@ -73,6 +82,8 @@ def _simplified(name: str) -> str:
 def _list(source: DataSource, known: Collection[str]) -> Listing:
     if isinstance(source, str) and library_of(source):
         return _list_named(source)
+    if isinstance(source, str) and (parts := parts_of(source)):
+        return _list_splits(parts, repr(source))
     if isinstance(source, TfdsSource):
         return _list_tfds(source)
     if isinstance(source, (str, os.PathLike)):

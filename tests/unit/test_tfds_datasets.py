@@ -15,6 +15,7 @@ from bitzoo.data.dataset import Split, read_dataset
 from bitzoo.data.image_check import check_image
 from bitzoo.data.image_store import open_pixels
 from bitzoo.data.readers import read_listing
+from bitzoo.data.source_names import parts_of
 from bitzoo.data.split_record import are_files
 from bitzoo.data.tfds_datasets import LabelRule, TfdsSource, tfds_splits, tfds_version
 from bitzoo.data.validation import hash_contents
@@ -490,3 +491,12 @@ class TestMocked:
 def many(record):
     objects = record["objects"]
     return int(len(objects["location" if "location" in objects else "size"]) > 25)
+
+
+def test_splits_named_apart_in_one_text():
+    images = read_dataset("train=tfds:insects@train[:9],val=tfds:insects@test[:4]")
+    assert [e.key for e in images.val.examples] == [f"test[{n}]" for n in range(4)]
+    assert len(images.train) == 9
+    assert parts_of("photos,train=x") == {}
+    assert parts_of("tfds:insects@train") == {}
+    assert "must name each split once" in refused("val=tfds:a@x,val=tfds:b@y")
