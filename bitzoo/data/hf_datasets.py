@@ -115,15 +115,13 @@ def read_named(name: SourceName, source: str) -> Listing | dict[str, Callable[[]
     """
     loaded = load_named(name)
     tables = dict(loaded) if isinstance(loaded, Mapping) else {_split_of(loaded): loaded}
-    columns = {"image": name.image, "label": name.label}
+    listed = partial(read_table, source=source, image=name.image, label=name.label)
     if name.split is None:
         if isinstance(loaded, Mapping):
-            return {
-                key: partial(read_table, table, source, **columns) for key, table in tables.items()
-            }
-        return read_table(loaded, source, **columns)
+            return {key: partial(listed, table, split=key) for key, table in tables.items()}
+        return listed(loaded)
     parts = [
-        read_table(tables[split], source, **columns, numbers=numbers, split=split)
+        listed(tables[split], numbers=numbers, split=split)
         for split, numbers in _slices(name.split, tables, source)
     ]
     declared = parts[0].classes

@@ -1,8 +1,8 @@
 """Names of data sets that libraries manage: `tfds:dtd@train[:800]`, `hf:beans@train`.
 
 The grammar is `LIBRARY:NAME[/CONFIG][:VERSION][@SPLIT][?image=COLUMN&label=COLUMN]`. Only TFDS has
-versions. Splits of several such names are joined as `train=NAME,test=NAME`. What a name means is for
-the library's reader to say; here it is only taken apart.
+versions. Splits of several such names are joined as `train=NAME,test=NAME`. What a name means is
+for the library's reader to say; here it is only taken apart.
 """
 
 from __future__ import annotations

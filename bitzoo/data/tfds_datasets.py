@@ -151,7 +151,8 @@ def read_records(source: TfdsSource, progress: Progress | None = None) -> Listin
     if source.rule is None:
         label, more = _feature(found, "ClassLabel", source.label)
         notes += more
-        classes, wanted = _names(features[label]), (label,)
+        classes = _names(features[label])
+        wanted: tuple[str, ...] = (label,)
     else:
         label, classes, wanted = "", source.rule.classes, source.rule.features
         _require(found, wanted)
@@ -400,7 +401,7 @@ def _feature(found: Prepared, kind: str, asked: str | None) -> tuple[str, list[s
     names = sorted(name for name in info.features if type(info.features[name]).__name__ == kind)
     pair = info.supervised_keys or ()
     stated = pair[place] if len(pair) == len(_WORDS) else None
-    name = asked or (names[0] if len(names) == 1 else stated)
+    name = str(asked or (names[0] if len(names) == 1 else stated))
     if name not in names:
         what = f"found {asked!r}" if asked else "and it does not state which is meant"
         advice = f" Choose one: {TFDS}{found.name}?{word}={names[0]}." if names else ""

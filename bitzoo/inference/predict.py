@@ -223,7 +223,7 @@ def predict_images(
         raise UsageError(
             f"`activation` must be one of {', '.join(_ACTIVATIONS)}, found {activation!r}."
         )
-    files: list[str | Path | Row] = []
+    files: list[Place | Row] = []
     for kind, group in groupby(paths, _kind):
         some = list(group)
         if kind is _Kind.NAMED:
