@@ -211,8 +211,8 @@ def carry_out(
         freeze: Whether only the head is trained.
         json: Whether stdout gets the result as JSON, and stderr everything else.
     """
+    from bitzoo.inference.processes import join_processes
     from bitzoo.runs.config import Callbacks
-    from bitzoo.training.distributed import join_processes
 
     main = join_processes(device).is_main_process
     if not main:

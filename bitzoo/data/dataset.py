@@ -10,8 +10,8 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from PIL import Image
@@ -218,47 +218,79 @@ class Listed:
     Attributes:
         splits: Name -> its examples, "train", "val" and "test" in this order, as far as there are
             any; "" for the examples of a source without splits.
+        classes: The data set's classes; labels are indices into them.
         source: Display name of the data set.
         notes: Remarks that need no action.
         problems: Problems found while listing.
+        extra: Key of an example -> its values in the other columns of the source.
     """
 
     splits: Mapping[str, tuple[Example, ...]]
+    classes: tuple[str, ...]
     source: str
     notes: tuple[str, ...] = ()
     problems: tuple[Problem, ...] = ()
+    extra: Mapping[str, Mapping[str, str]] = field(default_factory=dict, repr=False)
+
+    @property
+    def used(self) -> frozenset[str]:
+        """The classes that have images."""
+        labels = {example.label for examples in self.splits.values() for example in examples}
+        return frozenset(self.classes[label] for label in labels)
+
+    def file_name(self, example: Example) -> str:
+        """Return the name of an example's file as the data set states it, else its key."""
+        stated = self.extra.get(example.key, {}).get("file_name")
+        return stated or (example.path.name if example.path else example.key)
+
+    def with_targets(self, names: Sequence[str], targets: Sequence[int]) -> Listed:
+        """Return the data set with the labels of a network.
+
+        Args:
+            names: Names of the network's classes.
+            targets: Class of the data set -> the network's class; negative for one that it does not
+                have, whose images become problems that can be skipped.
+        """
+        unknown = tuple(
+            Problem(Reason.UNKNOWN_CLASS, example.key, f"of class {self.classes[example.label]}")
+            for examples in self.splits.values()
+            for example in examples
+            if targets[example.label] < 0
+        )
+        splits = {
+            split: tuple(
+                replace(example, label=targets[example.label])
+                for example in examples
+                if targets[example.label] >= 0
+            )
+            for split, examples in self.splits.items()
+        }
+        return replace(
+            self,
+            splits={split: examples for split, examples in splits.items() if examples},
+            classes=tuple(names),
+            problems=(*self.problems, *unknown),
+        )
 
 
-def list_splits(
-    source: DataSource, classes: Sequence[str], *, skip_unknown: bool = False
-) -> Listed:
+def list_splits(source: DataSource, known: Collection[str] = ()) -> Listed:
     """List every split of a source, none left out.
 
     Args:
         source: As for `read_dataset`.
-        classes: Class names, in order, of a network to evaluate. The source may lack some of them.
-        skip_unknown: Whether images of other classes become problems that can be skipped.
+        known: Names that are classes, see `bitzoo.data.folder.read_folder`.
 
     Raises:
-        DatasetError: If the source has no known form, lists nothing, or has other classes.
+        DatasetError: If the source has no known form, or lists nothing.
         MissingExtraError: As `read_dataset`.
     """
-    listing = read_listing(source, classes)
-    problems = listing.problems
-    known = set(classes)
-    if skip_unknown:
-        problems += tuple(
-            Problem(Reason.UNKNOWN_CLASS, row.key, f"of class {row.label}")
-            for row in listing.rows
-            if row.label not in known
-        )
-        listing = replace(listing, rows=tuple(r for r in listing.rows if r.label in known))
-    names = _check_classes(listing, tuple(classes))
-    by_split = _by_split(listing, names)
+    listing = read_listing(source, known)
+    by_split = _by_split(listing, listing.classes)
     splits: dict[str, tuple[Example, ...]] = {
         name: tuple(by_split[name]) for name in ("train", "val", "test", "") if name in by_split
     }
-    return Listed(splits, listing.source, listing.notes, problems)
+    extra = {row.key: row.extra for row in listing.rows if row.extra}
+    return Listed(splits, listing.classes, listing.source, listing.notes, listing.problems, extra)
 
 
 def fingerprint(images: ImageSet) -> str:

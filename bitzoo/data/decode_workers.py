@@ -29,7 +29,8 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed, wait
-from typing import TYPE_CHECKING, cast
+from dataclasses import asdict, replace
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -54,7 +55,7 @@ Pixels8 = npt.NDArray[np.uint8]
 
 _CODE = (
     "import sys; sys.path[:] = {path!r}; "
-    "from bitzoo.data.decode_workers import serve; serve({size}, {bit_depth})"
+    "from bitzoo.data.decode_workers import serve; serve(**{transform!r})"
 )
 _GOOD, _BAD = b"\1", b"\0"
 
@@ -62,17 +63,13 @@ _GOOD, _BAD = b"\1", b"\0"
 class Decoder:
     """Decodes and resizes examples, several at a time.
 
-    Every image goes through `bitzoo.models.preprocessing.EvalTransform`: both edges become `size`
-    pixels, bilinear and antialiased, regardless of the aspect ratio.
-
     Attributes:
-        size: Edge of the results in pixels.
-        bit_depth: See `bitzoo.models.preprocessing.read_rgb`.
+        transform: What every image goes through; its `crop` is the edge of the results.
     """
 
     def __init__(
         self,
-        size: int,
+        size: int | EvalTransform,
         workers: int,
         *,
         use_processes: bool = True,
@@ -81,15 +78,15 @@ class Decoder:
         """Start nothing yet; workers start when there is work for them.
 
         Args:
-            size: Edge of the results in pixels.
+            size: How images are resized; a number of pixels means both edges, bilinear and
+                antialiased, regardless of the aspect ratio (`EvalTransform.to_square`).
             workers: How many images to decode at a time, at least 1.
             use_processes: Whether worker processes decode the files; False uses threads of this
                 process, which finish a few images before a worker process has started.
-            bit_depth: See `bitzoo.models.preprocessing.read_rgb`.
+            bit_depth: See `bitzoo.models.preprocessing.read_rgb`; with an `EvalTransform`, None is
+                that of the transform.
         """
-        self.size = size
-        self.bit_depth = bit_depth
-        self._transform = EvalTransform(crop=size, resize=size, bit_depth=bit_depth)
+        self.transform = as_transform(size, bit_depth)
         self._use_processes = use_processes
         self._threads = ThreadPoolExecutor(workers, thread_name_prefix="bitzoo-decode")
         self._idle: deque[_Worker] = deque()
@@ -140,7 +137,7 @@ class Decoder:
         try:
             worker = self._idle.pop()
         except IndexError:  # at most as many as there are threads
-            worker = _Worker(self.size, self.bit_depth)
+            worker = _Worker(self.transform)
             self._started.append(worker)
         pixels = worker.decode(os.path.abspath(example.path), example.sha256)
         self._idle.append(worker)
@@ -150,9 +147,22 @@ class Decoder:
 
     def _decode_here(self, example: Example) -> Pixels8:
         try:
-            return self._transform.array(checked_image(example, self.bit_depth))
+            return self.transform.array(checked_image(example, self.transform.bit_depth))
         except UsageError as error:
             raise UsageError(f"{example.key}: {error}") from error
+
+
+def as_transform(size: int | EvalTransform, bit_depth: int | None = None) -> EvalTransform:
+    """Return the transform that is meant by one, or by the size of square images.
+
+    Raises:
+        UsageError: If the size is not positive.
+    """
+    if isinstance(size, EvalTransform):
+        return size if bit_depth is None else replace(size, bit_depth=bit_depth)
+    if size < 1:
+        raise UsageError(f"The images' `size` must be at least 1 pixel, found {size}.")
+    return EvalTransform.to_square(size, bit_depth)
 
 
 def checked_image(example: Example, bit_depth: int | None = None) -> Image.Image:
@@ -235,8 +245,10 @@ def count_cores() -> int:
     return cores()
 
 
-def serve(size: int, bit_depth: int | None) -> None:
+def serve(**transform: Any) -> None:
     """Run a worker: answer every path on standard input with pixels on standard output.
+
+    Its arguments are the attributes of an `EvalTransform`.
 
     A request is a line of JSON, the path and the SHA-256 that its bytes must have ("": any). The
     answer is one byte, and the pixels if it is `_GOOD`; `_BAD` leaves it to the parent to try, and
@@ -247,14 +259,14 @@ def serve(size: int, bit_depth: int | None) -> None:
     warnings.simplefilter("ignore")  # Pillow's, about broken EXIF data: validation says what counts
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # so that nothing can print between the pixels
-    transform = EvalTransform(crop=size, resize=size, bit_depth=bit_depth)
+    resize = EvalTransform(**transform)
     for line in sys.stdin.buffer:
         path, sha256 = json.loads(line)
         try:
             content = read_content(path)
             if sha256:
                 _require_same(hashlib.sha256(content).hexdigest(), sha256)
-            pixels = transform.array(content)
+            pixels = resize.array(content)
         except UsageError:
             answers.write(_BAD)
         else:
@@ -266,13 +278,13 @@ def serve(size: int, bit_depth: int | None) -> None:
 class _Worker:
     """The parent's end of one worker process; used by one thread at a time."""
 
-    def __init__(self, size: int, bit_depth: int | None) -> None:
-        self._shape = (size, size, 3)
+    def __init__(self, transform: EvalTransform) -> None:
+        self._shape = (transform.crop, transform.crop, 3)
         self._process = subprocess.Popen(
             # -I: neither the current folder nor PYTHON* variables take precedence over this path
             [
                 *(sys.executable, "-I", "-c"),
-                _CODE.format(path=sys.path, size=size, bit_depth=bit_depth),
+                _CODE.format(path=sys.path, transform=asdict(transform)),
             ],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,

@@ -1,9 +1,10 @@
 """Decoded images by index: memory-mapped from the pixel cache, or decoded at every use.
 
-BiT-HyperRule resizes every image to a fixed square before the random crop, so the resized pixels
-never change: they are decoded once, on all cores, and mapped into memory from then on (see
-`pixel_cache` for the format). A data set too large for the budget or the disk is instead decoded at
-each use by worker processes. The bytes are exactly the same either way.
+BiT-HyperRule resizes every image to a fixed square before the random crop, and an evaluation
+resizes and crops it in a fixed way. These pixels never change: they are decoded once, on all cores,
+and mapped into memory from then on (see `pixel_cache` for the format). A data set too large for the
+budget or the disk is instead decoded at each use by worker processes. The bytes are exactly the
+same either way.
 """
 
 from __future__ import annotations
@@ -22,10 +23,18 @@ import numpy as np
 import numpy.typing as npt
 
 from bitzoo.data import pixel_cache
-from bitzoo.data.decode_workers import Decoder, Pixels8, count_cores, hash_of_image, image_of
+from bitzoo.data.decode_workers import (
+    Decoder,
+    Pixels8,
+    as_transform,
+    count_cores,
+    hash_of_image,
+    image_of,
+)
 from bitzoo.errors import UsageError
 from bitzoo.files import Progress, cache_dir, sha256_of
 from bitzoo.locks import file_lock
+from bitzoo.models.preprocessing import EvalTransform
 
 if TYPE_CHECKING:
     from bitzoo.data.dataset import Example, Split
@@ -36,7 +45,7 @@ _log = logging.getLogger(__name__)
 
 
 class Pixels(ABC):
-    """Decoded, square-resized images of a split, by index.
+    """Decoded, resized images of a split, by index.
 
     Safe to use from several threads. A context manager; `close` frees its resources.
 
@@ -110,13 +119,12 @@ class CachedPixels(Pixels):
 
     def __init__(
         self,
-        size: int,
+        transform: EvalTransform,
         examples: Sequence[Example],
         hashes: Sequence[bytes],
         found: Sequence[pixel_cache.Shard],
-        bit_depth: int | None = None,
     ) -> None:
-        self.size = size
+        self.size = transform.crop
         self._shards = list(found)
         located = _locate(found)
         self._rows = np.array([located[digest] for digest in hashes], np.int32).reshape(-1, 2)
@@ -125,7 +133,7 @@ class CachedPixels(Pixels):
         self._damaged: set[int] = set()
         self._removed: set[int] = set()
         self._reporting = threading.Lock()
-        self._decoder = Decoder(size, 1, use_processes=False, bit_depth=bit_depth)
+        self._decoder = Decoder(transform, 1, use_processes=False)
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -169,12 +177,10 @@ class CachedPixels(Pixels):
 class DecodingPixels(Pixels):
     """Images decoded at every use, by long-lived worker processes."""
 
-    def __init__(
-        self, size: int, examples: Sequence[Example], workers: int, bit_depth: int | None = None
-    ) -> None:
-        self.size = size
+    def __init__(self, transform: EvalTransform, examples: Sequence[Example], workers: int) -> None:
+        self.size = transform.crop
         self._examples = examples
-        self._decoder = Decoder(size, workers, bit_depth=bit_depth)
+        self._decoder = Decoder(transform, workers)
 
     def __len__(self) -> int:
         return len(self._examples)
@@ -193,7 +199,7 @@ class DecodingPixels(Pixels):
 
 def open_pixels(
     split: Split,
-    size: int,
+    size: int | EvalTransform,
     *,
     cache: Path | None = None,
     budget_bytes: int,
@@ -209,14 +215,16 @@ def open_pixels(
 
     Args:
         split: Examples; those without `sha256` are read once to compute it.
-        size: Both edges of every image, in pixels.
+        size: How images are resized and cropped; a number of pixels is the edge of the square to
+            which they are resized, as BiT-HyperRule does (`EvalTransform.to_square`).
         cache: Folder of decoded images of all data sets; default ``cache_dir() / "pixels"``.
         budget_bytes: Most bytes that the whole folder may hold. Shards that no process uses are
             removed to make room, least recently used first. 0 never caches.
         workers: Number of worker processes; None means one per core that this process may use.
         progress: Called with ``"reading"`` or ``"decoding"``, images done, and their total.
         bit_depth: Bits of the values of images of more than 8 bits per channel, as
-            `DataSummary.bit_depth`; see `bitzoo.models.preprocessing.read_rgb`.
+            `DataSummary.bit_depth`; see `bitzoo.models.preprocessing.read_rgb`. With an
+            `EvalTransform`, None is that of the transform.
 
     Returns:
         `CachedPixels` or `DecodingPixels`.
@@ -225,8 +233,7 @@ def open_pixels(
         UsageError: If the size is not positive, or an image cannot be read or decoded, or is not
             the one that was validated any more.
     """
-    if size < 1:
-        raise UsageError(f"The images' `size` must be at least 1 pixel, found {size}.")
+    transform = as_transform(size, bit_depth)
     workers = max(1, workers or count_cores())
     report = progress or (lambda task, done, total: None)
     if split.examples and budget_bytes > 0:
@@ -234,7 +241,7 @@ def open_pixels(
         by_hash = dict(zip(hashes, split.examples, strict=True))
         try:
             cache = cache or cache_dir() / "pixels"
-            folder = _Folder(cache, size, bit_depth)
+            folder = _Folder(cache, transform)
             found = _fill_cache(folder, by_hash, budget_bytes, workers, report)
         except OSError as error:
             _log.warning(
@@ -244,8 +251,8 @@ def open_pixels(
             )
         else:
             if found is not None:
-                return CachedPixels(size, split.examples, hashes, found, bit_depth)
-    return DecodingPixels(size, split.examples, workers, bit_depth)
+                return CachedPixels(transform, split.examples, hashes, found)
+    return DecodingPixels(transform, split.examples, workers)
 
 
 @dataclass(frozen=True)
@@ -253,8 +260,11 @@ class _Folder:
     """Which decoded images of a cache are meant."""
 
     cache: Path
-    size: int
-    bit_depth: int | None
+    transform: EvalTransform
+
+    @property
+    def size(self) -> int:
+        return self.transform.crop
 
 
 def _content_hashes(examples: Sequence[Example], workers: int, report: Progress) -> list[bytes]:
@@ -311,9 +321,7 @@ def _fill_cache(
 def _look_up(
     folder: _Folder, by_hash: dict[bytes, Example]
 ) -> tuple[list[pixel_cache.Shard], dict[bytes, Example]]:
-    found = list(
-        pixel_cache.find_shards(folder.cache, folder.size, by_hash.keys(), folder.bit_depth)
-    )
+    found = list(pixel_cache.find_shards(folder.cache, folder.transform, by_hash.keys()))
     present = _locate(found)
     return found, {digest: e for digest, e in by_hash.items() if digest not in present}
 
@@ -335,9 +343,7 @@ def _decode_missing(
     def advance(done: int) -> None:
         report("decoding", before + done, len(contents))
 
-    decoder = Decoder(
-        folder.size, workers, use_processes=len(contents) > _FEW, bit_depth=folder.bit_depth
-    )
+    decoder = Decoder(folder.transform, workers, use_processes=len(contents) > _FEW)
     try:
         for before in range(0, len(contents), step):
             pixel_cache.write_shard(

@@ -7,7 +7,9 @@ A shard is a file of up to `SHARD_BYTES`, in a folder per image size and decoder
         count x 4 bytes    CRC-32C of each image's pixels, little-endian
         count x 448x448x3  the pixels, uint8, RGB
 
-The folder's name ends in `-12-bit` if images of more than 8 bits per channel were read as 12-bit
+The folder's name says how images were resized if not simply to a square, bilinear:
+`224-of-256-short-bicubic-pillow-...` has the central 224 pixels of images whose shorter edge was
+resized to 256. It ends in `-12-bit` if images of more than 8 bits per channel were read as 12-bit
 values: the same file has other pixels then.
 
 The reasons: images are looked up by content, regardless of the data set, split, few-shot choice or
@@ -43,6 +45,7 @@ import PIL
 from bitzoo.data.decode_workers import Decoder, Pixels8
 from bitzoo.files import remove_unfinished, replaced
 from bitzoo.locks import hold_shared, is_held
+from bitzoo.models.preprocessing import EvalTransform
 from bitzoo.portable import pwrite
 
 if TYPE_CHECKING:
@@ -95,17 +98,21 @@ def rows_per_shard(size: int) -> int:
     return max(1, min(SHARD_ROWS, SHARD_BYTES // row_bytes(size)))
 
 
-def folder_of(cache: Path, size: int, bit_depth: int | None = None) -> Path:
-    """Folder of the shards for one image size and one way of decoding."""
-    return cache / f"{size}-{DECODER}{'' if bit_depth is None else f'-{bit_depth}-bit'}"
+def folder_of(cache: Path, transform: EvalTransform) -> Path:
+    """Folder of the shards for one way of decoding and resizing images."""
+    how, depth = str(transform.crop), transform.bit_depth
+    if not transform.fills_square:
+        edges = "both" if transform.square else "short"
+        how += f"-of-{transform.resize}-{edges}-{transform.interpolation}"
+    return cache / f"{how}-{DECODER}{'' if depth is None else f'-{depth}-bit'}"
 
 
 def find_shards(
-    cache: Path, size: int, wanted: Collection[bytes], bit_depth: int | None = None
+    cache: Path, transform: EvalTransform, wanted: Collection[bytes]
 ) -> Iterator[Shard]:
     """Open the shards that hold any of the wanted images, and remove damaged ones."""
-    for path in sorted(folder_of(cache, size, bit_depth).glob(f"*{_SUFFIX}")):
-        shard = _open_shard(path, size)
+    for path in sorted(folder_of(cache, transform).glob(f"*{_SUFFIX}")):
+        shard = _open_shard(path, transform.crop)
         if shard is None:
             remove_damaged(path)
         elif any(digest in wanted for digest in shard.hashes):
@@ -131,7 +138,7 @@ def write_shard(
 
     Args:
         cache: Folder of all shards.
-        decoder: Its `size` is that of the shard's images, its `bit_depth` how they are read.
+        decoder: Its `transform` makes the shard's images.
         contents: SHA-256 and example of each image, without repeats.
         advance: Called with the number of images done.
 
@@ -140,7 +147,7 @@ def write_shard(
         OSError: If the disk is full or the folder cannot be written. Nothing is kept.
     """
     hashes = [digest for digest, _ in contents]
-    folder = folder_of(cache, decoder.size, decoder.bit_depth)
+    folder = folder_of(cache, decoder.transform)
     folder.mkdir(parents=True, exist_ok=True)
     # durable: otherwise a power cut could leave zeros under a valid name
     with (
@@ -148,7 +155,7 @@ def write_shard(
         part.open("wb", buffering=0) as file,
     ):
         _write_at(file.fileno(), b"".join(hashes), 0)
-        sums_at, step = len(hashes) * _HASH_BYTES, row_bytes(decoder.size)
+        sums_at, step = len(hashes) * _HASH_BYTES, row_bytes(decoder.transform.crop)
         start = len(hashes) * ROW_HEAD_BYTES
 
         def store(number: int, pixels: Pixels8) -> None:

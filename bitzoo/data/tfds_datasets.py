@@ -159,7 +159,7 @@ def read_records(source: TfdsSource, progress: Progress | None = None) -> Listin
     if values and all(value == _UNLABELLED for value in values):
         note = f"not used: the {len(values):,} images of {source.split} have no labels, only -1."
         return Listing((), classes, shown, (*notes, note))
-    others = {n: features[n] for n in features if n not in wanted and _is_text(features[n])}
+    others = {n: features[n] for n in features if n != label and _is_text(features[n])}
     rows, problems = [], []
     keys = (f"{part.split}[{number}]" for part in parts for number in part.numbers)
     for index, (key, value) in enumerate(zip(keys, values, strict=True)):
@@ -385,7 +385,7 @@ def _feature(found: Prepared, kind: str, asked: str | None) -> tuple[str, list[s
     """
     info, place = found.builder.info, ("Image", "ClassLabel").index(kind)
     word = _WORDS[place]
-    names = [name for name in info.features if type(info.features[name]).__name__ == kind]
+    names = sorted(name for name in info.features if type(info.features[name]).__name__ == kind)
     pair = info.supervised_keys or ()
     stated = pair[place] if len(pair) == len(_WORDS) else None
     name = asked or (names[0] if len(names) == 1 else stated)
@@ -409,7 +409,7 @@ def _require(found: Prepared, wanted: tuple[str, ...]) -> None:
     if missing:
         raise DatasetError(
             f"{found.shown} must have the features {', '.join(wanted)}, found no "
-            f"{', '.join(missing)} among {', '.join(features)}. Use another version of it."
+            f"{', '.join(missing)} among {', '.join(sorted(features))}. Use another version of it."
         )
 
 

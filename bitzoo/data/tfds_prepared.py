@@ -18,7 +18,7 @@ from typing import Any
 
 from bitzoo.data.problems import DatasetError, join_some, printable
 from bitzoo.data.source_names import TFDS
-from bitzoo.errors import MissingExtraError, damage_reported, reason_of
+from bitzoo.errors import MissingExtraError, damage_reported
 
 _VERSION = re.compile(r"\d+\.\d+\.\d+")
 _FILES = ("dataset_info.json", "features.json")
@@ -81,6 +81,7 @@ def find_prepared(name: str, versions: Sequence[str] = ()) -> Prepared:
     name, notes = _with_config(name, places)
     there = _versions(name, places)
     if not there:
+        _require_known(library, name, places)
         builder = _in_memory(library, name)
         if builder is None:
             raise _unprepared(library, name, versions, places)
@@ -190,28 +191,37 @@ def _in_memory(library: Any, name: str) -> Any:
 def _unprepared(
     library: Any, name: str, versions: Sequence[str], places: Sequence[Path]
 ) -> DatasetError:
-    top = name.partition("/")[0]
     shown = f"{TFDS}{name}" + (f" in the version {' or '.join(versions)}" if versions else "")
-    try:
-        manual = library.builder_cls(top).MANUAL_DOWNLOAD_INSTRUCTIONS
-    except Exception as error:
-        near = difflib.get_close_matches(top, library.list_builders(), 3)
-        meant = f" Did you mean {' or '.join(near)}?" if near else ""
-        why = "" if near else f" ({reason_of(error)})" if "not found" not in str(error) else ""
-        return DatasetError(
-            f"{shown} must be the name of a data set that is prepared in {_shown(places)} or that "
-            f"TFDS knows, found neither{why}.{meant} The environment variable TFDS_DATA_DIR names "
-            "the folder of prepared data sets."
-        )
-    first = (
-        " Some of its files must be downloaded by hand before that, as the command will say."
-        if manual
-        else " This downloads it."
+    by_hand = library.builder_cls(name.partition("/")[0]).MANUAL_DOWNLOAD_INSTRUCTIONS
+    more = (
+        "Some of its files must be downloaded by hand before that, as the command will say."
+        if by_hand
+        else "This downloads it."
     )
     return DatasetError(
         f"{shown} must be prepared in {_shown(places)} (TFDS_DATA_DIR), found nothing there. "
-        f"Prepare it once: {preparation_command(name, versions)}.{first}"
+        f"Prepare it once: {preparation_command(name, versions)}. {more}"
     )
+
+
+def _require_known(library: Any, name: str, places: Sequence[Path]) -> None:
+    """Raise if TFDS cannot prepare a data set of that name; its community's are not looked up."""
+    top, _, config = name.partition("/")
+    known = library.list_builders(with_community_datasets=False)
+    if top not in known:
+        near = difflib.get_close_matches(top, known, 3)
+        meant = f"Did you mean {' or '.join(near)}?" if near else "Check the name."
+        raise DatasetError(
+            f"{TFDS}{name} must be the name of a data set that is prepared in {_shown(places)} "
+            f"(TFDS_DATA_DIR) or that TFDS can prepare, found neither. {meant}"
+        )
+    configs = [found.name for found in library.builder_cls(top).BUILDER_CONFIGS]
+    if config and config not in configs:
+        there = join_some(configs, 20) or "it has none"
+        raise DatasetError(
+            f"{TFDS}{name} must name a variant of {top} that is prepared in {_shown(places)} "
+            f"(TFDS_DATA_DIR) or that TFDS can prepare ({there}), found {config!r}. Check the name."
+        )
 
 
 def preparation_command(name: str, versions: Sequence[str] = ()) -> str:

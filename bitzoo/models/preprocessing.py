@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import io
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
@@ -117,6 +117,16 @@ class EvalTransform:
         # round() rounds halves to even, as torchvision's CenterCrop does
         left, top = round((width - self.crop) / 2), round((height - self.crop) / 2)
         return np.array(rgb.crop((left, top, left + self.crop, top + self.crop)))
+
+    @classmethod
+    def to_square(cls, size: int, bit_depth: int | None = None) -> EvalTransform:
+        """Return BiT-HyperRule's: both edges to `size` pixels, bilinear, nothing cut off."""
+        return cls(size, size, bit_depth=bit_depth)
+
+    @property
+    def fills_square(self) -> bool:
+        """Whether it is that of `to_square`, whatever the size."""
+        return replace(self, bit_depth=None) == self.to_square(self.crop)
 
     def _resized(self, width: int, height: int) -> tuple[int, int]:
         if self.square:

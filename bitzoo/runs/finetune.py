@@ -25,6 +25,7 @@ from bitzoo.display import Displayed, list_names
 from bitzoo.errors import UsageError
 from bitzoo.files import Progress, write_json
 from bitzoo.inference.metrics import Evaluation
+from bitzoo.inference.processes import in_main_process, join_processes, process_device
 from bitzoo.inference.selection import held_out_by, record_of
 from bitzoo.models.architecture import Architecture
 from bitzoo.models.bit import BiT
@@ -36,7 +37,6 @@ from bitzoo.runs.run_dir import RunDir, outputs_in, read_record
 from bitzoo.runs.run_lock import sole_use
 from bitzoo.runs.session import Session, Task
 from bitzoo.runs.step_progress import reported
-from bitzoo.training.distributed import in_main_process, join_processes, training_device
 from bitzoo.training.hyperrule import Edition, hyperrule
 from bitzoo.training.model_selection import Choice, Keep
 from bitzoo.training.recipe import Recipe
@@ -347,7 +347,7 @@ def _run(
     job: Job, out: Path, resume: bool, overwrite: bool, callbacks: Callbacks, change: Change
 ) -> FinetuneResult:
     """Fine-tune once."""
-    training_device(job.config.device)  # before the data are read, if there is no such device
+    process_device(job.config.device)  # before the data are read, if there is no such device
     processes, run_dir = join_processes(job.config.device), RunDir(out)
 
     def enter() -> None:

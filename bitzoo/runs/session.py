@@ -16,6 +16,7 @@ from bitzoo.data.validation import DataSummary
 from bitzoo.errors import CheckpointError
 from bitzoo.inference.evaluate import evaluate_pixels, labels_of
 from bitzoo.inference.metrics import Evaluation
+from bitzoo.inference.processes import gather, join_processes, process_device
 from bitzoo.inference.selection import Selection
 from bitzoo.models.bit import BiT
 from bitzoo.runs.config import Callbacks, FinetuneConfig
@@ -30,7 +31,7 @@ from bitzoo.training.checkpointing import (
     latest_checkpoint,
     read_checkpoint,
 )
-from bitzoo.training.distributed import gather, join_processes, send_from_main, training_device
+from bitzoo.training.distributed import send_from_main
 from bitzoo.training.linear_probe import compute_features, evaluate_features, train_head
 from bitzoo.training.model_selection import Choice, Keep, ModelSelection
 from bitzoo.training.recipe import Recipe
@@ -277,7 +278,7 @@ class Session:
         return result.step, result.stopped, result.images_per_s
 
     def _train_head(self) -> tuple[int, bool, float]:
-        task, device = self._task, training_device(self._task.config.device)
+        task, device = self._task, process_device(self._task.config.device)
         network, labels = task.network.to(device), labels_of(task.images.train)
         self._go_back_to(0)
         progress = self._callbacks.progress

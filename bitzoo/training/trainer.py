@@ -33,16 +33,12 @@ from bitzoo.data.image_store import Pixels
 from bitzoo.data.loader import BatchPlan, Feed, MicroBatch, prefetch
 from bitzoo.errors import BitzooError, TensorMismatchError
 from bitzoo.inference.optimize import COMPUTE_DTYPES
+from bitzoo.inference.processes import join_processes, process_device
 from bitzoo.models.bit import BiT
 from bitzoo.models.layers import StdConv2d
 from bitzoo.training import activation_checkpointing
 from bitzoo.training.checkpointing import Checkpoint, save_checkpoint
-from bitzoo.training.distributed import (
-    join_processes,
-    send_from_main,
-    sum_gradients,
-    training_device,
-)
+from bitzoo.training.distributed import send_from_main, sum_gradients
 from bitzoo.training.graceful_stop import Pace, graceful_stop
 from bitzoo.training.gradient_accumulation import SharingConv2d, recast, standardize_once
 from bitzoo.training.losses import LOSSES, loss_weights
@@ -216,7 +212,7 @@ class Trainer:
     ) -> None:
         self.processes = join_processes(options.device)
         self._model, self._recipe, self._options = model, recipe, options
-        device, dtype = training_device(options.device), COMPUTE_DTYPES[options.dtype]
+        device, dtype = process_device(options.device), COMPUTE_DTYPES[options.dtype]
         layout = _layout(options, device)
         model.to(device, memory_format=layout)  # type: ignore[call-overload]
         features = model.forward_features

@@ -290,10 +290,10 @@ def test_the_device_is_that_of_this_run_alone(workspace, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     assert available_devices()[:3] == ["cpu", "cuda:0", "cuda:1"]
-    from bitzoo.training.distributed import training_device
+    from bitzoo.inference.processes import process_device
 
-    assert training_device("cuda:1") == torch.device("cuda:1")
-    assert training_device("cuda") == torch.device("cuda:0")
+    assert process_device("cuda:1") == torch.device("cuda:1")
+    assert process_device("cuda") == torch.device("cuda:0")
 
 
 # --- metrics --------------------------------------------------------------------------------------

@@ -25,6 +25,7 @@ from bitzoo.data.dataset import Example, Split
 from bitzoo.data.decode_workers import Decoder
 from bitzoo.data.image_store import CachedPixels, DecodingPixels, open_pixels
 from bitzoo.errors import UsageError
+from bitzoo.models.preprocessing import EvalTransform
 
 SIZE = 16
 ROW = SIZE * SIZE * 3
@@ -181,6 +182,47 @@ class TestBytes:
                 IndexError, match=rf"Image indices must be in 0\.\.11, found .*{number}"
             ):
                 opened(split, budget_bytes=budget).take([0, number])
+
+    @pytest.mark.parametrize("processes", [True, False], ids=["processes", "threads"])
+    @pytest.mark.parametrize("square", [True, False], ids=["both edges", "shorter edge"])
+    @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+    def test_any_preprocessing_equals_torchvision(
+        self, split, opened, monkeypatch, processes, square, interpolation
+    ):
+        monkeypatch.setattr(image_store, "_FEW", 0 if processes else 1000)
+        transform = EvalTransform(14, 18, interpolation, square=square)
+        edges = [18, 18] if square else [18]
+        images = [
+            np.asarray(
+                tv.center_crop(
+                    tv.resize(Image.open(e.path), edges, InterpolationMode(interpolation)), [14, 14]
+                )
+            )
+            for e in split.examples
+        ]
+        expected = np.stack(images)
+        for budget in (LOTS, 0):
+            handle = opened(split, transform, budget, workers=2)
+            assert handle.size == 14
+            np.testing.assert_array_equal(all_of(handle), expected)
+
+    def test_each_preprocessing_has_a_cache_of_its_own(self, split, opened, cache):
+        ways = [
+            EvalTransform(16, 16),
+            EvalTransform(16, 18),
+            EvalTransform(16, 18, square=False),
+            EvalTransform(16, 16, square=False),
+            EvalTransform(16, 16, "bicubic"),
+            EvalTransform(16, 18, "bicubic", square=False),
+            EvalTransform(16, 18, "bicubic", square=False, bit_depth=12),
+        ]
+        first = [all_of(opened(split, way)) for way in ways]
+        assert len({path.parent for path in shard_files(cache)}) == len(ways)
+        for way, pixels in zip(ways, first, strict=True):
+            handle = opened(split, way)
+            assert handle.decoded == 0
+            np.testing.assert_array_equal(all_of(handle), pixels)
+        assert opened(split, 16).decoded == 0  # the rule of the fine-tuner, as a number
 
     def test_a_size_below_one(self, split, cache):
         with pytest.raises(UsageError, match="at least 1 pixel, found 0"):
