@@ -15,13 +15,14 @@ from bitzoo._version import __version__
 
 if TYPE_CHECKING:
     from bitzoo.catalogue.model_info import ModelInfo
-    from bitzoo.catalogue.registry import ModelSpec, get_spec, list_models
+    from bitzoo.catalogue.registry import ModelSpec, get_spec, list_claims, list_models
     from bitzoo.exporters.export import export
     from bitzoo.hub.publish import card, publish
     from bitzoo.inference.evaluate import evaluate
     from bitzoo.inference.optimize import optimize
     from bitzoo.inference.predict import predict
     from bitzoo.runs.finetune import finetune
+    from bitzoo.runs.reproduce import reproduce
     from bitzoo.runs.resume import resume
     from bitzoo.training.hyperrule import hyperrule
     from bitzoo.zoo.conversion import convert, verify
@@ -43,10 +44,12 @@ _HOMES = {
     "hyperrule": "training.hyperrule",
     "info": "zoo.info",
     "labels": "zoo.info",
+    "list_claims": "catalogue.registry",
     "list_models": "catalogue.registry",
     "optimize": "inference.optimize",
     "predict": "inference.predict",
     "publish": "hub.publish",
+    "reproduce": "runs.reproduce",
     "resume": "runs.resume",
     "verify": "zoo.conversion",
 }
@@ -67,10 +70,12 @@ __all__ = [
     "hyperrule",
     "info",
     "labels",
+    "list_claims",
     "list_models",
     "optimize",
     "predict",
     "publish",
+    "reproduce",
     "resume",
     "verify",
 ]

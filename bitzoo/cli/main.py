@@ -21,6 +21,7 @@ from bitzoo.cli.info import info, list_command
 from bitzoo.cli.options import debug_option, version_option
 from bitzoo.cli.publish import card, publish
 from bitzoo.cli.quickstart import quickstart
+from bitzoo.cli.reproduce import reproduce
 from bitzoo.cli.resume import resume
 from bitzoo.cli.signals import exit_on_signals
 
@@ -42,6 +43,7 @@ for _command in (
     resume,
     evaluate,
     predict,
+    reproduce,
     export,
     publish,
     card,
