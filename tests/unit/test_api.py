@@ -59,6 +59,7 @@ COMMANDS = {
     "publish": "publish",
     "resume": "resume",
     "verify": "verify",
+    "vtab": "vtab",
 }
 """Command -> the function that does the same."""
 
