@@ -19,6 +19,7 @@ from bitzoo.cli.console import (
     say,
     say_wrapped,
 )
+from bitzoo.cli.evaluate import is_main_process
 from bitzoo.cli.options import PATH, debug_option, json_option, model_parameter
 
 if TYPE_CHECKING:
@@ -88,27 +89,25 @@ def reproduce(
         return
     if model is None:
         raise click.MissingParameter(param_hint="'MODEL'", param_type="argument")
-    if claim is None:
-        raise click.UsageError(
-            f"--claim is missing: which figure of {model}? `bitzoo reproduce --list {model}` lists "
-            "them."
-        )
     from bitzoo.runs.reproduce import reproduce
 
+    named = [name.strip() for name in tasks.split(",")] if tasks else None
+    if not is_main_process():
+        reproduce(model, claim, out=out, tasks=named, **options)
+        return
     with prose_to_stderr(json), progress_bar() as progress:
         found = reproduce(
-            model,
-            claim,
-            out=out,
-            tasks=[name.strip() for name in tasks.split(",")] if tasks else None,
-            progress=progress,
-            say=lambda sentence: say_wrapped(as_flags(sentence)),
-            **options,
+            model, claim, out=out, tasks=named, progress=progress, say=_say, **options
         )
     if json:
         print_json(found.to_dict())
     else:
         _print(found)
+
+
+def _say(text: str) -> None:
+    """Print what is said during the work: a sentence, or a table."""
+    (say if "\n" in text else say_wrapped)(as_flags(text))
 
 
 def _list(model: str | None, json: bool) -> None:

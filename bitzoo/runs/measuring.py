@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -152,11 +153,12 @@ class Setting:
         """Yield what the user chose that is not the protocol, as sentences."""
         chosen, protocol = self.chosen, self.protocol
         if "data" in chosen and not protocol.needs:
-            yield f"Data: {chosen['data']!r:.200} instead of {protocol.data_in_words}."
+            yield f"Data: {_named(chosen['data'])} instead of {protocol.data_in_words}."
         if self.runs != protocol.runs:
             yield f"{_runs(self.runs)} instead of {protocol.runs}."
         if "steps" in chosen:
-            yield f"{chosen['steps']:,} steps per run instead of the rule's."
+            steps = chosen["steps"]
+            yield f"{steps:,} step{'s' * (steps != 1)} per run instead of the rule's."
         if "freeze" in chosen:
             yield "Only the head was trained, on fixed features, instead of the whole network."
         edition = protocol.options.get("edition", "paper")
@@ -199,6 +201,8 @@ def _finetune(setting: Setting) -> Measured | None:
     """Fine-tune on all images; None if it was stopped."""
     assert setting.folder is not None
     options = {**setting.training, "repeats": setting.runs}
+    if "data" not in setting.chosen:
+        options["fixed_split"] = True
     again = {"resume": not options.get("overwrite")}
     versions = setting.versions()
     callbacks = Callbacks(say=setting.say, progress=setting.progress)
@@ -219,7 +223,7 @@ def _judged(
     """Return the figure of one or several evaluations."""
     top5 = setting.claim.metric == "top-5"
     shares = [100 * (one.top5 if top5 else one.top1) for one in found]
-    selection, notes = found[0].selection, list[str]()
+    selection, notes = found[0].selection, [found[0].matched] if found[0].matched else []
     departures = list(setting.drifted(versions))
     for figure in found[0].published:
         if (figure.name, figure.dataset, figure.value) == setting.claim.key:
@@ -365,12 +369,19 @@ MEASURES: Mapping[Action, Callable[[Setting], Measured | None]] = {
 }
 
 
+def _named(data: DataSource) -> str:
+    """Return what to call the user's data."""
+    if isinstance(data, Mapping):
+        return ", ".join(f"{split} {_named(source)}" for split, source in data.items())
+    return os.fspath(data) if isinstance(data, (str, os.PathLike)) else "data in memory"
+
+
 def _runs(count: int) -> str:
     return "1 run" if count == 1 else f"{count} runs"
 
 
 def _call(function: str, *arguments: object, **options: object) -> str:
     """Return a call of the package as Python code."""
-    words = [repr(argument) for argument in arguments]
+    words = [repr(os.fspath(a) if isinstance(a, os.PathLike) else a) for a in arguments]
     words += [f"{name}={value!r}" for name, value in options.items()]
     return f"bitzoo.{function}({', '.join(words)})"
