@@ -345,7 +345,7 @@ def _by_split(listing: Listing, names: tuple[str, ...]) -> dict[str, list[Exampl
 
 
 def _held_out_name(listing: Listing, wanted: str | None) -> str | None:
-    """Return the split of a source to evaluate on: what is wanted, else val, else test, else None."""
+    """Return the split to evaluate on: what is wanted, else val, else test, else None."""
     splits = {row.split for row in listing.rows}
     return next((split for split in (wanted, "val", "test") if split in splits), None)
 
@@ -358,7 +358,7 @@ def _divide(
     seed: int,
     group_by: str | None,
 ) -> tuple[list[Example], list[Example] | None, Draw | None, tuple[str, ...]]:
-    """Return train, val, how val was drawn, and notes; `own` is the source's split to evaluate on."""
+    """Return train, val (the source's split `own`, or drawn), how val was drawn, and notes."""
     by_split = _by_split(listing, names)
     train = by_split.get("train", []) + by_split.get("", [])
     if own is None:

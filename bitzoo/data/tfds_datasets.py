@@ -2,35 +2,34 @@
 
 The records are read from ArrayRecord files, which need no TensorFlow, in the order in which TFDS
 stored them; slices are TFDS's own. An image is the bytes that are stored, decoded as a file is.
-Nothing is downloaded or prepared here.
 """
 
 from __future__ import annotations
 
 import importlib
 import io
-import os
-import re
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from fnmatch import fnmatchcase
-from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from bitzoo._version import __version__
 from bitzoo.data.folder import Listing, Row
 from bitzoo.data.problems import DatasetError, Problem, Reason, join_some, printable
-from bitzoo.data.record_labels import UNLABELLED, cached_labels
+from bitzoo.data.record_labels import LabelCache, identity_of_files
 from bitzoo.data.source_names import TFDS, SourceName
-from bitzoo.errors import MissingExtraError, UsageError
+from bitzoo.data.tfds_prepared import Prepared, find_prepared, tfds_library
+from bitzoo.errors import UsageError, damage_reported
+from bitzoo.files import Progress
 from bitzoo.models.image_files import open_image
 
-_VERSION = re.compile(r"\d+\.\d+\.\d+")
-_INFO, _FEATURES = "dataset_info.json", "features.json"
+_UNLABELLED = -1
+"""TFDS's label of a record that has none."""
+_ADVICE = "Prepare the data set again, or restore its files."
+_MOST_VALUE = 255
 
 
 @dataclass(frozen=True)
@@ -62,7 +61,7 @@ class TfdsSource:
             is prepared.
         rule: What a label is; None for that of a ClassLabel feature.
         image: Name of the Image feature; None for the only one or, of several, the one that the
-            data set names as its input.
+            data set states as its input.
         scale: Factor of the pixels' values, for data sets that store 0 and 1.
         label: Name of the ClassLabel feature; None as for `image`.
     """
@@ -77,7 +76,16 @@ class TfdsSource:
 
     def __str__(self) -> str:
         version = f":{self.versions[0]}" if len(self.versions) == 1 else ""
-        return f"{TFDS}{self.name}{version}{'@' if self.split else ''}{self.split or ''}"
+        asked = [f"{word}={name}" for word in _WORDS if (name := getattr(self, word))]
+        return (
+            f"{TFDS}{self.name}{version}"
+            + (f"@{self.split}" if self.split else "")
+            + (f"?{'&'.join(asked)}" if asked else "")
+        )
+
+
+_WORDS = ("image", "label")
+"""What is wanted of a record, in the order of TFDS's pairs of input and target."""
 
 
 def source_of(name: SourceName) -> TfdsSource:
@@ -98,34 +106,29 @@ def tfds_version(source: TfdsSource) -> str:
         DatasetError: If none of the accepted versions is prepared.
         MissingExtraError: If TFDS is not installed.
     """
-    return str(_find(source).builder.version)
+    return str(find_prepared(source.name, source.versions).builder.version)
 
 
-def tfds_splits(source: TfdsSource) -> tuple[str, ...]:
-    """Return the names of the prepared splits.
-
-    Raises:
-        DatasetError: If it is not prepared.
-        MissingExtraError: If TFDS is not installed.
-    """
-    return tuple(_find(source).builder.info.splits)
-
-
-def split_sizes(source: TfdsSource) -> dict[str, int]:
-    """Return the number of records of each prepared split; empty if it is not known.
+def tfds_splits(source: TfdsSource) -> dict[str, int]:
+    """Return the names of the prepared splits, and how many records each has.
 
     Raises:
         DatasetError: If it is not prepared.
         MissingExtraError: If TFDS is not installed.
     """
-    splits = _find(source).builder.info.splits
+    splits = find_prepared(source.name, source.versions).builder.info.splits
     return {name: splits[name].num_examples for name in splits}
 
 
-def read_records(source: TfdsSource) -> Listing:
+def read_records(source: TfdsSource, progress: Progress | None = None) -> Listing:
     """List the records of one split or slice, in the order of the records.
 
     A slice in which every label is -1 is unlabelled, as some test splits are, and lists no rows.
+    Labels are read once and kept, see `record_labels`.
+
+    Args:
+        source: Which records; its `split` must not be None.
+        progress: Called while labels are read.
 
     Raises:
         DatasetError: If it is not prepared, in files without random access, has no such split or
@@ -134,8 +137,42 @@ def read_records(source: TfdsSource) -> Listing:
     """
     if source.split is None:
         raise ValueError("a source without a split is read split by split")
-    prepared = _find(source)
-    return prepared.listing(source, source.split)
+    found = find_prepared(source.name, source.versions)
+    features = found.builder.info.features
+    parts = _parts(found, source.split)
+    records: Records | Examples
+    if found.folder:
+        records = Records(found.folder, source.split)
+    else:
+        records = Examples(found.builder, source.split)
+        parts = [_Part(source.split, len(records), range(len(records)))]
+    image, notes = _feature(found, "Image", source.image)
+    if source.rule is None:
+        label, more = _feature(found, "ClassLabel", source.label)
+        notes += more
+        classes, wanted = _names(features[label]), (label,)
+    else:
+        label, classes, wanted = "", source.rule.classes, source.rule.features
+        _require(found, wanted)
+    values = _labels(found, source, parts, records, wanted, progress)
+    shown, notes = repr(f"{found.shown}@{source.split}"), [*found.notes, *notes]
+    if values and all(value == _UNLABELLED for value in values):
+        note = f"not used: the {len(values):,} images of {source.split} have no labels, only -1."
+        return Listing((), classes, shown, (*notes, note))
+    others = {n: features[n] for n in features if n != label and _is_text(features[n])}
+    rows, problems = [], []
+    keys = (f"{part.split}[{number}]" for part in parts for number in part.numbers)
+    for index, (key, value) in enumerate(zip(keys, values, strict=True)):
+        if 0 <= value < len(classes):
+            load = RecordImage(records, index, image, source.scale)
+            rows.append(Row(key, classes[value], load=load, extra=_Cells(records, index, others)))
+        else:
+            detail = f"expected a label of 0 to {len(classes) - 1}, found {value}"
+            problems.append(Problem(Reason.LABEL, key, detail))
+    return Listing(tuple(rows), classes, shown, tuple(notes), tuple(problems))
+
+
+# --- records ------------------------------------------------------------------------------------
 
 
 class Records:
@@ -151,7 +188,8 @@ class Records:
 
     def __init__(self, folder: str, split: str) -> None:
         self.folder, self.split = folder, split
-        self._lock = threading.RLock()
+        self._lock = threading.Lock()
+        self._opened: tuple[Any, Any] | None = None
         self._parsers: dict[tuple[str, ...], Any] = {}
 
     def __getstate__(self) -> tuple[str, str]:
@@ -160,50 +198,67 @@ class Records:
     def __setstate__(self, state: tuple[str, str]) -> None:
         self.__init__(*state)  # type: ignore[misc]
 
-    @cached_property
-    def _builder(self) -> Any:
-        return _library().builder_from_directory(self.folder)
-
-    @cached_property
-    def _opened(self) -> Any:
-        raw = _library().decode.DeserializeMethod.RAW_BYTES
+    def _open(self) -> tuple[Any, Any]:
+        """Return the builder and its source of records."""
         with self._lock:
-            return self._builder.as_data_source(self.split, deserialize_method=raw)
+            if self._opened is None:
+                library = tfds_library()
+                builder = library.builder_from_directory(self.folder)
+                source = builder.as_data_source(
+                    self.split,
+                    deserialize_method=library.decode.DeserializeMethod.RAW_BYTES,
+                    file_format="array_record",
+                )
+                self._opened = builder, source
+            return self._opened
 
     def __len__(self) -> int:
-        return len(self._opened)
+        return len(self._open()[1])
+
+    def content(self, index: int, feature: str) -> bytes:
+        """Return the bytes of an image, as they were stored.
+
+        Raises:
+            DatasetError: If the record cannot be read.
+        """
+        with damage_reported(self._place(index), "a stored record", _ADVICE, DatasetError):
+            example = _messages().Example.FromString(self._open()[1][index])
+            (content,) = example.features.feature[feature].bytes_list.value
+        return bytes(content)
 
     def image(self, index: int, feature: str) -> Image.Image:
         """Return an image, opened from its stored bytes as from a file's."""
-        example = _messages().Example.FromString(self._opened[index])
-        (content,) = example.features.feature[feature].bytes_list.value
-        return open_image(io.BytesIO(content))
+        return open_image(io.BytesIO(self.content(index, feature)))
 
     def values(self, index: int, features: tuple[str, ...]) -> Mapping[str, Any]:
-        """Return some features of a record, decoded."""
-        parser = self._parsers.get(features)
-        if parser is None:
-            known = self._builder.info.features
-            parser = _library().features.FeaturesDict({name: known[name] for name in features})
-            self._parsers[features] = parser
-        found: Mapping[str, Any] = parser.deserialize_example_np(self._opened[index])
+        """Return some features of a record, decoded.
+
+        Raises:
+            DatasetError: If the record cannot be read.
+        """
+        with damage_reported(self._place(index), "a stored record", _ADVICE, DatasetError):
+            builder, source = self._open()
+            parser = self._parsers.get(features)
+            if parser is None:
+                known = builder.info.features
+                parser = tfds_library().features.FeaturesDict({n: known[n] for n in features})
+                self._parsers[features] = parser
+            found: Mapping[str, Any] = parser.deserialize_example_np(source[index])
         return found
+
+    def _place(self, index: int) -> str:
+        return f"Record {index} of {self.split} in {printable(self.folder)!r}"
 
 
 class Examples:
     """The records of a builder without files, which yields them decoded.
-
-    `tfds.testing.mock_data` makes such builders, with which whole programs are tested.
 
     Args:
         builder: The builder.
         split: Which of its records.
     """
 
-    folder = ""
-
     def __init__(self, builder: Any, split: str) -> None:
-        self.split = split
         self._opened = builder.as_data_source(split)
 
     def __len__(self) -> int:
@@ -222,7 +277,7 @@ class Examples:
 
 @dataclass(frozen=True)
 class RecordImage:
-    """Loads the image of one record: the stored bytes, opened as a file's are."""
+    """Loads the image of one record."""
 
     records: Records | Examples
     index: int
@@ -257,133 +312,105 @@ class _Cells(Mapping[str, str]):
         return len(self.features)
 
 
-@dataclass(frozen=True)
-class _Prepared:
-    """A prepared data set: its builder, and its folder ("" for one that is mocked in memory)."""
-
-    name: str
-    builder: Any
-    folder: str
-    notes: tuple[str, ...] = ()
-
-    @property
-    def shown(self) -> str:
-        return f"{TFDS}{self.name}:{self.builder.version}"
-
-    def listing(self, source: TfdsSource, split: str) -> Listing:
-        keys = self.keys(split)
-        records = Records(self.folder, split) if self.folder else Examples(self.builder, split)
-        if keys is None:
-            keys = [f"{split}[{number}]" for number in range(len(records))]
-        image, of_image = self.feature("Image", source.image, 0)
-        notes = [*self.notes, *of_image]
-        if source.rule is None:
-            label, of_label = self.feature("ClassLabel", source.label, 1)
-            notes += of_label
-            classes = _names(self.builder.info.features[label])
-        else:
-            label, classes = "", source.rule.classes
-        values = self.labels(records, split, label, source.rule)
-        shown = repr(f"{self.shown}@{split}")
-        if values and all(value == UNLABELLED for value in values):
-            note = f"not used: the {len(values):,} images of {split} have no labels, only -1."
-            return Listing((), classes, shown, (*notes, note))
-        features = self.builder.info.features
-        others = {n: features[n] for n in features if _is_text(features[n]) and n != label}
-        rows, problems = [], []
-        for index, (key, value) in enumerate(zip(keys, values, strict=True)):
-            if 0 <= value < len(classes):
-                load = RecordImage(records, index, image, source.scale)
-                cells = _Cells(records, index, others)
-                rows.append(Row(key, classes[value], load=load, extra=cells))
-            else:
-                detail = f"expected a label of 0 to {len(classes) - 1}, found {value}"
-                problems.append(Problem(Reason.LABEL, key, detail))
-        return Listing(tuple(rows), classes, shown, tuple(notes), tuple(problems))
-
-    def keys(self, split: str) -> list[str] | None:
-        """Return the name of every record of a slice; None if the splits are not known."""
-        splits = self.builder.info.splits
-        if not splits:
-            return None  # mocked: any split exists
-        try:
-            parts = _library().core.ReadInstruction.from_spec(split).to_absolute(splits)
-        except Exception as error:
-            raise self.bad_split(split, str(error).split("\n")[-1]) from error
-        keys = []
-        for part in parts:
-            stop = splits[part.splitname].num_examples if part.to is None else part.to
-            found = range(part.from_ or 0, stop)
-            if not found:
-                raise self.bad_split(split, f"nothing of {part.splitname} is in it")
-            keys += [f"{part.splitname}[{number}]" for number in found]
-        return keys
-
-    def bad_split(self, split: str, why: str) -> DatasetError:
-        splits = self.builder.info.splits
-        there = ", ".join(f"{name} ({splits[name].num_examples:,})" for name in splits)
-        return DatasetError(
-            f"{self.shown} cannot be read by {split!r}: expected its splits, {there}, or slices of "
-            f"them in TFDS's language, as train[:800]+validation[:200] or test[50%:], found: {why}."
-        )
-
-    def feature(self, kind: str, asked: str | None, place: int) -> tuple[str, list[str]]:
-        """Return the name of the feature that is meant, and what is to be said of it.
-
-        Args:
-            kind: Its type.
-            asked: Its name, if the user says so.
-            place: Where it is in the pair of input and target that the data set states.
-        """
-        features = self.builder.info.features
-        found = [name for name in features if type(features[name]).__name__ == kind]
-        if asked is None and len(found) == 1:
-            return found[0], []
-        stated = self.builder.info.supervised_keys or ()
-        name = asked or (stated[place] if len(stated) == 2 else None)
-        word = ("image", "label")[place]
-        if name not in found:
-            problem = (
-                f"found {asked!r}" if asked else "and the data set does not say which is meant"
-            )
-            raise DatasetError(
-                f"{self.shown}: expected one feature of type {kind} to be the {word}, one of "
-                f"{join_some(found, 20) or '(it has none)'}, {problem}. Choose one: "
-                f"{TFDS}{self.name}?{word}=FEATURE."
-            )
-        if asked:
-            return asked, []
-        others = [other for other in found if other != name]
-        return name, [
-            f"The {word} is the feature {name}, as {self.shown} states; not {join_some(others)}. "
-            f"Choose another with ?{word}=FEATURE."
-        ]
-
-    def labels(self, records: Records, split: str, label: str, rule: LabelRule | None) -> list[int]:
-        """Return the label of every record, read once and kept."""
-        features = self.builder.info.features
-        wanted = rule.features if rule else (label,)
-        missing = [name for name in wanted if name not in features]
-        if missing:
-            raise DatasetError(
-                f"{self.shown}: expected the features {', '.join(wanted)}, found no "
-                f"{', '.join(missing)} among {', '.join(features)}. Use another version."
-            )
-
-        def read() -> Iterator[int]:
-            for index in range(len(records)):
-                found = records.values(index, wanted)
-                yield int(rule.label(found) if rule else found[label])
-
-        what = ["rule", rule.name, *rule.features, *rule.classes] if rule else ["feature", label]
-        return cached_labels(self.folder, split, what, read)
+def _messages() -> Any:
+    """Return the module of the messages that records are."""
+    return importlib.import_module("tensorflow_datasets.proto").tf_example_pb2
 
 
 def _scaled(image: Image.Image, scale: int) -> Image.Image:
     if image.mode not in ("1", "L", "RGB"):
         raise UsageError(f"values are multiplied in images of 8 bits only, not mode {image.mode}")
     image = image.convert("L") if image.mode == "1" else image
-    return image.point([min(255, value * scale) for value in range(256)] * len(image.getbands()))
+    table = [min(_MOST_VALUE, value * scale) for value in range(_MOST_VALUE + 1)]
+    return image.point(table * len(image.getbands()))
+
+
+# --- splits and features ------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Records of one split: its name, how many it has in all, and the numbers of those meant."""
+
+    split: str
+    count: int
+    numbers: range
+
+
+def _parts(found: Prepared, split: str) -> list[_Part]:
+    """Return what a slice consists of, in order; nothing for a builder without files.
+
+    Raises:
+        DatasetError: If there is no such split or slice.
+    """
+    if not found.folder:
+        return []
+    splits = found.builder.info.splits
+    counts = {name: splits[name].num_examples for name in splits}
+    try:
+        parts = tfds_library().core.ReadInstruction.from_spec(split).to_absolute(splits)
+    except Exception as error:  # of several kinds, for what a user wrote
+        raise _no_slice(found, split, counts, _said(error)) from error
+    meant = []
+    for part in parts:
+        stop = counts[part.splitname] if part.to is None else part.to
+        numbers = range(part.from_ or 0, stop)
+        if not numbers:
+            raise _no_slice(found, split, counts, f"no record of {part.splitname} is in the slice")
+        meant.append(_Part(part.splitname, counts[part.splitname], numbers))
+    return meant
+
+
+def _said(error: Exception) -> str:
+    """Return TFDS's reason, without the pages around it."""
+    lines = [line.strip() for line in str(error).split("\n") if line.strip()]
+    last = lines[-1] if lines else type(error).__name__
+    return last.split(" See format at")[0].rstrip(". ")
+
+
+def _no_slice(found: Prepared, split: str, counts: Mapping[str, int], why: str) -> DatasetError:
+    there = ", ".join(f"{name} ({count:,})" for name, count in counts.items())
+    return DatasetError(
+        f"{found.shown} has the splits {there}, and slices of them in TFDS's language, such as "
+        f"train[:800]+train[90%:]; it has no {printable(split)!r}: {why}. Correct what stands "
+        "after @."
+    )
+
+
+def _feature(found: Prepared, kind: str, asked: str | None) -> tuple[str, list[str]]:
+    """Return the name of the feature of a kind that is meant, and what is to be said of it.
+
+    Raises:
+        DatasetError: If there is none, or several of which none is stated to be meant.
+    """
+    info, place = found.builder.info, ("Image", "ClassLabel").index(kind)
+    word = _WORDS[place]
+    names = sorted(name for name in info.features if type(info.features[name]).__name__ == kind)
+    pair = info.supervised_keys or ()
+    stated = pair[place] if len(pair) == len(_WORDS) else None
+    name = asked or (names[0] if len(names) == 1 else stated)
+    if name not in names:
+        what = f"found {asked!r}" if asked else "and it does not state which is meant"
+        advice = f" Choose one: {TFDS}{found.name}?{word}={names[0]}." if names else ""
+        raise DatasetError(
+            f"{found.shown} must have a feature of type {kind} that is the {word}; it has "
+            f"{join_some(names, 20) or 'none of them'}, {what}.{advice}"
+        )
+    if asked or len(names) == 1:
+        return name, []
+    others = [other for other in names if other != name]
+    note = f"The {word} is {name}, as {found.shown} states, not {join_some(others)}."
+    return name, [note]
+
+
+def _require(found: Prepared, wanted: tuple[str, ...]) -> None:
+    features = found.builder.info.features
+    missing = [name for name in wanted if name not in features]
+    if missing:
+        raise DatasetError(
+            f"{found.shown} must have the features {', '.join(wanted)}, found no "
+            f"{', '.join(missing)} among {', '.join(sorted(features))}. Use another version of it."
+        )
 
 
 def _names(feature: Any) -> tuple[str, ...]:
@@ -391,79 +418,30 @@ def _names(feature: Any) -> tuple[str, ...]:
 
 
 def _is_text(feature: Any) -> bool:
-    """Whether a feature is one number or text."""
-    return feature.shape == () and type(feature).__name__ in (
-        "Text",
-        "ClassLabel",
-        "Tensor",
-        "Scalar",
-    )
+    """Whether a feature is one number or a text."""
+    kinds = ("Text", "ClassLabel", "Scalar", "Tensor")
+    return type(feature).__name__ in kinds and feature.shape == ()
 
 
-# --- finding what is prepared -------------------------------------------------------------------
+def _labels(
+    found: Prepared,
+    source: TfdsSource,
+    parts: list[_Part],
+    records: Records | Examples,
+    wanted: tuple[str, ...],
+    progress: Progress | None,
+) -> list[int]:
+    """Return the label of every record."""
+    rule = source.rule
+    way = [rule.name, *rule.classes, __version__] if rule else []
+    identity = [found.shown, identity_of_files(found.folder), *wanted, *way] if found.folder else []
+    cache, values, start = LabelCache(identity), [], 0
 
+    def read(number: int) -> int:
+        decoded = records.values(number - part.numbers.start + start, wanted)
+        return int(rule.label(decoded) if rule else decoded[wanted[0]])
 
-def _library() -> Any:
-    try:
-        return importlib.import_module("tensorflow_datasets")
-    except ImportError as error:
-        raise MissingExtraError(
-            f"Reading {TFDS} data sets needs TensorFlow Datasets, which is not installed. Install "
-            "it: pip install 'bitzoo[tfds]'. TensorFlow itself is not needed."
-        ) from error
-
-
-def _messages() -> Any:
-    return importlib.import_module("tensorflow_datasets.proto").tf_example_pb2
-
-
-def _find(source: TfdsSource) -> _Prepared:
-    """Return the prepared data set that is meant.
-
-    Raises:
-        DatasetError: If there is none.
-    """
-    library = _library()
-    name, _, config = source.name.partition("/")
-    there = [
-        (version, folder) for data in _data_folders() for version, folder in _in(data, name, config)
-    ]
-    for pattern in source.versions or ("*",):
-        fitting = sorted(
-            (found for found in there if fnmatchcase(found[0], pattern)),
-            key=lambda found: tuple(map(int, found[0].split("."))),
-        )
-        if fitting:
-            _, folder = fitting[-1]
-            builder = library.builder_from_directory(folder)
-            return _Prepared(source.name, builder, str(folder))
-    builder = _mocked(source)
-    if builder is not None:
-        return _Prepared(source.name, builder, "")
-    raise DatasetError(f"{source} is not prepared. Prepare it: tfds build {source.name}")
-
-
-def _mocked(source: TfdsSource) -> Any:
-    """Return a builder that yields records without files; None if there is none."""
-    try:
-        builder = _library().builder(source.name)
-        return builder if len(Examples(builder, source.split or "train")) else None
-    except Exception:  # of an unprepared data set, by whatever way it is noticed
-        return None
-
-
-def _data_folders() -> list[Path]:
-    """Return the folders in which TFDS looks for prepared data sets, as the environment is now."""
-    files = importlib.import_module("tensorflow_datasets.core.utils.file_utils")
-    own = os.environ.get("TFDS_DATA_DIR")
-    listed = [own] if own else [os.fspath(folder) for folder in files.list_data_dirs()]
-    return [Path(folder).expanduser() for folder in dict.fromkeys(listed)]
-
-
-def _in(data: Path, name: str, config: str) -> list[tuple[str, Path]]:
-    top = data / name / config if config else data / name
-    try:
-        folders = sorted(top.iterdir())
-    except OSError:
-        return []
-    return [(f.name, f) for f in folders if _VERSION.fullmatch(f.name) and (f / _INFO).is_file()]
+    for part in parts:
+        values += cache.labels(part.split, part.count, part.numbers, read, progress).tolist()
+        start += len(part.numbers)
+    return values

@@ -14,7 +14,8 @@ from bitzoo.data.derived_labels import RULES
 from bitzoo.data.folder import Listing
 from bitzoo.data.problems import DatasetError, printable
 from bitzoo.data.source_names import VTAB
-from bitzoo.data.tfds_datasets import TfdsSource, split_sizes, tfds_version
+from bitzoo.data.tfds_datasets import TfdsSource, tfds_splits, tfds_version
+from bitzoo.data.tfds_prepared import preparation_command
 
 TRAINED, TESTED = "train800val200", "test"
 """The parts of VTAB-1k, in the paper's protocol."""
@@ -77,6 +78,11 @@ def task_version(task: VtabTask) -> str:
     return tfds_version(_whole(task))
 
 
+def preparing(task: VtabTask) -> str:
+    """Return the shell command that prepares a task's data set."""
+    return preparation_command(task.tfds, task.versions)
+
+
 def describe_drift(task: VtabTask) -> tuple[str, ...]:
     """Say how the prepared data differ from those that the published scores were made with.
 
@@ -94,7 +100,7 @@ def describe_drift(task: VtabTask) -> tuple[str, ...]:
             f"{name} {version} is not the version of the published scores, {task.versions[0]}: "
             f"{DRIFT[name, version]}."
         )
-    sizes, usual = split_sizes(_whole(task)), _usual_records(task)
+    sizes, usual = tfds_splits(_whole(task)), _usual_records(task)
     if sizes and sizes["train"] != usual:
         found.append(
             f"The train split of {name} {version} has {sizes['train']:,} records, and that of the "
@@ -135,7 +141,7 @@ def _whole(task: VtabTask) -> TfdsSource:
 
 def _records(task: VtabTask) -> int:
     """Return the number of records of the train split; the usual one where it is not known."""
-    return split_sizes(_whole(task)).get("train", _usual_records(task))
+    return tfds_splits(_whole(task)).get("train", _usual_records(task))
 
 
 def _usual_records(task: VtabTask) -> int:
