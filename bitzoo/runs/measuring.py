@@ -18,6 +18,7 @@ from bitzoo.data.tfds_datasets import source_of, tfds_version
 from bitzoo.data.vtab_data import task_source
 from bitzoo.files import Progress
 from bitzoo.inference.evaluate import evaluate
+from bitzoo.inference.intervals import wilson
 from bitzoo.inference.metrics import Evaluation
 from bitzoo.runs.config import Callbacks
 from bitzoo.runs.finetune import finetune
@@ -220,32 +221,54 @@ def _finetune(setting: Setting) -> Measured | None:
 def _judged(
     setting: Setting, found: Sequence[Evaluation], call: str, versions: Mapping[str, str]
 ) -> Measured:
-    """Return the figure of one or several evaluations."""
+    """Return the figure of one or several evaluations of the same images."""
     top5 = setting.claim.metric == "top-5"
-    shares = [100 * (one.top5 if top5 else one.top1) for one in found]
-    selection, notes = found[0].selection, [found[0].matched] if found[0].matched else []
-    departures = list(setting.drifted(versions))
-    for figure in found[0].published:
-        if (figure.name, figure.dataset, figure.value) == setting.claim.key:
-            departures += figure.differs
-    if selection is not None:
-        notes += selection.sentences
-        if skipped := sum(map(len, selection.skipped.values())):
+    one = found[0]
+    notes = [one.matched] if one.matched else []
+    departures = [
+        text
+        for figure in one.published
+        if (figure.name, figure.dataset, figure.value) == setting.claim.key
+        for text in figure.differs
+    ]
+    if one.selection is not None:
+        notes += one.selection.sentences
+        if skipped := sum(map(len, one.selection.skipped.values())):
             departures.append(f"{skipped:,} images were left out, because they cannot be used.")
-    count = found[0].count
-    if len(found) == 1:
-        low, high = found[0].interval_top5 if top5 else found[0].interval
-        interval = (100 * low, 100 * high, f"95 % interval, {count:,} images")
+    counted = [(each.correct_top5 if top5 else each.correct, each.count) for each in found]
+    return _of_counts(setting, counted, call, versions, departures, notes)
+
+
+def _of_counts(
+    setting: Setting,
+    counted: Sequence[tuple[int, int]],
+    call: str,
+    versions: Mapping[str, str],
+    departures: Sequence[str] = (),
+    notes: Sequence[str] = (),
+) -> Measured:
+    """Return the figure of one or several runs: of each, how many images of how many were right.
+
+    The interval is that of the share for one run, and from the lowest to the highest for several.
+    """
+    shares = tuple(100 * hits / count for hits, count in counted)
+    hits, count = counted[0]
+    if len(counted) == 1:
+        low, high = (100 * end for end in wilson(hits, count))
+        interval = f"95 % interval, {count:,} images"
     else:
-        interval = (min(shares), max(shares), f"lowest and highest of {_runs(len(found))}")
+        low, high = min(shares), max(shares)
+        interval = f"lowest and highest of {_runs(len(shares))}"
     return Measured(
         statistics.median(shares),
-        *interval,
-        runs=tuple(shares),
+        low,
+        high,
+        interval,
+        runs=shares,
         images=count,
         call=call,
         versions=versions,
-        departures=tuple(departures),
+        departures=(*setting.drifted(versions), *departures),
         notes=tuple(notes),
     )
 
@@ -265,18 +288,15 @@ def _fewshot(setting: Setting) -> Measured | None:
         progress=setting.progress,
         say=setting.say,
     )
-    (shots,) = options["shots"]
-    shares = [100 * top1 for top1 in result.scores[shots]]
-    return Measured(
-        statistics.median(shares),
-        min(shares),
-        max(shares),
-        f"lowest and highest of {_runs(len(shares))}",
-        tuple(shares),
-        None,
+    if result.stopped:
+        return None
+    counted = [(trial.correct, trial.count) for trial in result.trials]
+    return _of_counts(
+        setting,
+        counted,
         _call("fewshot", setting.model, setting.data, str(setting.folder), **options),
-        versions=versions,
-        departures=setting.drifted(versions),
+        versions,
+        notes=result.notes,
     )
 
 

@@ -240,7 +240,7 @@ _TRAINING = _ALWAYS | {"runs", "steps", "freeze", "edition", "micro_batch", "ove
 _FITTING: dict[Action, set[str]] = {
     "evaluate": _ALWAYS,
     "finetune": _TRAINING,
-    "fewshot": _TRAINING,
+    "fewshot": _TRAINING - {"overwrite"},
     "vtab": (_TRAINING | {"tasks"}) - _ALWAYS,
     "vtab-released": {"tasks", "runs"},
 }
