@@ -39,7 +39,15 @@ from bitzoo.runs.report.svg import Curve, confusion_matrix, line_chart, matrix_o
 if TYPE_CHECKING:
     from jinja2 import Environment
 
-__all__ = ["Mistake", "RunRecord", "find_mistakes", "write_card", "write_report"]
+__all__ = [
+    "Mistake",
+    "RunRecord",
+    "find_mistakes",
+    "page_environment",
+    "write_card",
+    "write_page",
+    "write_report",
+]
 
 MAX_MATRIX = 30
 """Most classes for which a confusion matrix with names is readable. Of more, the groups of classes
@@ -62,7 +70,7 @@ def write_report(path: str | os.PathLike[str], run: RunRecord) -> Path:
         `path`.
     """
     page = (
-        _environment()
+        page_environment()
         .get_template("report.html.j2")
         .render(
             run=run,
@@ -82,7 +90,7 @@ def write_report(path: str | os.PathLike[str], run: RunRecord) -> Path:
             version=__version__,
         )
     )
-    return _write(Path(path), page)
+    return write_page(Path(path), page)
 
 
 def write_card(path: str | os.PathLike[str], run: RunRecord) -> Path:
@@ -98,7 +106,7 @@ def write_card(path: str | os.PathLike[str], run: RunRecord) -> Path:
         `path`.
     """
     card = (
-        _environment()
+        page_environment()
         .get_template("card.md.j2")
         .render(
             run=run,
@@ -111,7 +119,7 @@ def write_card(path: str | os.PathLike[str], run: RunRecord) -> Path:
             version=__version__,
         )
     )
-    return _write(Path(path), card)
+    return write_page(Path(path), card)
 
 
 def _headline(run: RunRecord) -> list[tuple[str, str, str]]:
@@ -343,7 +351,8 @@ def _data_uri(image: bytes | npt.NDArray[np.uint8]) -> str:
     return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode("ascii")
 
 
-def _environment() -> Environment:
+def page_environment() -> Environment:
+    """Return what renders the templates of this package."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     environment = Environment(
@@ -372,7 +381,8 @@ def _shown(value: object) -> str:
     return str(value)
 
 
-def _write(path: Path, text: str) -> Path:
+def write_page(path: Path, text: str) -> Path:
+    """Write a page, without characters that do not belong in text; returns `path`."""
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, clean(text))
     return path
