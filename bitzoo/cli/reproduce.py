@@ -47,7 +47,9 @@ if TYPE_CHECKING:
     type=click.Choice(["paper", "released"]),
     help="HyperRule of the paper or of the released code; default: the figure's.",
 )
-@click.option("--tasks", metavar="NAMES", help="Only these tasks of VTAB, with commas between.")
+@click.option(
+    "--tasks", metavar="NAMES", help="Only these tasks or groups of VTAB, with commas between."
+)
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of the first run.")
 @click.option(
     "--dtype",
@@ -71,7 +73,6 @@ def reproduce(
     list_: bool,
     claim: str | None,
     out: Path | None,
-    tasks: str | None,
     json: bool,
     **options: Any,
 ) -> None:
@@ -91,14 +92,11 @@ def reproduce(
         raise click.MissingParameter(param_hint="'MODEL'", param_type="argument")
     from bitzoo.runs.reproduce import reproduce
 
-    named = [name.strip() for name in tasks.split(",")] if tasks else None
     if not is_main_process():
-        reproduce(model, claim, out=out, tasks=named, **options)
+        reproduce(model, claim, out=out, **options)
         return
     with prose_to_stderr(json), progress_bar() as progress:
-        found = reproduce(
-            model, claim, out=out, tasks=named, progress=progress, say=_say, **options
-        )
+        found = reproduce(model, claim, out=out, progress=progress, say=_say, **options)
     if json:
         print_json(found.to_dict())
     else:

@@ -111,7 +111,7 @@ def reproduce(
     steps: int | None = None,
     freeze: bool = False,
     edition: Edition | None = None,
-    tasks: Sequence[str] | None = None,
+    tasks: str | Sequence[str] | None = None,
     seed: int = 0,
     dtype: str = "float32",
     device: str | None = None,
@@ -141,7 +141,7 @@ def reproduce(
         steps: Updates of each run; None follows the rule.
         freeze: Whether to train only the head, on fixed features.
         edition: Edition of BiT-HyperRule; None for the figure's.
-        tasks: Tasks of VTAB; None for all 19.
+        tasks: Tasks or groups of VTAB, as for `bitzoo.vtab`; None for all 19.
         seed: Seed of the first run.
         dtype: Compute dtype: ``float32``, ``bfloat16`` or ``float16``.
         device: Where to compute; None is a GPU if there is one.
@@ -171,7 +171,7 @@ def reproduce(
         "steps": steps,
         "freeze": freeze or None,
         "edition": edition,
-        "tasks": tuple(tasks) if tasks else None,
+        "tasks": (tasks,) if isinstance(tasks, str) else tasks,
         "micro_batch": micro_batch,
         "overwrite": overwrite or None,
         "data": data,
@@ -241,7 +241,7 @@ _FITTING: dict[Action, set[str]] = {
     "evaluate": _ALWAYS,
     "finetune": _TRAINING,
     "fewshot": _TRAINING - {"overwrite"},
-    "vtab": (_TRAINING | {"tasks"}) - _ALWAYS,
+    "vtab": (_TRAINING | {"tasks"}) - {"data", "overwrite"},
     "vtab-released": {"tasks", "runs"},
 }
 """Action -> the options that can be given for it."""
