@@ -43,7 +43,6 @@ __all__ = [
     "Mistake",
     "RunRecord",
     "find_mistakes",
-    "page_environment",
     "write_card",
     "write_page",
     "write_report",
