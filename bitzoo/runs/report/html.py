@@ -43,6 +43,7 @@ __all__ = [
     "Mistake",
     "RunRecord",
     "find_mistakes",
+    "render",
     "write_card",
     "write_page",
     "write_report",
