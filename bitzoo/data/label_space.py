@@ -187,7 +187,7 @@ def _competing(
         if len(members) == count:
             return None, []
         return tuple(members), [
-            f"Its classes are exactly those of {subset}, so only their {len(members):,} of "
+            f"Its classes are those of {subset}, so only their {len(members):,} of "
             f'{count:,} outputs compete; `outputs="all"` lets all compete.'
         ]
     absent = [k for k in range(count) if k not in set(own)]
