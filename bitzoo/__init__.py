@@ -15,14 +15,17 @@ from bitzoo._version import __version__
 
 if TYPE_CHECKING:
     from bitzoo.catalogue.model_info import ModelInfo
-    from bitzoo.catalogue.registry import ModelSpec, get_spec, list_models
+    from bitzoo.catalogue.registry import ModelSpec, get_spec, list_claims, list_models
     from bitzoo.exporters.export import export
     from bitzoo.hub.publish import card, publish
     from bitzoo.inference.evaluate import evaluate
     from bitzoo.inference.optimize import optimize
     from bitzoo.inference.predict import predict
+    from bitzoo.runs.fewshot import fewshot
     from bitzoo.runs.finetune import finetune
+    from bitzoo.runs.reproduce import reproduce
     from bitzoo.runs.resume import resume
+    from bitzoo.runs.vtab import vtab
     from bitzoo.training.hyperrule import hyperrule
     from bitzoo.zoo.conversion import convert, verify
     from bitzoo.zoo.create import create_model, fold
@@ -37,18 +40,22 @@ _HOMES = {
     "create_transform": "zoo.info",
     "evaluate": "inference.evaluate",
     "export": "exporters.export",
+    "fewshot": "runs.fewshot",
     "finetune": "runs.finetune",
     "fold": "zoo.create",
     "get_spec": "catalogue.registry",
     "hyperrule": "training.hyperrule",
     "info": "zoo.info",
     "labels": "zoo.info",
+    "list_claims": "catalogue.registry",
     "list_models": "catalogue.registry",
     "optimize": "inference.optimize",
     "predict": "inference.predict",
     "publish": "hub.publish",
+    "reproduce": "runs.reproduce",
     "resume": "runs.resume",
     "verify": "zoo.conversion",
+    "vtab": "runs.vtab",
 }
 
 __all__ = [
@@ -61,18 +68,22 @@ __all__ = [
     "create_transform",
     "evaluate",
     "export",
+    "fewshot",
     "finetune",
     "fold",
     "get_spec",
     "hyperrule",
     "info",
     "labels",
+    "list_claims",
     "list_models",
     "optimize",
     "predict",
     "publish",
+    "reproduce",
     "resume",
     "verify",
+    "vtab",
 ]
 
 

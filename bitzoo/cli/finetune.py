@@ -111,6 +111,12 @@ def hyperrule(
     is_flag=True,
     help="Drop training images that look like held-out ones.",
 )
+@click.option("--split-seed", type=int, help="Seed of the held-out choice; default: --seed.")
+@click.option(
+    "--eval-split",
+    type=click.Choice(["val", "test"]),
+    help="Split to hold out of data with both; default: val.",
+)
 @click.option(
     "--fixed-split",
     is_flag=True,

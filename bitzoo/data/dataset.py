@@ -21,6 +21,7 @@ from bitzoo.data.folder import Listing, Load, Row
 from bitzoo.data.groups import NEAR_DUPLICATES, notes_on_groups, with_groups
 from bitzoo.data.problems import DatasetError, Problem, Reason, count_by_kind, join_some
 from bitzoo.data.readers import DataSource, read_listing
+from bitzoo.data.shots import describe_short
 from bitzoo.data.splits import choose
 from bitzoo.errors import UsageError
 from bitzoo.models.preprocessing import ImageLike
@@ -125,6 +126,8 @@ def read_dataset(
     val_fraction: float | None = 0.0,
     group_by: str | None = None,
     seed: int = 0,
+    split_seed: int | None = None,
+    eval_split: str | None = None,
     examples_per_class: int | None = None,
     classes: Sequence[str] | None = None,
 ) -> ImageSet:
@@ -144,8 +147,8 @@ def read_dataset(
             - several of the latter two by split name: `datasets.DatasetDict`, `{"train": (images,
               labels), "val": (images, labels)}`.
 
-            If there is both a val and a test split, test is left for `bitzoo evaluate`, see
-            `list_splits`.
+            If there is both a val and a test split, one is held out, see `eval_split`, and the
+            other is left for `bitzoo evaluate`, see `list_splits`.
         val_fraction: Fraction of the images to hold out, 0 <= fraction < 1; only for a source
             without val and test. Stratified, see `splits.hold_out`. None means
             `DEFAULT_VAL_FRACTION` for such a source, and 0 for one with val or test.
@@ -153,6 +156,8 @@ def read_dataset(
             regular expression, see `groups.with_groups`, or `groups.NEAR_DUPLICATES`. If the source
             has val or test, no group may be on both sides.
         seed: Seed of the held-out choice and of the choice of `examples_per_class`.
+        split_seed: Seed of the held-out choice, if it is to be another.
+        eval_split: Which is held out of a source with both: "val" or "test"; None for val.
         examples_per_class: Train on only this many images per class, see `splits.choose`; those
             that are neither chosen nor held out are in no split.
         classes: Class names, in order, of a network to evaluate. The source may then lack some of
@@ -170,9 +175,13 @@ def read_dataset(
         raise UsageError(f"`val_fraction` must be at least 0 and below 1, found {val_fraction}.")
     if examples_per_class is not None and examples_per_class < 1:
         raise UsageError(f"`examples_per_class` must be at least 1, found {examples_per_class}.")
+    if eval_split not in (None, "val", "test"):
+        raise UsageError(f"`eval_split` must be val or test, found {eval_split!r}.")
     listing = with_groups(read_listing(source, classes or ()), group_by)
     names = listing.classes if classes is None else _check_classes(listing, tuple(classes))
-    train, val, drawn, notes = _divide(listing, names, val_fraction, seed, group_by)
+    own = _held_out_name(listing, eval_split)
+    of_split = seed if split_seed is None else split_seed
+    train, val, drawn, notes = _divide(listing, names, own, val_fraction, of_split, group_by)
     problems = listing.problems
     total = len(train) + len(val or ())
     if classes is None:
@@ -195,8 +204,8 @@ def read_dataset(
         drawn = drawn and replace(drawn, positions=None)
     held_out = None
     if val is not None:
-        own = f"the data set's own {_held_out_name(listing)} split"
-        held_out = describe(drawn, len(val), total, 0) if drawn else own
+        whole = f"the data set's own {own} split"
+        held_out = describe(drawn, len(val), total, 0) if drawn else whole
     images = ImageSet(
         names,
         Split("train", tuple(train)),
@@ -331,23 +340,23 @@ def _by_split(listing: Listing, names: tuple[str, ...]) -> dict[str, list[Exampl
     return found
 
 
-def _held_out_name(listing: Listing) -> str | None:
-    """Return the split of a source to evaluate on: val, else test, else None."""
+def _held_out_name(listing: Listing, wanted: str | None) -> str | None:
+    """Return the split to evaluate on: what is wanted, else val, else test, else None."""
     splits = {row.split for row in listing.rows}
-    return next((split for split in ("val", "test") if split in splits), None)
+    return next((split for split in (wanted, "val", "test") if split in splits), None)
 
 
 def _divide(
     listing: Listing,
     names: tuple[str, ...],
+    own: str | None,
     val_fraction: float | None,
     seed: int,
     group_by: str | None,
 ) -> tuple[list[Example], list[Example] | None, Draw | None, tuple[str, ...]]:
-    """Return train, val, how val was drawn, and notes."""
+    """Return train, val (the source's split `own`, or drawn), how val was drawn, and notes."""
     by_split = _by_split(listing, names)
     train = by_split.get("train", []) + by_split.get("", [])
-    own = _held_out_name(listing)
     if own is None:
         fraction = DEFAULT_VAL_FRACTION if val_fraction is None else val_fraction
         if fraction:
@@ -370,16 +379,18 @@ def _divide(
             f"its own splits, found {group_by!r}. Near-duplicates across the splits are reported; "
             "`drop_near_duplicates=True` drops them from train."
         )
-    tests = by_split.get("test", []) if own == "val" else []
+    other = "test" if own == "val" else "val"
+    unused = by_split.get(other, [])
     notes: tuple[str, ...] = ()
     groups = [example.group for example in train], [example.group for example in by_split[own]]
     if group_by and not set(groups[0]) & set(groups[1]):
         notes = notes_on_groups(*groups, group_by)
-    unused = (
-        f"Not used: the test split ({len(tests)} images); val is held out. To evaluate on it after "
-        "training: `bitzoo evaluate RUN --data DATA --split test`."
-    )
-    return train, by_split[own], None, (*notes, unused) if tests else notes
+    if unused:
+        notes += (
+            f"Not used: the {other} split ({len(unused)} images); {own} is held out. To evaluate "
+            f"on it after training: `bitzoo evaluate RUN --data DATA --split {other}`.",
+        )
+    return train, by_split[own], None, notes
 
 
 def _hold_out(
@@ -406,10 +417,8 @@ def _choose(
 ) -> tuple[list[Example], tuple[str, ...]]:
     labels = [example.label for example in examples]
     chosen = [examples[position] for position in choose(labels, names, per_class, seed)]
-    counts = Counter(labels)
-    few = [f"{name} ({counts[k]})" for k, name in enumerate(names) if counts[k] < per_class]
-    notes = (f"Classes with fewer than {per_class} images: {join_some(few)}.",) if few else ()
-    return chosen, notes
+    short = describe_short(labels, names, per_class)
+    return chosen, (short,) if short else ()
 
 
 def _shared_groups(train: Sequence[Example], val: Sequence[Example]) -> tuple[Problem, ...]:

@@ -44,6 +44,19 @@ _FEW = 64
 _log = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True)
+class Contents:
+    """What names the pixels of images: the same names, the same pixels.
+
+    Attributes:
+        hashes: SHA-256 of each image's content, as `Example.sha256`.
+        prepared: How pixels were made of them.
+    """
+
+    hashes: Sequence[bytes]
+    prepared: str
+
+
 class Pixels(ABC):
     """Decoded, resized images of a split, by index.
 
@@ -93,6 +106,11 @@ class Pixels(ABC):
             )
         return numbers
 
+    @property
+    def contents(self) -> Contents | None:
+        """What names the pixels; None if that is not known."""
+        return None
+
     @abstractmethod
     def close(self) -> None:
         """Release memory maps or worker processes; the pixels cannot be used afterwards."""
@@ -124,7 +142,7 @@ class CachedPixels(Pixels):
         hashes: Sequence[bytes],
         found: Sequence[pixel_cache.Shard],
     ) -> None:
-        self.size = transform.crop
+        self.size, self._transform = transform.crop, transform
         self._shards = list(found)
         located = _locate(found)
         self._rows = np.array([located[digest] for digest in hashes], np.int32).reshape(-1, 2)
@@ -155,6 +173,11 @@ class CachedPixels(Pixels):
             )
         ]
 
+    @property
+    def contents(self) -> Contents:
+        """What names the pixels."""
+        return Contents(self._hashes, pixel_cache.way_of(self._transform))
+
     def _check(self, number: int) -> None:
         shard, row = self._rows[number].tolist()
         if not self._shards[shard].is_intact(row):
@@ -178,7 +201,7 @@ class DecodingPixels(Pixels):
     """Images decoded at every use, by long-lived worker processes."""
 
     def __init__(self, transform: EvalTransform, examples: Sequence[Example], workers: int) -> None:
-        self.size = transform.crop
+        self.size, self._transform = transform.crop, transform
         self._examples = examples
         self._decoder = Decoder(transform, workers)
 
@@ -191,6 +214,14 @@ class DecodingPixels(Pixels):
         decoded: dict[int, Pixels8] = {}
         self._decoder.decode_each([self._examples[n] for n in numbers], decoded.__setitem__)
         return [decoded[position] for position in positions.tolist()]
+
+    @property
+    def contents(self) -> Contents | None:
+        """What names the pixels; None if an example's content is not known."""
+        hashes = [bytes.fromhex(example.sha256) for example in self._examples]
+        if not all(hashes):
+            return None
+        return Contents(hashes, pixel_cache.way_of(self._transform))
 
     def close(self) -> None:
         """End the worker processes."""

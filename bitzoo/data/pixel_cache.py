@@ -100,11 +100,16 @@ def rows_per_shard(size: int) -> int:
 
 def folder_of(cache: Path, transform: EvalTransform) -> Path:
     """Folder of the shards for one way of decoding and resizing images."""
+    return cache / way_of(transform)
+
+
+def way_of(transform: EvalTransform) -> str:
+    """Name of one way of decoding and resizing images."""
     how, depth = str(transform.crop), transform.bit_depth
     if not transform.fills_square:
         edges = "both" if transform.square else "short"
         how += f"-of-{transform.resize}-{edges}-{transform.interpolation}"
-    return cache / f"{how}-{DECODER}{'' if depth is None else f'-{depth}-bit'}"
+    return f"{how}-{DECODER}{'' if depth is None else f'-{depth}-bit'}"
 
 
 def find_shards(

@@ -91,7 +91,7 @@ def find_prepared(name: str, versions: Sequence[str] = ()) -> Prepared:
         raise DatasetError(
             f"{TFDS}{name} must be prepared in the version {' or '.join(versions)}, found "
             f"{', '.join(there)} in {_shown(places)}. Ask for one of these, or prepare the other: "
-            f"{_command(name, versions)}."
+            f"{preparation_command(name, versions)}."
         )
     if len(there) > 1 and not versions:
         others = [other for other in there if other != version]
@@ -106,7 +106,7 @@ def find_prepared(name: str, versions: Sequence[str] = ()) -> Prepared:
             f"{TFDS}{name}:{version} must be prepared as ArrayRecord files, which can be read in "
             f"any order, found {', '.join(sorted(formats))} files in {printable(str(folder))!r}. "
             "Move this folder away and prepare it anew; what was downloaded for it is used again: "
-            f"{_command(name, versions)}."
+            f"{preparation_command(name, versions)}."
         )
     return Prepared(name, builder, os.fspath(folder), notes)
 
@@ -200,7 +200,7 @@ def _unprepared(
     )
     return DatasetError(
         f"{shown} must be prepared in {_shown(places)} (TFDS_DATA_DIR), found nothing there. "
-        f"Prepare it once: {_command(name, versions)}. {more}"
+        f"Prepare it once: {preparation_command(name, versions)}. {more}"
     )
 
 
@@ -224,10 +224,28 @@ def _require_known(library: Any, name: str, places: Sequence[Path]) -> None:
         )
 
 
-def _command(name: str, versions: Sequence[str]) -> str:
-    exact = next((f":{v}" for v in versions if _VERSION.fullmatch(v)), "")
+def preparation_command(name: str, versions: Sequence[str] = ()) -> str:
+    """Return the shell command that downloads and prepares a data set.
+
+    Args:
+        name: Its name, with its config.
+        versions: Accepted versions, best first; the first that TFDS can prepare is named.
+    """
+    offered = _offered(name)  # of older versions, only files that are there already can be read
+    exact = next((f":{version}" for version in versions if version in offered), "")
     call = f"tfds.builder('{name}{exact}', file_format='{_RANDOM_ACCESS}').download_and_prepare()"
     return f'python -c "import tensorflow_datasets as tfds; {call}"'
+
+
+def _offered(name: str) -> set[str]:
+    """Return the versions that the installed TFDS can prepare."""
+    top, _, config = name.partition("/")
+    try:
+        kind = tfds_library().builder_cls(top)
+        own = [one.version for one in kind.BUILDER_CONFIGS if one.name == config]
+        return {str(version) for version in (kind.VERSION, *kind.SUPPORTED_VERSIONS, *own)}
+    except Exception:  # of an unknown data set, or a builder of another kind
+        return set()
 
 
 def _shown(places: Sequence[Path]) -> str:

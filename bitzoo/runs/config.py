@@ -42,6 +42,8 @@ class FinetuneConfig(TrainingConfig):
         group_by: Column or regular expression that names the groups that stay in one split, or
             ``near-duplicates``; see `bitzoo.data.groups`.
         drop_near_duplicates: Whether to drop training images that look like held-out ones.
+        split_seed: Seed of the held-out choice; None for `seed`.
+        eval_split: Which is held out of data with both, ``val`` or ``test``; None for val.
         fixed_split: Whether the data set's own splits stay exactly as they are; see
             `bitzoo.data.validation.inspect`.
         examples_per_class: Few-shot: train on this many images per class.
@@ -65,6 +67,8 @@ class FinetuneConfig(TrainingConfig):
     val_fraction: float | None = None
     group_by: str | None = None
     drop_near_duplicates: bool = False
+    split_seed: int | None = None
+    eval_split: str | None = None
     fixed_split: bool = False
     examples_per_class: int | None = None
     skip_bad: bool = False

@@ -141,6 +141,8 @@ def finetune(
     val_fraction: float | None = None,
     group_by: str | None = None,
     drop_near_duplicates: bool = False,
+    split_seed: int | None = None,
+    eval_split: str | None = None,
     fixed_split: bool = False,
     examples_per_class: int | None = None,
     skip_bad: bool = False,
@@ -197,10 +199,15 @@ def finetune(
             names an image's group; or ``near-duplicates``. Data with a split are checked instead.
         drop_near_duplicates: Whether to drop training images that look like held-out ones; they
             are reported in any case.
+        split_seed: Seed of the held-out choice; None is `seed`. Runs with other seeds then have the
+            same held-out images.
+        eval_split: Which split is held out of data with both a val and a test split: ``val`` or
+            ``test``; None is val. The other is not used.
         fixed_split: Whether to use the data set's own splits exactly as they are, as benchmarks
             do: images that train and val have in common stay in both, classes that train lacks
             remain classes, and both are reported.
-        examples_per_class: Few-shot: train on this many images per class.
+        examples_per_class: Few-shot: train on this many images per class, or all of them if there
+            are fewer. Those of fewer images are among those of more.
         skip_bad: Whether to skip images that cannot be used.
         cache_gb: Most disk space for decoded images, in GB; 0 decodes at each step.
         workers: Processes that decode; None for one per core.
@@ -271,6 +278,8 @@ def finetune(
         val_fraction=val_fraction,
         group_by=group_by,
         drop_near_duplicates=drop_near_duplicates,
+        split_seed=split_seed,
+        eval_split=eval_split,
         fixed_split=fixed_split,
         examples_per_class=examples_per_class,
         skip_bad=skip_bad,
@@ -465,6 +474,8 @@ def _read(job: Job, callbacks: Callbacks) -> tuple[ImageSet, DataSummary]:
         val_fraction=config.val_fraction,
         group_by=config.group_by,
         seed=config.seed,
+        split_seed=config.split_seed,
+        eval_split=config.eval_split,
         examples_per_class=config.examples_per_class,
     )
     images, summary = inspect(

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
 from bitzoo.data.dataset import ImageSet, Split
@@ -15,6 +16,7 @@ from bitzoo.data.image_store import Pixels, open_pixels
 from bitzoo.data.validation import DataSummary
 from bitzoo.errors import CheckpointError
 from bitzoo.inference.evaluate import evaluate_pixels, labels_of
+from bitzoo.inference.features import compute_features
 from bitzoo.inference.metrics import Evaluation
 from bitzoo.inference.processes import gather, join_processes, process_device
 from bitzoo.inference.selection import Selection
@@ -32,7 +34,7 @@ from bitzoo.training.checkpointing import (
     read_checkpoint,
 )
 from bitzoo.training.distributed import send_from_main
-from bitzoo.training.linear_probe import compute_features, evaluate_features, train_head
+from bitzoo.training.linear_probe import evaluate_features, train_head
 from bitzoo.training.model_selection import Choice, Keep, ModelSelection
 from bitzoo.training.recipe import Recipe
 from bitzoo.training.trainer import train
@@ -281,10 +283,15 @@ class Session:
         task, device = self._task, process_device(self._task.config.device)
         network, labels = task.network.to(device), labels_of(task.images.train)
         self._go_back_to(0)
-        progress = self._callbacks.progress
-        features = compute_features(network, self._pixels, device, progress)
+
+        def features_of(pixels: Pixels) -> Tensor:
+            budget, report = int(task.config.cache_gb * 1e9), self._callbacks.progress
+            found = compute_features(network, pixels, device, report, budget_bytes=budget)
+            return torch.from_numpy(found)
+
+        features = features_of(self._pixels)
         if self._held_out is not None:
-            self._features = compute_features(network, self._held_out, device, progress)
+            self._features = features_of(self._held_out)
         result = train_head(
             network, task.recipe, features, labels, task.config, self._record, self._evaluate
         )

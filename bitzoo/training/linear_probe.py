@@ -8,9 +8,7 @@ evaluation costs no more than a few steps.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,42 +17,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bitzoo.data.image_store import Pixels
 from bitzoo.data.sampler import Batch, BatchPlan
-from bitzoo.files import Progress
 from bitzoo.inference.metrics import Evaluation
-from bitzoo.inference.runner import Runner, one_ahead
 from bitzoo.models.bit import BiT
 from bitzoo.training.losses import LOSSES, loss_weights
 from bitzoo.training.model_selection import ModelSelection, Scores
 from bitzoo.training.recipe import Recipe
 from bitzoo.training.training_config import TrainingConfig
 
-_BATCH, _JUDGED = 64, 1024
-
-
-def compute_features(
-    model: BiT, pixels: Pixels, device: torch.device, progress: Progress | None = None
-) -> Tensor:
-    """Return the pooled features of every image, float32 (n, num_features), on the CPU.
-
-    Args:
-        model: The network; its head is not used.
-        pixels: Images at the edge length that the network evaluates.
-        device: Where to compute.
-        progress: Called with ``"features"``, images done, and their total.
-    """
-    network = Runner(_encoder(model), device, torch.float32)
-    rows = np.arange(len(pixels))
-    batches = [rows[start : start + _BATCH] for start in range(0, len(rows), _BATCH)]
-    features, done = [], 0
-    with ThreadPoolExecutor(1) as pool:
-        for batch, images in one_ahead(batches, lambda batch: pool.submit(pixels.take, batch)):
-            features.append(torch.from_numpy(np.array(network(images.result()))))
-            done += len(batch)
-            if progress:
-                progress("features", done, len(rows))
-    return torch.cat(features)
+_JUDGED = 1024
 
 
 @dataclass(frozen=True)
@@ -89,7 +60,7 @@ def train_head(
     Args:
         model: Its head is trained; nothing else changes.
         recipe: Its crop and flip are not used.
-        features: The result of `compute_features`.
+        features: float32 (n, num_features), see `bitzoo.inference.features`.
         labels: Class of each image.
         options: Its `seed`, `eval_every`, `keep` and `patience` are used.
         on_step: Called with `step`, `loss` and `lr`.
@@ -137,7 +108,7 @@ def evaluate_features(
     labels: npt.NDArray[np.integer],
     classes: Sequence[str],
 ) -> Evaluation:
-    """Judge the head of `model` on the result of `compute_features`; draws no random numbers.
+    """Judge the head of `model` on features of images; draws no random numbers.
 
     The same as `bitzoo.inference.evaluate.evaluate_pixels` for the pixels, up to rounding.
     """
@@ -158,11 +129,3 @@ def _mixed(table: Tensor, batch: Batch) -> Tensor:
     if batch.mix is None:
         return rows
     return batch.lam * rows + (1 - batch.lam) * rows[torch.from_numpy(batch.mix)]
-
-
-def _encoder(model: BiT) -> BiT:
-    """Return the model without its head; all other parameters are shared."""
-    encoder = copy.copy(model)
-    encoder._modules = dict(model._modules)
-    encoder.reset_classifier(0)
-    return encoder

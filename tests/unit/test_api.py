@@ -41,6 +41,8 @@ from bitzoo.inference.optimize import COMPUTE_DTYPES
 from bitzoo.inference.predict import Guess, Prediction, Predictions
 from bitzoo.models import layers
 from bitzoo.models.architecture import ARCHITECTURES, Architecture
+from bitzoo.runs.fewshot import Method
+from bitzoo.runs.fewshot_result import FewShotResult, Trial
 from bitzoo.runs.finetune import FinetuneResult
 from bitzoo.training.hyperrule import Edition, hyperrule
 from bitzoo.zoo.conversion import ConversionResult
@@ -51,6 +53,7 @@ COMMANDS = {
     "convert": "convert",
     "evaluate": "evaluate",
     "export": "export",
+    "fewshot": "fewshot",
     "finetune": "finetune",
     "hyperrule": "hyperrule",
     "info": "info",
@@ -59,6 +62,7 @@ COMMANDS = {
     "publish": "publish",
     "resume": "resume",
     "verify": "verify",
+    "vtab": "vtab",
 }
 """Command -> the function that does the same."""
 
@@ -162,6 +166,9 @@ def test_every_command_is_a_function():
         ("evaluate", "backend", BACKENDS),
         ("predict", "dtype", COMPUTE_DTYPES),
         ("predict", "backend", BACKENDS),
+        ("fewshot", "dtype", COMPUTE_DTYPES),
+        ("fewshot", "edition", get_args(Edition)),
+        ("fewshot", "method", get_args(Method)),
         ("finetune", "dtype", COMPUTE_DTYPES),
         ("finetune", "edition", get_args(Edition)),
         ("hyperrule", "edition", get_args(Edition)),
@@ -228,6 +235,11 @@ def results():
         ),
         run,
         FinetuneResult(Path("a"), run.recipe, 9, True, None, 0.0, (run, run)),
+        FewShotResult(
+            Path(EVIL), {"method": EVIL, "model": EVIL}, (1, 5), 20, EVIL,
+            tuple(Trial(1, run, run, 9, run, 30, EVIL, 5, {EVIL: {"from": 1.0, "to": EVIL}})
+                  for run in range(20)), (EVIL,),
+        ),
     ]  # fmt: skip
 
 

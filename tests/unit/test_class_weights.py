@@ -9,8 +9,9 @@ from training import CLASSES, CROP, RESIZE, Digits, digits, make_model, make_rec
 
 from bitzoo.data.loader import BatchPlan, materialize
 from bitzoo.errors import UsageError
+from bitzoo.inference.features import compute_features
 from bitzoo.training.hyperrule import explain, hyperrule
-from bitzoo.training.linear_probe import compute_features, train_head
+from bitzoo.training.linear_probe import train_head
 from bitzoo.training.losses import balanced_weights
 from bitzoo.training.recipe import Recipe
 from bitzoo.training.trainer import train
@@ -100,7 +101,7 @@ def test_the_head_alone(uneven, mixup):
     recipe = make_recipe(steps=4, lr=0.1, mixup=mixup, loss_options=BALANCED)
     model = make_model()
     images, _ = digits(CROP)
-    features = compute_features(model, Digits(images[: len(labels)]), torch.device("cpu"))
+    features = torch.from_numpy(compute_features(model, Digits(images[: len(labels)])))
     weight = torch.tensor(
         compute_class_weight("balanced", classes=np.arange(CLASSES), y=labels), dtype=torch.float32
     )

@@ -431,6 +431,41 @@ class TestHoldingOut:
         ):
             read_dataset(tmp_path, val_fraction=0.5)
 
+    def test_the_split_may_have_a_seed_of_its_own(self, tmp_path):
+        """So that few-shot runs with different seeds are evaluated on the same images."""
+        tree(tmp_path, a=40, b=40)
+        options = {"val_fraction": 0.25, "examples_per_class": 4}
+        first, second = (
+            read_dataset(tmp_path, seed=seed, split_seed=7, **options) for seed in (0, 1)
+        )
+        assert first.val == second.val == read_dataset(tmp_path, val_fraction=0.25, seed=7).val
+        assert first.held_out == "20 of 80 images, drawn by class with seed 7"
+        assert set(keys(first.train)) != set(keys(second.train))
+        assert read_dataset(tmp_path, seed=7, **options).val == first.val
+
+    @pytest.mark.parametrize("wanted", [None, "val", "test"])
+    def test_val_or_test_is_held_out(self, tmp_path, wanted):
+        for split, count in {"train": 3, "val": 1, "test": 2}.items():
+            tree(tmp_path / split, a=count, b=count)
+        images = read_dataset(tmp_path, eval_split=wanted)
+        held, other, number = ("test", "val", 2) if wanted == "test" else ("val", "test", 4)
+        assert {key.split("/")[0] for key in keys(images.val)} == {held}
+        assert images.held_out == f"the data set's own {held} split"
+        assert images.notes == (
+            f"Not used: the {other} split ({number} images); {held} is held out. To evaluate on it "
+            f"after training: `bitzoo evaluate RUN --data DATA --split {other}`.",
+        )
+        assert (images.fingerprint == read_dataset(tmp_path).fingerprint) == (wanted != "test")
+
+    def test_the_split_that_there_is(self, tmp_path):
+        tree(tmp_path / "train", a=3, b=3)
+        tree(tmp_path / "val", a=1, b=1)
+        assert read_dataset(tmp_path, eval_split="test") == read_dataset(tmp_path)
+
+    def test_no_split_of_that_name(self, tmp_path):
+        with pytest.raises(UsageError, match="`eval_split` must be val or test, found 'dev'"):
+            read_dataset(tree(tmp_path, a=2, b=2), eval_split="dev")
+
 
 class TestFewShot:
     def test_number_per_class(self, tmp_path):
@@ -716,7 +751,7 @@ class TestHuggingFaceByName:
     def test_errors_of_the_library_are_passed_on(self):
         with pytest.raises(
             DatasetError,
-            match=r"'no/such' cannot be loaded: .* FileNotFoundError: .*the Hub\. Check",
+            match=r"'no/such' cannot be loaded: .* FileNotFoundError: .*the Hub\. Nothing is down",
         ):
             read_dataset("hf:no/such")
 

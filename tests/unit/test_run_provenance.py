@@ -82,6 +82,7 @@ class TestFirstBatch:
         {"resolution": (None, 64), "flip": True, "channels_last": False},
         {"resolution": 64, "channels_last": True, "freeze": True, "dtype": "bfloat16"},
         {"skip_bad": True, "compile": True, "recompute_norms": True, "examples_per_class": 5},
+        {"split_seed": 0, "eval_split": "test"},
         {"edition": "released", "checkpoint_every": 0, "eval_every": 50, "cache_gb": 0.0},
         {"workers": 2, "micro_batch": 8, "checkpoint_blocks": True, "batch_size": 16},
     ],

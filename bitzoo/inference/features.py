@@ -1,0 +1,168 @@
+"""Pooled features of images: what the head of a network sees, computed once for all of them.
+
+They are cached by what determines them: the contents of the images and how they were prepared, the
+weights below the head, the compute dtype, the backend and the kind of device. The batch, the torch
+release and other things that change a feature by rounding do not count.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import logging
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from bitzoo.data.image_store import Pixels
+from bitzoo.files import Progress, cache_dir
+from bitzoo.inference.feature_cache import ROWS, Features, make_room, read_rows, write_rows
+from bitzoo.inference.runner import Runner, batches_of, one_ahead
+from bitzoo.locks import file_lock
+from bitzoo.models.bit import BiT
+
+BATCH = 64
+BUDGET_BYTES = 20 * 10**9
+"""Most bytes of all cached features, unless the caller says another number."""
+TASK = "features"
+"""The name of the work in progress reports."""
+
+_VERSION = 1
+"""Changes whenever the same network and images may have other features."""
+_log = logging.getLogger(__name__)
+
+
+def compute_features(
+    model: BiT,
+    pixels: Pixels,
+    device: torch.device | str | None = None,
+    progress: Progress | None = None,
+    *,
+    dtype: torch.dtype = torch.float32,
+    backend: str = "eager",
+    cache: Path | None = None,
+    budget_bytes: int = BUDGET_BYTES,
+) -> Features:
+    """Return the pooled features of every image: after the last norm, ReLU and the global mean.
+
+    A second call for the same images and network computes nothing, if the first could write to the
+    cache. Images whose contents are not known (`Pixels.contents`) are not cached.
+
+    Args:
+        model: The network; its head is not used.
+        pixels: Images at the edge length that the network is to see.
+        device: Where to compute; None is where the model is.
+        progress: Called with ``"features"``, images done, and their total.
+        dtype: Compute dtype.
+        backend: What runs the network; see `bitzoo.optimize`.
+        cache: Folder of the features of all networks; default ``cache_dir() / "features"``.
+        budget_bytes: Most bytes that the whole folder may hold; those of other networks are removed
+            to make room, least recently used first. 0 neither reads nor writes it.
+
+    Returns:
+        float32 (n, num_features), on the CPU.
+    """
+    features = np.empty((len(pixels), model.num_features), np.float32)
+    encoder = _encoder(model)
+
+    def parts_of(rows: npt.NDArray[np.int64]) -> Iterator[npt.NDArray[np.int64]]:
+        """Compute the features of rows, and yield the rows of each part that is done."""
+        network = Runner(encoder, device, dtype, backend) if len(rows) else None
+        return _compute(network, pixels, features, rows, progress) if network else iter(())
+
+    contents = pixels.contents if budget_bytes > 0 else None
+    if contents is None:
+        deque(parts_of(np.arange(len(features))), maxlen=0)
+        return features
+    place = cache or cache_dir() / TASK
+    folder = place / _key(encoder, contents.prepared, device, dtype, backend)
+    if not len(read_rows(folder, contents.hashes, features)):
+        return features  # which needs neither a lock nor write permission
+    with _locked(folder) as is_writable:
+        missing = read_rows(folder, contents.hashes, features)
+        for part in parts_of(missing):
+            if is_writable:
+                hashes = [contents.hashes[row] for row in part.tolist()]
+                is_writable = _keep(place, folder, hashes, features[part], budget_bytes)
+    return features
+
+
+def _compute(
+    network: Runner,
+    pixels: Pixels,
+    features: Features,
+    rows: npt.NDArray[np.int64],
+    progress: Progress | None,
+) -> Iterator[npt.NDArray[np.int64]]:
+    done = len(features) - len(rows)
+    with ThreadPoolExecutor(1) as pool:
+        for part in batches_of(rows, ROWS):
+            batches = batches_of(part, BATCH)
+            for batch, images in one_ahead(batches, lambda batch: pool.submit(pixels.take, batch)):
+                features[batch] = network(images.result())
+                done += len(batch)
+                if progress:
+                    progress(TASK, done, len(features))
+            yield part
+
+
+def _keep(place: Path, folder: Path, hashes: list[bytes], rows: Features, budget: int) -> bool:
+    """Write features to the cache; False, with a warning, if it cannot be written."""
+    try:
+        write_rows(folder, hashes, rows)
+        make_room(place, budget, folder)
+    except OSError as error:
+        _warn(place, error)
+        return False
+    return True
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[bool]:
+    """Keep other processes from computing the same; yields whether the folder can be written."""
+    with ExitStack() as stack:
+        is_writable = True
+        try:
+            stack.enter_context(file_lock(folder / "build"))
+        except OSError as error:
+            _warn(folder, error)
+            is_writable = False
+        yield is_writable
+
+
+def _warn(place: Path, error: OSError) -> None:
+    _log.warning("Features are not kept: the cache %s cannot be used: %s", place, error)
+
+
+def _key(
+    encoder: BiT,
+    prepared: str,
+    device: torch.device | str | None,
+    dtype: torch.dtype,
+    backend: str,
+) -> str:
+    """Return the name of all that determines features besides the images."""
+    where = next(encoder.parameters()).device if device is None else torch.device(device)
+    digest = hashlib.sha256()
+    for name, tensor in sorted(encoder.state_dict().items()):
+        digest.update(json.dumps([name, list(tensor.shape), str(tensor.dtype)]).encode())
+        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+    form = [encoder.architecture.name, encoder.output_stride]
+    known = [_VERSION, *form, prepared, where.type, str(dtype), backend]
+    digest.update(json.dumps(known).encode())
+    return digest.hexdigest()[:32]
+
+
+def _encoder(model: BiT) -> BiT:
+    """Return the model without its head; all other parameters are shared."""
+    encoder = copy.copy(model)
+    encoder._modules = dict(model._modules)
+    encoder.reset_classifier(0)
+    return encoder
