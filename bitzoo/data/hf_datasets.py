@@ -86,7 +86,7 @@ def load_named(name: SourceName) -> Any:
 @contextmanager
 def _offline(library: Any) -> Iterator[None]:
     """Let the library load only what is on this machine, and draw no bars of its own."""
-    hub = importlib.import_module("huggingface_hub").constants
+    hub = importlib.import_module("huggingface_hub.constants")
     places = [(place, "HF_HUB_OFFLINE") for place in (getattr(library, "config", None), hub)]
     before = [(place, name, getattr(place, name)) for place, name in places if place is not None]
     bars = getattr(library, "is_progress_bar_enabled", None)

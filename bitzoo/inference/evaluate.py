@@ -169,7 +169,7 @@ def evaluate(
     return replace(
         found,
         selection=selection,
-        matched=truth.match.how,
+        matched=truth.how,
         published=published_about(known, about, transform),
     )
 

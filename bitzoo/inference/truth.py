@@ -35,17 +35,24 @@ class Truth:
         accepted: Key of an example -> the positions that are right, none for an image that does not
             count; None if the match says it.
         notes: What the user must know, as sentences.
+        is_plain: Whether the data set's classes are called as the network's own, and all compete.
     """
 
     match: LabelMatch
     synsets: tuple[str, ...] = ()
     accepted: Mapping[str, tuple[int, ...]] | None = None
     notes: tuple[str, ...] = ()
+    is_plain: bool = False
 
     @property
     def names(self) -> tuple[str, ...]:
         """A name per competing output."""
         return self.match.names
+
+    @property
+    def how(self) -> str:
+        """How classes and outputs were matched, as a sentence; "" if they are simply the same."""
+        return "" if self.is_plain else self.match.how
 
     def judgeable(self, examples: Sequence[Example]) -> tuple[Example, ...]:
         """Return the examples that have a label."""
@@ -112,7 +119,9 @@ def find_truth(
     competing = range(space.count) if match.competing is None else match.competing
     ids = () if space.synsets is None else tuple(space.synsets[output] for output in competing)
     if not several:
-        return Truth(match, ids, notes=match.notes)
+        own = not space.is_published and set(listed.classes) <= set(space.names or ())
+        is_plain = own and match.competing is None
+        return Truth(match, ids, notes=match.notes, is_plain=is_plain)
     real = read_real_labels(None if labels == REAL else labels)
     found = real_targets([file_name(row) for row in listed.rows], real, space, match)
     keys = [row.key for row in listed.rows]
