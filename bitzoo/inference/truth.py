@@ -11,6 +11,7 @@ from bitzoo.catalogue.class_names import LABEL_SETS
 from bitzoo.catalogue.published_lists import TFDS_SUBSETS
 from bitzoo.data.dataset import DataSource, Example, Listed
 from bitzoo.data.label_space import BY_INDEX, LabelMatch, OutputSpace, match_labels
+from bitzoo.data.output_space import ILSVRC
 from bitzoo.data.real_labels import file_name, read_real_labels, real_targets
 from bitzoo.data.source_names import TFDS, VTAB, library_of, parse
 from bitzoo.data.tfds_datasets import TfdsSource
@@ -53,6 +54,20 @@ class Truth:
     def how(self) -> str:
         """How classes and outputs were matched, as a sentence; "" if they are simply the same."""
         return "" if self.is_plain else self.match.how
+
+    def target(self, example: Example) -> int | None:
+        """Return the position of an example's class among the competing outputs.
+
+        It is negative if the network does not have the class, and None if the network is known not
+        to have it, so that the image is left out. With several labels per image its class does not
+        matter: any label that is right stands for a class without output.
+        """
+        position = self.match.targets[example.label]
+        if position >= 0:
+            return position
+        if self.accepted is not None:
+            return next(iter(self.accepted[example.key]), None)
+        return None if self.match.classes[example.label] in self.match.excused else position
 
     def judgeable(self, examples: Sequence[Example]) -> tuple[Example, ...]:
         """Return the examples that have a label."""
@@ -106,13 +121,13 @@ def find_truth(
     if outputs is not None and outputs not in OUTPUTS:
         raise UsageError(f"`outputs` must be one of {', '.join(OUTPUTS)}, found {outputs!r}.")
     several = labels == REAL or (labels is not None and Path(labels).is_file())
-    if labels is not None and not several:
-        task = _checked(os.fspath(labels), space)
+    if labels is not None:
+        task = ILSVRC if several else _checked(os.fspath(labels), space)
     match = match_labels(
         listed.classes,
         space,
         task=task,
-        used=listed.used,
+        used=() if several else listed.used,  # classes do not matter where each image has labels
         restrict=None if outputs is None else OUTPUTS[outputs],
         skip_unknown=skip_unknown,
     )

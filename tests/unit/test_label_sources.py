@@ -8,21 +8,25 @@ import datasets
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
+from checkpoints import TINY, make_checkpoint, write_npz
 from tfds_builders import image_bytes, prepare
 from timm.data import ImageNetInfo
 from timm.data.real_labels import RealLabelsImagenet
 from torchvision.datasets import ImageFolder
 
+import bitzoo
 from bitzoo.catalogue.published_lists import subset_synsets
 from bitzoo.data.label_space import match_labels, output_space
 from bitzoo.data.problems import DatasetError
 from bitzoo.data.readers import read_listing
 from bitzoo.data.real_labels import file_name, read_real_labels, real_targets
+from bitzoo.models.architecture import ARCHITECTURES, Architecture
 from bitzoo.zoo.info import info
 
 ILSVRC = ImageNetInfo("imagenet-1k").label_names()
 GOOGLE = ImageNetInfo("imagenet-21k-goog").label_names()
 WORDS = ImageNetInfo("imagenet-1k").label_descriptions()
+TEDDY = ILSVRC.index("n04399382")
 PICTURE = image_bytes(0, size=(4, 4), kind="JPEG")
 
 
@@ -198,3 +202,60 @@ def test_imagenet_a_by_tfds(imagenet_a, monkeypatch, head):
     assert (match.subset, ids(match.competing, synsets)) == ("ImageNet-A", here)
     part = read_listing("tfds:imagenet_a@test[:20]")
     assert matched(part, space, task="imagenet_a")[0].competing == match.competing
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    path = tmp_path_factory.mktemp("zoo") / "BiT-M-R50x1.npz"
+    write_npz(path, make_checkpoint(num_classes=21_843))
+    return path
+
+
+class TestWithoutOutput:
+    """The 21,843 lack ILSVRC's teddy: its images are left out, unless ReaL sees something else."""
+
+    @pytest.fixture(autouse=True)
+    def tiny(self, monkeypatch):
+        monkeypatch.setitem(ARCHITECTURES, "R50x1", Architecture(TINY, 0.5))
+
+    @staticmethod
+    def table(labels, numbers):
+        images = [
+            {"bytes": image_bytes(n, kind="JPEG"), "path": f"ILSVRC2012_val_{n:08d}.JPEG"}
+            for n in numbers
+        ]
+        features = {"image": datasets.Image(), "label": datasets.ClassLabel(names=ILSVRC)}
+        columns = {"image": images, "label": labels}
+        return datasets.Dataset.from_dict(columns, features=datasets.Features(features))
+
+    def test_its_images_are_left_out(self, checkpoint):
+        found = bitzoo.evaluate(checkpoint, self.table([TEDDY, 3, TEDDY, 5], [1, 2, 3, 4]))
+        assert found.count == 2
+        assert [found.classes[k] for k in found.labels] == [WORDS[3], WORDS[5]]
+        assert "images of n04399382 (teddy, teddy bear)" in " ".join(found.selection.notes)
+
+    def test_a_class_that_no_list_has_is_an_error(self, checkpoint):
+        table = self.table([0, 1], [1, 2]).cast_column(
+            "label", datasets.ClassLabel(names=["n01440764", "n99999999"])
+        )
+        with pytest.raises(DatasetError, match="    n99999999: none"):
+            bitzoo.evaluate(checkpoint, table)
+        assert bitzoo.evaluate(checkpoint, table, skip_bad=True).count == 1
+
+    def test_by_real_they_count_for_what_else_is_there(self, checkpoint):
+        names = [f"ILSVRC2012_val_{number:08d}.JPEG" for number in range(1, 50_001)]
+        labels = RealLabelsImagenet(names).real_labels
+        teddies = [n for n, name in enumerate(names, start=1) if TEDDY in labels[name]]
+        also = [n for n in teddies if len(labels[names[n - 1]]) > 1][:2]
+        only = [n for n in teddies if labels[names[n - 1]] == [TEDDY]][:3]
+        bare = [n for n, name in enumerate(names, start=1) if not labels[name]][:1]
+        numbers = [*also, *only, *bare, 2]
+        found = bitzoo.evaluate(
+            checkpoint, self.table([TEDDY] * 5 + [5, 5], numbers), labels="real"
+        )
+        assert found.count == 3
+        assert found.labels.max() < 999
+        notes = " ".join(found.selection.notes)
+        assert "Not counted: 1 of 7 images, which have no label." in notes
+        assert "Not counted: 3 of 7 images, all of whose labels are classes without a" in notes
+        assert "teddy" not in notes
