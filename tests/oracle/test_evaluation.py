@@ -326,4 +326,4 @@ def test_classes_that_are_not_the_networks(ilsvrc, folder, tmp_path):
     found = bitzoo.evaluate(ilsvrc.path, tmp_path / "more", skip_bad=True)
     assert found.count == IMAGES
     (names,) = found.selection.skipped.values()
-    assert names == ("unicorns/one.png (of class unicorns)",)
+    assert names == ("unicorns/one.png: of class unicorns",)
