@@ -277,7 +277,9 @@ def test_where_sources_differ_it_is_said():
 
 
 def test_unknown_figures():
-    with pytest.raises(UsageError, match="no published figure called 'x'; it has: ilsvrc-top1,"):
+    with pytest.raises(
+        UsageError, match="None is called 'x': .* about BiT-R50x1_160: ilsvrc-top1, "
+    ):
         get_claim("BiT-R50x1_160", "x")
     with pytest.raises(UsageError, match="No figure was published about BiT-S-R50x1"):
         get_claim("BiT-S-R50x1", "ilsvrc-full")
