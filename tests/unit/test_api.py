@@ -42,6 +42,7 @@ from bitzoo.inference.predict import Guess, Prediction, Predictions
 from bitzoo.models import layers
 from bitzoo.models.architecture import ARCHITECTURES, Architecture
 from bitzoo.runs.finetune import FinetuneResult
+from bitzoo.runs.vtab_result import RunScore, TaskScore, VtabResult
 from bitzoo.training.hyperrule import Edition, hyperrule
 from bitzoo.zoo.conversion import ConversionResult
 
@@ -229,6 +230,11 @@ def results():
         ),
         run,
         FinetuneResult(Path("a"), run.recipe, 9, True, None, 0.0, (run, run)),
+        VtabResult(
+            EVIL, Path(EVIL),
+            {"dtd": TaskScore("dtd", EVIL, (RunScore(0, EVIL, 1, 2),) * 3, (EVIL,))},
+            {"svhn": EVIL}, (EVIL,) * 20, stopped=True,
+        ),
     ]  # fmt: skip
 
 
