@@ -44,6 +44,7 @@ from bitzoo.models.architecture import ARCHITECTURES, Architecture
 from bitzoo.runs.fewshot import Method
 from bitzoo.runs.fewshot_result import FewShotResult, Trial
 from bitzoo.runs.finetune import FinetuneResult
+from bitzoo.runs.vtab_result import RunScore, TaskScore, VtabResult
 from bitzoo.training.hyperrule import Edition, hyperrule
 from bitzoo.zoo.conversion import ConversionResult
 
@@ -242,6 +243,11 @@ def results():
             Path(EVIL), {"method": EVIL, "model": EVIL}, (1, 5), 20, EVIL,
             tuple(Trial(1, run, run, 9, run, 30, EVIL, 5, {EVIL: {"from": 1.0, "to": EVIL}})
                   for run in range(20)), (EVIL,),
+        ),
+        VtabResult(
+            EVIL, Path(EVIL),
+            {"dtd": TaskScore("dtd", EVIL, (RunScore(0, EVIL, 1, 2),) * 3, (EVIL,))},
+            {"svhn": EVIL}, (EVIL,) * 20, stopped=True,
         ),
     ]  # fmt: skip
 
