@@ -15,7 +15,7 @@ from bitzoo._version import __version__
 
 if TYPE_CHECKING:
     from bitzoo.catalogue.model_info import ModelInfo
-    from bitzoo.catalogue.registry import ModelSpec, get_spec, list_models
+    from bitzoo.catalogue.registry import ModelSpec, get_spec, list_claims, list_models
     from bitzoo.exporters.export import export
     from bitzoo.hub.publish import card, publish
     from bitzoo.inference.evaluate import evaluate
@@ -23,7 +23,9 @@ if TYPE_CHECKING:
     from bitzoo.inference.predict import predict
     from bitzoo.runs.fewshot import fewshot
     from bitzoo.runs.finetune import finetune
+    from bitzoo.runs.reproduce import reproduce
     from bitzoo.runs.resume import resume
+    from bitzoo.runs.vtab import vtab
     from bitzoo.training.hyperrule import hyperrule
     from bitzoo.zoo.conversion import convert, verify
     from bitzoo.zoo.create import create_model, fold
@@ -45,12 +47,15 @@ _HOMES = {
     "hyperrule": "training.hyperrule",
     "info": "zoo.info",
     "labels": "zoo.info",
+    "list_claims": "catalogue.registry",
     "list_models": "catalogue.registry",
     "optimize": "inference.optimize",
     "predict": "inference.predict",
     "publish": "hub.publish",
+    "reproduce": "runs.reproduce",
     "resume": "runs.resume",
     "verify": "zoo.conversion",
+    "vtab": "runs.vtab",
 }
 
 __all__ = [
@@ -70,12 +75,15 @@ __all__ = [
     "hyperrule",
     "info",
     "labels",
+    "list_claims",
     "list_models",
     "optimize",
     "predict",
     "publish",
+    "reproduce",
     "resume",
     "verify",
+    "vtab",
 ]
 
 

@@ -96,3 +96,8 @@ def _one_line(value: object) -> str:
     text = " ".join(", ".join(map(str, items)).split())
     text = visible(text)
     return text if len(text) <= _MAX_WIDTH else f"{text[: _MAX_WIDTH - 1]}…"
+
+
+def in_percent(interval: tuple[float, float]) -> str:
+    """Return an interval for people: ``79.94% to 80.64%``."""
+    return f"{interval[0]:.2%} to {interval[1]:.2%}"

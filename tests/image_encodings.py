@@ -129,7 +129,7 @@ def _empty(grey: np.ndarray) -> Image.Image:
 
 def _palette_alpha(grey: np.ndarray) -> bytes:
     """A palette of 256 blacks, of growing opacity."""
-    image = Image.fromarray(grey, "L").convert("P")
+    image = Image.fromarray(grey).convert("P")
     image.putdata(list(map(int, grey.ravel())))
     image.putpalette(bytes(768))
     file = io.BytesIO()

@@ -1,12 +1,12 @@
-"""What others published about the checkpoints, as data: scores, evaluation sizes, class counts.
+"""What others published about the checkpoints, as data: evaluation sizes, class counts, doubts.
 
 Nothing here was measured by this project, and every fact states its source. The catalogue
-(`bitzoo.catalogue.registry`) attaches these facts to its entries.
+(`bitzoo.catalogue.registry`) attaches these facts to its entries. Published scores are in
+`bitzoo.catalogue.claims`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 
@@ -102,6 +102,10 @@ class Metric:
         resolution: Side of the evaluated crop in pixels, where the source states it.
         source: Citation or address.
         note: How it was measured, and on what if not on the released weights themselves.
+        lowest, highest: Of the runs behind the figure, in percent; None where not published.
+        claim: The figure's id; see `bitzoo.catalogue.claims`.
+        command: The command that measures it again; None if there is none.
+        reason: Why there is none; "" if there is one.
     """
 
     name: str
@@ -110,6 +114,23 @@ class Metric:
     resolution: int | None
     source: str
     note: str
+    lowest: float | None = None
+    highest: float | None = None
+    claim: str = ""
+    command: str | None = None
+    reason: str = ""
+
+    @property
+    def how(self) -> str:
+        """How it was measured, with the range of the runs where it was published."""
+        if self.lowest is None or self.highest is None:
+            return self.note
+        return f"{self.note}; {self.lowest:g} to {self.highest:g}"
+
+    @property
+    def again(self) -> str:
+        """The command that measures it again, or why there is none."""
+        return self.command or f"not reproducible: {self.reason}"
 
 
 _HYPERRULE = f"BiT-HyperRule's evaluation, {PAPER}; which images are small: {VTAB}"
@@ -205,99 +226,3 @@ SOURCES: dict[str, tuple[str, ...]] = {
     "BiT-L": (PAPER, f"{BIG_TRANSFER}/issues/4", f"{BIG_TRANSFER}/issues/50"),
 }
 """Where a family's names, files and heads are described."""
-
-_PAPER_TOP1 = {  # of BiT-S, BiT-M, BiT-L with R152x4
-    "ILSVRC-2012": (81.30, 85.39, 87.54),
-    "CIFAR-10": (97.51, 98.91, 99.37),
-    "CIFAR-100": (86.21, 92.17, 93.51),
-    "Oxford-IIIT Pets": (93.97, 94.46, 96.62),
-    "Oxford Flowers-102": (89.89, 99.30, 99.63),
-    "VTAB-1k": (66.87, 70.64, 76.29),
-}
-_PAPER_TOP5 = (95.65, 97.69, 98.46)
-
-_README_SHOTS = ("1 example per class", "5 examples per class", "the full training set")
-_README_SCORES: dict[str, dict[str, tuple[float, ...]]] = {  # in the order of _README_SHOTS
-    "BiT-M-R50x1": {
-        "CIFAR-10": (57.9, 82.3, 97.4),
-        "CIFAR-100": (35.2, 65.5, 86.6),
-        "ILSVRC-2012": (18.36, 50.64, 80.68),
-    },
-    "BiT-M-R101x3": {
-        "CIFAR-10": (56.7, 85.8, 98.6),
-        "CIFAR-100": (33.8, 71.6, 91.2),
-        "ILSVRC-2012": (25.55, 64.18),
-    },
-    "BiT-M-R152x2": {
-        "CIFAR-10": (55.5, 85.8, 98.5),
-        "CIFAR-100": (36.8, 72.0, 91.3),
-        "ILSVRC-2012": (24.5, 64.5, 85.15),
-    },
-}
-_README_VTAB = {"BiT-M-R152x4": 73.51, "BiT-M-R101x3": 72.65}
-_TIMM_SCORES = {  # top-1, top-5, evaluated size
-    "BiT-M-R50x1-ILSVRC2012": (80.386, 95.694, 448),
-    "BiT-M-R101x1-ILSVRC2012": (82.332, 96.524, 448),
-    "BiT-M-R50x3-ILSVRC2012": (83.982, 97.130, 448),
-    "BiT-M-R101x3-ILSVRC2012": (84.430, 97.380, 448),
-    "BiT-M-R152x2-ILSVRC2012": (84.468, 97.432, 448),
-    "BiT-M-R152x4-ILSVRC2012": (84.936, 97.456, 480),
-    "BiT-R50x1_224": (82.820, 96.526, 224),
-    "BiT-R152x2_T_224": (82.918, 96.568, 224),
-    "BiT-R152x2_T_384": (83.858, 97.130, 384),
-}
-_DISTILLATION_TOP1 = {
-    "BiT-R50x1_224": (82.8, 224),
-    "BiT-R50x1_160": (80.5, 160),
-    "BiT-R152x2_T_224": (83.0, 224),
-    "BiT-R152x2_T_384": (84.3, 384),
-}
-
-
-def metrics_of(name: str) -> tuple[Metric, ...]:
-    """Return the published scores of a checkpoint by catalogue name; empty if there are none."""
-    return (
-        *_authors_scores(name),
-        *_timm_scores(name),
-        *_paper_scores(name),
-        *_readme_scores(name),
-    )
-
-
-def _authors_scores(name: str) -> Iterator[Metric]:
-    if name in _DISTILLATION_TOP1:
-        value, size = _DISTILLATION_TOP1[name]
-        source = f"{DISTILLATION_PAPER} and {BIG_VISION_DISTILL} README"
-        yield Metric("top-1", "ILSVRC-2012", value, size, source, "these weights, by the authors")
-
-
-def _timm_scores(name: str) -> Iterator[Metric]:
-    if name in _TIMM_SCORES:
-        top1, top5, size = _TIMM_SCORES[name]
-        source, note = f"{TIMM} results/results-imagenet.csv", "these weights, evaluated by timm"
-        yield Metric("top-1", "ILSVRC-2012", top1, size, source, note)
-        yield Metric("top-5", "ILSVRC-2012", top5, size, source, note)
-
-
-def _paper_scores(name: str) -> Iterator[Metric]:
-    columns = ("BiT-S-R152x4", "BiT-M-R152x4", "BiT-L-R152x4")
-    if name not in columns:
-        return
-    column = columns.index(name)
-    note = "fine-tuned from this checkpoint with BiT-HyperRule; median"
-    for dataset, values in _PAPER_TOP1.items():
-        metric = "mean top-1" if dataset == "VTAB-1k" else "top-1"
-        yield Metric(metric, dataset, values[column], None, f"{PAPER} Tables 1 and 2", note)
-    note = "fine-tuned from this checkpoint with BiT-HyperRule"
-    yield Metric("top-5", "ILSVRC-2012", _PAPER_TOP5[column], None, PAPER, note)
-
-
-def _readme_scores(name: str) -> Iterator[Metric]:
-    for dataset, values in _README_SCORES.get(name, {}).items():
-        recipe = "batch 128, lr 0.001; median" if "CIFAR" in dataset else "BiT-HyperRule; test run"
-        for shots, value in zip(_README_SHOTS, values, strict=False):  # R101x3 lacks the full set
-            note = f"fine-tuned from this checkpoint on {shots}; PyTorch, {recipe}"
-            yield Metric("top-1", dataset, value, None, _README, note)
-    if name in _README_VTAB:
-        note = "fine-tuned from this checkpoint; the authors' re-runs of the paper's models"
-        yield Metric("mean top-1", "VTAB-1k", _README_VTAB[name], None, _README, note)

@@ -17,6 +17,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
+from bitzoo.catalogue.claims import claims_of, metrics_of
 from bitzoo.catalogue.metadata import (
     ALIASES,
     DOUBTS,
@@ -25,9 +26,9 @@ from bitzoo.catalogue.metadata import (
     TEACHER_TASKS,
     Metric,
     Preprocessing,
-    metrics_of,
 )
 from bitzoo.catalogue.places import Place, handle_of, names_by_handle, places_of
+from bitzoo.catalogue.protocols import Claim
 from bitzoo.catalogue.vtab_tasks import TASKS
 from bitzoo.errors import UnknownModelError, WeightsUnavailableError
 from bitzoo.models.architecture import ARCHITECTURES, Architecture
@@ -39,6 +40,7 @@ __all__ = [
     "Preprocessing",
     "find_spec",
     "get_spec",
+    "list_claims",
     "list_models",
 ]
 
@@ -166,6 +168,25 @@ def list_models(pattern: str = "*", *, released: bool | None = None) -> list[str
         for name, spec in _catalogue().items()
         if fnmatch.fnmatchcase(_key(name), wanted) and released in (None, spec.released)
     ]
+
+
+def list_claims(model: str = "*") -> list[Claim]:
+    """Return every published figure of the catalogue, with its protocol and command.
+
+    `bitzoo reproduce --list` shows them; `bitzoo.reproduce` measures one again.
+
+    Args:
+        model: A name or alias, or a pattern as for `list_models`.
+
+    Returns:
+        The figures in the catalogue's order; an empty list if nothing was published.
+
+    Raises:
+        UnknownModelError: If no model is called so.
+    """
+    spec = find_spec(model)
+    names = [spec.name] if spec else list_models(model) or [get_spec(model).name]
+    return [claim for name in names for claim in claims_of(name)]
 
 
 def get_spec(name: str) -> ModelSpec:

@@ -150,9 +150,9 @@ def print_facts(facts: Sequence[tuple[str, object]]) -> None:
     say("\n".join(lines))
 
 
-def say_wrapped(text: str) -> None:
-    """Print a paragraph."""
-    say("\n".join(_wrap(text, _line())))
+def say_wrapped(text: str, indent: str = "") -> None:
+    """Print a paragraph, all lines indented."""
+    say(textwrap.indent("\n".join(_wrap(text, _line() - len(indent))), indent))
 
 
 def _line() -> int:

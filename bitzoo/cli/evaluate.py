@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -13,15 +13,19 @@ from bitzoo.cli.command import Command, as_flags
 from bitzoo.cli.completers import complete_model, complete_path
 from bitzoo.cli.console import in_line, print_json, print_table, progress_bar, say, say_wrapped
 from bitzoo.cli.options import debug_option, inference_options, json_option, weights_option
+from bitzoo.display import in_percent
 
 if TYPE_CHECKING:
+    from bitzoo.inference.metrics import Evaluation
     from bitzoo.inference.predict import Predictions
 
 
 @click.command("evaluate", cls=Command, no_args_is_help=True)
 @click.argument("model", shell_complete=complete_model)
 @click.option(
-    "--data", required=True, shell_complete=complete_path, help="Labelled images, as for finetune."
+    "--data",
+    shell_complete=complete_path,
+    help="Labelled images, as for finetune; default: those of the model's own task.",
 )
 @click.option(
     "--split",
@@ -30,61 +34,78 @@ if TYPE_CHECKING:
     "not trained on.",
 )
 @click.option("--all", "split", flag_value="all", help="Count all images, those trained on too.")
+@click.option(
+    "--labels",
+    metavar="real|FILE|NUMBERING",
+    help="ReaL's labels or a file like them; or whose numbers the data's classes are: index, "
+    "imagenet1k, a task.",
+)
+@click.option(
+    "--outputs",
+    type=click.Choice(["all", "data"]),
+    help="Outputs that compete: all, or those of the data's classes; default: as the published "
+    "protocol of the data.",
+)
 @click.option("--skip-bad", is_flag=True, help="Leave out images that cannot be used.")
 @click.option(
     "--format", type=click.Choice(["table", "json"]), default="table", help="What to print."
 )
 @inference_options
+@click.option(
+    "--cache-gb",
+    type=float,
+    default=20.0,
+    show_default=True,
+    help="Disk space for decoded images; 0 keeps none.",
+)
+@click.option("--workers", type=int, help="Processes that decode; default: one per core.")
 @weights_option
 @json_option
 @debug_option
-def evaluate(
-    model: str,
-    data: str,
-    split: str | None,
-    skip_bad: bool,
-    format: str,  # noqa: A002
-    batch_size: int,
-    dtype: str,
-    backend: str,
-    device: str | None,
-    weights: str | None,
-    json: bool,
-) -> None:
+def evaluate(format: str, json: bool, **options: Any) -> None:  # noqa: A002
     """Evaluate MODEL on labelled images.
 
-    MODEL is a run folder, or any other model with class names. A run knows the images that it was
-    trained on; on its own data, its held-out images are counted.
+    MODEL is a catalogue name, a checkpoint file or a run folder. Images are prepared as the model
+    states. A run knows the images that it was trained on; on its own data, its held-out images are
+    counted.
+
+    With torchrun or accelerate launch, each process evaluates its share.
     """
     from bitzoo.inference import evaluate as evaluation
 
+    if not is_main_process():
+        evaluation.evaluate(**options)
+        return
     with progress_bar() as progress:
-        found = evaluation.evaluate(
-            model,
-            data,
-            split=split,
-            skip_bad=skip_bad,
-            batch_size=batch_size,
-            dtype=dtype,
-            backend=backend,
-            device=device,
-            weights=weights,
-            progress=progress,
-        )
+        found = evaluation.evaluate(**options, progress=progress)
     if json or format == "json":
         print_json(found.to_dict())
-        return
+    else:
+        _print_evaluation(found)
+
+
+def is_main_process() -> bool:
+    """Whether this is the process that prints: the first of several, or the only one."""
+    return "LOCAL_RANK" not in os.environ or os.environ.get("RANK", "0") == "0"
+
+
+def _print_evaluation(found: Evaluation) -> None:
+    """Print the classes, what was counted, and the figures with what was published."""
     rows = [(row["name"], row["correct"], row["count"]) for row in found.per_class if row["count"]]
     print_table(("class", "correct", "images"), rows)
     selection = found.selection
     assert selection is not None
     say("")
-    for sentence in selection.sentences:
+    for sentence in (*filter(None, [found.matched]), *selection.sentences):
         say_wrapped(as_flags(sentence))
     left_out = sum(map(len, selection.skipped.values()))
-    others = [("balanced accuracy", found.balanced_accuracy), ("macro F1", found.macro_f1)]
+    others = [("balanced accuracy", found.balanced_accuracy)]
+    others += [] if found.several else [("macro F1", found.macro_f1)]
     others += [("top-5", found.top5)] if found.has_top5 else []
     say(", ".join(f"{name} {value:.2%}" for name, value in others) + f", loss {found.loss:.4f}")
+    for figure in found.published:
+        say_wrapped(f"Published: {figure.sentence}")
+    say(f"95 % interval of top-1: {in_percent(found.interval)}")
     say(
         f"top-1 {found.top1:.2%} ({found.correct:,} of {found.count:,}: {selection.chosen}"
         + (f"; {left_out:,} left out)" if left_out else ")")

@@ -134,15 +134,19 @@ def _places(places: list[dict[str, Any]]) -> list[str]:
 
 
 def _scores(metrics: list[dict[str, Any]]) -> list[str]:
-    """Return one line per score, grouped by source, each group followed by its source."""
+    """Return two lines per score, the second with the command that measures it again.
+
+    Scores are grouped by source, each group followed by its source.
+    """
+    from bitzoo.catalogue.metadata import Metric
+
     lines = []
     for source, group in groupby(metrics, key=lambda metric: str(metric["source"])):
-        rows = []
-        for metric in group:
-            size = f" at {metric['resolution']} px" if metric["resolution"] else ""
-            where = f"on {metric['dataset']}{size}"
-            rows.append((metric["name"], f"{metric['value']:g} %", where, metric["note"]))
-        lines += [*_aligned(rows), f"source: {source}"]
+        for score in (Metric(**metric) for metric in group):
+            size = f" at {score.resolution} px" if score.resolution else ""
+            lines.append(f"{score.name} {score.value:g} % on {score.dataset}{size}: {score.how}")
+            lines.append(f"  {score.again}")
+        lines.append(f"source: {source}")
     return lines
 
 

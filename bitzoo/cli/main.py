@@ -22,8 +22,10 @@ from bitzoo.cli.info import info, list_command
 from bitzoo.cli.options import debug_option, version_option
 from bitzoo.cli.publish import card, publish
 from bitzoo.cli.quickstart import quickstart
+from bitzoo.cli.reproduce import reproduce
 from bitzoo.cli.resume import resume
 from bitzoo.cli.signals import exit_on_signals
+from bitzoo.cli.vtab import vtab
 
 
 @click.group(context_settings=SETTINGS)
@@ -44,6 +46,8 @@ for _command in (
     evaluate,
     predict,
     fewshot,
+    vtab,
+    reproduce,
     export,
     publish,
     card,

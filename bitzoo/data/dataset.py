@@ -10,14 +10,14 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from PIL import Image
 
 from bitzoo.data.automatic_split import Draw, describe, draw, notes_on
-from bitzoo.data.folder import Listing, Load
+from bitzoo.data.folder import Listing, Load, Row
 from bitzoo.data.groups import NEAR_DUPLICATES, notes_on_groups, with_groups
 from bitzoo.data.problems import DatasetError, Problem, Reason, count_by_kind, join_some
 from bitzoo.data.readers import DataSource, read_listing
@@ -227,47 +227,75 @@ class Listed:
     Attributes:
         splits: Name -> its examples, "train", "val" and "test" in this order, as far as there are
             any; "" for the examples of a source without splits.
+        classes: The data set's classes; labels are indices into them.
         source: Display name of the data set.
         notes: Remarks that need no action.
         problems: Problems found while listing.
+        rows: Every example as its source lists it.
     """
 
     splits: Mapping[str, tuple[Example, ...]]
+    classes: tuple[str, ...]
     source: str
     notes: tuple[str, ...] = ()
     problems: tuple[Problem, ...] = ()
+    rows: tuple[Row, ...] = field(default=(), repr=False)
+
+    @property
+    def used(self) -> frozenset[str]:
+        """The classes that have images."""
+        labels = {example.label for examples in self.splits.values() for example in examples}
+        return frozenset(self.classes[label] for label in labels)
+
+    def with_targets(self, names: Sequence[str], targets: Sequence[int]) -> Listed:
+        """Return the data set with the labels of a network.
+
+        Args:
+            names: Names of the network's classes.
+            targets: Class of the data set -> the network's class; negative for one that it does not
+                have, whose images become problems that can be skipped.
+        """
+        unknown = tuple(
+            Problem(Reason.UNKNOWN_CLASS, example.key, f"of class {self.classes[example.label]}")
+            for examples in self.splits.values()
+            for example in examples
+            if targets[example.label] < 0
+        )
+        splits = {
+            split: tuple(
+                replace(example, label=targets[example.label])
+                for example in examples
+                if targets[example.label] >= 0
+            )
+            for split, examples in self.splits.items()
+        }
+        return replace(
+            self,
+            splits={split: examples for split, examples in splits.items() if examples},
+            classes=tuple(names),
+            problems=(*self.problems, *unknown),
+        )
 
 
-def list_splits(
-    source: DataSource, classes: Sequence[str], *, skip_unknown: bool = False
-) -> Listed:
+def list_splits(source: DataSource, known: Collection[str] = ()) -> Listed:
     """List every split of a source, none left out.
 
     Args:
         source: As for `read_dataset`.
-        classes: Class names, in order, of a network to evaluate. The source may lack some of them.
-        skip_unknown: Whether images of other classes become problems that can be skipped.
+        known: Names that are classes, see `bitzoo.data.folder.read_folder`.
 
     Raises:
-        DatasetError: If the source has no known form, lists nothing, or has other classes.
+        DatasetError: If the source has no known form, or lists nothing.
         MissingExtraError: As `read_dataset`.
     """
-    listing = read_listing(source, classes)
-    problems = listing.problems
-    known = set(classes)
-    if skip_unknown:
-        problems += tuple(
-            Problem(Reason.UNKNOWN_CLASS, row.key, f"of class {row.label}")
-            for row in listing.rows
-            if row.label not in known
-        )
-        listing = replace(listing, rows=tuple(r for r in listing.rows if r.label in known))
-    names = _check_classes(listing, tuple(classes))
-    by_split = _by_split(listing, names)
+    listing = read_listing(source, known)
+    by_split = _by_split(listing, listing.classes)
     splits: dict[str, tuple[Example, ...]] = {
         name: tuple(by_split[name]) for name in ("train", "val", "test", "") if name in by_split
     }
-    return Listed(splits, listing.source, listing.notes, problems)
+    return Listed(
+        splits, listing.classes, listing.source, listing.notes, listing.problems, listing.rows
+    )
 
 
 def fingerprint(images: ImageSet) -> str:

@@ -9,29 +9,12 @@ has no class is outside the range of the classes, or `NO_LABEL`; whoever reads r
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-
-@dataclass(frozen=True)
-class LabelRule:
-    """A label derived from other features of a record.
-
-    Attributes:
-        name: Its name, part of the data set's fingerprint.
-        features: TFDS features to decode.
-        classes: Class names in order.
-        label: Returns the label of a record with these features; a module-level function.
-    """
-
-    name: str
-    features: tuple[str, ...]
-    classes: tuple[str, ...]
-    label: Callable[[Mapping[str, Any]], int]
-
+from bitzoo.data.tfds_datasets import LabelRule
 
 NO_LABEL = -1
 """Of a record without anything to derive a label from, such as an image of Clevr's official test

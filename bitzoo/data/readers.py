@@ -8,14 +8,19 @@ import unicodedata
 from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
 from bitzoo.data.folder import Listing, order_classes, read_arrays, read_folder
-from bitzoo.data.hf_datasets import PREFIX, load_named, read_table
+from bitzoo.data.hf_datasets import read_named, read_table
 from bitzoo.data.manifest import is_manifest, read_manifest
 from bitzoo.data.problems import DatasetError, count_by_kind, join_some, printable
+from bitzoo.data.source_names import HF, TFDS, VTAB, SourceName, library_of, parse
 from bitzoo.data.split_names import SPLITS, is_plain, resolve_splits
+from bitzoo.data.tfds_datasets import TfdsSource, read_records, source_of, tfds_splits
+from bitzoo.data.torchvision_datasets import read_torchvision
+from bitzoo.data.vtab_data import as_task, find_task, task_source, task_splits
 
 DataSource: TypeAlias = "str | os.PathLike[str] | tuple[Any, Any] | Mapping[str, Any] | object"
 """A path, `hf:NAME`, (images, labels), a `datasets.Dataset`, or a mapping of these by split."""
@@ -64,12 +69,42 @@ def _simplified(name: str) -> str:
 
 
 def _list(source: DataSource, known: Collection[str]) -> Listing:
-    if isinstance(source, str) and source.startswith(PREFIX):
-        name = source.removeprefix(PREFIX)
-        return _list_object(load_named(name), repr(source))
+    if isinstance(source, str) and library_of(source):
+        return _list_named(source)
+    if isinstance(source, TfdsSource):
+        return _list_tfds(source)
     if isinstance(source, (str, os.PathLike)):
         return _list_path(Path(source), known)
     return _list_object(source, "from Python")
+
+
+def _list_named(text: str) -> Listing:
+    """List a data set that a library manages, by its name."""
+    name = parse(text)
+    if name.library == TFDS:
+        return _list_tfds(source_of(name))
+    if name.library == VTAB:
+        return _list_task(name)
+    read = read_named if name.library == HF else read_torchvision
+    found = read(name, repr(text))
+    return found if isinstance(found, Listing) else _list_splits(found, repr(text))
+
+
+def _list_tfds(source: TfdsSource) -> Listing:
+    if source.split is not None:
+        return read_records(source)
+    splits = tfds_splits(source)
+    return _list_splits({name: replace(source, split=name) for name in splits}, str(source))
+
+
+def _list_task(name: SourceName) -> Listing:
+    """List what a VTAB task trains on and is tested on, or one of its parts."""
+    task, part = find_task(name.name), name.split
+    if part is None:
+        listing = _list_splits(task_splits(task), "")
+    else:
+        listing = _list_tfds(task_source(task, part))
+    return as_task(listing, task, part)
 
 
 def _list_path(path: Path, known: Collection[str]) -> Listing:
@@ -80,7 +115,7 @@ def _list_path(path: Path, known: Collection[str]) -> Listing:
     found = "a file of another kind" if path.exists() else "nothing there"
     raise DatasetError(
         f"The data set {printable(os.fspath(path))!r} must be a folder of class folders, a .csv or "
-        f".jsonl manifest with path and label, or {PREFIX}NAME for a Hugging Face data set, found "
+        f".jsonl manifest with path and label, or {HF}NAME for a Hugging Face data set, found "
         f"{found}. Check the path."
     )
 
@@ -98,6 +133,22 @@ def _list_object(source: Any, name: str) -> Listing:
     )
 
 
+def _list_part(source: Any, name: str) -> Listing:
+    """List one of several splits: a source of any kind, or what lists it."""
+    if isinstance(source, partial):
+        return source()  # type: ignore[no-any-return]
+    if isinstance(source, (str, os.PathLike, TfdsSource)):
+        return _list(source, ())
+    return _list_object(source, name)
+
+
+def _says_where(source: Any) -> bool:
+    """Whether the keys of a source's rows name their split already, as `train[17]`."""
+    if isinstance(source, str):
+        return library_of(source) is not None
+    return isinstance(source, (TfdsSource, partial))
+
+
 def _list_splits(source: Mapping[str, Any], name: str) -> Listing:
     """Merge the listings of several splits, each row marked with its split."""
     meant = resolve_splits(map(str, source))
@@ -107,9 +158,13 @@ def _list_splits(source: Mapping[str, Any], name: str) -> Listing:
             f"The data set {name} must have splits named {', '.join(SPLITS)}, found "
             f"{', '.join(map(str, source)) or 'none'}."
         )
-    listings = {key: _list_object(source[key], name) for key in splits}
+    listings = {key: _list_part(source[key], name) for key in splits}
     rows = tuple(
-        replace(row, key=f"{key} {row.key}", split=splits[key])
+        replace(
+            row,
+            key=row.key if _says_where(source[key]) else f"{key} {row.key}",
+            split=splits[key],
+        )
         for key, listing in listings.items()
         for row in listing.rows
     )

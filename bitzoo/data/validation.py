@@ -80,6 +80,7 @@ def inspect(
     training: bool = True,
     drop_near_duplicates: bool = False,
     bit_depth: int | None = None,
+    checks: Sequence[ImageCheck] | None = None,
     fixed_split: bool = False,
 ) -> tuple[ImageSet, DataSummary]:
     """Decode every image and validate the data set as a whole.
@@ -95,6 +96,8 @@ def inspect(
             images, see `near_duplicates`. They are reported in any case.
         bit_depth: `DataSummary.bit_depth` of the data that the network was trained on, so that
             these images are read as those were; None derives it from the data set.
+        checks: The check of each example, in the order of the splits, if they are known; see
+            `check_images`.
         fixed_split: Whether the data set's own train and val are those of a benchmark, to be used
             exactly as they are: what they have in common stays in both, and classes that train
             lacks remain classes. What is so is said in the notes.
@@ -113,7 +116,17 @@ def inspect(
     """
     if fixed_split:
         imageset = with_fixed_split(imageset, drop_near_duplicates=drop_near_duplicates)
-    checked = _check_all(imageset, workers, progress)
+    if checks is None:
+        every = [example for split in imageset.splits for example in split.examples]
+        checks = check_images(every, workers=workers, progress=progress)
+    in_order = iter(checks)
+    checked = {
+        split.name: [
+            (replace(example, sha256=check.sha256), check)
+            for example, check in zip(split.examples, in_order, strict=False)
+        ]
+        for split in imageset.splits
+    }
     depth = bit_depth or find_bit_depth(levels for _, levels in _levels_of(checked))
     checked = _judge_values(checked, depth)
     problems = [*imageset.problems]
@@ -153,24 +166,28 @@ def inspect(
     return inspected, _summarize(inspected, kept, found, near, depth, training)
 
 
-def _check_all(
-    imageset: ImageSet, workers: int | None, progress: Progress | None
-) -> dict[str, list[tuple[Example, ImageCheck]]]:
-    """Return split -> its examples, with their `sha256` set, and their checks."""
-    total, done = sum(map(len, imageset.splits)), 0
-    checked: dict[str, list[tuple[Example, ImageCheck]]] = {}
+def check_images(
+    examples: Sequence[Example], *, workers: int | None = None, progress: Progress | None = None
+) -> list[ImageCheck]:
+    """Decode every image and say what is wrong or special about it.
+
+    Args:
+        examples: The examples.
+        workers: Decoding threads; None means one per core that this process may use.
+        progress: Called with the task, the number of images done and their total.
+
+    Returns:
+        A check per example, which other processes can be sent.
+    """
+    checks: list[ImageCheck] = []
     with warnings.catch_warnings(), ThreadPoolExecutor(workers or count_cores()) as pool:
         warnings.simplefilter("ignore")  # Pillow warns of broken EXIF data and of large images
-        for split in imageset.splits:
-            pairs = checked[split.name] = []
-            for start in range(0, len(split), _SLICE):
-                examples = split.examples[start : start + _SLICE]
-                for example, check in zip(examples, pool.map(check_image, examples), strict=True):
-                    pairs.append((replace(example, sha256=check.sha256), check))
-                    done += 1
-                    if progress is not None:
-                        progress(TASK, done, total)
-    return checked
+        for start in range(0, len(examples), _SLICE):
+            for check in pool.map(check_image, examples[start : start + _SLICE]):
+                checks.append(check)
+                if progress is not None:
+                    progress(TASK, len(checks), len(examples))
+    return checks
 
 
 _Kept: TypeAlias = "dict[str, list[tuple[Example, ImageCheck]]]"

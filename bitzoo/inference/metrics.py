@@ -11,8 +11,10 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from bitzoo.display import Displayed
+from bitzoo.display import Displayed, in_percent
 from bitzoo.errors import BitzooError, LayoutError, UsageError
+from bitzoo.inference.intervals import wilson
+from bitzoo.inference.published import Published
 from bitzoo.inference.selection import Selection
 
 __all__ = ["MIN_TOP5_CLASSES", "Confusion", "Evaluation", "EvaluationError"]
@@ -40,18 +42,26 @@ class Confusion:
 class Evaluation(Displayed):
     """The outcome image by image; every total is derived from it, so parts add up exactly.
 
-    The arrays have one entry per image, in the order of `rows`.
+    The arrays have one entry per image, in the order of `rows`. An image may have several labels
+    that are right, as in ReaL: it then is right if the predicted class is any of them, and counts
+    among its own class, which may not be one of them.
 
     Attributes:
         classes: Class names; labels and predictions are indices into them.
         rows: Number of the image in the data set, int64.
-        labels: True class, int64.
+        labels: True class, int64; with several labels, the class that the data set has it in.
         predicted: Class with the highest logit, of several the first, int64.
-        ranks: How many classes come before the true one, by logit and then by index, int64.
+        ranks: How many classes come before the true one, by logit and then by index, int64; of
+            several labels, before the first of them.
         scores: Softmax probability of the predicted class, float64.
-        losses: Cross-entropy in nats, computed in float64 from float32 logits.
+        losses: Cross-entropy in nats, computed in float64 from float32 logits; of several labels,
+            minus the logarithm of their probabilities' sum.
         logits: float32 (n, classes) if they were asked for.
         selection: Which images these are; None if nobody said.
+        matched: How the data set's classes and the network's outputs were matched, as a sentence;
+            "" if nothing was to be matched.
+        several: Whether images may have several labels.
+        published: What others published about the model on this data set.
     """
 
     classes: tuple[str, ...]
@@ -63,6 +73,9 @@ class Evaluation(Displayed):
     losses: npt.NDArray[np.float64]
     logits: npt.NDArray[np.float32] | None = None
     selection: Selection | None = None
+    matched: str = ""
+    several: bool = False
+    published: tuple[Published, ...] = ()
 
     @classmethod
     def of_logits(
@@ -73,6 +86,7 @@ class Evaluation(Displayed):
         rows: Integers | None = None,
         *,
         keep_logits: bool = False,
+        accepted: Sequence[Sequence[int]] | None = None,
     ) -> Evaluation:
         """Judge logits, however they were computed.
 
@@ -82,6 +96,7 @@ class Evaluation(Displayed):
             logits: Shape (n, classes).
             rows: The images' numbers; 0, 1, ... if None.
             keep_logits: Whether the result holds the logits too.
+            accepted: The labels of each image that are right, at least one; None for `labels`.
 
         Raises:
             UsageError: If a label is out of range.
@@ -92,20 +107,25 @@ class Evaluation(Displayed):
         rows = np.arange(len(labels), dtype=np.int64) if rows is None else rows
         check_logits(logits, len(labels), len(classes))
         exact = logits.astype(np.float64)
-        true = np.take_along_axis(logits, labels[:, None], axis=1)
-        tied_before = (logits == true) & (np.arange(len(classes)) < labels[:, None])
-        predicted = logits.argmax(axis=1).astype(np.int64)
         log_total = log_sum_exp(exact)
+        predicted = logits.argmax(axis=1).astype(np.int64)
         pick = np.arange(len(labels))
+        if accepted is None:
+            first, log_true = labels, exact[pick, labels]
+        else:
+            right = _mask(accepted, len(classes))
+            first = np.where(right, logits, -np.inf).argmax(axis=1).astype(np.int64)
+            log_true = log_sum_exp(np.where(right, exact, -np.inf))
         return cls(
             classes=tuple(classes),
             rows=rows,
             labels=labels,
             predicted=predicted,
-            ranks=((logits > true).sum(axis=1) + tied_before.sum(axis=1)).astype(np.int64),
+            ranks=_ranks(logits, first),
             scores=np.exp(exact[pick, predicted] - log_total),
-            losses=log_total - exact[pick, labels],
+            losses=log_total - log_true,
             logits=logits if keep_logits else None,
+            several=accepted is not None,
         )
 
     @classmethod
@@ -139,7 +159,7 @@ class Evaluation(Displayed):
         columns: dict[str, Any] = {
             name: np.concatenate([getattr(part, name) for part in parts])[order] for name in names
         }
-        return cls(parts[0].classes, **columns)
+        return cls(parts[0].classes, several=parts[0].several, **columns)
 
     @property
     def count(self) -> int:
@@ -167,6 +187,16 @@ class Evaluation(Displayed):
         return _share(self.correct_top5, self.count)
 
     @property
+    def interval(self) -> tuple[float, float]:
+        """95 % interval of `top1`, in [0, 1]; NaN without images. See `intervals.wilson`."""
+        return wilson(self.correct, self.count)
+
+    @property
+    def interval_top5(self) -> tuple[float, float]:
+        """95 % interval of `top5`, in [0, 1]; NaN without images."""
+        return wilson(self.correct_top5, self.count)
+
+    @property
     def has_top5(self) -> bool:
         """Whether there are enough classes for the top-5 accuracy to say something."""
         return len(self.classes) >= MIN_TOP5_CLASSES
@@ -186,7 +216,7 @@ class Evaluation(Displayed):
 
     @property
     def macro_f1(self) -> float:
-        """Mean of the classes' F1 scores, in [0, 1]; NaN without images.
+        """Mean of the classes' F1 scores, in [0, 1]; NaN without images, or with several labels.
 
         A class's F1 is 2 tp / (2 tp + fp + fn), the harmonic mean of its precision and recall. Left
         out are only classes that no image has and that none was taken for, whose F1 is 0 / 0.
@@ -194,6 +224,8 @@ class Evaluation(Displayed):
         Source: D. D. Lewis et al., "Training Algorithms for Linear Text Classifiers", SIGIR 1996
         (macro-averaging); the mean of F1 scores, not the F1 of mean precision and mean recall.
         """
+        if self.several:  # what was taken for a class may rightly be so
+            return math.nan
         counts, hits, guesses = self._totals()
         occurs = counts + guesses > 0
         scores = 2 * hits[occurs] / (counts + guesses)[occurs]  # 2 tp + fp + fn
@@ -264,28 +296,36 @@ class Evaluation(Displayed):
         }
         return {
             **{name: None if math.isnan(value) else value for name, value in shares.items()},
+            "interval": list(self.interval) if self.count else None,
+            "interval_top5": list(self.interval_top5) if self.count else None,
             "count": self.count,
             "correct": self.correct,
             "correct_top5": self.correct_top5,
             "per_class": self.per_class,
+            "matched": self.matched or None,
+            "published": [figure.to_dict() for figure in self.published],
             **(self.selection.to_dict() if self.selection else {}),
         }
 
     def display_rows(self) -> list[tuple[str, object]]:
         """Return the totals for people; top-5 from `MIN_TOP5_CLASSES` classes on."""
         rows: list[tuple[str, object]] = [
-            ("top-1", f"{self.top1:.2%} ({self.correct:,} of {self.count:,} images)")
+            ("top-1", f"{self.top1:.2%} ({self.correct:,} of {self.count:,} images)"),
+            ("95 % interval", in_percent(self.interval)),
         ]
         if self.has_top5:
             rows.append(
                 ("top-5", f"{self.top5:.2%} ({self.correct_top5:,} of {self.count:,} images)")
             )
+        rows += [("published", figure.sentence) for figure in self.published]
+        rows.append(("balanced accuracy", f"{self.balanced_accuracy:.2%}"))
+        if not self.several:
+            rows.append(("macro F1", f"{self.macro_f1:.2%}"))
         return [
             *rows,
-            ("balanced accuracy", f"{self.balanced_accuracy:.2%}"),
-            ("macro F1", f"{self.macro_f1:.2%}"),
             ("loss", f"{self.loss:.4f}"),
             ("classes", f"{len(self.classes):,}"),
+            *([("matched", self.matched)] if self.matched else ()),
             *(self.selection.display_rows() if self.selection else ()),
         ]
 
@@ -326,6 +366,24 @@ def log_sum_exp(logits: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     """Return the logarithm of each row's sum of exponentials, without overflow."""
     top = logits.max(axis=1, initial=-np.inf)
     return np.asarray(top + np.log(np.exp(logits - top[:, None]).sum(axis=1)))
+
+
+def _mask(accepted: Sequence[Sequence[int]], classes: int) -> npt.NDArray[np.bool_]:
+    """Return which classes are right for which image: bool (n, classes)."""
+    mask = np.zeros((len(accepted), classes), bool)
+    for row, labels in enumerate(accepted):
+        if not labels:
+            raise UsageError(f"Image {row} must have at least one label, found none. Leave it out.")
+        mask[row, checked_labels(np.asarray(labels), len(labels), classes)] = True
+    return mask
+
+
+def _ranks(logits: npt.NDArray[np.float32], labels: Integers) -> Integers:
+    """Return how many classes come before the label, by logit and then by index."""
+    true = np.take_along_axis(logits, labels[:, None], axis=1)
+    tied_before = (logits == true) & (np.arange(logits.shape[1]) < labels[:, None])
+    ranks: Integers = ((logits > true).sum(axis=1) + tied_before.sum(axis=1)).astype(np.int64)
+    return ranks
 
 
 def _share(part: float, whole: int) -> float:

@@ -72,8 +72,9 @@ class Selection:
 
     def display_rows(self) -> list[tuple[str, object]]:
         """Return readable names and values."""
-        counted = f"{self.trained_on:,} of these images, by the record of the run"
-        known = "unknown" if self.trained_on is None else counted
+        known = "unknown"
+        if self.trained_on is not None:
+            known = f"{self.trained_on:,} of these images, by the record of the run"
         return [
             ("split", f"{self.split}: {self.chosen}"),
             ("trained on", known),

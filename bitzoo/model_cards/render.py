@@ -143,13 +143,18 @@ def _scores(spec: ModelSpec | None) -> list[tuple[str, list[Metric]]]:
 
 
 def _eval_results(spec: ModelSpec | None) -> list[EvalResult]:
-    """Return the scores of exactly these weights, without those of fine-tuned copies."""
+    """Return the scores of exactly these weights on ILSVRC-2012, which the Hub knows by name.
+
+    Those of fine-tuned copies are no results of the file.
+    """
     from huggingface_hub import EvalResult
 
     results = []
     seen = set()
     for metric in spec.metrics if spec else ():
         if metric.name not in _TOP or not metric.note.startswith("these weights"):
+            continue
+        if metric.dataset != "ILSVRC-2012":
             continue
         kind, name = _TOP[metric.name]
         if (kind, metric.source) in seen:

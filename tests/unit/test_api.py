@@ -60,12 +60,14 @@ COMMANDS = {
     "list": "list_models",
     "predict": "predict",
     "publish": "publish",
+    "reproduce": "reproduce",
     "resume": "resume",
     "verify": "verify",
+    "vtab": "vtab",
 }
 """Command -> the function that does the same."""
 
-PRINTING = {"version", "json", "format", "debug", "yes"}
+PRINTING = {"version", "json", "format", "debug", "yes", "list_"}
 """Options that decide only what is asked and printed."""
 
 
@@ -171,6 +173,8 @@ def test_every_command_is_a_function():
         ("finetune", "dtype", COMPUTE_DTYPES),
         ("finetune", "edition", get_args(Edition)),
         ("hyperrule", "edition", get_args(Edition)),
+        ("reproduce", "edition", get_args(Edition)),
+        ("reproduce", "dtype", COMPUTE_DTYPES),
     ],
 )
 def test_choices_are_what_the_library_knows(command, option, known):

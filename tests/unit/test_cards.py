@@ -68,6 +68,9 @@ def test_every_released_card_has_its_numbers_and_no_others(name):
     ]
     for metric, (*_, how) in zip(spec.metrics, shown, strict=True):
         assert metric.source in how
+        again = f"`bitzoo reproduce {name} --claim {metric.claim}"
+        assert (f"| {again}" in how) == (not metric.reason)
+        assert escape(metric.reason) in how
     assert ("None of these scores was measured again" in text) == bool(spec.metrics)
     assert ("No published score of this checkpoint" in text) == (not spec.metrics)
     for sentence in spec.unverified:

@@ -292,21 +292,24 @@ def scores(name: str) -> set[tuple[str, str, float, int | None]]:
 
 def test_scores_stand_at_the_checkpoints_they_belong_to():
     in1k = "ILSVRC-2012"
-    assert scores("BiT-M-R152x4-ILSVRC2012") == {
-        ("top-1", in1k, 84.936, 480),
-        ("top-5", in1k, 97.456, 480),
+
+    def on_in1k(name: str) -> set[tuple[str, float, int | None]]:
+        return {(kind, *rest) for kind, dataset, *rest in scores(name) if dataset == in1k}
+
+    assert on_in1k("BiT-M-R152x4-ILSVRC2012") == {("top-1", 84.936, 480), ("top-5", 97.456, 480)}
+    assert scores("BiT-R50x1_160") == {("top-1", in1k, 80.5, 160), ("top-1", in1k, 80.49, 160)}
+    assert on_in1k("BiT-R152x2_T_384") == {
+        ("top-1", 84.3, 384),
+        ("top-1", 83.7, 384),
+        ("top-1", 83.858, 384),
+        ("top-5", 97.13, 384),
     }
-    assert scores("BiT-R50x1_160") == {("top-1", in1k, 80.5, 160)}
-    assert scores("BiT-R152x2_T_384") == {
-        ("top-1", in1k, 84.3, 384),
-        ("top-1", in1k, 83.858, 384),
-        ("top-5", in1k, 97.13, 384),
-    }
+    assert scores("BiT-R152x2_T_pet128") == {("top-1", "Oxford-IIIT Pets", 91.03, 128)}
     assert ("mean top-1", "VTAB-1k", 66.87, None) in scores("BiT-S-R152x4")
     assert ("top-1", "CIFAR-100", 92.17, None) in scores("BiT-M-R152x4")
     assert ("mean top-1", "VTAB-1k", 73.51, None) in scores("BiT-M-R152x4")
     assert ("top-5", in1k, 98.46, None) in scores("BiT-L-R152x4")
-    assert len(get_spec("BiT-M-R101x3").metrics) == 3 + 3 + 2 + 1
+    assert len(get_spec("BiT-M-R101x3").metrics) == 3 * (3 + 3) + 2 + 1
     assert get_spec("BiT-S-R50x1").metrics == ()
     one_shot = next(m for m in get_spec("BiT-M-R50x1").metrics if m.value == 57.9)
     assert one_shot.dataset == "CIFAR-10"
@@ -317,6 +320,7 @@ def test_scores_stand_at_the_checkpoints_they_belong_to():
         *["BiT-M-R50x1", "BiT-M-R101x3", "BiT-M-R152x2"],
         *[f"BiT-M-{arch}-ILSVRC2012" for arch in ARCHS],
         *["BiT-R50x1_224", "BiT-R50x1_160", "BiT-R152x2_T_224", "BiT-R152x2_T_384"],
+        *[f"BiT-R152x2_T_{task}128" for task in ("flowers", "pet", "food", "sun")],
     }
 
 

@@ -1,0 +1,109 @@
+"""Names of data sets that libraries manage: `tfds:dtd@train[:800]`, `hf:beans@train`.
+
+The grammar is `LIBRARY:NAME[/CONFIG][:VERSION][@SPLIT][?image=COLUMN&label=COLUMN]`. Only TFDS has
+versions. What the name means is for the library's reader to say; here it is only taken apart.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from bitzoo.data.problems import DatasetError, printable
+
+TFDS, HF, TORCHVISION, VTAB = "tfds:", "hf:", "torchvision:", "vtab:"
+PREFIXES = (TFDS, HF, TORCHVISION, VTAB)
+"""What the names of data sets begin with that are no paths."""
+
+_TFDS_NAME = re.compile(
+    r"(?P<name>\w+)(?:/(?P<config>[^:@\s]+))?(?::(?P<version>[\d*]+(?:\.[\d*]+){2}))?"
+)
+_COLUMNS = ("image", "label")
+
+
+@dataclass(frozen=True)
+class SourceName:
+    """The parts of a data set's name.
+
+    Attributes:
+        library: One of `PREFIXES`.
+        name: The library's name of the data set; for `hf:` also a folder.
+        config: Its variant; None if none is named.
+        version: Its version, each part a number or `*`; None if none is named.
+        split: The part of it, in the library's language; None for all splits.
+        image: Name of the column with the images; None if none is named.
+        label: Name of the column with the labels; None if none is named.
+    """
+
+    library: str
+    name: str
+    config: str | None = None
+    version: str | None = None
+    split: str | None = None
+    image: str | None = None
+    label: str | None = None
+
+
+def library_of(text: str) -> str | None:
+    """Return the prefix of a library's data set, one of `PREFIXES`; None for a path."""
+    return next((prefix for prefix in PREFIXES if text.startswith(prefix)), None)
+
+
+def parse(text: str) -> SourceName:
+    """Take a name apart that begins with one of `PREFIXES`.
+
+    Raises:
+        DatasetError: If it does not follow the grammar.
+    """
+    library = library_of(text)
+    if library is None:
+        raise ValueError(f"{text!r} begins with none of {PREFIXES}")
+    rest, columns = _columns(text.removeprefix(library), text)
+    if library == HF and Path(rest).exists():  # a folder's name may have any character in it
+        return SourceName(library, rest, **columns)
+    rest, at, split = rest.rpartition("@") if "@" in rest else (rest, "", "")
+    if not rest or (at and not split):
+        raise _malformed(text, "a name, and a split after @")
+    parts = {"split": split or None, **columns}
+    if library == HF:
+        return SourceName(library, *_name_and_config(rest), **parts)
+    if library == TFDS:
+        match = _TFDS_NAME.fullmatch(rest)
+        if match is None:
+            raise _malformed(text, f"{TFDS}NAME[/CONFIG][:VERSION][@SPLIT]")
+        return SourceName(library, **match.groupdict(), **parts)
+    if library == VTAB:
+        return SourceName(library, rest, **parts)
+    if not rest.isidentifier():
+        raise _malformed(text, f"{TORCHVISION}NAME[@SPLIT], NAME a class in torchvision.datasets")
+    return SourceName(library, rest, **parts)
+
+
+def _columns(rest: str, text: str) -> tuple[str, dict[str, str | None]]:
+    rest, mark, asked = rest.partition("?")
+    columns: dict[str, str | None] = {}
+    for part in asked.split("&") if mark else ():
+        column, _, value = part.partition("=")
+        if column not in _COLUMNS or not value or column in columns:
+            raise _malformed(text, "image=COLUMN or label=COLUMN after ?, joined by &")
+        columns[column] = value
+    return rest, columns
+
+
+def _name_and_config(rest: str) -> tuple[str, str | None]:
+    """Take `OWNER/NAME/CONFIG` or `FOLDER/CONFIG` apart; of two words, the first is the owner."""
+    if Path(rest).exists():
+        return rest, None
+    folder, _, config = rest.rpartition("/")
+    if folder and (Path(folder).is_dir() or folder.count("/") == 1):
+        return folder, config
+    return rest, None
+
+
+def _malformed(text: str, expected: str) -> DatasetError:
+    return DatasetError(
+        f"The data set {printable(text)!r} must be named by {expected}. Examples: "
+        "tfds:dtd@train[:800], tfds:eurosat/rgb:2.0.0, hf:uoft-cs/cifar100@train?label=fine_label, "
+        "torchvision:CIFAR10@test, vtab:clevr-count."
+    )

@@ -1,0 +1,447 @@
+"""List data sets that TensorFlow Datasets has prepared, and read their records in any order.
+
+The records are read from ArrayRecord files, which need no TensorFlow, in the order in which TFDS
+stored them; slices are TFDS's own. An image is the bytes that are stored, decoded as a file is.
+"""
+
+from __future__ import annotations
+
+import importlib
+import io
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from bitzoo._version import __version__
+from bitzoo.data.folder import Listing, Row
+from bitzoo.data.problems import DatasetError, Problem, Reason, join_some, printable
+from bitzoo.data.record_labels import LabelCache, identity_of_files
+from bitzoo.data.source_names import TFDS, SourceName
+from bitzoo.data.tfds_prepared import Prepared, find_prepared, tfds_library
+from bitzoo.errors import UsageError, damage_reported
+from bitzoo.files import Progress
+from bitzoo.models.image_files import open_image
+
+_UNLABELLED = -1
+"""TFDS's label of a record that has none."""
+_ADVICE = "Prepare the data set again, or restore its files."
+_MOST_VALUE = 255
+
+
+@dataclass(frozen=True)
+class LabelRule:
+    """A label derived from features of a record.
+
+    Attributes:
+        name: Identifies the rule; labels are kept under it, so a rule that changes needs a new one.
+        features: The TFDS features that it needs, decoded.
+        classes: Names of its classes, in order.
+        label: A function of a module, from the features of a record to an index into the classes.
+    """
+
+    name: str
+    features: tuple[str, ...]
+    classes: tuple[str, ...]
+    label: Callable[[Mapping[str, Any]], int]
+
+
+@dataclass(frozen=True)
+class TfdsSource:
+    """Records of a data set that TFDS has prepared.
+
+    Attributes:
+        name: TFDS's name, and after a slash the config: "eurosat/rgb".
+        split: Which records, in TFDS's language: "train[:800]+validation[:200]"; None for all
+            splits, by their names.
+        versions: Accepted versions, best first, each part a number or `*`; () for the newest that
+            is prepared.
+        rule: What a label is; None for that of a ClassLabel feature.
+        image: Name of the Image feature; None for the only one or, of several, the one that the
+            data set states as its input.
+        scale: Factor of the pixels' values, for data sets that store 0 and 1.
+        label: Name of the ClassLabel feature; None as for `image`.
+    """
+
+    name: str
+    split: str | None
+    versions: tuple[str, ...] = ()
+    rule: LabelRule | None = None
+    image: str | None = None
+    scale: int = 1
+    label: str | None = None
+
+    def __str__(self) -> str:
+        version = f":{self.versions[0]}" if len(self.versions) == 1 else ""
+        asked = [f"{word}={name}" for word in _WORDS if (name := getattr(self, word))]
+        return (
+            f"{TFDS}{self.name}{version}"
+            + (f"@{self.split}" if self.split else "")
+            + (f"?{'&'.join(asked)}" if asked else "")
+        )
+
+
+_WORDS = ("image", "label")
+"""What is wanted of a record, in the order of TFDS's pairs of input and target."""
+
+
+def source_of(name: SourceName) -> TfdsSource:
+    """Return what a `tfds:` string names."""
+    return TfdsSource(
+        f"{name.name}/{name.config}" if name.config else name.name,
+        name.split,
+        (name.version,) if name.version else (),
+        image=name.image,
+        label=name.label,
+    )
+
+
+def tfds_version(source: TfdsSource) -> str:
+    """Return the version that is prepared and used.
+
+    Raises:
+        DatasetError: If none of the accepted versions is prepared.
+        MissingExtraError: If TFDS is not installed.
+    """
+    return str(find_prepared(source.name, source.versions).builder.version)
+
+
+def tfds_splits(source: TfdsSource) -> dict[str, int]:
+    """Return the names of the prepared splits, and how many records each has.
+
+    Raises:
+        DatasetError: If it is not prepared.
+        MissingExtraError: If TFDS is not installed.
+    """
+    splits = find_prepared(source.name, source.versions).builder.info.splits
+    return {name: splits[name].num_examples for name in splits}
+
+
+def read_records(source: TfdsSource, progress: Progress | None = None) -> Listing:
+    """List the records of one split or slice, in the order of the records.
+
+    A slice in which every label is -1 is unlabelled, as some test splits are, and lists no rows.
+    Labels are read once and kept, see `record_labels`.
+
+    Args:
+        source: Which records; its `split` must not be None.
+        progress: Called while labels are read.
+
+    Raises:
+        DatasetError: If it is not prepared, in files without random access, has no such split or
+            slice, or several features may be meant.
+        MissingExtraError: If TFDS is not installed.
+    """
+    if source.split is None:
+        raise ValueError("a source without a split is read split by split")
+    found = find_prepared(source.name, source.versions)
+    features = found.builder.info.features
+    parts = _parts(found, source.split)
+    records: Records | Examples
+    if found.folder:
+        records = Records(found.folder, source.split)
+    else:
+        records = Examples(found.builder, source.split)
+        parts = [_Part(source.split, len(records), range(len(records)))]
+    image, notes = _feature(found, "Image", source.image)
+    if source.rule is None:
+        label, more = _feature(found, "ClassLabel", source.label)
+        notes += more
+        classes, wanted = _names(features[label]), (label,)
+    else:
+        label, classes, wanted = "", source.rule.classes, source.rule.features
+        _require(found, wanted)
+    values = _labels(found, source, parts, records, wanted, progress)
+    shown, notes = repr(f"{found.shown}@{source.split}"), [*found.notes, *notes]
+    if values and all(value == _UNLABELLED for value in values):
+        note = f"not used: the {len(values):,} images of {source.split} have no labels, only -1."
+        return Listing((), classes, shown, (*notes, note))
+    others = {n: features[n] for n in features if n != label and _is_text(features[n])}
+    rows, problems = [], []
+    keys = (f"{part.split}[{number}]" for part in parts for number in part.numbers)
+    for index, (key, value) in enumerate(zip(keys, values, strict=True)):
+        if 0 <= value < len(classes):
+            load = RecordImage(records, index, image, source.scale)
+            rows.append(Row(key, classes[value], load=load, extra=_Cells(records, index, others)))
+        else:
+            detail = f"expected a label of 0 to {len(classes) - 1}, found {value}"
+            problems.append(Problem(Reason.LABEL, key, detail))
+    return Listing(tuple(rows), classes, shown, tuple(notes), tuple(problems))
+
+
+# --- records ------------------------------------------------------------------------------------
+
+
+class Records:
+    """Stored records by number.
+
+    Safe to use from several threads. It pickles to the place of the files, and opens them when a
+    record is first read.
+
+    Args:
+        folder: The folder of the prepared data set.
+        split: Which of its records.
+    """
+
+    def __init__(self, folder: str, split: str) -> None:
+        self.folder, self.split = folder, split
+        self._lock = threading.Lock()
+        self._opened: tuple[Any, Any] | None = None
+        self._parsers: dict[tuple[str, ...], Any] = {}
+
+    def __getstate__(self) -> tuple[str, str]:
+        return self.folder, self.split
+
+    def __setstate__(self, state: tuple[str, str]) -> None:
+        self.__init__(*state)  # type: ignore[misc]
+
+    def _open(self) -> tuple[Any, Any]:
+        """Return the builder and its source of records."""
+        with self._lock:
+            if self._opened is None:
+                library = tfds_library()
+                builder = library.builder_from_directory(self.folder)
+                source = builder.as_data_source(
+                    self.split,
+                    deserialize_method=library.decode.DeserializeMethod.RAW_BYTES,
+                    file_format="array_record",
+                )
+                self._opened = builder, source
+            return self._opened
+
+    def __len__(self) -> int:
+        return len(self._open()[1])
+
+    def content(self, index: int, feature: str) -> bytes:
+        """Return the bytes of an image, as they were stored.
+
+        Raises:
+            DatasetError: If the record cannot be read.
+        """
+        with damage_reported(self._place(index), "a stored record", _ADVICE, DatasetError):
+            example = _messages().Example.FromString(self._open()[1][index])
+            (content,) = example.features.feature[feature].bytes_list.value
+        return bytes(content)
+
+    def image(self, index: int, feature: str) -> Image.Image:
+        """Return an image, opened from its stored bytes as from a file's."""
+        return open_image(io.BytesIO(self.content(index, feature)))
+
+    def values(self, index: int, features: tuple[str, ...]) -> Mapping[str, Any]:
+        """Return some features of a record, decoded.
+
+        Raises:
+            DatasetError: If the record cannot be read.
+        """
+        with damage_reported(self._place(index), "a stored record", _ADVICE, DatasetError):
+            builder, source = self._open()
+            parser = self._parsers.get(features)
+            if parser is None:
+                known = builder.info.features
+                parser = tfds_library().features.FeaturesDict({n: known[n] for n in features})
+                self._parsers[features] = parser
+            found: Mapping[str, Any] = parser.deserialize_example_np(source[index])
+        return found
+
+    def _place(self, index: int) -> str:
+        return f"Record {index} of {self.split} in {printable(self.folder)!r}"
+
+
+class Examples:
+    """The records of a builder without files, which yields them decoded.
+
+    Args:
+        builder: The builder.
+        split: Which of its records.
+    """
+
+    def __init__(self, builder: Any, split: str) -> None:
+        self._opened = builder.as_data_source(split)
+
+    def __len__(self) -> int:
+        return len(self._opened)
+
+    def image(self, index: int, feature: str) -> Image.Image:
+        """Return an image."""
+        pixels = np.asarray(self._opened[index][feature])
+        return Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
+
+    def values(self, index: int, features: tuple[str, ...]) -> Mapping[str, Any]:
+        """Return some features of a record."""
+        record = self._opened[index]
+        return {name: record[name] for name in features}
+
+
+@dataclass(frozen=True)
+class RecordImage:
+    """Loads the image of one record."""
+
+    records: Records | Examples
+    index: int
+    feature: str
+    scale: int = 1
+
+    def __call__(self) -> Image.Image:
+        """Return the image."""
+        image = self.records.image(self.index, self.feature)
+        return image if self.scale == 1 else _scaled(image, self.scale)
+
+
+@dataclass(frozen=True)
+class _Cells(Mapping[str, str]):
+    """The other features of a record, as text; read when one of them is asked for."""
+
+    records: Records | Examples
+    index: int
+    features: Mapping[str, Any] = field(repr=False)
+
+    def __getitem__(self, name: str) -> str:
+        names = getattr(self.features[name], "names", None)
+        value = self.records.values(self.index, (name,))[name]
+        if names and 0 <= int(value) < len(names):
+            return str(names[int(value)])
+        return value.decode(errors="replace") if isinstance(value, bytes) else str(value)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.features)
+
+    def __len__(self) -> int:
+        return len(self.features)
+
+
+def _messages() -> Any:
+    """Return the module of the messages that records are."""
+    return importlib.import_module("tensorflow_datasets.proto").tf_example_pb2
+
+
+def _scaled(image: Image.Image, scale: int) -> Image.Image:
+    if image.mode not in ("1", "L", "RGB"):
+        raise UsageError(f"values are multiplied in images of 8 bits only, not mode {image.mode}")
+    image = image.convert("L") if image.mode == "1" else image
+    table = [min(_MOST_VALUE, value * scale) for value in range(_MOST_VALUE + 1)]
+    return image.point(table * len(image.getbands()))
+
+
+# --- splits and features ------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Records of one split: its name, how many it has in all, and the numbers of those meant."""
+
+    split: str
+    count: int
+    numbers: range
+
+
+def _parts(found: Prepared, split: str) -> list[_Part]:
+    """Return what a slice consists of, in order; nothing for a builder without files.
+
+    Raises:
+        DatasetError: If there is no such split or slice.
+    """
+    if not found.folder:
+        return []
+    splits = found.builder.info.splits
+    counts = {name: splits[name].num_examples for name in splits}
+    try:
+        parts = tfds_library().core.ReadInstruction.from_spec(split).to_absolute(splits)
+    except Exception as error:  # of several kinds, for what a user wrote
+        raise _no_slice(found, split, counts, _said(error)) from error
+    meant = []
+    for part in parts:
+        stop = counts[part.splitname] if part.to is None else part.to
+        numbers = range(part.from_ or 0, stop)
+        if not numbers:
+            raise _no_slice(found, split, counts, f"no record of {part.splitname} is in the slice")
+        meant.append(_Part(part.splitname, counts[part.splitname], numbers))
+    return meant
+
+
+def _said(error: Exception) -> str:
+    """Return TFDS's reason, without the pages around it."""
+    lines = [line.strip() for line in str(error).split("\n") if line.strip()]
+    last = lines[-1] if lines else type(error).__name__
+    return last.split(" See format at")[0].rstrip(". ")
+
+
+def _no_slice(found: Prepared, split: str, counts: Mapping[str, int], why: str) -> DatasetError:
+    there = ", ".join(f"{name} ({count:,})" for name, count in counts.items())
+    return DatasetError(
+        f"{found.shown} has the splits {there}, and slices of them in TFDS's language, such as "
+        f"train[:800]+train[90%:]; it has no {printable(split)!r}: {why}. Correct what stands "
+        "after @."
+    )
+
+
+def _feature(found: Prepared, kind: str, asked: str | None) -> tuple[str, list[str]]:
+    """Return the name of the feature of a kind that is meant, and what is to be said of it.
+
+    Raises:
+        DatasetError: If there is none, or several of which none is stated to be meant.
+    """
+    info, place = found.builder.info, ("Image", "ClassLabel").index(kind)
+    word = _WORDS[place]
+    names = sorted(name for name in info.features if type(info.features[name]).__name__ == kind)
+    pair = info.supervised_keys or ()
+    stated = pair[place] if len(pair) == len(_WORDS) else None
+    name = asked or (names[0] if len(names) == 1 else stated)
+    if name not in names:
+        what = f"found {asked!r}" if asked else "and it does not state which is meant"
+        advice = f" Choose one: {TFDS}{found.name}?{word}={names[0]}." if names else ""
+        raise DatasetError(
+            f"{found.shown} must have a feature of type {kind} that is the {word}; it has "
+            f"{join_some(names, 20) or 'none of them'}, {what}.{advice}"
+        )
+    if asked or len(names) == 1:
+        return name, []
+    others = [other for other in names if other != name]
+    note = f"The {word} is {name}, as {found.shown} states, not {join_some(others)}."
+    return name, [note]
+
+
+def _require(found: Prepared, wanted: tuple[str, ...]) -> None:
+    features = found.builder.info.features
+    missing = [name for name in wanted if name not in features]
+    if missing:
+        raise DatasetError(
+            f"{found.shown} must have the features {', '.join(wanted)}, found no "
+            f"{', '.join(missing)} among {', '.join(sorted(features))}. Use another version of it."
+        )
+
+
+def _names(feature: Any) -> tuple[str, ...]:
+    return tuple(printable(feature.int2str(number)) for number in range(feature.num_classes))
+
+
+def _is_text(feature: Any) -> bool:
+    """Whether a feature is one number or a text."""
+    kinds = ("Text", "ClassLabel", "Scalar", "Tensor")
+    return type(feature).__name__ in kinds and feature.shape == ()
+
+
+def _labels(
+    found: Prepared,
+    source: TfdsSource,
+    parts: list[_Part],
+    records: Records | Examples,
+    wanted: tuple[str, ...],
+    progress: Progress | None,
+) -> list[int]:
+    """Return the label of every record."""
+    rule = source.rule
+    way = [rule.name, *rule.classes, __version__] if rule else []
+    identity = [found.shown, identity_of_files(found.folder), *wanted, *way] if found.folder else []
+    cache, values, start = LabelCache(identity), [], 0
+
+    def read(number: int) -> int:
+        decoded = records.values(number - part.numbers.start + start, wanted)
+        return int(rule.label(decoded) if rule else decoded[wanted[0]])
+
+    for part in parts:
+        values += cache.labels(part.split, part.count, part.numbers, read, progress).tolist()
+        start += len(part.numbers)
+    return values
