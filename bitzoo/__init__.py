@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from bitzoo.runs.finetune import finetune
     from bitzoo.runs.reproduce import reproduce
     from bitzoo.runs.resume import resume
+    from bitzoo.runs.vtab import vtab
     from bitzoo.training.hyperrule import hyperrule
     from bitzoo.zoo.conversion import convert, verify
     from bitzoo.zoo.create import create_model, fold
@@ -54,6 +55,7 @@ _HOMES = {
     "reproduce": "runs.reproduce",
     "resume": "runs.resume",
     "verify": "zoo.conversion",
+    "vtab": "runs.vtab",
 }
 
 __all__ = [
@@ -81,6 +83,7 @@ __all__ = [
     "reproduce",
     "resume",
     "verify",
+    "vtab",
 ]
 
 

@@ -25,6 +25,7 @@ from bitzoo.cli.quickstart import quickstart
 from bitzoo.cli.reproduce import reproduce
 from bitzoo.cli.resume import resume
 from bitzoo.cli.signals import exit_on_signals
+from bitzoo.cli.vtab import vtab
 
 
 @click.group(context_settings=SETTINGS)
@@ -45,6 +46,7 @@ for _command in (
     evaluate,
     predict,
     fewshot,
+    vtab,
     reproduce,
     export,
     publish,

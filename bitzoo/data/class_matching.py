@@ -121,8 +121,9 @@ def _by_number(
         f"The classes of the data set are {len(numbers):,} numbers from {ordered[0]} to "
         f"{ordered[-1]}, which do not say which of {outputs.title} they are"
         f"{f' ({join_some(shown, 3)})' if shown else ''}. {_strange(ordered, outputs, task)} Name "
-        f"the classes as the model does, or say whose numbers they are: `labels={BY_INDEX!r}` for "
-        f"the outputs'{f', `labels={ILSVRC!r}` for those of {ILSVRC}' if outputs.synsets else ''}."
+        f'the classes as the model does, or say whose numbers they are: `labels="{BY_INDEX}"` for '
+        "the outputs'"
+        + (f', `labels="{ILSVRC}"` for those of {ILSVRC}.' if outputs.synsets else ".")
     )
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import importlib
 import io
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -15,7 +16,7 @@ from PIL import Image
 
 from bitzoo.data.folder import Listing, Row, order_classes
 from bitzoo.data.problems import DatasetError, Problem, Reason, printable
-from bitzoo.data.source_names import HF
+from bitzoo.data.source_names import HF, SourceName
 from bitzoo.errors import MissingExtraError
 from bitzoo.models.image_files import open_image
 from bitzoo.models.wide_values import is_wide_grey
@@ -37,11 +38,15 @@ class Table(Protocol):
     def __getitem__(self, key: Any, /) -> Any: ...
 
 
-def load_named(name: str) -> Any:
-    """Load a data set by its name on the Hub, or from a folder.
+def load_named(name: SourceName) -> Any:
+    """Load a data set from a folder, or one that was loaded from the Hub before.
 
     A folder written by `save_to_disk` is opened directly; any other goes to
-    `datasets.load_dataset`, which knows folders of Parquet, CSV or image files.
+    `datasets.load_dataset`, which knows folders of Parquet, Arrow, CSV or image files. Nothing is
+    downloaded. Tables are mapped into memory, not read into it.
+
+    Args:
+        name: Its name or folder, and its config; the split is for `read_named`.
 
     Returns:
         A `datasets.DatasetDict` or a `datasets.Dataset`.
@@ -54,28 +59,137 @@ def load_named(name: str) -> Any:
         library = importlib.import_module("datasets")
     except ImportError as error:
         raise MissingExtraError(
-            f"Reading {HF}{name} needs Hugging Face's library datasets, which is not "
+            f"Reading {HF}{name.name} needs Hugging Face's library datasets, which is not "
             "installed. Install it: pip install 'bitzoo[datasets]'."
         ) from error
-    is_saved = any(Path(name, file).is_file() for file in _SAVED)
+    is_saved = any(Path(name.name, file).is_file() for file in _SAVED)
     load = library.load_from_disk if is_saved else library.load_dataset
+    options = () if name.config is None or is_saved else (name.config,)
     try:
-        return load(name)
+        with _offline(library):
+            return load(name.name, *options)
     except Exception as error:  # the library passes on whatever file systems and networks raise
+        call = ", ".join(map(repr, (name.name, *options)))
+        prepare = f'python -c "import datasets; datasets.load_dataset({call})"'
         raise DatasetError(
-            f"The Hugging Face data set {name!r} cannot be loaded: expected its name on the Hub or "
-            f"a folder, found {type(error).__name__}: {error}. Check the name; if loading it needs "
-            "more options, load it in Python and pass the object."
+            f"The Hugging Face data set {printable(name.name)!r} cannot be loaded: expected a "
+            "folder, or the name of a data set on the Hub that was loaded on this machine before, "
+            f"found {type(error).__name__}: {error}. Nothing is downloaded unasked: load it once "
+            f"with {prepare}. If that needs more options, load it in Python and pass the object."
         ) from error
 
 
-def read_table(table: Table, source: str) -> Listing:
+@contextmanager
+def _offline(library: Any) -> Iterator[None]:
+    """Let the library load only what is on this machine, and draw no bars of its own."""
+    hub = importlib.import_module("huggingface_hub").constants
+    places = [(place, "HF_HUB_OFFLINE") for place in (getattr(library, "config", None), hub)]
+    before = [(place, name, getattr(place, name)) for place, name in places if place is not None]
+    bars = getattr(library, "is_progress_bar_enabled", None)
+    had_bars = bars is not None and bars()
+    if had_bars:
+        library.disable_progress_bars()
+    for place, name, _ in before:
+        setattr(place, name, True)
+    try:
+        yield
+    finally:
+        for place, name, value in before:
+            setattr(place, name, value)
+        if had_bars:
+            library.enable_progress_bars()
+
+
+def read_named(name: SourceName, source: str) -> Listing | dict[str, Callable[[], Listing]]:
+    """List what a name means; of one without a split, return what lists each of the splits.
+
+    Slices are those of the library, `train[:10%]+test[5:]`, in the order of the rows.
+
+    Args:
+        name: The name.
+        source: Its display name.
+
+    Raises:
+        DatasetError: If it cannot be loaded or has no such split or columns.
+        MissingExtraError: If the library is not installed.
+    """
+    loaded = load_named(name)
+    tables = dict(loaded) if isinstance(loaded, Mapping) else {_split_of(loaded): loaded}
+    columns = {"image": name.image, "label": name.label}
+    if name.split is None:
+        if isinstance(loaded, Mapping):
+            return {
+                key: partial(read_table, table, source, **columns) for key, table in tables.items()
+            }
+        return read_table(loaded, source, **columns)
+    parts = [
+        read_table(tables[split], source, **columns, numbers=numbers, split=split)
+        for split, numbers in _slices(name.split, tables, source)
+    ]
+    declared = parts[0].classes
+    same = all(part.classes == declared for part in parts)
+    return Listing(
+        tuple(row for part in parts for row in part.rows),
+        declared if same else order_classes(label for part in parts for label in part.classes),
+        source,
+        tuple(dict.fromkeys(note for part in parts for note in part.notes)),
+        tuple(problem for part in parts for problem in part.problems),
+    )
+
+
+def _split_of(table: Any) -> str:
+    """Return the name of the only split of a folder."""
+    return str(getattr(table, "split", None) or "train")
+
+
+def _slices(split: str, tables: Mapping[str, Any], source: str) -> list[tuple[str, range]]:
+    """Return the splits that a slice consists of, and the numbers of their rows.
+
+    Raises:
+        DatasetError: If there is no such split or slice.
+    """
+    counts = {key: len(table) for key, table in tables.items()}
+    library = importlib.import_module("datasets")
+    try:
+        found = library.ReadInstruction.from_spec(split).to_absolute(counts)
+        meant = [(part.splitname, range(part.from_, part.to)) for part in found]
+        empty = [name for name, numbers in meant if not numbers]
+        why = f"no row of {empty[0]} is in the slice" if empty else ""
+    except Exception as error:  # of several kinds, for what a user wrote
+        why = " ".join(str(error).split()).rstrip(". ")
+    if why:
+        there = ", ".join(f"{key} ({count:,})" for key, count in counts.items())
+        raise DatasetError(
+            f"The data set {source} has the splits {there}, and slices of them, such as "
+            f"train[:10%]+train[90%:]; it has no {printable(split)!r}: {why}. Correct what stands "
+            "after @."
+        )
+    return meant
+
+
+def read_table(
+    table: Table,
+    source: str,
+    *,
+    image: str | None = None,
+    label: str | None = None,
+    numbers: range | None = None,
+    split: str = "",
+) -> Listing:
     """List a `datasets.Dataset`, or an object with the same `features`, length and items.
 
     The images are in the one column of type `Image`, the labels in the one of type `ClassLabel`,
     whose names and order are kept. If the types do not decide, the column names do (`image`, `img`,
     ..; `label`, `labels`, ..). Rows are decoded when they are used. A table in which every label is
     -1 or None is unlabelled, as the test splits of competitions are, and lists no rows.
+
+    Args:
+        table: The table.
+        source: Its display name.
+        image: The column of the images; None for the one that is meant by the above.
+        label: The column of the labels; as `image`.
+        numbers: The rows to list; None for all.
+        split: Name of the split, for the rows' keys; "" names rows by their numbers alone.
 
     Raises:
         DatasetError: If the columns are ambiguous, or a label is neither a whole number nor text.
@@ -85,28 +199,31 @@ def read_table(table: Table, source: str) -> Listing:
             f"The data set {source} must have a length, found {type(table).__name__}. Load it "
             "without streaming."
         )
-    image = _column(table, source, "Image", _IMAGE_COLUMNS)
-    label = _column(table, source, "ClassLabel", _LABEL_COLUMNS)
-    table, mode = _undecoded(table, image)
+    image = _column(table, source, "Image", _IMAGE_COLUMNS, image)
+    label = _column(table, source, "ClassLabel", _LABEL_COLUMNS, label)
+    pixels, mode = _undecoded(table, image)
     declared = getattr(table.features[label], "names", None)
     names = [printable(str(name)) for name in declared] if declared else None
     values = list(table[label])
+    numbers = range(len(values)) if numbers is None else numbers
     classes = tuple(names) if names else ()
-    if values and all(_is_unlabelled(value) for value in values):
-        note = f"not used: its {len(values):,} images have no labels, only {values[0]!r}."
-        return Listing((), classes, source, (note,))
+    if numbers and all(_is_unlabelled(values[index]) for index in numbers):
+        which = f" of {split}" if split else ""
+        found = f"{len(numbers):,} images{which} have no labels, only {values[numbers[0]]!r}"
+        return Listing((), classes, source, (f"not used: its {found}.",))
     rows, problems = [], []
     columns = _Columns(table)
     others = [str(name) for name in table.features if name not in (image, label)]
-    for index, value in enumerate(values):
-        name = _name(value, names)
+    for index in numbers:
+        name = _name(values[index], names)
+        key = f"{split}[{index}]" if split else f"row {index}"
         if name is None:
             expected = f"0 to {len(names) - 1}" if names else "a whole number or text"
-            detail = f"expected {expected} in {label!r}, found {value!r}"
-            problems.append(Problem(Reason.LABEL, f"row {index}", detail))
+            detail = f"expected {expected} in {label!r}, found {values[index]!r}"
+            problems.append(Problem(Reason.LABEL, key, detail))
         else:
-            load = partial(_load, table, index, image, mode)
-            rows.append(Row(f"row {index}", name, load=load, extra=_Cells(columns, others, index)))
+            load = TableImage(pixels, index, image, mode)
+            rows.append(Row(key, name, load=load, extra=_Cells(columns, others, index)))
     classes = classes or order_classes(row.label for row in rows)
     return Listing(tuple(rows), classes, source, problems=tuple(problems))
 
@@ -145,19 +262,28 @@ class _Cells(Mapping[str, str]):
         return len(self.names)
 
 
-def _column(table: Table, source: str, kind: str, usual: Sequence[str]) -> str:
-    """Return the only column of that type, else the first with a usual name."""
+def _column(table: Table, source: str, kind: str, usual: Sequence[str], asked: str | None) -> str:
+    """Return the column asked for, the only one of that type, or the first with a usual name."""
     features = table.features
+    if asked is not None and asked in features:
+        return asked
     of_kind = [name for name in features if type(features[name]).__name__ == kind]
-    if len(of_kind) == 1:
+    if asked is None and len(of_kind) == 1:
         return str(of_kind[0])
-    for name in usual:
+    for name in usual if asked is None else ():
         if name in (of_kind or features):
             return name
+    there = ", ".join(map(str, features))
+    if asked is not None:
+        raise DatasetError(
+            f"The data set {source} must have the column {printable(asked)!r}, found the columns "
+            f"{there}. Correct what stands after ?."
+        )
     raise DatasetError(
         f"The data set {source} must have one column of type {kind} or one named "
-        f"{' or '.join(usual)}, found the columns {', '.join(map(str, features))}. Rename the "
-        f"right one with dataset.rename_column(..., {usual[0]!r}) and pass the object from Python."
+        f"{' or '.join(usual)}, found the columns {there}. Rename the right one with "
+        f"dataset.rename_column(..., {usual[0]!r}) and pass the object from Python; of a named "
+        f"data set, choose it with ?{usual[0]}=COLUMN."
     )
 
 
@@ -179,24 +305,35 @@ def _name(value: object, names: Sequence[str] | None) -> str | None:
 
 
 def _undecoded(table: Table, column: str) -> tuple[Table, str | None]:
-    """Return the table with its images as bytes or paths, and the mode that they are to have.
+    """Return the images alone, as bytes or paths, and the mode that they are to have.
 
     The library would open any format that Pillow knows, PostScript included.
     """
     feature = table.features[column]
     if type(feature).__name__ != "Image" or not hasattr(table, "cast_column"):
         return table, None
-    return table.cast_column(column, type(feature)(decode=False)), getattr(feature, "mode", None)
+    mode = getattr(feature, "mode", None)
+    alone = table.select_columns([column]) if hasattr(table, "select_columns") else table
+    return alone.cast_column(column, type(feature)(decode=False)), mode
 
 
-def _load(table: Table, index: int, column: str, mode: str | None) -> Image.Image:
-    """Decode one row: an image, its bytes or path (undecoded columns), or an array of pixels."""
-    value = table[index][column]
-    if isinstance(value, Image.Image):
-        return value
-    if isinstance(value, dict):
-        content = value.get("bytes")
-        image = open_image(io.BytesIO(content) if content else value["path"])
-        # of more than 8 bits, Pillow would turn all but the 256 darkest values white
-        return image.convert(mode) if mode and not is_wide_grey(image) else image
-    return Image.fromarray(np.asarray(value))
+@dataclass(frozen=True)
+class TableImage:
+    """Loads the image of one row: an image, its bytes or path, or an array of pixels."""
+
+    table: Any
+    index: int
+    column: str
+    mode: str | None = None
+
+    def __call__(self) -> Image.Image:
+        """Return the image."""
+        value = self.table[self.index][self.column]
+        if isinstance(value, Image.Image):
+            return value
+        if isinstance(value, dict):
+            content = value.get("bytes")
+            image = open_image(io.BytesIO(content) if content else value["path"])
+            # of more than 8 bits, Pillow would turn all but the 256 darkest values white
+            return image.convert(self.mode) if self.mode and not is_wide_grey(image) else image
+        return Image.fromarray(np.asarray(value))

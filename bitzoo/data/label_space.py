@@ -176,7 +176,7 @@ def _competing(
         if len(own) < 2:
             raise DatasetError(
                 f"Outputs can compete only where at least two do, found {len(own)} that the data "
-                "set has a class for. Let all compete: `outputs='all'`."
+                'set has a class for. Let all compete: `outputs="all"`.'
             )
         if len(own) == count:
             return None, []
@@ -188,7 +188,7 @@ def _competing(
             return None, []
         return tuple(members), [
             f"Its classes are exactly those of {subset}, so only their {len(members):,} of "
-            f"{count:,} outputs compete; `outputs='all'` lets all compete."
+            f'{count:,} outputs compete; `outputs="all"` lets all compete.'
         ]
     absent = [k for k in range(count) if k not in set(own)]
     if not absent:
@@ -196,8 +196,8 @@ def _competing(
     without = f" (all but {join_some([outputs.name(k) for k in absent])})"
     return None, [
         f"The data set has classes of {len(own):,} of the {count:,} outputs"
-        f"{without if len(absent) <= 3 else ''}; all outputs compete, `outputs='data'` lets only "
-        "those."
+        f"{without if len(absent) <= 3 else ''}; all outputs compete, "
+        '`outputs="data"` lets only those.'
     ]
 
 

@@ -8,16 +8,18 @@ import unicodedata
 from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
 from bitzoo.data.folder import Listing, order_classes, read_arrays, read_folder
-from bitzoo.data.hf_datasets import load_named, read_table
+from bitzoo.data.hf_datasets import read_named, read_table
 from bitzoo.data.manifest import is_manifest, read_manifest
 from bitzoo.data.problems import DatasetError, count_by_kind, join_some, printable
 from bitzoo.data.source_names import HF, TFDS, VTAB, SourceName, library_of, parse
 from bitzoo.data.split_names import SPLITS, is_plain, resolve_splits
 from bitzoo.data.tfds_datasets import TfdsSource, read_records, source_of, tfds_splits
+from bitzoo.data.torchvision_datasets import read_torchvision
 from bitzoo.data.vtab_data import as_task, find_task, task_source, task_splits
 
 DataSource: TypeAlias = "str | os.PathLike[str] | tuple[Any, Any] | Mapping[str, Any] | object"
@@ -83,7 +85,9 @@ def _list_named(text: str) -> Listing:
         return _list_tfds(source_of(name))
     if name.library == VTAB:
         return _list_task(name)
-    return _list_object(load_named(text.removeprefix(HF)), repr(text))
+    read = read_named if name.library == HF else read_torchvision
+    found = read(name, repr(text))
+    return found if isinstance(found, Listing) else _list_splits(found, repr(text))
 
 
 def _list_tfds(source: TfdsSource) -> Listing:
@@ -130,7 +134,9 @@ def _list_object(source: Any, name: str) -> Listing:
 
 
 def _list_part(source: Any, name: str) -> Listing:
-    """List one of several splits, which may be a source of any kind."""
+    """List one of several splits: a source of any kind, or what lists it."""
+    if isinstance(source, partial):
+        return source()  # type: ignore[no-any-return]
     if isinstance(source, (str, os.PathLike, TfdsSource)):
         return _list(source, ())
     return _list_object(source, name)
@@ -138,7 +144,9 @@ def _list_part(source: Any, name: str) -> Listing:
 
 def _says_where(source: Any) -> bool:
     """Whether the keys of a source's rows name their split already, as `train[17]`."""
-    return isinstance(source, TfdsSource) or (isinstance(source, str) and bool(library_of(source)))
+    if isinstance(source, str):
+        return library_of(source) is not None
+    return isinstance(source, (TfdsSource, partial))
 
 
 def _list_splits(source: Mapping[str, Any], name: str) -> Listing:

@@ -130,7 +130,7 @@ def real_targets(
     if outputs.synsets is None:
         raise DatasetError(
             "ReaL's labels are classes of ILSVRC-2012, so the model's outputs must be known by "
-            f"WordNet id, found {outputs.title}. Leave out `labels='real'`."
+            f"WordNet id, found {outputs.title}. Leave out `labels`."
         )
     numbers = _numbers(names)
     ids = published_space(ILSVRC).synsets or ()

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from bitzoo.data.readers import DataSource
-from bitzoo.data.source_names import HF as PREFIX
+from bitzoo.data.source_names import HF, library_of, parse
 from bitzoo.errors import UsageError, damage_reported
 from bitzoo.files import user_path
 from bitzoo.runs.config import FinetuneConfig
@@ -36,10 +36,9 @@ class Job:
 
     def to_dict(self, data_name: str) -> dict[str, Any]:
         """Return JSON-ready data, with absolute paths; data in memory are None."""
-        data = self.data
         return {
             "model": _absolute(self.place or self.model) if is_location(self.model) else self.model,
-            "data": _data_place(os.fspath(data)) if isinstance(data, (str, os.PathLike)) else None,
+            "data": _place_of(self.data),
             "data_name": data_name,
             "config": asdict(self.config),
         }
@@ -69,7 +68,8 @@ class Job:
                 raise TypeError("there are none")
             config, place = _config(options["config"]), options["model"]
             before, name = options["data"], options["data_name"]
-            for text in (place, name, *([] if before is None else [before])):
+            parts = before.values() if isinstance(before, Mapping) else [before]
+            for text in (place, name, *([] if before is None else parts)):
                 if not isinstance(text, str):
                     raise TypeError(f"expected text, found {text!r:.80}")
         if data is None:
@@ -101,21 +101,36 @@ def _absolute(path: str) -> str:
     return os.path.abspath(place) if place.exists() else path
 
 
+def _place_of(data: DataSource) -> str | dict[str, str] | None:
+    """Return where data are, or each of their splits; None if that cannot be written down."""
+    if isinstance(data, (str, os.PathLike)):
+        return _data_place(os.fspath(data))
+    if isinstance(data, Mapping):
+        places = {str(split): _place_of(part) for split, part in data.items()}
+        found = {split: place for split, place in places.items() if isinstance(place, str)}
+        return found if len(found) == len(data) else None
+    return None
+
+
 def _data_place(source: str) -> str:
-    if not source.startswith(PREFIX):
+    if library_of(source) is None:
         return _absolute(source)
-    return PREFIX + _absolute(source.removeprefix(PREFIX))
+    name = parse(source)
+    if name.library != HF or not os.path.exists(name.name):
+        return source
+    return source.replace(name.name, _absolute(name.name), 1)
 
 
-def _still_there(run: Path, data: str | None) -> str:
+def _still_there(run: Path, data: str | Mapping[str, str] | None) -> DataSource:
     if data is None:
         raise UsageError(
             f"{run} was trained on data that were in memory, which `bitzoo resume` cannot read "
             "again. Call `bitzoo.resume(folder, data=...)` in Python with the same data."
         )
-    if not data.startswith(PREFIX) and not os.path.exists(data):
-        raise UsageError(
-            f"{run} was trained on {data}, where nothing is now. Give its new place with "
-            "`data`; the images, labels and splits must be the same."
-        )
+    for place in data.values() if isinstance(data, Mapping) else [data]:
+        if library_of(place) is None and not os.path.exists(place):
+            raise UsageError(
+                f"{run} was trained on {place}, where nothing is now. Give its new place with "
+                "`data`; the images, labels and splits must be the same."
+            )
     return data

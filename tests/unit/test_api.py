@@ -63,6 +63,7 @@ COMMANDS = {
     "reproduce": "reproduce",
     "resume": "resume",
     "verify": "verify",
+    "vtab": "vtab",
 }
 """Command -> the function that does the same."""
 

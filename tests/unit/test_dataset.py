@@ -751,7 +751,7 @@ class TestHuggingFaceByName:
     def test_errors_of_the_library_are_passed_on(self):
         with pytest.raises(
             DatasetError,
-            match=r"'no/such' cannot be loaded: .* FileNotFoundError: .*the Hub\. Check",
+            match=r"'no/such' cannot be loaded: .* FileNotFoundError: .*the Hub\. Nothing is down",
         ):
             read_dataset("hf:no/such")
 

@@ -23,7 +23,7 @@ from bitzoo.runs.report.run_summary import Gallery, Tile
 from bitzoo.runs.report.svg import LEAST_OPACITY, matrix_overview
 from bitzoo.training.hyperrule import hyperrule
 
-TEMPLATE = Path(html.__file__).with_name("templates") / "style.html.j2"
+TEMPLATE = Path(html.__file__).with_name("templates") / "page_style.css.j2"
 STYLE = re.search(r"<style>(.*?)</style>", TEMPLATE.read_text(encoding="utf-8"), re.S)[1]
 PALETTES = dict(
     zip(

@@ -7,7 +7,7 @@ from pathlib import Path
 from bitzoo._version import __version__
 from bitzoo.runs.fewshot_result import FewShotResult
 from bitzoo.runs.report.artifacts import REPORT_NAME
-from bitzoo.runs.report.html import page_environment, write_page
+from bitzoo.runs.report.html import render, write_page
 from bitzoo.runs.report.svg import dot_chart
 
 _UNSHOWN = ("data", "numpy")
@@ -35,9 +35,7 @@ def write_fewshot_report(result: FewShotResult) -> Path:
         for name, value in result.settings.items()
         if value is not None and name not in _UNSHOWN
     }
-    page = (
-        page_environment()
-        .get_template("fewshot.html.j2")
-        .render(result=result, chart=chart, settings=settings, version=__version__)
+    page = render(
+        "fewshot.html.j2", result=result, chart=chart, settings=settings, version=__version__
     )
     return write_page(result.folder / REPORT_NAME, page)

@@ -69,26 +69,23 @@ def write_report(path: str | os.PathLike[str], run: RunRecord) -> Path:
     Returns:
         `path`.
     """
-    page = (
-        page_environment()
-        .get_template("report.html.j2")
-        .render(
-            run=run,
-            facts=_headline(run),
-            charts=_charts(run),
-            origin=origin(run),
-            results=_results(run.evaluation),
-            leakage=run.leakage,
-            near_pairs=[
-                (pair, *(_data_uri(side) if side is not None else "" for side in sides))
-                for pair in run.near_pairs
-                for sides in ((pair.held_out, pair.train),)
-            ],
-            matrices=_matrices(run.evaluation),
-            galleries=[(gallery, _pictured(gallery)) for gallery in _galleries(run)],
-            loading=_loading(run, run.folder),
-            version=__version__,
-        )
+    page = render(
+        "report.html.j2",
+        run=run,
+        facts=_headline(run),
+        charts=_charts(run),
+        origin=origin(run),
+        results=_results(run.evaluation),
+        leakage=run.leakage,
+        near_pairs=[
+            (pair, *(_data_uri(side) if side is not None else "" for side in sides))
+            for pair in run.near_pairs
+            for sides in ((pair.held_out, pair.train),)
+        ],
+        matrices=_matrices(run.evaluation),
+        galleries=[(gallery, _pictured(gallery)) for gallery in _galleries(run)],
+        loading=_loading(run, run.folder),
+        version=__version__,
     )
     return write_page(Path(path), page)
 
@@ -105,19 +102,16 @@ def write_card(path: str | os.PathLike[str], run: RunRecord) -> Path:
     Returns:
         `path`.
     """
-    card = (
-        page_environment()
-        .get_template("card.md.j2")
-        .render(
-            run=run,
-            front_matter=_front_matter(run),
-            base=find_spec(run.base) if run.base else None,
-            origin=origin(run),
-            results=_results(run.evaluation),
-            leakage=run.leakage,
-            loading=_loading(run, "FOLDER"),
-            version=__version__,
-        )
+    card = render(
+        "card.md.j2",
+        run=run,
+        front_matter=_front_matter(run),
+        base=find_spec(run.base) if run.base else None,
+        origin=origin(run),
+        results=_results(run.evaluation),
+        leakage=run.leakage,
+        loading=_loading(run, "FOLDER"),
+        version=__version__,
     )
     return write_page(Path(path), card)
 
@@ -351,8 +345,12 @@ def _data_uri(image: bytes | npt.NDArray[np.uint8]) -> str:
     return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode("ascii")
 
 
-def page_environment() -> Environment:
-    """Return what renders the templates of this package."""
+def render(template: str, **values: object) -> str:
+    """Return a template of this package with its values; what is HTML escapes them."""
+    return _environment().get_template(template).render(**values)
+
+
+def _environment() -> Environment:
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     environment = Environment(
@@ -382,7 +380,7 @@ def _shown(value: object) -> str:
 
 
 def write_page(path: Path, text: str) -> Path:
-    """Write a page, without characters that do not belong in text; returns `path`."""
+    """Write a page, without what no page may contain; an existing file is replaced at once."""
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, clean(text))
     return path
