@@ -193,7 +193,7 @@ class TestFinetune:
         for seed in (4, 5):
             folder = tmp_path / "runs" / f"seed-{seed}"
             best = [order[0] for order in ranked(folder, contents, 128)]
-            scores.append(100 * np.mean(np.equal(best, labels)))
+            scores.append(100 * float(np.mean(np.equal(best, labels))))
             recipe = json.loads((folder / "run.json").read_text())["recipe"]
             assert (recipe["batch_size"], recipe["schedule"]["base_lr"]) == (8, 0.001)
         measured = found["measured"]
@@ -241,7 +241,7 @@ class TestFewShot:
         for seed in (2, 3, 4):
             folder = tmp_path / "runs" / "5-shot" / f"seed-{seed}"
             best = [order[0] for order in ranked(folder, contents, 128)]
-            scores.append(100 * np.mean(np.equal(best, labels)))
+            scores.append(100 * float(np.mean(np.equal(best, labels))))
             recipe = json.loads((folder / "run.json").read_text())["recipe"]
             assert (recipe["num_examples"], recipe["schedule"]["base_lr"]) == (15, 0.001)
         measured = found["measured"]

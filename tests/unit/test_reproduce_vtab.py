@@ -1,8 +1,10 @@
 """VTAB's means by `bitzoo reproduce`: two tasks of tiny data, recomputed apart."""
 
 import json
+import os
 import statistics
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -45,7 +47,8 @@ def accuracies(weights, size):
 
     found = {}
     for task, place in weights.items():
-        rows = list(tfds.builder(TESTS[task]).as_data_source(split="test"))
+        builder = tfds.builder(TESTS[task], data_dir=os.environ["TFDS_DATA_DIR"])
+        rows = list(builder.as_data_source(split="test"))
         pixels = np.stack(
             [
                 np.asarray(
@@ -88,7 +91,7 @@ def test_by_training(tmp_path, monkeypatch):
     short = replace(own.protocol, options={"batch_size": 8, "resolution": (36, 32)})
     monkeypatch.setitem(known, MODEL, (replace(own, protocol=short),))
     base = write_npz(tmp_path / f"{MODEL}.npz", make_checkpoint(num_classes=10))
-    said = []
+    said: list[str] = []
     result = bitzoo.reproduce(
         base, "vtab-1k", out=tmp_path / "out", runs=2, steps=1, tasks="cifar100,patch_camelyon",
         workers=1, seed=1, say=said.append,
@@ -114,7 +117,7 @@ class TestReleasedRuns:
             "evaluate",
             lambda name, **options: evaluate(tmp_path / f"{name}.npz", **options),
         )
-        runs = []
+        runs: list[dict[str, Path]] = []
         for run in (0, 1):
             runs.append({})
             for number, (task, classes) in enumerate((("cifar100", 100), ("svhn", 10))):
