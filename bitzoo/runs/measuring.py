@@ -234,6 +234,7 @@ def _judged(
         for figure in one.published
         if (figure.name, figure.dataset, figure.value) == setting.claim.key
         for text in figure.differs
+        if not text.startswith(f"It is of {setting.release};")  # said of the weights already
     ]
     if one.selection is not None:
         notes += one.selection.sentences
