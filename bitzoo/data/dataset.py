@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -53,7 +53,8 @@ class Example:
         load: Returns the image; None if `path` is set. Can be pickled, so that other processes can
             load it too.
         key: Display name: a path below the data set's folder, or "row 17".
-        sha256: Of the file's bytes, or of the pixels that `load` returns; "" before validation.
+        sha256: Of the file's or the stored bytes, else of the pixels that `load` returns; ""
+            before validation.
         group: Name of the group that stays in one split; "" for none.
     """
 
@@ -63,6 +64,12 @@ class Example:
     key: str = ""
     sha256: str = ""
     group: str = ""
+
+    @property
+    def stored(self) -> Callable[[], bytes] | None:
+        """What returns the bytes of the image, if `load` decodes bytes as a file's are decoded."""
+        content: Callable[[], bytes] | None = getattr(self.load, "content", None)
+        return content
 
     def image(self) -> ImageLike:
         """Return what `bitzoo.models.preprocessing.read_rgb` takes: the path, or the image."""
@@ -247,34 +254,29 @@ class Listed:
         labels = {example.label for examples in self.splits.values() for example in examples}
         return frozenset(self.classes[label] for label in labels)
 
-    def with_targets(self, names: Sequence[str], targets: Sequence[int]) -> Listed:
+    def with_targets(self, names: Sequence[str], target: Callable[[Example], int | None]) -> Listed:
         """Return the data set with the labels of a network.
 
         Args:
             names: Names of the network's classes.
-            targets: Class of the data set -> the network's class; negative for one that it does not
-                have, whose images become problems that can be skipped.
+            target: Returns an example's class in the network: negative for one that it does not
+                have, which becomes a problem that can be skipped; None for one to leave out.
         """
-        unknown = tuple(
-            Problem(Reason.UNKNOWN_CLASS, example.key, f"of class {self.classes[example.label]}")
-            for examples in self.splits.values()
-            for example in examples
-            if targets[example.label] < 0
-        )
-        splits = {
-            split: tuple(
-                replace(example, label=targets[example.label])
-                for example in examples
-                if targets[example.label] >= 0
-            )
-            for split, examples in self.splits.items()
-        }
-        return replace(
-            self,
-            splits={split: examples for split, examples in splits.items() if examples},
-            classes=tuple(names),
-            problems=(*self.problems, *unknown),
-        )
+        splits: dict[str, tuple[Example, ...]] = {}
+        unknown = []
+        for split, examples in self.splits.items():
+            kept = []
+            for example in examples:
+                label = target(example)
+                if label is not None and label >= 0:
+                    kept.append(replace(example, label=label))
+                elif label is not None:
+                    said = f"of class {self.classes[example.label]}"
+                    unknown.append(Problem(Reason.UNKNOWN_CLASS, example.key, said))
+            if kept:
+                splits[split] = tuple(kept)
+        problems = (*self.problems, *unknown)
+        return replace(self, splits=splits, classes=tuple(names), problems=problems)
 
 
 def list_splits(source: DataSource, known: Collection[str] = ()) -> Listed:

@@ -121,7 +121,8 @@ def real_targets(
         names: File name of every image, see `file_name`.
         real: The labels.
         outputs: What the model's outputs mean; they need WordNet ids.
-        match: The match of the data set's classes with them: which outputs compete.
+        match: The match of the data set's classes with them: which outputs compete. With
+            `task="imagenet1k"` these are ILSVRC's, also if images of some classes are absent.
 
     Raises:
         DatasetError: If a name is not one of the validation set's, a number occurs twice, or the

@@ -115,7 +115,7 @@ def evaluate(
     space = output_space(known)
     listed = _listed(given, space.names or ())
     truth = find_truth(listed, space, task_of(given.source), labels, outputs, skip_bad)
-    listed = listed.with_targets(truth.names, truth.match.targets)
+    listed = listed.with_targets(truth.names, truth.target)
     workers = workers or max(1, count_cores() // local_processes())
     chosen, selection = select(listed, split, record, title, workers=workers, progress=progress)
     examples = truth.judgeable(chosen)
@@ -169,7 +169,7 @@ def evaluate(
     return replace(
         found,
         selection=selection,
-        matched=truth.match.how,
+        matched=truth.how,
         published=published_about(known, about, transform),
     )
 

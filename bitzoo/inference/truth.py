@@ -11,6 +11,7 @@ from bitzoo.catalogue.class_names import LABEL_SETS
 from bitzoo.catalogue.published_lists import TFDS_SUBSETS
 from bitzoo.data.dataset import DataSource, Example, Listed
 from bitzoo.data.label_space import BY_INDEX, LabelMatch, OutputSpace, match_labels
+from bitzoo.data.output_space import ILSVRC
 from bitzoo.data.real_labels import file_name, read_real_labels, real_targets
 from bitzoo.data.source_names import TFDS, VTAB, library_of, parse
 from bitzoo.data.tfds_datasets import TfdsSource
@@ -35,17 +36,38 @@ class Truth:
         accepted: Key of an example -> the positions that are right, none for an image that does not
             count; None if the match says it.
         notes: What the user must know, as sentences.
+        is_plain: Whether the data set's classes are called as the network's own, and all compete.
     """
 
     match: LabelMatch
     synsets: tuple[str, ...] = ()
     accepted: Mapping[str, tuple[int, ...]] | None = None
     notes: tuple[str, ...] = ()
+    is_plain: bool = False
 
     @property
     def names(self) -> tuple[str, ...]:
         """A name per competing output."""
         return self.match.names
+
+    @property
+    def how(self) -> str:
+        """How classes and outputs were matched, as a sentence; "" if they are simply the same."""
+        return "" if self.is_plain else self.match.how
+
+    def target(self, example: Example) -> int | None:
+        """Return the position of an example's class among the competing outputs.
+
+        It is negative if the network does not have the class, and None if the network is known not
+        to have it, so that the image is left out. With several labels per image its class does not
+        matter: any label that is right stands for a class without output.
+        """
+        position = self.match.targets[example.label]
+        if position >= 0:
+            return position
+        if self.accepted is not None:
+            return next(iter(self.accepted[example.key]), None)
+        return None if self.match.classes[example.label] in self.match.excused else position
 
     def judgeable(self, examples: Sequence[Example]) -> tuple[Example, ...]:
         """Return the examples that have a label."""
@@ -99,20 +121,22 @@ def find_truth(
     if outputs is not None and outputs not in OUTPUTS:
         raise UsageError(f"`outputs` must be one of {', '.join(OUTPUTS)}, found {outputs!r}.")
     several = labels == REAL or (labels is not None and Path(labels).is_file())
-    if labels is not None and not several:
-        task = _checked(os.fspath(labels), space)
+    if labels is not None:
+        task = ILSVRC if several else _checked(os.fspath(labels), space)
     match = match_labels(
         listed.classes,
         space,
         task=task,
-        used=listed.used,
+        used=() if several else listed.used,  # classes do not matter where each image has labels
         restrict=None if outputs is None else OUTPUTS[outputs],
         skip_unknown=skip_unknown,
     )
     competing = range(space.count) if match.competing is None else match.competing
     ids = () if space.synsets is None else tuple(space.synsets[output] for output in competing)
     if not several:
-        return Truth(match, ids, notes=match.notes)
+        own = not space.is_published and set(listed.classes) <= set(space.names or ())
+        is_plain = own and match.competing is None
+        return Truth(match, ids, notes=match.notes, is_plain=is_plain)
     real = read_real_labels(None if labels == REAL else labels)
     found = real_targets([file_name(row) for row in listed.rows], real, space, match)
     keys = [row.key for row in listed.rows]

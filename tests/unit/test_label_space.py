@@ -125,7 +125,7 @@ class TestById:
         assert match.notes == (
             "Not counted: images of n04399382 (teddy, teddy bear); the 21,843 classes of "
             "imagenet21k_goog lack 1 of the data set's 1,000.",
-            "Its classes are exactly those of ILSVRC-2012, so only their 999 of 21,843 outputs "
+            "Its classes are those of ILSVRC-2012, so only their 999 of 21,843 outputs "
             'compete; `outputs="all"` lets all compete.',
         )
 
