@@ -205,7 +205,7 @@ def _teachers() -> Iterator[Claim]:
             value,
             f"{DISTILLATION_PAPER} Table 4",
             f"{_THESE}, by the authors",
-            _evaluated(data.title, data.versions, task=task),
+            _evaluated(data.title, data.versions, labels=task),
             resolution=128,
         )
 

@@ -118,7 +118,8 @@ class Setting:
     @property
     def data(self) -> DataSource | None:
         """The images: those of the user or those of the figure."""
-        return self.chosen.get("data", self.protocol.data)
+        data: DataSource | None = self.chosen.get("data", self.protocol.data)
+        return data
 
     @property
     def runs(self) -> int:
@@ -207,7 +208,7 @@ def _finetune(setting: Setting) -> Measured | None:
     options = {**setting.training, "repeats": setting.runs}
     if "data" not in setting.chosen:
         options["fixed_split"] = True
-    again = {"resume": not options.get("overwrite")}
+    again: dict[str, Any] = {"resume": not options.get("overwrite")}
     versions = setting.versions()
     callbacks = Callbacks(say=setting.say, progress=setting.progress)
     result = finetune(
@@ -233,6 +234,7 @@ def _judged(
         for figure in one.published
         if (figure.name, figure.dataset, figure.value) == setting.claim.key
         for text in figure.differs
+        if not text.startswith(f"It is of {setting.release};")  # said of the weights already
     ]
     if one.selection is not None:
         notes += one.selection.sentences
@@ -378,7 +380,7 @@ def _of_tasks(
     else:
         low, high, interval = min(means), max(means), f"lowest and highest of {_runs(len(means))}"
     by_group = {group: [n for n in medians if TASKS[n].group == group] for group in GROUPS}
-    groups = {
+    groups: dict[str, float] = {
         group: statistics.fmean(medians[name] for name in names)
         for group, names in by_group.items()
         if names

@@ -17,6 +17,7 @@ from checkpoints import make_checkpoint, write_npz
 import bitzoo
 from bitzoo.catalogue.class_names import class_names
 from bitzoo.catalogue.model_info import Identity, ModelInfo
+from bitzoo.catalogue.protocols import Claim, Protocol
 from bitzoo.catalogue.registry import find_spec
 from bitzoo.cli.main import app
 from bitzoo.converters.dtypes import CHECKPOINT_DTYPES, DTYPES
@@ -44,6 +45,8 @@ from bitzoo.models.architecture import ARCHITECTURES, Architecture
 from bitzoo.runs.fewshot import Method
 from bitzoo.runs.fewshot_result import FewShotResult, Trial
 from bitzoo.runs.finetune import FinetuneResult
+from bitzoo.runs.measuring import Measured
+from bitzoo.runs.reproduce import Reproduction
 from bitzoo.runs.vtab_result import RunScore, TaskScore, VtabResult
 from bitzoo.training.hyperrule import Edition, hyperrule
 from bitzoo.zoo.conversion import ConversionResult
@@ -127,7 +130,8 @@ def given(command):
     """What a command passes on if only what it needs is given, by name."""
     words = []
     for parameter in command.params:
-        if parameter.required or parameter.name == "src_argument":
+        alone = command.name == "reproduce" and parameter.name == "model_argument"
+        if parameter.required or alone or parameter.name == "src_argument":
             value = {"num_examples": "5", "to": "onnx"}.get(parameter.name, "x")
             words += (
                 [value] if isinstance(parameter, click.Argument) else [parameter.opts[0], value]
@@ -207,6 +211,10 @@ def results():
     run = FinetuneResult(
         Path(EVIL), hyperrule(100, (32, 32)), 500, False, evaluation, images_per_s=1234.5
     )
+    figure = Claim(
+        EVIL, EVIL, "top-1", EVIL, 9.5, EVIL, EVIL, Protocol("evaluate", EVIL), remarks=(EVIL,)
+    )
+    measured = Measured(9.0, 8.0, 10.0, EVIL, (9.0,), 7, EVIL, {EVIL: 9.0}, {EVIL: EVIL})
     return [
         ConversionResult(
             Path(EVIL), "ab" * 32, Path("out"), "R50x1 with 10 classes", "R50x1", 10, 1,
@@ -237,6 +245,8 @@ def results():
             {"name": EVIL}, {"name": EVIL}, "R50x1", 2, WeightsProof(153, 9, (EVIL,) * 20),
             (LogitsProof(224, 1, 1e-6, 1e-5, 9.0, 1, EVIL, "float32"),) * 20,
         ),
+        Reproduction(figure, measured, (EVIL,) * 20, Path(EVIL)),
+        Reproduction(figure, None, ()),
         run,
         FinetuneResult(Path("a"), run.recipe, 9, True, None, 0.0, (run, run)),
         FewShotResult(

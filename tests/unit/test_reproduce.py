@@ -4,9 +4,11 @@ import io
 import json
 import statistics
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
+import timm.data
 import torch
 from checkpoints import make_checkpoint, write_npz
 from click.testing import CliRunner
@@ -25,7 +27,7 @@ SYNSETS = class_names("imagenet1k", descriptions=False)
 
 
 @pytest.fixture(autouse=True, scope="module")
-def _tiny(tmp_path_factory):
+def data_folder(tmp_path_factory):
     """A tiny R50x1, BiT-M with ten outputs, and TFDS's folder."""
     folder = tmp_path_factory.mktemp("data")
     with pytest.MonkeyPatch.context() as patch:
@@ -73,7 +75,7 @@ def ranked(weights, contents, resize=None):
 
 
 @pytest.fixture(scope="module")
-def validation(_tiny, student):
+def validation(data_folder, student):
     """24 images of which the student gets 11 right, and 17 among its first five."""
     contents = [image_bytes(n, size=(20, 18), seed=5) for n in range(24)]
     places = [0] * 11 + [3] * 6 + [500] * 7
@@ -84,13 +86,17 @@ def validation(_tiny, student):
         )
     ]
     prepare(
-        _tiny / "tfds", {"validation": rows}, "imagenet2012", "5.1.0", features=features_of(SYNSETS)
+        data_folder / "tfds",
+        {"validation": rows},
+        "imagenet2012",
+        "5.1.0",
+        features=features_of(SYNSETS),
     )
     return rows
 
 
 @pytest.fixture(scope="module")
-def cifar(_tiny):
+def cifar(data_folder):
     """Stand-ins for CIFAR-10: three classes that differ in brightness, more or less."""
     random = np.random.default_rng(3)
 
@@ -105,7 +111,7 @@ def cifar(_tiny):
         return found
 
     splits = {"train": rows(30), "test": rows(14)}
-    prepare(_tiny / "tfds", splits, "cifar10", "3.0.2", features=features_of(("a", "b", "c")))
+    prepare(data_folder / "tfds", splits, "cifar10", "3.0.2", features=features_of(("a", "b", "c")))
     return splits
 
 
@@ -167,6 +173,86 @@ class TestEvaluate:
             found.departures
         )
 
+    def test_several_labels(self, data_folder, tmp_path):
+        """ReaL, as TFDS has it: images by number, some with several labels, some with none."""
+        import tensorflow_datasets as tfds
+
+        large = write_npz(tmp_path / "BiT-R50x1_224.npz", make_checkpoint(num_classes=1000))
+        with (Path(timm.data.__file__).parent / "_info/imagenet_real_labels.json").open() as file:
+            real = json.load(file)
+        contents = [image_bytes(n, size=(20, 18), seed=9) for n in range(6)]
+        transform = bitzoo.create_transform(large)
+        pictures = torch.stack([transform(Image.open(io.BytesIO(c))) for c in contents])
+        with torch.no_grad():
+            logits = bitzoo.create_model(large, pretrained=True).eval()(pictures)
+        orders = logits.argsort(dim=1, descending=True).tolist()
+        # right by the fourth guess, twice; wrong, three times; without labels
+        wanted = [
+            next(n for n, labels in enumerate(real) if order[3] in labels) for order in orders[:2]
+        ]
+        wanted += [
+            next(n for n, labels in enumerate(real) if labels and not {*order[:5]} & {*labels})
+            for order in orders[2:5]
+        ]
+        wanted[3], wanted[4] = wanted[3] + 1000, wanted[4] + 2000
+        wanted.append(real.index([]))
+        assert len(set(wanted)) == 6
+        judged = [
+            bool({*order[:5]} & {*real[number]})
+            for order, number in zip(orders, wanted, strict=True)
+            if real[number]
+        ]
+        features = {
+            "image": tfds.features.Image(shape=(None, None, 3)),
+            "original_label": tfds.features.ClassLabel(names=SYNSETS),
+            "real_label": tfds.features.Sequence(tfds.features.ClassLabel(names=SYNSETS)),
+            "file_name": tfds.features.Text(),
+        }
+        rows = [
+            {
+                "image": content,
+                "original_label": 0,
+                "real_label": real[number],
+                "file_name": f"ILSVRC2012_val_{number + 1:08d}.JPEG",
+            }
+            for content, number in zip(contents, wanted, strict=True)
+        ]
+        prepare(
+            data_folder / "tfds", {"validation": rows}, "imagenet2012_real", "1.0.0",
+            features=features, supervised_keys=("image", "real_label"),
+        )  # fmt: skip
+        found = bitzoo.reproduce(large, "imagenet-real-top5-timm", workers=1)
+        assert found.measured.images == len(judged)
+        assert found.measured.value == pytest.approx(100 * sum(judged) / len(judged))
+        assert 0 < sum(judged) < len(judged)
+
+    def test_a_task_of_its_own(self, data_folder, tmp_path, monkeypatch):
+        monkeypatch.setitem(ARCHITECTURES, "R152x2", Architecture((1, 1, 1, 1), 0.5))
+        teacher = write_npz(tmp_path / "BiT-R152x2_T_pet128.npz", make_checkpoint(num_classes=37))
+        contents = [image_bytes(n, size=(128, 128), seed=6) for n in range(6)]
+        with torch.no_grad():
+            network = bitzoo.create_model(teacher, pretrained=True).eval()
+            transform = bitzoo.create_transform(teacher)
+            pictures = [Image.open(io.BytesIO(content)) for content in contents]
+            best = network(torch.stack([transform(p) for p in pictures])).argmax(1).tolist()
+        labels = [best[0], best[1], best[2], *((label + 1) % 37 for label in best[3:])]
+        rows = [
+            {"image": content, "label": label, "number": number}
+            for number, (content, label) in enumerate(zip(contents, labels, strict=True))
+        ]
+        names = [str(number) for number in range(37)]
+        prepare(
+            data_folder / "tfds",
+            {"test": rows},
+            "oxford_iiit_pet",
+            "4.0.0",
+            features=features_of(names),
+        )
+        found = bitzoo.reproduce(teacher, "pets-top1", workers=1)
+        assert found.measured.value == pytest.approx(50)
+        drift = "Version 4.0.0 of oxford_iiit_pet, whose images are not those of version 3.*."
+        assert drift in found.departures
+
 
 @pytest.fixture
 def small_batches(monkeypatch):
@@ -193,7 +279,7 @@ class TestFinetune:
         for seed in (4, 5):
             folder = tmp_path / "runs" / f"seed-{seed}"
             best = [order[0] for order in ranked(folder, contents, 128)]
-            scores.append(100 * np.mean(np.equal(best, labels)))
+            scores.append(100 * float(np.mean(np.equal(best, labels))))
             recipe = json.loads((folder / "run.json").read_text())["recipe"]
             assert (recipe["batch_size"], recipe["schedule"]["base_lr"]) == (8, 0.001)
         measured = found["measured"]
@@ -241,7 +327,7 @@ class TestFewShot:
         for seed in (2, 3, 4):
             folder = tmp_path / "runs" / "5-shot" / f"seed-{seed}"
             best = [order[0] for order in ranked(folder, contents, 128)]
-            scores.append(100 * np.mean(np.equal(best, labels)))
+            scores.append(100 * float(np.mean(np.equal(best, labels))))
             recipe = json.loads((folder / "run.json").read_text())["recipe"]
             assert (recipe["num_examples"], recipe["schedule"]["base_lr"]) == (15, 0.001)
         measured = found["measured"]
