@@ -21,9 +21,11 @@ if TYPE_CHECKING:
     from bitzoo.inference.evaluate import evaluate
     from bitzoo.inference.optimize import optimize
     from bitzoo.inference.predict import predict
+    from bitzoo.runs.fewshot import fewshot
     from bitzoo.runs.finetune import finetune
     from bitzoo.runs.reproduce import reproduce
     from bitzoo.runs.resume import resume
+    from bitzoo.runs.vtab import vtab
     from bitzoo.training.hyperrule import hyperrule
     from bitzoo.zoo.conversion import convert, verify
     from bitzoo.zoo.create import create_model, fold
@@ -38,6 +40,7 @@ _HOMES = {
     "create_transform": "zoo.info",
     "evaluate": "inference.evaluate",
     "export": "exporters.export",
+    "fewshot": "runs.fewshot",
     "finetune": "runs.finetune",
     "fold": "zoo.create",
     "get_spec": "catalogue.registry",
@@ -52,6 +55,7 @@ _HOMES = {
     "reproduce": "runs.reproduce",
     "resume": "runs.resume",
     "verify": "zoo.conversion",
+    "vtab": "runs.vtab",
 }
 
 __all__ = [
@@ -64,6 +68,7 @@ __all__ = [
     "create_transform",
     "evaluate",
     "export",
+    "fewshot",
     "finetune",
     "fold",
     "get_spec",
@@ -78,6 +83,7 @@ __all__ = [
     "reproduce",
     "resume",
     "verify",
+    "vtab",
 ]
 
 

@@ -36,21 +36,15 @@ if TYPE_CHECKING:
 @click.option("--all", "split", flag_value="all", help="Count all images, those trained on too.")
 @click.option(
     "--labels",
-    metavar="own|real|FILE",
-    default="own",
-    show_default=True,
-    help="Labels that are right: the data's, ReaL's, or those of a file like ReaL's.",
+    metavar="real|FILE|NUMBERING",
+    help="ReaL's labels or a file like them; or whose numbers the data's classes are: index, "
+    "imagenet1k, a task.",
 )
 @click.option(
-    "--task",
-    help="Task or published list in whose order the data's classes are numbered, if they are "
-    "numbers: dtd, imagenet1k.",
-)
-@click.option(
-    "--restrict/--no-restrict",
-    default=None,
-    help="Whether only the outputs of the data's classes compete; default: as the published "
-    "protocol of the data does.",
+    "--outputs",
+    type=click.Choice(["all", "data"]),
+    help="Outputs that compete: all, or those of the data's classes; default: as the published "
+    "protocol of the data.",
 )
 @click.option("--skip-bad", is_flag=True, help="Leave out images that cannot be used.")
 @click.option(

@@ -119,3 +119,24 @@ def model_parameter(
         return named_once
 
     return decorate
+
+
+def options_of(command: click.Command, *names: str) -> Callable[[_Decorated], _Decorated]:
+    """Give a command some of another command's options, as they are there.
+
+    Args:
+        command: The other command.
+        names: The options' parameter names, in the order of the help.
+    """
+    known = {parameter.name: parameter for parameter in command.params}
+
+    def decorate(function: _Decorated) -> _Decorated:
+        before = getattr(function, "__click_params__", [])
+        # click collects them from the bottom up
+        function.__click_params__ = [  # type: ignore[attr-defined]
+            *before,
+            *(known[name] for name in reversed(names)),
+        ]
+        return function
+
+    return decorate

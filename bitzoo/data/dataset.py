@@ -17,7 +17,7 @@ from pathlib import Path
 from PIL import Image
 
 from bitzoo.data.automatic_split import Draw, describe, draw, notes_on
-from bitzoo.data.folder import Listing, Load
+from bitzoo.data.folder import Listing, Load, Row
 from bitzoo.data.groups import NEAR_DUPLICATES, notes_on_groups, with_groups
 from bitzoo.data.problems import DatasetError, Problem, Reason, count_by_kind, join_some
 from bitzoo.data.readers import DataSource, read_listing
@@ -241,7 +241,7 @@ class Listed:
         source: Display name of the data set.
         notes: Remarks that need no action.
         problems: Problems found while listing.
-        extra: Key of an example -> its values in the other columns of the source.
+        rows: Every example as its source lists it.
     """
 
     splits: Mapping[str, tuple[Example, ...]]
@@ -249,7 +249,7 @@ class Listed:
     source: str
     notes: tuple[str, ...] = ()
     problems: tuple[Problem, ...] = ()
-    extra: Mapping[str, Mapping[str, str]] = field(default_factory=dict, repr=False)
+    rows: tuple[Row, ...] = field(default=(), repr=False)
 
     @property
     def used(self) -> frozenset[str]:
@@ -257,39 +257,29 @@ class Listed:
         labels = {example.label for examples in self.splits.values() for example in examples}
         return frozenset(self.classes[label] for label in labels)
 
-    def file_name(self, example: Example) -> str:
-        """Return the name of an example's file as the data set states it, else its key."""
-        stated = self.extra.get(example.key, {}).get("file_name")
-        return stated or (example.path.name if example.path else example.key)
-
-    def with_targets(self, names: Sequence[str], targets: Sequence[int]) -> Listed:
+    def with_targets(self, names: Sequence[str], target: Callable[[Example], int | None]) -> Listed:
         """Return the data set with the labels of a network.
 
         Args:
             names: Names of the network's classes.
-            targets: Class of the data set -> the network's class; negative for one that it does not
-                have, whose images become problems that can be skipped.
+            target: Returns an example's class in the network: negative for one that it does not
+                have, which becomes a problem that can be skipped; None for one to leave out.
         """
-        unknown = tuple(
-            Problem(Reason.UNKNOWN_CLASS, example.key, f"of class {self.classes[example.label]}")
-            for examples in self.splits.values()
-            for example in examples
-            if targets[example.label] < 0
-        )
-        splits = {
-            split: tuple(
-                replace(example, label=targets[example.label])
-                for example in examples
-                if targets[example.label] >= 0
-            )
-            for split, examples in self.splits.items()
-        }
-        return replace(
-            self,
-            splits={split: examples for split, examples in splits.items() if examples},
-            classes=tuple(names),
-            problems=(*self.problems, *unknown),
-        )
+        splits: dict[str, tuple[Example, ...]] = {}
+        unknown = []
+        for split, examples in self.splits.items():
+            kept = []
+            for example in examples:
+                label = target(example)
+                if label is not None and label >= 0:
+                    kept.append(replace(example, label=label))
+                elif label is not None:
+                    said = f"of class {self.classes[example.label]}"
+                    unknown.append(Problem(Reason.UNKNOWN_CLASS, example.key, said))
+            if kept:
+                splits[split] = tuple(kept)
+        problems = (*self.problems, *unknown)
+        return replace(self, splits=splits, classes=tuple(names), problems=problems)
 
 
 def list_splits(source: DataSource, known: Collection[str] = ()) -> Listed:
@@ -308,8 +298,9 @@ def list_splits(source: DataSource, known: Collection[str] = ()) -> Listed:
     splits: dict[str, tuple[Example, ...]] = {
         name: tuple(by_split[name]) for name in ("train", "val", "test", "") if name in by_split
     }
-    extra = {row.key: row.extra for row in listing.rows if row.extra}
-    return Listed(splits, listing.classes, listing.source, listing.notes, listing.problems, extra)
+    return Listed(
+        splits, listing.classes, listing.source, listing.notes, listing.problems, listing.rows
+    )
 
 
 def fingerprint(images: ImageSet) -> str:

@@ -24,6 +24,10 @@ from bitzoo.models.wide_values import is_wide_grey
 _SAVED = ("dataset_dict.json", "state.json")
 """Files that `save_to_disk` writes, for several splits or for one."""
 
+FILE_NAME = "file_name"
+"""The column that stands for the names which images have beside their bytes, as the library's
+folders of images call it."""
+
 _IMAGE_COLUMNS = ("image", "img", "picture", "pixel_values")
 _LABEL_COLUMNS = ("label", "labels", "class", "target")
 
@@ -207,9 +211,11 @@ def read_table(
     numbers = range(len(values)) if numbers is None else numbers
     classes = tuple(names) if names else ()
     rows, problems = [], []
-    columns = _Columns(table)
+    columns = _Columns(table, pixels, image)
     others = [str(name) for name in table.features if name not in (image, label)]
     unlabelled = bool(numbers) and all(_is_unlabelled(values[index]) for index in numbers)
+    if hasattr(pixels, "flatten") and FILE_NAME not in table.features:
+        others.append(FILE_NAME)
     for index in numbers:
         name = "" if unlabelled else _name(values[index], names)
         key = f"{split}[{index}]" if split else f"row {index}"
@@ -229,14 +235,19 @@ def read_table(
 
 
 class _Columns(dict[str, list[object]]):
-    """The columns of a table, each read when it is first used."""
+    """The columns of a table, each read when it is first used, and the names of its images."""
 
-    def __init__(self, table: Table) -> None:
+    def __init__(self, table: Table, pixels: Any, image: str) -> None:
         super().__init__()
-        self._table = table
+        self._table, self._pixels, self._image = table, pixels, image
 
     def __missing__(self, name: str) -> list[object]:
-        values = self[name] = list(self._table[name])
+        if name in self._table.features:
+            values = list(self._table[name])
+        else:  # the part of the image column beside the bytes, which stay unread
+            flat, part = self._pixels.flatten(), f"{self._image}.path"
+            values = list(flat[part]) if part in flat.features else [""] * len(self._table)
+        self[name] = values
         return values
 
 

@@ -28,10 +28,11 @@ def find_task(name: str) -> VtabTask:
         DatasetError: If there is no such task.
     """
     if name not in TASKS:
-        near = difflib.get_close_matches(name, TASKS, n=1) or sorted(TASKS)
+        near = difflib.get_close_matches(name, TASKS, n=3)
+        meant = f" Did you mean {' or '.join(near)}?" if near else ""
         raise DatasetError(
-            f"VTAB has no task {printable(name)!r}. Choose one of its 19 tasks, for example "
-            f"{near[0]}; all are: {', '.join(sorted(TASKS))}."
+            f"VTAB has no task {printable(name)!r}.{meant} Its tasks are "
+            f"{', '.join(sorted(TASKS))}."
         )
     return TASKS[name]
 
@@ -109,6 +110,17 @@ def describe_drift(task: VtabTask) -> tuple[str, ...]:
     return tuple(found)
 
 
+def task_title(task: VtabTask, part: str | None = None) -> str:
+    """Return the display name of a task's data, which says the version that is used.
+
+    Raises:
+        DatasetError: If the task is not prepared.
+        MissingExtraError: If TFDS is not installed.
+    """
+    what = f"{VTAB}{task.name}{f'@{part}' if part else ''}"
+    return f"{what} ({task.tfds}:{task_version(task)})"
+
+
 def as_task(listing: Listing, task: VtabTask, part: str | None) -> Listing:
     """Return a listing of a task's records that says what task it is.
 
@@ -117,11 +129,10 @@ def as_task(listing: Listing, task: VtabTask, part: str | None) -> Listing:
         task: The task.
         part: The part of it; None for what it trains on and tests on.
     """
-    what = f"{VTAB}{task.name}{f'@{part}' if part else ''}"
     untouched = (("flip", task.flip), ("crop", task.crop))
     return replace(
         listing,
-        source=f"{what} ({task.tfds}:{task_version(task)})",
+        source=task_title(task, part),
         notes=(*describe_drift(task), *listing.notes),
         label_changing=tuple(name for name, is_usual in untouched if not is_usual),
     )

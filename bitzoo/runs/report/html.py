@@ -39,7 +39,15 @@ from bitzoo.runs.report.svg import Curve, confusion_matrix, line_chart, matrix_o
 if TYPE_CHECKING:
     from jinja2 import Environment
 
-__all__ = ["Mistake", "RunRecord", "find_mistakes", "write_card", "write_report"]
+__all__ = [
+    "Mistake",
+    "RunRecord",
+    "find_mistakes",
+    "render",
+    "write_card",
+    "write_page",
+    "write_report",
+]
 
 MAX_MATRIX = 30
 """Most classes for which a confusion matrix with names is readable. Of more, the groups of classes
@@ -61,28 +69,25 @@ def write_report(path: str | os.PathLike[str], run: RunRecord) -> Path:
     Returns:
         `path`.
     """
-    page = (
-        _environment()
-        .get_template("report.html.j2")
-        .render(
-            run=run,
-            facts=_headline(run),
-            charts=_charts(run),
-            origin=origin(run),
-            results=_results(run.evaluation),
-            leakage=run.leakage,
-            near_pairs=[
-                (pair, *(_data_uri(side) if side is not None else "" for side in sides))
-                for pair in run.near_pairs
-                for sides in ((pair.held_out, pair.train),)
-            ],
-            matrices=_matrices(run.evaluation),
-            galleries=[(gallery, _pictured(gallery)) for gallery in _galleries(run)],
-            loading=_loading(run, run.folder),
-            version=__version__,
-        )
+    page = render(
+        "report.html.j2",
+        run=run,
+        facts=_headline(run),
+        charts=_charts(run),
+        origin=origin(run),
+        results=_results(run.evaluation),
+        leakage=run.leakage,
+        near_pairs=[
+            (pair, *(_data_uri(side) if side is not None else "" for side in sides))
+            for pair in run.near_pairs
+            for sides in ((pair.held_out, pair.train),)
+        ],
+        matrices=_matrices(run.evaluation),
+        galleries=[(gallery, _pictured(gallery)) for gallery in _galleries(run)],
+        loading=_loading(run, run.folder),
+        version=__version__,
     )
-    return _write(Path(path), page)
+    return write_page(Path(path), page)
 
 
 def write_card(path: str | os.PathLike[str], run: RunRecord) -> Path:
@@ -97,21 +102,18 @@ def write_card(path: str | os.PathLike[str], run: RunRecord) -> Path:
     Returns:
         `path`.
     """
-    card = (
-        _environment()
-        .get_template("card.md.j2")
-        .render(
-            run=run,
-            front_matter=_front_matter(run),
-            base=find_spec(run.base) if run.base else None,
-            origin=origin(run),
-            results=_results(run.evaluation),
-            leakage=run.leakage,
-            loading=_loading(run, "FOLDER"),
-            version=__version__,
-        )
+    card = render(
+        "card.md.j2",
+        run=run,
+        front_matter=_front_matter(run),
+        base=find_spec(run.base) if run.base else None,
+        origin=origin(run),
+        results=_results(run.evaluation),
+        leakage=run.leakage,
+        loading=_loading(run, "FOLDER"),
+        version=__version__,
     )
-    return _write(Path(path), card)
+    return write_page(Path(path), card)
 
 
 def _headline(run: RunRecord) -> list[tuple[str, str, str]]:
@@ -343,6 +345,11 @@ def _data_uri(image: bytes | npt.NDArray[np.uint8]) -> str:
     return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode("ascii")
 
 
+def render(template: str, **values: object) -> str:
+    """Return a template of this package with its values; what is HTML escapes them."""
+    return _environment().get_template(template).render(**values)
+
+
 def _environment() -> Environment:
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
@@ -372,7 +379,8 @@ def _shown(value: object) -> str:
     return str(value)
 
 
-def _write(path: Path, text: str) -> Path:
+def write_page(path: Path, text: str) -> Path:
+    """Write a page, without what no page may contain; an existing file is replaced at once."""
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, clean(text))
     return path
