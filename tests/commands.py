@@ -8,14 +8,18 @@ import contextlib
 import io
 import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 from training import InProcess
 
 
-def start(*words: object, folder: Path) -> InProcess:
+def start(
+    *words: object, folder: Path, environment: Mapping[str, object] | None = None
+) -> InProcess:
     """Begin `bitzoo WORDS` in `folder`, on one thread; caches go to `folder/cache`."""
-    environment = {"BITZOO_CACHE": str(folder / "cache")}
+    given = {name: str(value) for name, value in (environment or {}).items()}
+    environment = {"BITZOO_CACHE": str(folder / "cache"), **given}
     return InProcess(_run, list(map(str, words)), str(folder), environment=environment)
 
 

@@ -147,8 +147,9 @@ def predict(
 ) -> None:
     """Classify images or folders of images.
 
-    MODEL is a catalogue name, a checkpoint file, or a run folder. PATHS are files and folders; a
-    single - stands for those on standard input, one per line. Web addresses are not fetched.
+    MODEL is a catalogue name, a checkpoint file, or a run folder. PATHS are files, folders and
+    names of data sets such as tfds:NAME@test; a single - stands for those on standard input, one
+    per line. Web addresses are not fetched.
 
     An image that cannot be read has a row with the reason. Exit code: 0 if all were read, or all
     others were left out with --skip-bad; 1 if some could not be read, 2 if none could.

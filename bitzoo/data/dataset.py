@@ -53,7 +53,8 @@ class Example:
         load: Returns the image; None if `path` is set. Can be pickled, so that other processes can
             load it too.
         key: Display name: a path below the data set's folder, or "row 17".
-        sha256: Of the file's bytes, or of the pixels that `load` returns; "" before validation.
+        sha256: Of the file's or the stored bytes, else of the pixels that `load` returns; ""
+            before validation.
         group: Name of the group that stays in one split; "" for none.
     """
 
@@ -63,6 +64,12 @@ class Example:
     key: str = ""
     sha256: str = ""
     group: str = ""
+
+    @property
+    def stored(self) -> Callable[[], bytes] | None:
+        """What returns the bytes of the image, if `load` decodes bytes as a file's are decoded."""
+        content: Callable[[], bytes] | None = getattr(self.load, "content", None)
+        return content
 
     def image(self) -> ImageLike:
         """Return what `bitzoo.models.preprocessing.read_rgb` takes: the path, or the image."""

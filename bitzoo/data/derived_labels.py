@@ -61,9 +61,9 @@ def find_nearest_vehicle(record: Mapping[str, Any]) -> int:
         record: With `objects`: `type` and `location` (x, y, z in metres) of each object.
     """
     objects = record["objects"]
-    is_vehicle = np.asarray(objects["type"]).reshape(-1) < KITTI_VEHICLES
-    depths = np.asarray(objects["location"], np.float32).reshape(-1, 3)[is_vehicle, 2]
-    return _last_below(KITTI_DISTANCES, min([KITTI_NO_VEHICLE, *map(float, depths)]))
+    pairs = zip(objects["type"], objects["location"], strict=False)
+    depths = [float(place[2]) for kind, place in pairs if kind < KITTI_VEHICLES]
+    return _last_below(KITTI_DISTANCES, min([KITTI_NO_VEHICLE, *depths]))
 
 
 def find_x_position(record: Mapping[str, Any]) -> int:

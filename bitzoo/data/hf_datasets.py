@@ -138,6 +138,7 @@ def read_named(name: SourceName, source: str) -> Listing | dict[str, Callable[[]
         source,
         tuple(dict.fromkeys(note for part in parts for note in part.notes)),
         tuple(problem for part in parts for problem in part.problems),
+        unlabelled=tuple(row for part in parts for row in part.unlabelled),
     )
 
 
@@ -211,17 +212,14 @@ def read_table(
     values = list(table[label])
     numbers = range(len(values)) if numbers is None else numbers
     classes = tuple(names) if names else ()
-    if numbers and all(_is_unlabelled(values[index]) for index in numbers):
-        which = f" of {split}" if split else ""
-        found = f"{len(numbers):,} images{which} have no labels, only {values[numbers[0]]!r}"
-        return Listing((), classes, source, (f"not used: its {found}.",))
     rows, problems = [], []
     columns = _Columns(table, pixels, image)
     others = [str(name) for name in table.features if name not in (image, label)]
+    unlabelled = bool(numbers) and all(_is_unlabelled(values[index]) for index in numbers)
     if hasattr(pixels, "flatten") and FILE_NAME not in table.features:
         others.append(FILE_NAME)
     for index in numbers:
-        name = _name(values[index], names)
+        name = "" if unlabelled else _name(values[index], names)
         key = f"{split}[{index}]" if split else f"row {index}"
         if name is None:
             expected = f"0 to {len(names) - 1}" if names else "a whole number or text"
@@ -230,6 +228,10 @@ def read_table(
         else:
             load = TableImage(pixels, index, image, mode)
             rows.append(Row(key, name, load=load, extra=_Cells(columns, others, index)))
+    if unlabelled:
+        which = f" of {split}" if split else ""
+        found = f"{len(numbers):,} images{which} have no labels, only {values[numbers[0]]!r}"
+        return Listing((), classes, source, (f"not used: its {found}.",), unlabelled=tuple(rows))
     classes = classes or order_classes(row.label for row in rows)
     return Listing(tuple(rows), classes, source, problems=tuple(problems))
 

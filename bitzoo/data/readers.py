@@ -195,4 +195,5 @@ def _list_splits(source: Mapping[str, Any], name: str) -> Listing:
     if not all(is_plain(str(key)) for key in splits):
         shown = ", ".join(f"{split} from {printable(str(key))}" for key, split in splits.items())
         notes.append(f"Splits by their names: {shown}.")
-    return Listing(rows, classes, name, tuple(notes), tuple(problems))
+    unlabelled = tuple(row for listing in listings.values() for row in listing.unlabelled)
+    return Listing(rows, classes, name, tuple(notes), tuple(problems), unlabelled=unlabelled)

@@ -209,10 +209,11 @@ def fewshot(
             settings,
             numbers,
             runs,
-            str(images.held_out),
+            _test(images),
             tuple(made[key] for key in sorted(made)),
             _notes(task, method, numbers),
         )
+        in_main_process(partial(_record, result, keep))  # what is killed is known as what it is
         for note in result.notes:
             tell(note)
         maker = methods[method](task, tell)
@@ -227,7 +228,6 @@ def fewshot(
                 made[number, run] = trial
                 result = replace(result, trials=tuple(made[key] for key in sorted(made)))
                 in_main_process(partial(_record, result, keep))
-        in_main_process(partial(_record, result, keep))
     return result
 
 
@@ -430,11 +430,17 @@ def _settings(task: _Task, method: str) -> dict[str, Any]:
 def _notes(task: _Task, method: str, shots: Sequence[int]) -> tuple[str, ...]:
     resize, crop = _probe_size(task.options["resolution"])
     how = _NOTES[method].format(edition=task.options["edition"], resize=resize, crop=crop)
-    test = f"All trials are judged on the same images: {task.images.held_out}."
+    test = f"All trials are judged on the same images: {_test(task.images)}."
     labels = task.training_labels
     short = (describe_short(labels, task.images.classes, number) for number in shots)
     few = [f"{sentence} All that they have are taken." for sentence in short if sentence]
     return (how, test, *few)
+
+
+def _test(images: ImageSet) -> str:
+    """Return what trials are judged on, as a phrase."""
+    count = f"all {len(images.val or ()):,} images of "
+    return ("" if images.draw else count) + str(images.held_out)
 
 
 def _take(folder: Path, stack: contextlib.ExitStack) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
@@ -14,6 +15,9 @@ from bitzoo.errors import UsageError, damage_reported
 from bitzoo.files import write_json
 from bitzoo.runs.differences import differences
 from bitzoo.small_files import read_json
+
+_OURS = re.compile(r"\d+-shot|report\.html|\..*")
+"""Names in a folder of trials besides `fewshot.json`."""
 
 
 @dataclass(frozen=True)
@@ -51,8 +55,8 @@ class Trial:
     def sentence(self) -> str:
         """What is said of it."""
         return (
-            f"{_per_class(self.shots)}, seed {self.seed}: top-1 {self.top1:.2%} "
-            f"({self.correct:,} of {self.count:,} held-out images), trained on {self.images:,}"
+            f"at {self.shots:,} per class, seed {self.seed}: top-1 {self.top1:.2%} "
+            f"({self.correct:,} of {self.count:,}), trained on {self.images:,}"
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -244,18 +248,17 @@ def recorded_trials(
     """
     place = folder / FEWSHOT_NAME
     if not place.is_file():
-        others = [path.name for path in folder.iterdir() if not path.name.startswith(".")]
-        if others:
+        if any(not _OURS.fullmatch(path.name) for path in folder.iterdir()):
             raise UsageError(
                 f"{folder} has files but no few-shot trials in it. Choose another `out`, so that "
                 "none of your files is lost."
             )
         return {}
     record = read_json(place)
-    advice = "Move it away: trials whose run folders are complete are then evaluated once more."
+    advice = "Move it away, and trials with complete run folders are only evaluated once more."
     with damage_reported(place, "the record of few-shot trials", advice):
         before, trials = dict(record["settings"]), [Trial.from_dict(t) for t in record["trials"]]
-    if lines := differences(before, settings):
+    if trials and (lines := differences(before, settings)):
         raise UsageError(
             f"{folder} was started with other options, so it cannot continue (before -> now):\n"
             + "\n".join(f"  {line}" for line in lines)

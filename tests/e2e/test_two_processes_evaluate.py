@@ -53,6 +53,18 @@ def test_two_processes_find_what_one_finds(place):
     assert list((place / "cache-2").rglob("*.shard"))
 
 
+def test_what_a_person_reads(place):
+    run = start(place, "evaluate", "small.npz", "--data", "data", "--outputs", "all", processes=1)
+    out, err = run.communicate(timeout=240)
+    assert run.returncode == 0, err
+    *_, interval, last = out.splitlines()
+    assert interval.startswith("95 % interval of top-1: ")
+    assert "of 11: all images of the data set)" in last
+    said = " ".join(out.split())
+    assert "matched by number: the data set's classes are 0 to 2, taken as the outputs'" in said
+    assert max(map(len, out.splitlines())) <= 80
+
+
 def test_none_waits_for_one_that_failed(place):
     """A damaged image is the share of one process alone, and an error of both."""
     import shutil

@@ -13,6 +13,7 @@ from importlib.resources import files
 import datasets
 import numpy as np
 import pytest
+import scipy.io
 import torch
 from checkpoints import TINY, make_checkpoint, write_npz
 from images import photo
@@ -169,6 +170,23 @@ class TestThousandOutputs:
             )
         found = bitzoo.evaluate(ilsvrc.path, data, **options)
         assert counts_of(found) == count(logits, [[label] for label in labels])
+
+    def test_the_development_kit(self, ilsvrc, pictures, labels, logits, tmp_path):
+        """A flat folder, and the kit's own numbers, which are not the order of the outputs."""
+        write(tmp_path, pictures, ["."] * IMAGES)
+        kit = tmp_path / "ILSVRC2012_devkit_t12/data"
+        kit.mkdir(parents=True)
+        numbers = np.random.default_rng(0).permutation(1000) + 1
+        names = ("ILSVRC2012_ID", "WNID", "words", "gloss", "num_children")
+        table = np.zeros((1000, 1), [(name, object) for name in names])
+        for row, (number, synset) in enumerate(zip(numbers.tolist(), ILSVRC, strict=True)):
+            table[row, 0] = (number, synset, "words", "gloss", 0)
+        scipy.io.savemat(kit / "meta.mat", {"synsets": table})
+        lines = "".join(f"{numbers[label]}\n" for label in labels)
+        (kit / "ILSVRC2012_validation_ground_truth.txt").write_text(lines)
+        found = bitzoo.evaluate(ilsvrc.path, tmp_path)
+        assert counts_of(found) == count(logits, [[label] for label in labels])
+        assert found.count == IMAGES
 
     def test_tensorflow_datasets(self, ilsvrc):
         tfds = pytest.importorskip("tensorflow_datasets")

@@ -43,7 +43,7 @@ __all__ = [
     "Mistake",
     "RunRecord",
     "find_mistakes",
-    "page_environment",
+    "render",
     "write_card",
     "write_page",
     "write_report",
