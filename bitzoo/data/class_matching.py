@@ -92,10 +92,13 @@ def _through(
     if len(set(found)) < len(found) or not all(0 <= k < known.count for k in found):
         return None
     synsets = [(known.synsets or ())[k] for k in found]
-    then = "" if known == outputs else ", then by WordNet id"
+    if numbers is None and all(map(synset_in, classes)):
+        said = how
+    else:
+        said = f"{how} in {known.label_set}{'' if known == outputs else ', then by WordNet id'}"
     return Found(
         tuple(outputs.index.by_synset.get(synset, NO_OUTPUT) for synset in synsets),
-        f"{how} in {known.label_set}{then}",
+        said,
         synsets=tuple(synsets),
     )
 
