@@ -70,7 +70,7 @@ def evaluate(
     trained on.
 
     In the processes of ``torchrun`` or ``accelerate launch``, each decodes and judges its share of
-    the images, and all return the whole result.
+    the images, and all return the whole result; all of them must call this.
 
     Args:
         model: A catalogue name, a checkpoint file, a run folder, or a model of
