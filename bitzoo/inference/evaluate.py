@@ -70,7 +70,7 @@ def evaluate(
     trained on.
 
     In the processes of ``torchrun`` or ``accelerate launch``, each decodes and judges its share of
-    the images, and all return the whole result.
+    the images, and all return the whole result; all of them must call this.
 
     Args:
         model: A catalogue name, a checkpoint file, a run folder, or a model of
@@ -123,6 +123,8 @@ def evaluate(
     counted, summary = _inspect(
         listed, examples, truth.names, own, transform, skip_bad, workers, progress
     )
+    if not counted.examples:
+        raise _nothing_to_count()
     trained = record.trained if record and record.can_compare(chosen) else None
     selection = judged(selection, counted.examples, trained, title, summary.skipped)
     notes = (*selection.notes, *truth.notes, *summary.notes)
@@ -235,6 +237,10 @@ def _inspect(
     return images.val or images.train, summary
 
 
+def _nothing_to_count() -> UsageError:
+    return UsageError("There are no images to evaluate: expected at least one, found 0.")
+
+
 def _nothing(classes: int) -> tuple[Integers, npt.NDArray[np.float32]]:
     return np.empty(0, np.int64), np.empty((0, classes), np.float32)
 
@@ -303,7 +309,7 @@ def evaluate_pixels(
         EvaluationError: If the network's output is not finite.
     """
     if not len(pixels):
-        raise UsageError("There are no images to evaluate: expected at least one, found 0.")
+        raise _nothing_to_count()
     truth = checked_labels(labels, len(pixels), len(classes))
     columns = None if outputs is None else np.asarray(outputs, np.int64)
     rows = np.arange(len(truth), dtype=np.int64)[rank::world]
