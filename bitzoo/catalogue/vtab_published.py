@@ -42,7 +42,7 @@ def _rows() -> Iterator[PublishedMean]:
         figures.PAPER_MODELS[-1], figures.PAPER_VTAB_SEARCH, {}, f"{_PAPER}, appendix A", searched
     )
     for model, means in figures.README_VTAB.items():
-        groups = {group: getattr(means, group) for group in GROUPS}
+        groups: dict[str, float] = {group: getattr(means, group) for group in GROUPS}
         yield PublishedMean(model, means.mean, groups, _README, "the released runs")
 
 

@@ -28,7 +28,8 @@ def find_task(name: str) -> VtabTask:
         DatasetError: If there is no such task.
     """
     if name not in TASKS:
-        near = difflib.get_close_matches(name, TASKS, n=3)
+        parts = [task for task in TASKS if name and name in task]
+        near = parts or difflib.get_close_matches(name, TASKS, n=3)
         meant = f" Did you mean {' or '.join(near)}?" if near else ""
         raise DatasetError(
             f"VTAB has no task {printable(name)!r}.{meant} Its tasks are "

@@ -159,7 +159,7 @@ class VtabResult(Displayed):
     @property
     def groups(self) -> dict[str, Mean]:
         """Group -> the mean of its tasks; without groups of which none was run."""
-        found = {}
+        found: dict[str, Mean] = {}
         for group in GROUPS:
             scores = [score for score in self.tasks.values() if score.task.group == group]
             if scores:
