@@ -11,6 +11,7 @@ import contextlib
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -175,7 +176,7 @@ def vtab(
         for number, (task, version) in enumerate(prepared.items(), start=1):
             callbacks.say(f"Task {number} of {len(prepared)}: {task}")
             scores = work.run_task(TASKS[task], records)
-            notes = in_main_process(lambda task=task: describe_drift(TASKS[task]))
+            notes = in_main_process(partial(describe_drift, TASKS[task]))
             if len(scores) == runs:
                 found[task] = TaskScore(task, version, scores, notes)
             result = VtabResult(
@@ -186,7 +187,7 @@ def vtab(
                 departures_of(records, runs, config),
                 stopped=len(scores) < runs,
             )
-            in_main_process(lambda result=result: work.write(result))
+            in_main_process(partial(work.write, result))
             if result.stopped:
                 break
     return result
@@ -285,7 +286,7 @@ class _Work:
         for number, seed in enumerate(self.seeds):
             place = self.out / task.name / f"seed-{seed}"
             job = Job(self.model, f"{VTAB}{task.name}", replace(self.config, seed=seed))
-            found = in_main_process(lambda job=job, place=place: _finished(job, place, task))
+            found = in_main_process(partial(_finished, job, place, task))
             if found is None:
                 quiet = replace(self.callbacks, say=lambda text: None)
                 result = run_job(
@@ -299,7 +300,7 @@ class _Work:
                 )
                 if result.stopped:
                     break
-                found = in_main_process(lambda job=job, place=place: _finished(job, place, task))
+                found = in_main_process(partial(_finished, job, place, task))
             if found is None:
                 raise CheckpointError(
                     f"{place}: expected the files of a finished run, found them changed. Run the "

@@ -7,6 +7,7 @@ import pickle
 import sys
 import types
 from collections import Counter
+from typing import Any
 
 import numpy as np
 import pytest
@@ -434,7 +435,7 @@ class TestHoldingOut:
     def test_the_split_may_have_a_seed_of_its_own(self, tmp_path):
         """So that few-shot runs with different seeds are evaluated on the same images."""
         tree(tmp_path, a=40, b=40)
-        options = {"val_fraction": 0.25, "examples_per_class": 4}
+        options: dict[str, Any] = {"val_fraction": 0.25, "examples_per_class": 4}
         first, second = (
             read_dataset(tmp_path, seed=seed, split_seed=7, **options) for seed in (0, 1)
         )

@@ -181,7 +181,7 @@ def test_a_number_may_not_occur_twice(real, ilsvrc):
 
 class TestFile:
     def test_of_the_user(self, tmp_path):
-        labels = [[] for _ in range(50_000)]
+        labels: list[list[int]] = [[] for _ in range(50_000)]
         labels[3] = [999, 0]
         path = tmp_path / "real.json"
         path.write_text(json.dumps(labels))

@@ -294,7 +294,9 @@ def test_scores_stand_at_the_checkpoints_they_belong_to():
     in1k = "ILSVRC-2012"
 
     def on_in1k(name: str) -> set[tuple[str, float, int | None]]:
-        return {(kind, *rest) for kind, dataset, *rest in scores(name) if dataset == in1k}
+        return {
+            (kind, value, size) for kind, dataset, value, size in scores(name) if dataset == in1k
+        }
 
     assert on_in1k("BiT-M-R152x4-ILSVRC2012") == {("top-1", 84.936, 480), ("top-5", 97.456, 480)}
     assert scores("BiT-R50x1_160") == {("top-1", in1k, 80.5, 160), ("top-1", in1k, 80.49, 160)}
