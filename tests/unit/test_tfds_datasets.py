@@ -249,6 +249,9 @@ class TestLabels:
         monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
         listing = read_listing("tfds:insects@test")
         assert listing.rows == ()
+        assert [row.key for row in listing.unlabelled] == [f"test[{n}]" for n in range(5)]
+        known = {image_bytes(number, seed=1) for number in range(5)}
+        assert {content_of(row) for row in listing.unlabelled} == known
         assert listing.notes == ("not used: the 5 images of test have no labels, only -1.",)
         partly = read_listing("tfds:insects@val")
         assert len(partly.rows) == 3
