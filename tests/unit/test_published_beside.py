@@ -52,7 +52,12 @@ def known(name=R50, **changes):
 def about(model=None, **changes):
     """The top-1 figures by data set, for ILSVRC-2012's validation set unless changed."""
     model = model or known()
-    of: dict[str, Any] = {"sources": (), "classes": ILSVRC, "counted": 50_000, "total": 50_000} | changes
+    of: dict[str, Any] = {
+        "sources": (),
+        "classes": ILSVRC,
+        "counted": 50_000,
+        "total": 50_000,
+    } | changes
     found = published_about(model, Judged(**of), transform_of(model))
     return {figure.dataset: figure for figure in found if figure.name == "top-1"}
 
