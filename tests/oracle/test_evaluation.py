@@ -9,6 +9,7 @@ files.
 import json
 import shutil
 from importlib.resources import files
+from typing import Any
 
 import datasets
 import numpy as np
@@ -150,7 +151,7 @@ class TestThousandOutputs:
 
     @pytest.mark.parametrize("form", ["folders by number", "numbers", "words", "synsets"])
     def test_other_forms_of_the_same_images(self, ilsvrc, pictures, labels, logits, form, tmp_path):
-        options = {}
+        options: dict[str, Any] = {}
         if form == "folders by number":  # as ImageNet-V2 has them
             data, options = write(tmp_path, pictures, map(str, labels)), {"labels": "imagenet1k"}
         else:
@@ -230,7 +231,7 @@ class TestThousandOutputs:
 
     def test_several_labels(self, ilsvrc, folder, labels, logits, tmp_path):
         order = np.argsort(-logits, axis=1, kind="stable")
-        real = [[] for _ in range(50_000)]
+        real: list[list[int]] = [[] for _ in range(50_000)]
         for number, row in enumerate(order):
             wrong = [int(row[400 + number]), int(row[600])]
             real[number] = {0: [], 1: wrong}.get(number % 4, [*wrong, int(row[number % 7])])
