@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from bitzoo.inference.evaluate import evaluate
     from bitzoo.inference.optimize import optimize
     from bitzoo.inference.predict import predict
+    from bitzoo.runs.fewshot import fewshot
     from bitzoo.runs.finetune import finetune
     from bitzoo.runs.reproduce import reproduce
     from bitzoo.runs.resume import resume
@@ -39,6 +40,7 @@ _HOMES = {
     "create_transform": "zoo.info",
     "evaluate": "inference.evaluate",
     "export": "exporters.export",
+    "fewshot": "runs.fewshot",
     "finetune": "runs.finetune",
     "fold": "zoo.create",
     "get_spec": "catalogue.registry",
@@ -66,6 +68,7 @@ __all__ = [
     "create_transform",
     "evaluate",
     "export",
+    "fewshot",
     "finetune",
     "fold",
     "get_spec",

@@ -40,12 +40,12 @@ def metrics_of(model: str) -> tuple[Metric, ...]:
     return tuple(claim.metric_row for claim in claims_of(model))
 
 
-def get_claim(model: str, claim: str) -> Claim:
+def get_claim(model: str, claim: str | None) -> Claim:
     """Return a published figure of a checkpoint.
 
     Args:
         model: The catalogue name.
-        claim: The figure's id.
+        claim: The figure's id; None if the user named none.
 
     Raises:
         UsageError: If there is none of that id; the message lists those of the model.
@@ -59,8 +59,9 @@ def get_claim(model: str, claim: str) -> Claim:
             f"No figure was published about {model}, as far as the catalogue knows. "
             "`bitzoo reproduce --list` shows all figures."
         )
+    found = "None of its figures was named" if claim is None else f"None is called {claim!r}"
     raise UsageError(
-        f"{model} has no published figure called {claim!r}; it has: "
+        f"{found}: `claim` must be one of the figures that were published about {model}: "
         f"{', '.join(one.id for one in known)}."
     )
 
@@ -204,7 +205,7 @@ def _teachers() -> Iterator[Claim]:
             value,
             f"{DISTILLATION_PAPER} Table 4",
             f"{_THESE}, by the authors",
-            _evaluated(data.title, data.versions, task=task),
+            _evaluated(data.title, data.versions, labels=task),
             resolution=128,
         )
 

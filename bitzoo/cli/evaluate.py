@@ -36,21 +36,15 @@ if TYPE_CHECKING:
 @click.option("--all", "split", flag_value="all", help="Count all images, those trained on too.")
 @click.option(
     "--labels",
-    metavar="own|real|FILE",
-    default="own",
-    show_default=True,
-    help="Labels that are right: the data's, ReaL's, or those of a file like ReaL's.",
+    metavar="real|FILE|NUMBERING",
+    help="ReaL's labels or a file like them; or whose numbers the data's classes are: index, "
+    "imagenet1k, a task.",
 )
 @click.option(
-    "--task",
-    help="Task or published list in whose order the data's classes are numbered, if they are "
-    "numbers: dtd, imagenet1k.",
-)
-@click.option(
-    "--restrict/--no-restrict",
-    default=None,
-    help="Whether only the outputs of the data's classes compete; default: as the published "
-    "protocol of the data does.",
+    "--outputs",
+    type=click.Choice(["all", "data"]),
+    help="Outputs that compete: all, or those of the data's classes; default: as the published "
+    "protocol of the data.",
 )
 @click.option("--skip-bad", is_flag=True, help="Leave out images that cannot be used.")
 @click.option(
@@ -153,8 +147,9 @@ def predict(
 ) -> None:
     """Classify images or folders of images.
 
-    MODEL is a catalogue name, a checkpoint file, or a run folder. PATHS are files and folders; a
-    single - stands for those on standard input, one per line. Web addresses are not fetched.
+    MODEL is a catalogue name, a checkpoint file, or a run folder. PATHS are files, folders and
+    names of data sets such as tfds:NAME@test; a single - stands for those on standard input, one
+    per line. Web addresses are not fetched.
 
     An image that cannot be read has a row with the reason. Exit code: 0 if all were read, or all
     others were left out with --skip-bad; 1 if some could not be read, 2 if none could.

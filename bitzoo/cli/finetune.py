@@ -73,7 +73,8 @@ def hyperrule(
     "--data",
     required=True,
     shell_complete=complete_path,
-    help="A folder of class folders, a .csv or .jsonl file, or hf:NAME.",
+    help="A folder of class folders, a .csv or .jsonl file, or the name of a data set: hf:NAME, "
+    "tfds:NAME or torchvision:NAME, and @SPLIT.",
 )
 @click.option("--out", type=PATH, required=True, help="Run folder.")
 @edition_option

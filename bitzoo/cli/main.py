@@ -16,6 +16,7 @@ from bitzoo.cli.console import say
 from bitzoo.cli.convert import convert, verify
 from bitzoo.cli.evaluate import evaluate, predict
 from bitzoo.cli.export import export
+from bitzoo.cli.fewshot import fewshot
 from bitzoo.cli.finetune import finetune, hyperrule
 from bitzoo.cli.info import info, list_command
 from bitzoo.cli.options import debug_option, version_option
@@ -44,6 +45,7 @@ for _command in (
     resume,
     evaluate,
     predict,
+    fewshot,
     vtab,
     reproduce,
     export,

@@ -19,6 +19,7 @@ from bitzoo.cli.console import (
     say,
     say_wrapped,
 )
+from bitzoo.cli.evaluate import is_main_process
 from bitzoo.cli.options import PATH, debug_option, json_option, model_parameter
 
 if TYPE_CHECKING:
@@ -46,7 +47,9 @@ if TYPE_CHECKING:
     type=click.Choice(["paper", "released"]),
     help="HyperRule of the paper or of the released code; default: the figure's.",
 )
-@click.option("--tasks", metavar="NAMES", help="Only these tasks of VTAB, with commas between.")
+@click.option(
+    "--tasks", metavar="NAMES", help="Only these tasks or groups of VTAB, with commas between."
+)
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of the first run.")
 @click.option(
     "--dtype",
@@ -70,7 +73,6 @@ def reproduce(
     list_: bool,
     claim: str | None,
     out: Path | None,
-    tasks: str | None,
     json: bool,
     **options: Any,
 ) -> None:
@@ -88,27 +90,22 @@ def reproduce(
         return
     if model is None:
         raise click.MissingParameter(param_hint="'MODEL'", param_type="argument")
-    if claim is None:
-        raise click.UsageError(
-            f"--claim is missing: which figure of {model}? `bitzoo reproduce --list {model}` lists "
-            "them."
-        )
     from bitzoo.runs.reproduce import reproduce
 
+    if not is_main_process():
+        reproduce(model, claim, out=out, **options)
+        return
     with prose_to_stderr(json), progress_bar() as progress:
-        found = reproduce(
-            model,
-            claim,
-            out=out,
-            tasks=[name.strip() for name in tasks.split(",")] if tasks else None,
-            progress=progress,
-            say=lambda sentence: say_wrapped(as_flags(sentence)),
-            **options,
-        )
+        found = reproduce(model, claim, out=out, progress=progress, say=_say, **options)
     if json:
         print_json(found.to_dict())
     else:
         _print(found)
+
+
+def _say(text: str) -> None:
+    """Print what is said during the work: a sentence, or a table."""
+    (say if "\n" in text else say_wrapped)(as_flags(text))
 
 
 def _list(model: str | None, json: bool) -> None:

@@ -1,6 +1,8 @@
 """Image data sets, from listing a source to the batches that a network trains on.
 
-readers  folder  manifest  hf_datasets    list the images and labels of a source
+readers  folder  manifest                 list the images and labels of a source
+source_names  tfds_datasets  hf_datasets  data sets that libraries prepared, by name
+torchvision_datasets  imagenet_devkit
 dataset  splits  problems  validation     the data set, its splits, and its problems
 brightness                                whether anything can be seen in the images
 decode_workers  pixel_cache  image_store  decode images once and map them into memory

@@ -85,16 +85,20 @@ def _through(
     if outputs.synsets is None:
         return None
     if numbers is None:
-        found, how = _by_name(classes, known).outputs, "name"
+        by_name = _by_name(classes, known)
+        found, how = by_name.outputs, by_name.how
     else:
-        found, how = tuple(numbers), "number"
+        found, how = tuple(numbers), "by number"
     if len(set(found)) < len(found) or not all(0 <= k < known.count for k in found):
         return None
     synsets = [(known.synsets or ())[k] for k in found]
-    then = "" if known == outputs else ", then by WordNet id"
+    if numbers is None and all(map(synset_in, classes)):
+        said = how
+    else:
+        said = f"{how} in {known.label_set}{'' if known == outputs else ', then by WordNet id'}"
     return Found(
         tuple(outputs.index.by_synset.get(synset, NO_OUTPUT) for synset in synsets),
-        f"by {how} in {known.label_set}{then}",
+        said,
         synsets=tuple(synsets),
     )
 
@@ -121,8 +125,9 @@ def _by_number(
         f"The classes of the data set are {len(numbers):,} numbers from {ordered[0]} to "
         f"{ordered[-1]}, which do not say which of {outputs.title} they are"
         f"{f' ({join_some(shown, 3)})' if shown else ''}. {_strange(ordered, outputs, task)} Name "
-        f"the classes as the model does, or say whose numbers they are: `labels={BY_INDEX!r}` for "
-        f"the outputs'{f', `labels={ILSVRC!r}` for those of {ILSVRC}' if outputs.synsets else ''}."
+        f'the classes as the model does, or say whose numbers they are: `labels="{BY_INDEX}"` for '
+        "the outputs'"
+        + (f', `labels="{ILSVRC}"` for those of {ILSVRC}.' if outputs.synsets else ".")
     )
 
 

@@ -10,14 +10,14 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from PIL import Image
 
 from bitzoo.data.automatic_split import Draw, describe, draw, notes_on
-from bitzoo.data.folder import Listing, Load
+from bitzoo.data.folder import Listing, Load, Row
 from bitzoo.data.groups import NEAR_DUPLICATES, notes_on_groups, with_groups
 from bitzoo.data.problems import DatasetError, Problem, Reason, count_by_kind, join_some
 from bitzoo.data.readers import DataSource, read_listing
@@ -53,7 +53,8 @@ class Example:
         load: Returns the image; None if `path` is set. Can be pickled, so that other processes can
             load it too.
         key: Display name: a path below the data set's folder, or "row 17".
-        sha256: Of the file's bytes, or of the pixels that `load` returns; "" before validation.
+        sha256: Of the file's or the stored bytes, else of the pixels that `load` returns; ""
+            before validation.
         group: Name of the group that stays in one split; "" for none.
     """
 
@@ -63,6 +64,12 @@ class Example:
     key: str = ""
     sha256: str = ""
     group: str = ""
+
+    @property
+    def stored(self) -> Callable[[], bytes] | None:
+        """What returns the bytes of the image, if `load` decodes bytes as a file's are decoded."""
+        content: Callable[[], bytes] | None = getattr(self.load, "content", None)
+        return content
 
     def image(self) -> ImageLike:
         """Return what `bitzoo.models.preprocessing.read_rgb` takes: the path, or the image."""
@@ -141,11 +148,14 @@ def read_dataset(
               `folder.read_folder` and docs/layouts.md;
             - a `.csv` or `.jsonl` manifest with the columns path, label and optionally split, see
               `manifest.read_manifest`;
-            - `hf:` and the name of a Hugging Face data set or a folder, or a `datasets.Dataset`,
-              see `hf_datasets.read_table`;
+            - a folder of ImageNet's validation images as they are published, with their labels
+              beside them, see `imagenet_devkit`;
+            - the name of a data set that a library has prepared, such as `tfds:NAME@SPLIT`,
+              `hf:NAME@SPLIT` or `torchvision:NAME@SPLIT`, see `source_names` and docs/sources.md;
+            - a `TfdsSource`, or a `datasets.Dataset`, see `hf_datasets.read_table`;
             - `(images, labels)`: uint8 arrays (N, H, W) or (N, H, W, 3) and N ints or strings;
-            - several of the latter two by split name: `datasets.DatasetDict`, `{"train": (images,
-              labels), "val": (images, labels)}`.
+            - several of these by split name: `datasets.DatasetDict`, `{"train": (images,
+              labels), "val": (images, labels)}`, `{"train": "tfds:NAME@train[:800]", ..}`.
 
             If there is both a val and a test split, one is held out, see `eval_split`, and the
             other is left for `bitzoo evaluate`, see `list_splits`.
@@ -169,7 +179,7 @@ def read_dataset(
     Raises:
         DatasetError: If the source has no known form, lists nothing, or has other `classes`.
         UsageError: If the options contradict each other or the source.
-        MissingExtraError: If the source is `hf:NAME` and the library `datasets` is not installed.
+        MissingExtraError: If the library that has the source is not installed.
     """
     if val_fraction is not None and not 0 <= val_fraction < 1:
         raise UsageError(f"`val_fraction` must be at least 0 and below 1, found {val_fraction}.")
@@ -231,7 +241,7 @@ class Listed:
         source: Display name of the data set.
         notes: Remarks that need no action.
         problems: Problems found while listing.
-        extra: Key of an example -> its values in the other columns of the source.
+        rows: Every example as its source lists it.
     """
 
     splits: Mapping[str, tuple[Example, ...]]
@@ -239,7 +249,7 @@ class Listed:
     source: str
     notes: tuple[str, ...] = ()
     problems: tuple[Problem, ...] = ()
-    extra: Mapping[str, Mapping[str, str]] = field(default_factory=dict, repr=False)
+    rows: tuple[Row, ...] = field(default=(), repr=False)
 
     @property
     def used(self) -> frozenset[str]:
@@ -247,39 +257,29 @@ class Listed:
         labels = {example.label for examples in self.splits.values() for example in examples}
         return frozenset(self.classes[label] for label in labels)
 
-    def file_name(self, example: Example) -> str:
-        """Return the name of an example's file as the data set states it, else its key."""
-        stated = self.extra.get(example.key, {}).get("file_name")
-        return stated or (example.path.name if example.path else example.key)
-
-    def with_targets(self, names: Sequence[str], targets: Sequence[int]) -> Listed:
+    def with_targets(self, names: Sequence[str], target: Callable[[Example], int | None]) -> Listed:
         """Return the data set with the labels of a network.
 
         Args:
             names: Names of the network's classes.
-            targets: Class of the data set -> the network's class; negative for one that it does not
-                have, whose images become problems that can be skipped.
+            target: Returns an example's class in the network: negative for one that it does not
+                have, which becomes a problem that can be skipped; None for one to leave out.
         """
-        unknown = tuple(
-            Problem(Reason.UNKNOWN_CLASS, example.key, f"of class {self.classes[example.label]}")
-            for examples in self.splits.values()
-            for example in examples
-            if targets[example.label] < 0
-        )
-        splits = {
-            split: tuple(
-                replace(example, label=targets[example.label])
-                for example in examples
-                if targets[example.label] >= 0
-            )
-            for split, examples in self.splits.items()
-        }
-        return replace(
-            self,
-            splits={split: examples for split, examples in splits.items() if examples},
-            classes=tuple(names),
-            problems=(*self.problems, *unknown),
-        )
+        splits: dict[str, tuple[Example, ...]] = {}
+        unknown = []
+        for split, examples in self.splits.items():
+            kept = []
+            for example in examples:
+                label = target(example)
+                if label is not None and label >= 0:
+                    kept.append(replace(example, label=label))
+                elif label is not None:
+                    said = f"of class {self.classes[example.label]}"
+                    unknown.append(Problem(Reason.UNKNOWN_CLASS, example.key, said))
+            if kept:
+                splits[split] = tuple(kept)
+        problems = (*self.problems, *unknown)
+        return replace(self, splits=splits, classes=tuple(names), problems=problems)
 
 
 def list_splits(source: DataSource, known: Collection[str] = ()) -> Listed:
@@ -298,8 +298,9 @@ def list_splits(source: DataSource, known: Collection[str] = ()) -> Listed:
     splits: dict[str, tuple[Example, ...]] = {
         name: tuple(by_split[name]) for name in ("train", "val", "test", "") if name in by_split
     }
-    extra = {row.key: row.extra for row in listing.rows if row.extra}
-    return Listed(splits, listing.classes, listing.source, listing.notes, listing.problems, extra)
+    return Listed(
+        splits, listing.classes, listing.source, listing.notes, listing.problems, listing.rows
+    )
 
 
 def fingerprint(images: ImageSet) -> str:

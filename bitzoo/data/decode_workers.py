@@ -175,13 +175,15 @@ def checked_image(example: Example, bit_depth: int | None = None) -> Image.Image
     Raises:
         UsageError: If it cannot be decoded, or has changed.
     """
-    if example.path is None:
+    if example.stored is not None:
+        name, content = f"The image {example.key}", example.stored()
+    elif example.path is None:
         image = image_of(example)
         if example.sha256:
             _require_same(hash_of_image(image), example.sha256)
         return read_rgb(image, bit_depth)
-    name = f"The image {str(example.path)!r}"
-    content = read_content(example.path)
+    else:
+        name, content = f"The image {str(example.path)!r}", read_content(example.path)
     if example.sha256:
         _require_same(hashlib.sha256(content).hexdigest(), example.sha256)
     return read_rgb_file(io.BytesIO(content), name, bit_depth)
@@ -220,6 +222,18 @@ def hash_of_image(image: ImageLike) -> str:
             return hashlib.sha256(head.encode() + upright.tobytes()).hexdigest()
     rgb = read_rgb(image)
     return hashlib.sha256(f"{rgb.width}x{rgb.height}".encode() + rgb.tobytes()).hexdigest()
+
+
+def hash_stored(example: Example) -> str:
+    """Return the SHA-256 of an image that has no file, as `Example.sha256`.
+
+    Raises:
+        UsageError: If it cannot be decoded.
+        DatasetError: If it cannot be read from where it is stored.
+    """
+    if example.stored is not None:
+        return hashlib.sha256(example.stored()).hexdigest()
+    return hash_of_image(image_of(example))
 
 
 def _require_same(found: str, expected: str) -> None:

@@ -20,6 +20,8 @@ from bitzoo.data.problems import DatasetError, Problem, Reason, join_some, print
 from bitzoo.data.split_names import can_mean, is_plain, resolve_splits, splits_per_class
 
 Load = Callable[[], Image.Image]
+"""Returns an image. If it decodes bytes that are stored somewhere as it would those of a file, its
+attribute `content` returns them, and the image counts as that file."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,7 @@ class Listing:
         problems: Lines and folders that could not be read.
         label_changing: Augmentations that would change the labels: "flip" and "crop" or one of
             them; for tasks of which that is known.
+        unlabelled: The images of a split in which none has a label, with "" as the label.
     """
 
     rows: tuple[Row, ...]
@@ -65,6 +68,7 @@ class Listing:
     notes: tuple[str, ...] = ()
     problems: tuple[Problem, ...] = ()
     label_changing: tuple[str, ...] = ()
+    unlabelled: tuple[Row, ...] = ()
 
 
 _MAX_DIGITS = 100

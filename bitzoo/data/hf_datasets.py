@@ -24,6 +24,10 @@ from bitzoo.models.wide_values import is_wide_grey
 _SAVED = ("dataset_dict.json", "state.json")
 """Files that `save_to_disk` writes, for several splits or for one."""
 
+FILE_NAME = "file_name"
+"""The column that stands for the names which images have beside their bytes, as the library's
+folders of images call it."""
+
 _IMAGE_COLUMNS = ("image", "img", "picture", "pixel_values")
 _LABEL_COLUMNS = ("label", "labels", "class", "target")
 
@@ -82,7 +86,7 @@ def load_named(name: SourceName) -> Any:
 @contextmanager
 def _offline(library: Any) -> Iterator[None]:
     """Let the library load only what is on this machine, and draw no bars of its own."""
-    hub = importlib.import_module("huggingface_hub").constants
+    hub = importlib.import_module("huggingface_hub.constants")
     places = [(place, "HF_HUB_OFFLINE") for place in (getattr(library, "config", None), hub)]
     before = [(place, name, getattr(place, name)) for place, name in places if place is not None]
     bars = getattr(library, "is_progress_bar_enabled", None)
@@ -115,15 +119,13 @@ def read_named(name: SourceName, source: str) -> Listing | dict[str, Callable[[]
     """
     loaded = load_named(name)
     tables = dict(loaded) if isinstance(loaded, Mapping) else {_split_of(loaded): loaded}
-    columns = {"image": name.image, "label": name.label}
+    listed = partial(read_table, source=source, image=name.image, label=name.label)
     if name.split is None:
         if isinstance(loaded, Mapping):
-            return {
-                key: partial(read_table, table, source, **columns) for key, table in tables.items()
-            }
-        return read_table(loaded, source, **columns)
+            return {key: partial(listed, table, split=key) for key, table in tables.items()}
+        return listed(loaded)
     parts = [
-        read_table(tables[split], source, **columns, numbers=numbers, split=split)
+        listed(tables[split], numbers=numbers, split=split)
         for split, numbers in _slices(name.split, tables, source)
     ]
     declared = parts[0].classes
@@ -134,6 +136,7 @@ def read_named(name: SourceName, source: str) -> Listing | dict[str, Callable[[]
         source,
         tuple(dict.fromkeys(note for part in parts for note in part.notes)),
         tuple(problem for part in parts for problem in part.problems),
+        unlabelled=tuple(row for part in parts for row in part.unlabelled),
     )
 
 
@@ -207,15 +210,14 @@ def read_table(
     values = list(table[label])
     numbers = range(len(values)) if numbers is None else numbers
     classes = tuple(names) if names else ()
-    if numbers and all(_is_unlabelled(values[index]) for index in numbers):
-        which = f" of {split}" if split else ""
-        found = f"{len(numbers):,} images{which} have no labels, only {values[numbers[0]]!r}"
-        return Listing((), classes, source, (f"not used: its {found}.",))
     rows, problems = [], []
-    columns = _Columns(table)
+    columns = _Columns(table, pixels, image)
     others = [str(name) for name in table.features if name not in (image, label)]
+    unlabelled = bool(numbers) and all(_is_unlabelled(values[index]) for index in numbers)
+    if hasattr(pixels, "flatten") and FILE_NAME not in table.features:
+        others.append(FILE_NAME)
     for index in numbers:
-        name = _name(values[index], names)
+        name = "" if unlabelled else _name(values[index], names)
         key = f"{split}[{index}]" if split else f"row {index}"
         if name is None:
             expected = f"0 to {len(names) - 1}" if names else "a whole number or text"
@@ -224,19 +226,28 @@ def read_table(
         else:
             load = TableImage(pixels, index, image, mode)
             rows.append(Row(key, name, load=load, extra=_Cells(columns, others, index)))
+    if unlabelled:
+        which = f" of {split}" if split else ""
+        found = f"{len(numbers):,} images{which} have no labels, only {values[numbers[0]]!r}"
+        return Listing((), classes, source, (f"not used: its {found}.",), unlabelled=tuple(rows))
     classes = classes or order_classes(row.label for row in rows)
     return Listing(tuple(rows), classes, source, problems=tuple(problems))
 
 
 class _Columns(dict[str, list[object]]):
-    """The columns of a table, each read when it is first used."""
+    """The columns of a table, each read when it is first used, and the names of its images."""
 
-    def __init__(self, table: Table) -> None:
+    def __init__(self, table: Table, pixels: Any, image: str) -> None:
         super().__init__()
-        self._table = table
+        self._table, self._pixels, self._image = table, pixels, image
 
     def __missing__(self, name: str) -> list[object]:
-        values = self[name] = list(self._table[name])
+        if name in self._table.features:
+            values = list(self._table[name])
+        else:  # the part of the image column beside the bytes, which stay unread
+            flat, part = self._pixels.flatten(), f"{self._image}.path"
+            values = list(flat[part]) if part in flat.features else [""] * len(self._table)
+        self[name] = values
         return values
 
 

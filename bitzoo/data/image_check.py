@@ -13,9 +13,9 @@ from PIL import Image, UnidentifiedImageError
 
 from bitzoo.data.brightness import Levels
 from bitzoo.data.dataset import Example
-from bitzoo.data.decode_workers import hash_of_image
+from bitzoo.data.decode_workers import hash_of_image, hash_stored
 from bitzoo.data.near_duplicates import signature_of
-from bitzoo.data.problems import Reason, printable
+from bitzoo.data.problems import DatasetError, Reason, printable
 from bitzoo.errors import MissingExtraError, UsageError
 from bitzoo.files import sha256_of
 from bitzoo.models.image_files import has_more_frames, open_image, orientation, read_image_file
@@ -53,12 +53,15 @@ def check_image(example: Example) -> ImageCheck:
     knows which frame is meant.
     """
     try:
-        if example.path is None:
+        if example.stored is not None:
+            content = example.stored()
+        elif example.path is None:
             return _examine(example.load_image())
-        refused = _refuse_file(example.path)
-        if refused is not None:
-            return refused
-        content = read_image_file(example.path)  # once: what is hashed is what is checked
+        else:
+            refused = _refuse_file(example.path)
+            if refused is not None:
+                return refused
+            content = read_image_file(example.path)  # once: what is hashed is what is checked
         with open_image(io.BytesIO(content)) as image:
             return _examine(image, hashlib.sha256(content).hexdigest())
     except Exception as error:  # a damaged file makes Pillow's decoders raise nearly anything
@@ -67,11 +70,13 @@ def check_image(example: Example) -> ImageCheck:
 
 def hash_content(example: Example) -> str:
     """Return the SHA-256 of an image, as `Example.sha256`; "" if it cannot be read."""
-    if example.path is None:
+    if example.path is None and example.stored is None:
         return check_image(example).sha256
     try:
+        if example.path is None:
+            return hash_stored(example)
         return "" if _refuse_file(example.path) else sha256_of(example.path)
-    except OSError:
+    except (OSError, DatasetError):
         return ""
 
 

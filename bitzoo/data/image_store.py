@@ -28,8 +28,7 @@ from bitzoo.data.decode_workers import (
     Pixels8,
     as_transform,
     count_cores,
-    hash_of_image,
-    image_of,
+    hash_stored,
 )
 from bitzoo.errors import UsageError
 from bitzoo.files import Progress, cache_dir, sha256_of
@@ -312,7 +311,7 @@ def _content_hashes(examples: Sequence[Example], workers: int, report: Progress)
 
 def _content_hash(example: Example) -> str:
     if example.path is None:
-        return hash_of_image(image_of(example))
+        return hash_stored(example)
     try:
         return sha256_of(example.path)
     except OSError as error:

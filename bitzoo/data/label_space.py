@@ -47,6 +47,8 @@ class LabelMatch:
         names: One name per competing output, in their order.
         subset: The published set of ImageNet's classes that the data set has, a key of `SUBSETS`;
             None for another data set.
+        excused: The classes without output that are known to be missing on a head of `subset`'s
+            kind, so that nothing is wrong with the data set.
     """
 
     classes: tuple[str, ...]
@@ -56,6 +58,7 @@ class LabelMatch:
     notes: tuple[str, ...] = ()
     names: tuple[str, ...] = ()
     subset: str | None = None
+    excused: frozenset[str] = frozenset()
 
     @property
     def without_output(self) -> tuple[str, ...]:
@@ -147,6 +150,7 @@ def match_labels(
             for k in (range(outputs.count) if competing is None else competing)
         ),
         subset,
+        frozenset(classes[k] for k in missing if subset),
     )
 
 
@@ -176,7 +180,7 @@ def _competing(
         if len(own) < 2:
             raise DatasetError(
                 f"Outputs can compete only where at least two do, found {len(own)} that the data "
-                "set has a class for. Let all compete: `outputs='all'`."
+                'set has a class for. Let all compete: `outputs="all"`.'
             )
         if len(own) == count:
             return None, []
@@ -187,8 +191,8 @@ def _competing(
         if len(members) == count:
             return None, []
         return tuple(members), [
-            f"Its classes are exactly those of {subset}, so only their {len(members):,} of "
-            f"{count:,} outputs compete; `outputs='all'` lets all compete."
+            f"Its classes are those of {subset}, so only their {len(members):,} of "
+            f'{count:,} outputs compete; `outputs="all"` lets all compete.'
         ]
     absent = [k for k in range(count) if k not in set(own)]
     if not absent:
@@ -196,8 +200,8 @@ def _competing(
     without = f" (all but {join_some([outputs.name(k) for k in absent])})"
     return None, [
         f"The data set has classes of {len(own):,} of the {count:,} outputs"
-        f"{without if len(absent) <= 3 else ''}; all outputs compete, `outputs='data'` lets only "
-        "those."
+        f"{without if len(absent) <= 3 else ''}; all outputs compete, "
+        '`outputs="data"` lets only those.'
     ]
 
 

@@ -1,4 +1,4 @@
-"""List a data source of any kind: folder, manifest, Hugging Face data set or Python objects."""
+"""List a data source of any kind: folder, manifest, a library's data set or Python objects."""
 
 from __future__ import annotations
 
@@ -14,16 +14,27 @@ from typing import Any, TypeAlias
 
 from bitzoo.data.folder import Listing, order_classes, read_arrays, read_folder
 from bitzoo.data.hf_datasets import read_named, read_table
+from bitzoo.data.imagenet_devkit import find_images, find_train, has_labels, read_devkit
 from bitzoo.data.manifest import is_manifest, read_manifest
 from bitzoo.data.problems import DatasetError, count_by_kind, join_some, printable
-from bitzoo.data.source_names import HF, TFDS, VTAB, SourceName, library_of, parse
+from bitzoo.data.source_names import (
+    HF,
+    TFDS,
+    TORCHVISION,
+    VTAB,
+    SourceName,
+    library_of,
+    parse,
+    parts_of,
+)
 from bitzoo.data.split_names import SPLITS, is_plain, resolve_splits
 from bitzoo.data.tfds_datasets import TfdsSource, read_records, source_of, tfds_splits
 from bitzoo.data.torchvision_datasets import read_torchvision
 from bitzoo.data.vtab_data import as_task, find_task, task_source, task_splits
 
 DataSource: TypeAlias = "str | os.PathLike[str] | tuple[Any, Any] | Mapping[str, Any] | object"
-"""A path, `hf:NAME`, (images, labels), a `datasets.Dataset`, or a mapping of these by split."""
+"""A path, a name such as `tfds:NAME@SPLIT` (see `source_names`), a `TfdsSource`, (images, labels),
+a `datasets.Dataset`, or a mapping of these by split."""
 
 
 def read_listing(source: DataSource, known: Collection[str] = ()) -> Listing:
@@ -35,7 +46,7 @@ def read_listing(source: DataSource, known: Collection[str] = ()) -> Listing:
 
     Raises:
         DatasetError: If it has no known form or lists nothing, or nothing of it can be used.
-        MissingExtraError: If the source is `hf:NAME` and the library `datasets` is not installed.
+        MissingExtraError: If the library that has the source is not installed.
     """
     listing = _list(source, known)
     if not listing.rows and listing.problems:
@@ -71,6 +82,8 @@ def _simplified(name: str) -> str:
 def _list(source: DataSource, known: Collection[str]) -> Listing:
     if isinstance(source, str) and library_of(source):
         return _list_named(source)
+    if isinstance(source, str) and (parts := parts_of(source)):
+        return _list_splits(parts, repr(source))
     if isinstance(source, TfdsSource):
         return _list_tfds(source)
     if isinstance(source, (str, os.PathLike)):
@@ -109,15 +122,26 @@ def _list_task(name: SourceName) -> Listing:
 
 def _list_path(path: Path, known: Collection[str]) -> Listing:
     if path.is_dir():
-        return read_folder(path, known)
+        return _list_devkit(path) or read_folder(path, known)
     if path.is_file() and is_manifest(path):
         return read_manifest(path)
     found = "a file of another kind" if path.exists() else "nothing there"
     raise DatasetError(
         f"The data set {printable(os.fspath(path))!r} must be a folder of class folders, a .csv or "
-        f".jsonl manifest with path and label, or {HF}NAME for a Hugging Face data set, found "
-        f"{found}. Check the path."
+        f".jsonl manifest with path and label, or {HF}NAME, {TFDS}NAME or {TORCHVISION}NAME for a "
+        f"data set of these libraries, found {found}. Check the path."
     )
+
+
+def _list_devkit(path: Path) -> Listing | None:
+    """List a folder with ImageNet's validation images in the published layout; None for others."""
+    images = find_images(path)
+    if images is None or not (images == path or has_labels(images)):
+        return None
+    train = None if images == path else find_train(images)
+    if train is None:
+        return read_devkit(images)
+    return _list_splits({"train": train, "val": partial(read_devkit, images)}, repr(str(path)))
 
 
 def _list_object(source: Any, name: str) -> Listing:
@@ -128,8 +152,8 @@ def _list_object(source: Any, name: str) -> Listing:
     if isinstance(source, (tuple, list)) and len(source) == 2:
         return read_arrays(*source)
     raise DatasetError(
-        "A data set must be a path, hf:NAME, a pair (images, labels), a datasets.Dataset, or such "
-        f"pairs or Datasets by split name, found {type(source).__name__}."
+        "A data set must be a path, a name such as hf:NAME or tfds:NAME, a pair (images, labels), "
+        f"a datasets.Dataset, or several of these by split name, found {type(source).__name__}."
     )
 
 
@@ -182,4 +206,5 @@ def _list_splits(source: Mapping[str, Any], name: str) -> Listing:
     if not all(is_plain(str(key)) for key in splits):
         shown = ", ".join(f"{split} from {printable(str(key))}" for key, split in splits.items())
         notes.append(f"Splits by their names: {shown}.")
-    return Listing(rows, classes, name, tuple(notes), tuple(problems))
+    unlabelled = tuple(row for listing in listings.values() for row in listing.unlabelled)
+    return Listing(rows, classes, name, tuple(notes), tuple(problems), unlabelled=unlabelled)

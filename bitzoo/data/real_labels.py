@@ -121,7 +121,8 @@ def real_targets(
         names: File name of every image, see `file_name`.
         real: The labels.
         outputs: What the model's outputs mean; they need WordNet ids.
-        match: The match of the data set's classes with them: which outputs compete.
+        match: The match of the data set's classes with them: which outputs compete. With
+            `task="imagenet1k"` these are ILSVRC's, also if images of some classes are absent.
 
     Raises:
         DatasetError: If a name is not one of the validation set's, a number occurs twice, or the
@@ -130,7 +131,7 @@ def real_targets(
     if outputs.synsets is None:
         raise DatasetError(
             "ReaL's labels are classes of ILSVRC-2012, so the model's outputs must be known by "
-            f"WordNet id, found {outputs.title}. Leave out `labels='real'`."
+            f"WordNet id, found {outputs.title}. Leave out `labels`."
         )
     numbers = _numbers(names)
     ids = published_space(ILSVRC).synsets or ()

@@ -11,7 +11,11 @@ from bitzoo.small_files import read_json
 
 RUN_NAME = "run.json"
 RUN_LOCK_NAME = ".bitzoo-run.lock"
-"""By either of these files a folder is known as a run folder."""
+FEWSHOT_NAME = "fewshot.json"
+"""By any of these files a folder is known as a run folder."""
+
+_KEYS = {RUN_NAME: "recipe", FEWSHOT_NAME: "trials"}
+"""What tells such a file from one of the same name that is somebody else's."""
 
 
 def holds_only_runs(entry: os.DirEntry[str], suffixes: Collection[str]) -> bool:
@@ -44,9 +48,10 @@ def _is_run(folder: Path) -> bool:
     """Whether a run has written there, or is about to."""
     if (folder / RUN_LOCK_NAME).exists():
         return True
-    if not (folder / RUN_NAME).is_file():
-        return False
-    try:
-        return "recipe" in read_json(folder / RUN_NAME)
-    except CheckpointError:  # of somebody else, or damaged
-        return False
+    for name, key in _KEYS.items():
+        try:
+            if (folder / name).is_file() and key in read_json(folder / name):
+                return True
+        except CheckpointError:  # of somebody else, or damaged
+            continue
+    return False

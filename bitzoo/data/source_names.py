@@ -1,7 +1,8 @@
 """Names of data sets that libraries manage: `tfds:dtd@train[:800]`, `hf:beans@train`.
 
 The grammar is `LIBRARY:NAME[/CONFIG][:VERSION][@SPLIT][?image=COLUMN&label=COLUMN]`. Only TFDS has
-versions. What the name means is for the library's reader to say; here it is only taken apart.
+versions. Splits of several such names are joined as `train=NAME,test=NAME`. What a name means is
+for the library's reader to say; here it is only taken apart.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ PREFIXES = (TFDS, HF, TORCHVISION, VTAB)
 _TFDS_NAME = re.compile(
     r"(?P<name>\w+)(?:/(?P<config>[^:@\s]+))?(?::(?P<version>[\d*]+(?:\.[\d*]+){2}))?"
 )
+_PART = re.compile(rf"\w+=(?:{'|'.join(PREFIXES)})")
+_NEXT = re.compile(rf",(?={_PART.pattern})")
 _COLUMNS = ("image", "label")
 
 
@@ -43,6 +46,21 @@ class SourceName:
     split: str | None = None
     image: str | None = None
     label: str | None = None
+
+
+def parts_of(text: str) -> dict[str, str]:
+    """Return split -> name, of a text that names them apart: `train=tfds:A@x,test=tfds:B@y`.
+
+    Returns:
+        The names; nothing for any other text.
+    """
+    pieces = _NEXT.split(text)
+    if not all(map(_PART.match, pieces)):
+        return {}
+    parts = dict(piece.split("=", 1) for piece in pieces)
+    if len(parts) < len(pieces):
+        raise DatasetError(f"The data set {printable(text)!r} must name each split once.")
+    return parts
 
 
 def library_of(text: str) -> str | None:

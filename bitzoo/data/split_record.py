@@ -75,8 +75,8 @@ class SplitRecord:
 
 
 def are_files(examples: Iterable[Example]) -> bool:
-    """Whether examples are files, whose SHA-256 is that of their bytes."""
-    return all(example.path is not None for example in examples)
+    """Whether examples are files, or stored as such, whose SHA-256 is that of their bytes."""
+    return all(e.path is not None or e.stored is not None for e in examples)
 
 
 def write_split(folder: Path, images: ImageSet, before: SplitRecord | None = None) -> None:

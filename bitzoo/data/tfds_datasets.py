@@ -11,6 +11,7 @@ import io
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -150,25 +151,30 @@ def read_records(source: TfdsSource, progress: Progress | None = None) -> Listin
     if source.rule is None:
         label, more = _feature(found, "ClassLabel", source.label)
         notes += more
-        classes, wanted = _names(features[label]), (label,)
+        classes = _names(features[label])
+        wanted: tuple[str, ...] = (label,)
     else:
         label, classes, wanted = "", source.rule.classes, source.rule.features
         _require(found, wanted)
     values = _labels(found, source, parts, records, wanted, progress)
     shown, notes = repr(f"{found.shown}@{source.split}"), [*found.notes, *notes]
-    if values and all(value == _UNLABELLED for value in values):
-        note = f"not used: the {len(values):,} images of {source.split} have no labels, only -1."
-        return Listing((), classes, shown, (*notes, note))
     others = {n: features[n] for n in features if n != label and _is_text(features[n])}
-    rows, problems = [], []
+    rows: list[Row] = []
+    problems, unlabelled = [], bool(values) and set(values) == {_UNLABELLED}
     keys = (f"{part.split}[{number}]" for part in parts for number in part.numbers)
     for index, (key, value) in enumerate(zip(keys, values, strict=True)):
-        if 0 <= value < len(classes):
+        if unlabelled or 0 <= value < len(classes):
             load = RecordImage(records, index, image, source.scale)
-            rows.append(Row(key, classes[value], load=load, extra=_Cells(records, index, others)))
+            name = "" if unlabelled else classes[value]
+            rows.append(Row(key, name, load=load, extra=_Cells(records, index, others)))
         else:
             detail = f"expected a label of 0 to {len(classes) - 1}, found {value}"
             problems.append(Problem(Reason.LABEL, key, detail))
+    if unlabelled:
+        notes.append(
+            f"not used: the {len(rows):,} images of {source.split} have no labels, only -1."
+        )
+        return Listing((), classes, shown, tuple(notes), unlabelled=tuple(rows))
     return Listing(tuple(rows), classes, shown, tuple(notes), tuple(problems))
 
 
@@ -284,6 +290,13 @@ class RecordImage:
     feature: str
     scale: int = 1
 
+    @property
+    def content(self) -> Callable[[], bytes] | None:
+        """What returns the stored bytes; None if the pixels are not theirs alone."""
+        if self.scale != 1 or not isinstance(self.records, Records):
+            return None
+        return partial(self.records.content, self.index, self.feature)
+
     def __call__(self) -> Image.Image:
         """Return the image."""
         image = self.records.image(self.index, self.feature)
@@ -388,7 +401,7 @@ def _feature(found: Prepared, kind: str, asked: str | None) -> tuple[str, list[s
     names = sorted(name for name in info.features if type(info.features[name]).__name__ == kind)
     pair = info.supervised_keys or ()
     stated = pair[place] if len(pair) == len(_WORDS) else None
-    name = asked or (names[0] if len(names) == 1 else stated)
+    name = str(asked or (names[0] if len(names) == 1 else stated))
     if name not in names:
         what = f"found {asked!r}" if asked else "and it does not state which is meant"
         advice = f" Choose one: {TFDS}{found.name}?{word}={names[0]}." if names else ""

@@ -142,21 +142,22 @@ def _read(name: str, split: str | None, parameters: Mapping[str, Any], source: s
     files = _files(data)
     named: Sequence[Any] = next((found for n in _NAMES if (found := getattr(data, n, None))), ())
     names = [printable(str(found)) for found in named]
-    if labels and all(label == -1 for label in labels):
-        note = f"not used: its {len(labels):,} images have no labels, only -1."
-        return Listing((), tuple(names), source, (note,))
-    rows, problems = [], []
+    rows: list[Row] = []
+    problems, unlabelled = [], bool(labels) and set(labels) == {-1}
     images = Images(asked)
     for index, label in enumerate(labels):
         path = files[index] if files else None
         key = f"{split or name}[{index}]" if path is None else _below(path, root)
-        if label < 0 or (names and label >= len(names)):
+        if not unlabelled and (label < 0 or (names and label >= len(names))):
             known = f"0 to {len(names) - 1}" if names else "0 or more"
             problems.append(Problem(Reason.LABEL, key, f"expected {known}, found {label}"))
             continue
-        text = names[label] if names else str(label)
+        text = "" if unlabelled else names[label] if names else str(label)
         load = None if path else IndexedImage(images, index)
         rows.append(Row(key, text, path=path, load=load))
+    if unlabelled:
+        note = f"not used: its {len(labels):,} images have no labels, only -1."
+        return Listing((), tuple(names), source, (note,), unlabelled=tuple(rows))
     classes = tuple(names) or order_classes(row.label for row in rows)
     return Listing(tuple(rows), classes, source, problems=tuple(problems))
 

@@ -33,7 +33,7 @@ from bitzoo.inference.processes import (
 from bitzoo.inference.published import Judged, names_of_source, published_about
 from bitzoo.inference.runner import Runner, batches_of, compute_dtype, one_ahead
 from bitzoo.inference.selection import judged, record_of, select
-from bitzoo.inference.truth import OWN, find_truth
+from bitzoo.inference.truth import find_truth, task_of
 from bitzoo.models.preprocessing import EvalTransform
 from bitzoo.zoo.classifier import Classifier, load_classifier, title_of
 from bitzoo.zoo.info import create_transform, info
@@ -46,9 +46,8 @@ def evaluate(
     data: DataSource | None = None,
     *,
     split: str | None = None,
-    labels: str | os.PathLike[str] = OWN,
-    task: str | None = None,
-    restrict: bool | None = None,
+    labels: str | os.PathLike[str] | None = None,
+    outputs: str | None = None,
     skip_bad: bool = False,
     batch_size: int = 32,
     dtype: str = "float32",
@@ -71,7 +70,7 @@ def evaluate(
     trained on.
 
     In the processes of ``torchrun`` or ``accelerate launch``, each decodes and judges its share of
-    the images, and all return the whole result.
+    the images, and all return the whole result; all of them must call this.
 
     Args:
         model: A catalogue name, a checkpoint file, a run folder, or a model of
@@ -81,12 +80,12 @@ def evaluate(
             ILSVRC-2012's validation images for a model of its classes, and a run's own data.
         split: What to count: "train", "val" or "test", of the data or else of the run, or "all".
             None for val, else test, else the images that were not trained on, else all.
-        labels: Which labels are right: "own" for those of the data; "real" for ReaL's, of which an
-            image of ILSVRC-2012's validation set may have several or none; or a file like them.
-        task: The task, or the published list, in whose order the data's classes are numbered, if
-            they are numbers: "dtd", "imagenet1k".
-        restrict: Whether only the outputs of the data's classes compete. None for what the
-            published protocol of the data does; it is said.
+        labels: "real" for ReaL's labels, of which an image of ILSVRC-2012's validation set may have
+            several or none, or a file like them; or, for classes that are called by number, whose
+            numbers they are: "index" for the outputs', "imagenet1k" or "imagenet21k_goog" for a
+            published list's, or a task. None for the classes that the data have.
+        outputs: Which outputs compete: "all", or "data" for those of the data's classes. None for
+            what the published protocol of the data does; it is said.
         skip_bad: Whether to leave out images that cannot be judged: damaged ones, and those of
             classes that the network does not have. They are listed in the result.
         batch_size: Images per batch.
@@ -112,21 +111,23 @@ def evaluate(
     own = _Share.of(device, backend)
     network = load_classifier(model, weights)
     known, title, record = info(network), title_of(model), record_of(network)
-    given = own_data(known, title) if data is None else OwnData(data, "", task)
+    given = own_data(known, title) if data is None else OwnData(data)
     space = output_space(known)
     listed = _listed(given, space.names or ())
-    truth = find_truth(listed, space, labels, task or given.task, restrict, skip_bad)
-    listed = listed.with_targets(truth.names, truth.targets)
+    truth = find_truth(listed, space, task_of(given.source), labels, outputs, skip_bad)
+    listed = listed.with_targets(truth.names, truth.target)
     workers = workers or max(1, count_cores() // local_processes())
     chosen, selection = select(listed, split, record, title, workers=workers, progress=progress)
-    examples, unjudged = truth.judgeable(chosen, listed)
+    examples = truth.judgeable(chosen)
     transform = create_transform(network)
     counted, summary = _inspect(
         listed, examples, truth.names, own, transform, skip_bad, workers, progress
     )
+    if not counted.examples:
+        raise _nothing_to_count()
     trained = record.trained if record and record.can_compare(chosen) else None
     selection = judged(selection, counted.examples, trained, title, summary.skipped)
-    notes = (*selection.notes, *truth.notes, *unjudged, *summary.notes)
+    notes = (*selection.notes, *truth.notes, *summary.notes)
     selection = replace(selection, notes=(given.chosen, *notes) if given.chosen else notes)
     transform = replace(transform, bit_depth=summary.bit_depth)
 
@@ -152,7 +153,7 @@ def evaluate(
                 dtype=precision,
                 backend=backend,
                 device=own.device,
-                outputs=truth.competing,
+                outputs=truth.match.competing,
                 accepted=truth.accepted_by(part.examples),
                 progress=progress,
             )
@@ -165,7 +166,7 @@ def evaluate(
         found.count,
         len(chosen),
         real=truth.accepted is not None,
-        restricted=truth.competing is not None,
+        restricted=truth.match.competing is not None,
     )
     return replace(
         found,
@@ -236,6 +237,10 @@ def _inspect(
     return images.val or images.train, summary
 
 
+def _nothing_to_count() -> UsageError:
+    return UsageError("There are no images to evaluate: expected at least one, found 0.")
+
+
 def _nothing(classes: int) -> tuple[Integers, npt.NDArray[np.float32]]:
     return np.empty(0, np.int64), np.empty((0, classes), np.float32)
 
@@ -304,7 +309,7 @@ def evaluate_pixels(
         EvaluationError: If the network's output is not finite.
     """
     if not len(pixels):
-        raise UsageError("There are no images to evaluate: expected at least one, found 0.")
+        raise _nothing_to_count()
     truth = checked_labels(labels, len(pixels), len(classes))
     columns = None if outputs is None else np.asarray(outputs, np.int64)
     rows = np.arange(len(truth), dtype=np.int64)[rank::world]

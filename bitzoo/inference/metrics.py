@@ -325,8 +325,8 @@ class Evaluation(Displayed):
             *rows,
             ("loss", f"{self.loss:.4f}"),
             ("classes", f"{len(self.classes):,}"),
-            *([("matched", self.matched)] if self.matched else ()),
             *(self.selection.display_rows() if self.selection else ()),
+            *([("matched", self.matched)] if self.matched else ()),
         ]
 
 

@@ -27,13 +27,11 @@ class OwnData:
     Attributes:
         source: The data.
         chosen: What they are, for the user, as a sentence.
-        task: The task in whose order the classes are; None for no task of its own order.
         otherwise: What to give instead where they cannot be read, as a sentence.
     """
 
     source: DataSource
-    chosen: str
-    task: str | None = None
+    chosen: str = ""
     otherwise: str = ""
 
 
@@ -79,8 +77,8 @@ def _of_release(known: ModelInfo) -> OwnData | None:
             f"{VTAB}{task}@{TESTED}",
             f"Evaluated on the test split of VTAB's task {task}, for which {spec.name} was "
             "fine-tuned.",
-            task,
-            f'Or name other images of that task with `data`, and say so: `task="{task}"`.',
+            "Or name other images of that task with `data`; if their classes are numbers, say "
+            f'whose: `labels="{task}"`.',
         )
     data = TASK_SETS.get(spec.task)
     if data is None:
@@ -88,7 +86,6 @@ def _of_release(known: ModelInfo) -> OwnData | None:
     return OwnData(
         data.sources[0],
         f"Evaluated on {data.sources[0]}: the images of {data.title}, the task of {spec.name}.",
-        None if known.label_set else spec.task,
         f"Or give {data.where} with `data`.",
     )
 

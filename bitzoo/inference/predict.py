@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from enum import Enum
 from itertools import groupby
 from pathlib import Path
 from typing import Any, Literal
@@ -17,9 +18,14 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
+from bitzoo.data.dataset import Example
+from bitzoo.data.decode_workers import checked_image
+from bitzoo.data.folder import Row
 from bitzoo.data.folder_scan import FolderScan
+from bitzoo.data.readers import read_listing
+from bitzoo.data.source_names import library_of
 from bitzoo.display import Displayed
-from bitzoo.errors import UsageError
+from bitzoo.errors import BitzooError, UsageError
 from bitzoo.files import Progress
 from bitzoo.inference.metrics import check_logits, log_sum_exp
 from bitzoo.inference.optimize import chosen_device
@@ -118,7 +124,8 @@ def predict(
     Args:
         model: A catalogue name, a checkpoint file, a run folder, or a model of
             `bitzoo.create_model`.
-        paths: An image, a folder of images, or several of these.
+        paths: An image, a folder of images, the name of a library's data set such as
+            `tfds:NAME@test`, or several of these.
         top: Classes per image, the likeliest first.
         activation: What makes scores of logits, ``softmax`` or ``sigmoid``; None is what the model
             states, or softmax, with a warning, where it states none.
@@ -188,7 +195,8 @@ def predict_images(
 
     Args:
         model: As in `bitzoo.inference.evaluate.evaluate_pixels`.
-        paths: Images, and folders, which `find_images` expands; web addresses become errors.
+        paths: Images, and folders, which `find_images` expands, and names of libraries' data sets;
+            web addresses become errors.
         transform: How the model wants images prepared (`bitzoo.create_transform`).
         names: A name for each output; None uses the outputs' numbers.
         activation: Turns logits into scores: ``softmax`` (they sum to 1) or ``sigmoid``
@@ -215,10 +223,13 @@ def predict_images(
         raise UsageError(
             f"`activation` must be one of {', '.join(_ACTIVATIONS)}, found {activation!r}."
         )
-    files: list[str | Path] = []
-    for is_web, group in groupby(paths, _is_web_address):
+    files: list[Place | Row] = []
+    for kind, group in groupby(paths, _kind):
         some = list(group)
-        files += map(str, some) if is_web else find_images(some)
+        if kind is _Kind.NAMED:
+            files += (row for name in some for row in _rows(str(name)))
+        else:
+            files += map(str, some) if kind is _Kind.WEB else find_images(some)
     network = Runner(model, device, dtype, backend)
     predictions = Predictions()
     threads = ThreadPoolExecutor(workers or min(8, os.cpu_count() or 1))
@@ -233,10 +244,10 @@ def predict_images(
             logits = network(np.stack(images)) if images else np.empty((0, 0), np.float32)
             guesses = iter(_guesses(logits, names, activation, top))
             predictions += [
-                Prediction(str(path), error=item)
+                Prediction(_shown(place), error=item)
                 if isinstance(item, str)
-                else Prediction(str(path), next(guesses))
-                for path, item in zip(batch, loaded, strict=True)
+                else Prediction(_shown(place), next(guesses))
+                for place, item in zip(batch, loaded, strict=True)
             ]
             if progress is not None:
                 progress("predict", len(predictions), len(files))
@@ -264,8 +275,38 @@ def _is_web_address(path: Place) -> bool:
     return isinstance(path, str) and path.lower().startswith(("http://", "https://"))
 
 
-def _load(path: Place, transform: EvalTransform) -> npt.NDArray[np.uint8] | str:
+class _Kind(Enum):
+    """What stands for images: files and folders, a web address, or a library's data set."""
+
+    FILES, WEB, NAMED = range(3)
+
+
+def _kind(path: Place) -> _Kind:
+    if _is_web_address(path):
+        return _Kind.WEB
+    return _Kind.NAMED if isinstance(path, str) and library_of(path) else _Kind.FILES
+
+
+def _rows(name: str) -> tuple[Row, ...]:
+    """Return the images of a library's data set, labelled or not."""
+    listing = read_listing(name)
+    for problem in listing.problems:
+        _log.warning("Ignored: %s.", problem)
+    return (*listing.rows, *listing.unlabelled)
+
+
+def _shown(place: Place | Row) -> str:
+    return place.key if isinstance(place, Row) else str(place)
+
+
+def _load(path: Place | Row, transform: EvalTransform) -> npt.NDArray[np.uint8] | str:
     """Return the image's pixels, or why there are none."""
+    if isinstance(path, Row):
+        example = Example(0, path.path, path.load, path.key)
+        try:
+            return transform.array(checked_image(example, transform.bit_depth))
+        except BitzooError as error:
+            return str(error)
     if _is_web_address(path):
         return "Images are not fetched from the web. Save the image as a file, and give its path."
     if os.path.isdir(path):

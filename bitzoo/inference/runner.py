@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -16,9 +15,14 @@ from bitzoo.errors import UsageError
 from bitzoo.inference.optimize import COMPUTE_DTYPES, optimize
 from bitzoo.models.bit import BiT
 
+if TYPE_CHECKING:
+    import os
+
+    from bitzoo.data.folder import Row
+
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
-_Items = TypeVar("_Items", npt.NDArray[np.int64], list[str | Path])
+_Items = TypeVar("_Items", npt.NDArray[np.int64], "list[str | os.PathLike[str] | Row]")
 
 
 def compute_dtype(name: str) -> torch.dtype:

@@ -5,18 +5,25 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
-from bitzoo.catalogue.published_lists import subset_synsets
-from bitzoo.data.dataset import Example, Listed
-from bitzoo.data.label_space import NO_OUTPUT, LabelMatch, OutputSpace, match_labels
-from bitzoo.data.real_labels import read_real_labels
+from bitzoo.catalogue.class_names import LABEL_SETS
+from bitzoo.catalogue.published_lists import TFDS_SUBSETS
+from bitzoo.data.dataset import DataSource, Example, Listed
+from bitzoo.data.label_space import BY_INDEX, LabelMatch, OutputSpace, match_labels
+from bitzoo.data.output_space import ILSVRC
+from bitzoo.data.real_labels import file_name, read_real_labels, real_targets
+from bitzoo.data.source_names import TFDS, VTAB, library_of, parse
+from bitzoo.data.tfds_datasets import TfdsSource
+from bitzoo.errors import UsageError
 
-__all__ = ["OWN", "REAL", "Truth", "find_truth"]
+__all__ = ["OUTPUTS", "REAL", "Truth", "find_truth", "task_of"]
 
-OWN, REAL = "own", "real"
-"""Labels of the data set itself; ReaL's."""
+REAL = "real"
+"""ReaL's labels, as `labels`."""
 
-_ILSVRC = "ILSVRC-2012"
+OUTPUTS = {"data": True, "all": False}
+"""Which outputs compete -> whether they are restricted to the data set's."""
 
 
 @dataclass(frozen=True)
@@ -24,39 +31,49 @@ class Truth:
     """What is right, in terms of the outputs that compete.
 
     Attributes:
-        names: A name per competing output.
-        targets: Class of the data set -> position among the competing outputs; `NO_OUTPUT` for a
-            class that the network does not have.
-        competing: The competing outputs, ascending; None for all.
-        how: How classes and outputs were matched, as a sentence.
-        notes: What else the user must know.
-        accepted: For labels of each image: key of the example -> the positions that are right, none
-            for an image that cannot be judged; None if `targets` say it.
-        synsets: The WordNet id of each competing output; none if they are not known.
+        match: Which output each class of the data set is.
+        synsets: The WordNet id of each competing output; empty if they are not known.
+        accepted: Key of an example -> the positions that are right, none for an image that does not
+            count; None if the match says it.
+        notes: What the user must know, as sentences.
+        is_plain: Whether the data set's classes are called as the network's own, and all compete.
     """
 
-    names: tuple[str, ...]
-    targets: tuple[int, ...]
-    competing: tuple[int, ...] | None
-    how: str
-    notes: tuple[str, ...] = ()
-    accepted: Mapping[str, tuple[int, ...]] | None = None
+    match: LabelMatch
     synsets: tuple[str, ...] = ()
+    accepted: Mapping[str, tuple[int, ...]] | None = None
+    notes: tuple[str, ...] = ()
+    is_plain: bool = False
 
-    def judgeable(
-        self, examples: Sequence[Example], listed: Listed
-    ) -> tuple[tuple[Example, ...], tuple[str, ...]]:
-        """Return the examples that have a label, and what is to be said of the others."""
+    @property
+    def names(self) -> tuple[str, ...]:
+        """A name per competing output."""
+        return self.match.names
+
+    @property
+    def how(self) -> str:
+        """How classes and outputs were matched, as a sentence; "" if they are simply the same."""
+        return "" if self.is_plain else self.match.how
+
+    def target(self, example: Example) -> int | None:
+        """Return the position of an example's class among the competing outputs.
+
+        It is negative if the network does not have the class, and None if the network is known not
+        to have it, so that the image is left out. With several labels per image its class does not
+        matter: any label that is right stands for a class without output.
+        """
+        position = self.match.targets[example.label]
+        if position >= 0:
+            return position
+        if self.accepted is not None:
+            return next(iter(self.accepted[example.key]), None)
+        return None if self.match.classes[example.label] in self.match.excused else position
+
+    def judgeable(self, examples: Sequence[Example]) -> tuple[Example, ...]:
+        """Return the examples that have a label."""
         if self.accepted is None:
-            return tuple(examples), ()
-        left = tuple(example for example in examples if self.accepted[example.key])
-        without = len(examples) - len(left)
-        if not without:
-            return left, ()
-        return left, (
-            f"Left out and not counted: {without:,} of the {len(examples):,} images of "
-            f"{listed.source}, for which ReaL has no label of these classes.",
-        )
+            return tuple(examples)
+        return tuple(example for example in examples if self.accepted[example.key])
 
     def accepted_by(self, examples: Sequence[Example]) -> list[tuple[int, ...]] | None:
         """Return the positions that are right for each image; None if each has one label."""
@@ -70,12 +87,21 @@ class Truth:
         return frozenset(names[example.label] for example in examples)
 
 
+def task_of(source: DataSource) -> str | None:
+    """Return what a data set's name says about the order of its classes, as for `match_labels`."""
+    if isinstance(source, TfdsSource):
+        return source.rule.name if source.rule else source.name.partition("/")[0]
+    if isinstance(source, str) and library_of(source) in (TFDS, VTAB):
+        return parse(source).name
+    return None
+
+
 def find_truth(
     listed: Listed,
     space: OutputSpace,
-    labels: str | os.PathLike[str] = OWN,
-    task: str | None = None,
-    restrict: bool | None = None,
+    task: str | None,
+    labels: str | os.PathLike[str] | None = None,
+    outputs: str | None = None,
     skip_unknown: bool = False,
 ) -> Truth:
     """Match a data set's classes, or the labels of each of its images, with a network's outputs.
@@ -83,47 +109,47 @@ def find_truth(
     Args:
         listed: The data set, as listed.
         space: What the network's outputs mean.
-        labels: `OWN`, `REAL`, or a file like ReaL's.
-        task: As `match_labels`.
-        restrict: As `match_labels`.
+        task: What the data set's name says, see `task_of`.
+        labels: What the user says, see `bitzoo.inference.evaluate.evaluate`.
+        outputs: Which outputs compete: "data", "all", or None for what is published.
         skip_unknown: As `match_labels`.
 
     Raises:
+        UsageError: If an option is out of range.
         DatasetError: If a class cannot be matched, or an image has no number to find its labels by.
     """
-
-    def match(classes: Sequence[str], used: frozenset[str] | None = None) -> LabelMatch:
-        return match_labels(
-            classes, space, task=task, used=used, restrict=restrict, skip_unknown=skip_unknown
-        )
-
-    own = match(listed.classes, listed.used)
-    if labels == OWN:
-        return Truth(
-            own.names, own.targets, own.competing, own.how, own.notes, synsets=_ids(space, own)
-        )
-    several = match_labels(subset_synsets(_ILSVRC), space, restrict=restrict)
-    found = read_real_labels(None if labels == REAL else labels)
-    competing = range(space.count) if several.competing is None else several.competing
-    column = {output: position for position, output in enumerate(competing)}
-    examples = [example for split in listed.splits.values() for example in split]
-    right = found.of_images([listed.file_name(example) for example in examples])
-    return Truth(
-        several.names,
-        tuple(column.get(output, NO_OUTPUT) for output in own.outputs),
-        several.competing,
-        f"{several.how} The labels are {found.source}: an image may have several, of which any is "
-        "right.",
-        several.notes,
-        {
-            example.key: tuple(several.targets[label] for label in image)
-            for example, image in zip(examples, right, strict=True)
-        },
-        _ids(space, several),
+    if outputs is not None and outputs not in OUTPUTS:
+        raise UsageError(f"`outputs` must be one of {', '.join(OUTPUTS)}, found {outputs!r}.")
+    several = labels == REAL or (labels is not None and Path(labels).is_file())
+    if labels is not None:
+        task = ILSVRC if several else _checked(os.fspath(labels), space)
+    match = match_labels(
+        listed.classes,
+        space,
+        task=task,
+        used=() if several else listed.used,  # classes do not matter where each image has labels
+        restrict=None if outputs is None else OUTPUTS[outputs],
+        skip_unknown=skip_unknown,
     )
+    competing = range(space.count) if match.competing is None else match.competing
+    ids = () if space.synsets is None else tuple(space.synsets[output] for output in competing)
+    if not several:
+        own = not space.is_published and set(listed.classes) <= set(space.names or ())
+        is_plain = own and match.competing is None
+        return Truth(match, ids, notes=match.notes, is_plain=is_plain)
+    real = read_real_labels(None if labels == REAL else labels)
+    found = real_targets([file_name(row) for row in listed.rows], real, space, match)
+    keys = [row.key for row in listed.rows]
+    accepted = dict(zip(keys, found.columns, strict=True))
+    return Truth(match, ids, accepted, (*match.notes, *found.notes))
 
 
-def _ids(space: OutputSpace, match: LabelMatch) -> tuple[str, ...]:
-    if space.synsets is None or match.competing is None:
-        return space.synsets or ()
-    return tuple(space.synsets[output] for output in match.competing)
+def _checked(task: str, space: OutputSpace) -> str:
+    """Return what the user says of the classes' order, once it is known to mean something."""
+    known = [BY_INDEX, *LABEL_SETS.values(), *TFDS_SUBSETS, *([space.task] if space.task else [])]
+    if task not in known:
+        raise UsageError(
+            f"`labels` must be {REAL}, a file like ReaL's, or what the numbers of the data's "
+            f"classes are: {', '.join(dict.fromkeys(known))}; found {task!r}."
+        )
+    return task

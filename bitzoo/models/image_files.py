@@ -153,7 +153,11 @@ def has_more_frames(image: Image.Image) -> bool:
 
 
 def _identify(file: ImageFile) -> Image.Image:
-    return Image.open(file, formats=list(readable_formats()))
+    image = Image.open(file, formats=list(readable_formats()))
+    # Of a file that has a name, Pillow maps the pixels if it can, and then reads other pixels of a
+    # damaged TIFF than from the same bytes in memory; and who truncates the file ends the process.
+    image.filename = ""
+    return image
 
 
 def _is_heif(file: ImageFile) -> bool:

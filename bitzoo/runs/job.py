@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from bitzoo.data.readers import DataSource
-from bitzoo.data.source_names import HF, library_of, parse
+from bitzoo.data.source_names import HF, library_of, parse, parts_of
 from bitzoo.errors import UsageError, damage_reported
 from bitzoo.files import user_path
 from bitzoo.runs.config import FinetuneConfig
@@ -113,6 +113,8 @@ def _place_of(data: DataSource) -> str | dict[str, str] | None:
 
 
 def _data_place(source: str) -> str:
+    if parts := parts_of(source):
+        return ",".join(f"{split}={_data_place(name)}" for split, name in parts.items())
     if library_of(source) is None:
         return _absolute(source)
     name = parse(source)
@@ -128,7 +130,7 @@ def _still_there(run: Path, data: str | Mapping[str, str] | None) -> DataSource:
             "again. Call `bitzoo.resume(folder, data=...)` in Python with the same data."
         )
     for place in data.values() if isinstance(data, Mapping) else [data]:
-        if library_of(place) is None and not os.path.exists(place):
+        if not (library_of(place) or parts_of(place) or os.path.exists(place)):
             raise UsageError(
                 f"{run} was trained on {place}, where nothing is now. Give its new place with "
                 "`data`; the images, labels and splits must be the same."

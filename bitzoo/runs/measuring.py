@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import os
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,12 +16,15 @@ from bitzoo.data.dataset import DataSource
 from bitzoo.data.problems import DatasetError
 from bitzoo.data.source_names import TFDS, library_of, parse
 from bitzoo.data.tfds_datasets import source_of, tfds_version
-from bitzoo.data.vtab_data import task_source
+from bitzoo.data.vtab_data import describe_drift, task_version
 from bitzoo.files import Progress
 from bitzoo.inference.evaluate import evaluate
+from bitzoo.inference.intervals import Z_95, wilson
 from bitzoo.inference.metrics import Evaluation
 from bitzoo.runs.config import Callbacks
+from bitzoo.runs.fewshot import fewshot
 from bitzoo.runs.finetune import finetune
+from bitzoo.runs.vtab import chosen_tasks, vtab
 
 
 @dataclass(frozen=True)
@@ -113,7 +118,8 @@ class Setting:
     @property
     def data(self) -> DataSource | None:
         """The images: those of the user or those of the figure."""
-        return self.chosen.get("data", self.protocol.data)
+        data: DataSource | None = self.chosen.get("data", self.protocol.data)
+        return data
 
     @property
     def runs(self) -> int:
@@ -152,18 +158,19 @@ class Setting:
         """Yield what the user chose that is not the protocol, as sentences."""
         chosen, protocol = self.chosen, self.protocol
         if "data" in chosen and not protocol.needs:
-            yield f"Data: {chosen['data']!r:.200} instead of {protocol.data_in_words}."
+            yield f"Data: {_named(chosen['data'])} instead of {protocol.data_in_words}."
         if self.runs != protocol.runs:
             yield f"{_runs(self.runs)} instead of {protocol.runs}."
         if "steps" in chosen:
-            yield f"{chosen['steps']:,} steps per run instead of the rule's."
+            steps = chosen["steps"]
+            yield f"{steps:,} step{'s' * (steps != 1)} per run instead of the rule's."
         if "freeze" in chosen:
             yield "Only the head was trained, on fixed features, instead of the whole network."
         edition = protocol.options.get("edition", "paper")
         if chosen.get("edition", edition) != edition:
             yield f"HyperRule's edition {chosen['edition']!r} instead of {edition!r}."
         if "tasks" in chosen:
-            yield f"Only the tasks {', '.join(chosen['tasks'])}, so the mean is of other tasks."
+            yield f"Only the tasks {', '.join(chosen['tasks'])}."
         if self.dtype != "float32":
             yield f"Computed in {self.dtype}."
 
@@ -199,7 +206,9 @@ def _finetune(setting: Setting) -> Measured | None:
     """Fine-tune on all images; None if it was stopped."""
     assert setting.folder is not None
     options = {**setting.training, "repeats": setting.runs}
-    again = {"resume": not options.get("overwrite")}
+    if "data" not in setting.chosen:
+        options["fixed_split"] = True
+    again: dict[str, Any] = {"resume": not options.get("overwrite")}
     versions = setting.versions()
     callbacks = Callbacks(say=setting.say, progress=setting.progress)
     result = finetune(
@@ -216,40 +225,61 @@ def _finetune(setting: Setting) -> Measured | None:
 def _judged(
     setting: Setting, found: Sequence[Evaluation], call: str, versions: Mapping[str, str]
 ) -> Measured:
-    """Return the figure of one or several evaluations."""
+    """Return the figure of one or several evaluations of the same images."""
     top5 = setting.claim.metric == "top-5"
-    shares = [100 * (one.top5 if top5 else one.top1) for one in found]
-    selection, notes = found[0].selection, list[str]()
-    departures = list(setting.drifted(versions))
-    for figure in found[0].published:
-        if (figure.name, figure.dataset, figure.value) == setting.claim.key:
-            departures += figure.differs
-    if selection is not None:
-        notes += selection.sentences
-        if skipped := sum(map(len, selection.skipped.values())):
+    one = found[0]
+    notes = [one.matched] if one.matched else []
+    departures = [
+        text
+        for figure in one.published
+        if (figure.name, figure.dataset, figure.value) == setting.claim.key
+        for text in figure.differs
+        if not text.startswith(f"It is of {setting.release};")  # said of the weights already
+    ]
+    if one.selection is not None:
+        notes += one.selection.sentences
+        if skipped := sum(map(len, one.selection.skipped.values())):
             departures.append(f"{skipped:,} images were left out, because they cannot be used.")
-    count = found[0].count
-    if len(found) == 1:
-        low, high = found[0].interval_top5 if top5 else found[0].interval
-        interval = (100 * low, 100 * high, f"95 % interval, {count:,} images")
+    counted = [(each.correct_top5 if top5 else each.correct, each.count) for each in found]
+    return _of_counts(setting, counted, call, versions, departures, notes)
+
+
+def _of_counts(
+    setting: Setting,
+    counted: Sequence[tuple[int, int]],
+    call: str,
+    versions: Mapping[str, str],
+    departures: Sequence[str] = (),
+    notes: Sequence[str] = (),
+) -> Measured:
+    """Return the figure of one or several runs: of each, how many images of how many were right.
+
+    The interval is that of the share for one run, and from the lowest to the highest for several.
+    """
+    shares = tuple(100 * hits / count for hits, count in counted)
+    hits, count = counted[0]
+    if len(counted) == 1:
+        low, high = (100 * end for end in wilson(hits, count))
+        interval = f"95 % interval, {count:,} images"
     else:
-        interval = (min(shares), max(shares), f"lowest and highest of {_runs(len(found))}")
+        low, high = min(shares), max(shares)
+        interval = f"lowest and highest of {_runs(len(shares))}"
     return Measured(
         statistics.median(shares),
-        *interval,
-        runs=tuple(shares),
+        low,
+        high,
+        interval,
+        runs=shares,
         images=count,
         call=call,
         versions=versions,
-        departures=tuple(departures),
+        departures=(*setting.drifted(versions), *departures),
         notes=tuple(notes),
     )
 
 
 def _fewshot(setting: Setting) -> Measured | None:
     """Fine-tune on a few images per class, several times; None if it was stopped."""
-    from bitzoo.runs.fewshot import fewshot
-
     assert setting.folder is not None
     options = {**setting.training, "runs": setting.runs}
     versions = setting.versions()
@@ -261,98 +291,118 @@ def _fewshot(setting: Setting) -> Measured | None:
         progress=setting.progress,
         say=setting.say,
     )
-    (shots,) = options["shots"]
-    shares = [100 * top1 for top1 in result.scores[shots]]
-    return Measured(
-        statistics.median(shares),
-        min(shares),
-        max(shares),
-        f"lowest and highest of {_runs(len(shares))}",
-        tuple(shares),
-        None,
+    if result.stopped:
+        return None
+    counted = [(trial.correct, trial.count) for trial in result.trials]
+    return _of_counts(
+        setting,
+        counted,
         _call("fewshot", setting.model, setting.data, str(setting.folder), **options),
-        versions=versions,
-        departures=setting.drifted(versions),
+        versions,
+        notes=result.notes,
     )
 
 
 def _vtab(setting: Setting) -> Measured | None:
     """Fine-tune on each task of VTAB-1k, several times; None if it was stopped."""
-    from bitzoo.runs.vtab import vtab
-
     assert setting.folder is not None
-    options = {**setting.training, "runs": setting.runs}
-    if "tasks" in setting.chosen:
-        options["tasks"] = setting.chosen["tasks"]
+    options = {**setting.training, "runs": setting.runs, "tasks": setting.chosen.get("tasks")}
+    del options["skip_bad"]
+    callbacks = Callbacks(say=setting.say)
     result = vtab(
-        setting.model, setting.folder, **options, progress=setting.progress, say=setting.say
+        setting.model, setting.folder, **options, progress=setting.progress, callbacks=callbacks
     )
-    raise NotImplementedError
+    if result.stopped:
+        return None
+    counted = {
+        name: [(run.correct, run.count) for run in score.runs]
+        for name, score in result.tasks.items()
+    }
+    versions = {score.task.tfds: score.version for score in result.tasks.values()}
+    notes = [f"{name}: {note}" for name, score in result.tasks.items() for note in score.notes]
+    call = _call("vtab", setting.model, str(setting.folder), **options)
+    return _of_tasks(counted, result.skipped, versions, notes, call)
 
 
 def _vtab_released(setting: Setting) -> Measured:
     """Evaluate the checkpoints that were fine-tuned on the tasks of VTAB-1k."""
-    wanted = setting.chosen.get("tasks", tuple(TASKS))
-    scores: dict[str, tuple[float, ...]] = {}
+    counted: dict[str, list[tuple[int, int]]] = {}
     versions: dict[str, str] = {}
     skipped: dict[str, str] = {}
-    for task in wanted:
-        names = [f"{setting.release}-run{run}-{task}" for run in range(setting.runs)]
-        source = task_source(task, "test")
+    notes: list[str] = []
+    for task in chosen_tasks(setting.chosen.get("tasks")):
         try:
-            versions[source.name] = tfds_version(source)
+            versions[task.tfds] = task_version(task)
         except DatasetError as error:
-            skipped[task] = str(error)
-            setting.say(f"Skipped {task}: {error}")
+            skipped[task.name] = str(error)
             continue
-        found = [evaluate(name, **setting.common, progress=setting.progress).top1 for name in names]
-        scores[task] = tuple(100 * top1 for top1 in found)
-        setting.say(f"{task}: {statistics.median(scores[task]):.2f} %")
-    call = f"bitzoo.evaluate({setting.release + '-runRUN-TASK'!r}) for each run and task"
-    return _of_tasks(setting, scores, skipped, versions, call)
+        notes += [f"{task.name}: {note}" for note in describe_drift(task)]
+        counted[task.name] = []
+        for run in range(setting.runs):
+            name = f"{setting.release}-run{run}-{task.name}"
+            found = evaluate(name, **setting.common, progress=setting.progress)
+            counted[task.name].append((found.correct, found.count))
+            setting.say(f"{name}: top-1 {found.top1:.2%} ({found.correct:,} of {found.count:,})")
+    if not counted:
+        reasons = "\n".join(f"{name}: {reason}" for name, reason in skipped.items())
+        raise DatasetError(f"None of the tasks is prepared.\n{reasons}")
+    call = f"bitzoo.evaluate({setting.release + '-runRUN-TASK'!r})"
+    return _of_tasks(counted, skipped, versions, notes, call)
 
 
 def _of_tasks(
-    setting: Setting,
-    scores: Mapping[str, Sequence[float]],
+    counted: Mapping[str, Sequence[tuple[int, int]]],
     skipped: Mapping[str, str],
     versions: Mapping[str, str],
+    drift: Sequence[str],
     call: str,
 ) -> Measured:
-    """Return the mean of tasks and of their groups, from the runs of each task in percent.
+    """Return the mean over tasks, and over those of each group, of the median of their runs.
 
-    Of each task counts the median. The interval is that of the means of each run.
+    The interval is that of the runs' means. For one run it is that of the mean of shares of
+    independent samples, by the normal distribution.
+
+    Args:
+        counted: Task -> of each run, how many images of how many were right.
+        skipped: Task -> why it was left out.
+        versions: As in `Measured`.
+        drift: What is other in the data than in those of the figure.
+        call: As in `Measured`.
     """
-    if not scores:
-        raise DatasetError(
-            "None of the tasks is prepared, so there is nothing to measure. "
-            + " ".join(skipped.values())
-        )
-    medians = {task: statistics.median(runs) for task, runs in scores.items()}
-    groups = {
-        group: statistics.fmean(medians[task] for task in medians if TASKS[task].group == group)
-        for group in GROUPS
-        if any(TASKS[task].group == group for task in medians)
+    shares = {task: [100 * hits / count for hits, count in runs] for task, runs in counted.items()}
+    medians = {task: statistics.median(runs) for task, runs in shares.items()}
+    value = statistics.fmean(medians.values())
+    means = [statistics.fmean(runs) for runs in zip(*shares.values(), strict=True)]
+    if len(means) == 1:
+        variances = [(h / n) * (1 - h / n) / n for ((h, n),) in counted.values()]
+        reach = 100 * Z_95 * math.sqrt(math.fsum(variances)) / len(variances)
+        low, high, interval = value - reach, value + reach, "95 % interval of the mean"
+    else:
+        low, high, interval = min(means), max(means), f"lowest and highest of {_runs(len(means))}"
+    by_group = {group: [n for n in medians if TASKS[n].group == group] for group in GROUPS}
+    groups: dict[str, float] = {
+        group: statistics.fmean(medians[name] for name in names)
+        for group, names in by_group.items()
+        if names
     }
-    means = [statistics.fmean(runs) for runs in zip(*scores.values(), strict=True)]
-    several = len(means) > 1
-    departures = []
-    if skipped:
-        departures.append(
-            f"{len(skipped)} of the tasks are not prepared and were left out, so the mean is of "
-            f"other tasks: {', '.join(skipped)}."
-        )
+    left_out = len(TASKS) - len(counted)
+    some = f"The mean is of {len(counted)} of the {len(TASKS)} tasks, so it is another figure."
+    unprepared = f"Not prepared and left out: {', '.join(skipped)}."
     return Measured(
-        statistics.fmean(medians.values()),
-        min(means) if several else None,
-        max(means) if several else None,
-        f"means of {_runs(len(means))}" if several else "one run, so there is no interval",
+        value,
+        low,
+        high,
+        interval,
         tuple(means),
         None,
         call,
         parts={**groups, **medians},
         versions=versions,
-        departures=tuple(departures),
+        departures=(
+            *((some,) if left_out else ()),
+            *((unprepared,) if skipped else ()),
+            *drift,
+        ),
     )
 
 
@@ -365,12 +415,19 @@ MEASURES: Mapping[Action, Callable[[Setting], Measured | None]] = {
 }
 
 
+def _named(data: DataSource) -> str:
+    """Return what to call the user's data."""
+    if isinstance(data, Mapping):
+        return ", ".join(f"{split} {_named(source)}" for split, source in data.items())
+    return os.fspath(data) if isinstance(data, (str, os.PathLike)) else "data in memory"
+
+
 def _runs(count: int) -> str:
     return "1 run" if count == 1 else f"{count} runs"
 
 
 def _call(function: str, *arguments: object, **options: object) -> str:
     """Return a call of the package as Python code."""
-    words = [repr(argument) for argument in arguments]
+    words = [repr(os.fspath(a) if isinstance(a, os.PathLike) else a) for a in arguments]
     words += [f"{name}={value!r}" for name, value in options.items()]
     return f"bitzoo.{function}({', '.join(words)})"

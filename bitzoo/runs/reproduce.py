@@ -10,13 +10,13 @@ from typing import Any
 
 from bitzoo.catalogue.claims import get_claim
 from bitzoo.catalogue.protocols import Action, Claim, Protocol
-from bitzoo.catalogue.registry import find_spec
+from bitzoo.catalogue.registry import find_spec, get_spec
 from bitzoo.data.dataset import DataSource
 from bitzoo.display import Displayed
 from bitzoo.errors import UsageError, WeightsUnavailableError
 from bitzoo.files import Progress, write_json
-from bitzoo.runs.measuring import MEASURES, Measured, Setting
 from bitzoo.inference.processes import join_processes
+from bitzoo.runs.measuring import MEASURES, Measured, Setting
 from bitzoo.training.hyperrule import Edition
 from bitzoo.zoo.info import info
 from bitzoo.zoo.resolve import is_location
@@ -103,7 +103,7 @@ class Reproduction(Displayed):
 
 def reproduce(
     model: str | os.PathLike[str],
-    claim: str,
+    claim: str | None = None,
     *,
     data: DataSource | None = None,
     out: str | os.PathLike[str] | None = None,
@@ -111,7 +111,7 @@ def reproduce(
     steps: int | None = None,
     freeze: bool = False,
     edition: Edition | None = None,
-    tasks: Sequence[str] | None = None,
+    tasks: str | Sequence[str] | None = None,
     seed: int = 0,
     dtype: str = "float32",
     device: str | None = None,
@@ -131,7 +131,8 @@ def reproduce(
 
     Args:
         model: A catalogue name, or a file that has the weights of one.
-        claim: The figure's id, such as ``cifar10-full``.
+        claim: The figure's id, such as ``cifar10-full``. None is an error that lists those of the
+            model.
         data: Other images than those of the figure, as for `bitzoo.finetune` or
             `bitzoo.evaluate`. None for its TFDS data set, which must have been prepared.
         out: Folder of the runs and of the result, `reproduce.json`. None for ``runs/MODEL-CLAIM``
@@ -140,7 +141,7 @@ def reproduce(
         steps: Updates of each run; None follows the rule.
         freeze: Whether to train only the head, on fixed features.
         edition: Edition of BiT-HyperRule; None for the figure's.
-        tasks: Tasks of VTAB; None for all 19.
+        tasks: Tasks or groups of VTAB, as for `bitzoo.vtab`; None for all 19.
         seed: Seed of the first run.
         dtype: Compute dtype: ``float32``, ``bfloat16`` or ``float16``.
         device: Where to compute; None is a GPU if there is one.
@@ -164,18 +165,13 @@ def reproduce(
     """
     name, doubt = _release(model)
     figure = get_claim(name, claim)
-    protocol = figure.protocol
-    if protocol is None:
-        kind = WeightsUnavailableError if "never released" in figure.reason else UsageError
-        raise kind(f"The figure {claim} of {name} cannot be measured again: {figure.reason}")
-    if data is None and protocol.needs:
-        raise UsageError(f"The figure {claim} needs `data`: {protocol.needs}.")
+    protocol = _protocol_of(figure, data)
     options = {
         "runs": runs,
         "steps": steps,
         "freeze": freeze or None,
         "edition": edition,
-        "tasks": tuple(tasks) if tasks else None,
+        "tasks": (tasks,) if isinstance(tasks, str) else tasks,
         "micro_batch": micro_batch,
         "overwrite": overwrite or None,
         "data": data,
@@ -184,7 +180,7 @@ def reproduce(
     _require_fitting(figure, protocol, set(given))
     folder = Path(out) if out is not None else None
     if folder is None and protocol.trains:
-        folder = Path("runs") / f"{name}-{claim}"
+        folder = Path("runs") / f"{name}-{figure.id}"
         say(f"Runs and result are written to {folder}.")
     setting = Setting(
         model=os.fspath(model),
@@ -211,11 +207,21 @@ def reproduce(
     return result
 
 
+def _protocol_of(figure: Claim, data: DataSource | None) -> Protocol:
+    """Return the protocol of a figure, once it is known that it can be run."""
+    protocol, which = figure.protocol, f"The figure {figure.id} of {figure.model}"
+    if protocol is None:
+        released = get_spec(figure.model).released
+        kind = UsageError if released else WeightsUnavailableError
+        raise kind(f"{which} cannot be measured again: {figure.reason}")
+    if data is None and protocol.needs:
+        raise UsageError(f"{which} needs `data`: {protocol.needs}.")
+    return protocol
+
+
 def _release(model: str | os.PathLike[str]) -> tuple[str, tuple[str, ...]]:
     """Return the catalogue name of the weights, and what is not certain about it as a departure."""
     if not is_location(model):
-        from bitzoo.catalogue.registry import get_spec
-
         return get_spec(os.fspath(model)).name, ()
     identity = info(model).identity
     spec = find_spec(identity.name) if identity.name else None
@@ -234,8 +240,8 @@ _TRAINING = _ALWAYS | {"runs", "steps", "freeze", "edition", "micro_batch", "ove
 _FITTING: dict[Action, set[str]] = {
     "evaluate": _ALWAYS,
     "finetune": _TRAINING,
-    "fewshot": _TRAINING,
-    "vtab": (_TRAINING | {"tasks"}) - _ALWAYS,
+    "fewshot": _TRAINING - {"overwrite"},
+    "vtab": (_TRAINING | {"tasks"}) - {"data", "overwrite"},
     "vtab-released": {"tasks", "runs"},
 }
 """Action -> the options that can be given for it."""

@@ -136,6 +136,34 @@ class TestSameData:
             bitzoo.evaluate(model, place / "flat", split="dev")
 
 
+class TestItsOwnData:
+    def test_need_not_be_named(self, place):
+        named, found = as_json(place, "run-flat", "--data", "flat"), as_json(place, "run-flat")
+        assert found["notes"][0] == f"Evaluated on {place / 'flat'}, the data of the run."
+        assert found["notes"][1:] == named["notes"]
+        assert {**found, "notes": None} == {**named, "notes": None}
+        assert (found["count"], found["split"], found["trained_on"]) == (10, "val", 0)
+
+    def test_that_are_gone(self, place, tmp_path):
+        shutil.copytree(place / "run-flat", tmp_path / "run")
+        record = json.loads((tmp_path / "run/run.json").read_text())
+        record["options"]["data"] = str(tmp_path / "gone")
+        (tmp_path / "run/run.json").write_text(json.dumps(record))
+        err = evaluate(place, tmp_path / "run", code=2)
+        assert f"{tmp_path / 'run'} was trained on {tmp_path / 'gone'}, where nothing" in (
+            " ".join(err.split())
+        )
+        assert "with --data." in err
+
+    def test_that_were_in_memory(self, place, tmp_path):
+        shutil.copytree(place / "run-flat", tmp_path / "run")
+        record = json.loads((tmp_path / "run/run.json").read_text())
+        record["options"]["data"] = None
+        (tmp_path / "run/run.json").write_text(json.dumps(record))
+        err = evaluate(place, tmp_path / "run", code=2)
+        assert "data that were in memory" in err
+
+
 class TestTheRecord:
     def test_is_every_image_of_the_run(self, place):
         import hashlib
@@ -361,7 +389,8 @@ class TestSkipping:
 
     def test_evaluate_counts_what_it_left_out(self, place, bad):
         err = evaluate(place, "run-split", "--data", bad, "--all", code=2)
-        assert "no classes other than the network's 4 (0, 1, 2, 3), found 9." in err
+        assert "must be one of the model's, found 1 of 5 that are not:\n    9: none\n" in err
+        assert "model: the 4 classes of the model: 0, 1, 2, 3\n" in err
         assert err.endswith("or leave their images out: --skip-bad.\n")
         out = evaluate(place, "run-split", "--data", bad, "--all", "--skip-bad")
         assert (

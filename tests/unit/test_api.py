@@ -17,6 +17,7 @@ from checkpoints import make_checkpoint, write_npz
 import bitzoo
 from bitzoo.catalogue.class_names import class_names
 from bitzoo.catalogue.model_info import Identity, ModelInfo
+from bitzoo.catalogue.protocols import Claim, Protocol
 from bitzoo.catalogue.registry import find_spec
 from bitzoo.cli.main import app
 from bitzoo.converters.dtypes import CHECKPOINT_DTYPES, DTYPES
@@ -41,7 +42,11 @@ from bitzoo.inference.optimize import COMPUTE_DTYPES
 from bitzoo.inference.predict import Guess, Prediction, Predictions
 from bitzoo.models import layers
 from bitzoo.models.architecture import ARCHITECTURES, Architecture
+from bitzoo.runs.fewshot import Method
+from bitzoo.runs.fewshot_result import FewShotResult, Trial
 from bitzoo.runs.finetune import FinetuneResult
+from bitzoo.runs.measuring import Measured
+from bitzoo.runs.reproduce import Reproduction
 from bitzoo.runs.vtab_result import RunScore, TaskScore, VtabResult
 from bitzoo.training.hyperrule import Edition, hyperrule
 from bitzoo.zoo.conversion import ConversionResult
@@ -52,19 +57,21 @@ COMMANDS = {
     "convert": "convert",
     "evaluate": "evaluate",
     "export": "export",
+    "fewshot": "fewshot",
     "finetune": "finetune",
     "hyperrule": "hyperrule",
     "info": "info",
     "list": "list_models",
     "predict": "predict",
     "publish": "publish",
+    "reproduce": "reproduce",
     "resume": "resume",
     "verify": "verify",
     "vtab": "vtab",
 }
 """Command -> the function that does the same."""
 
-PRINTING = {"version", "json", "format", "debug", "yes"}
+PRINTING = {"version", "json", "format", "debug", "yes", "list_"}
 """Options that decide only what is asked and printed."""
 
 
@@ -123,7 +130,8 @@ def given(command):
     """What a command passes on if only what it needs is given, by name."""
     words = []
     for parameter in command.params:
-        if parameter.required or parameter.name == "src_argument":
+        alone = command.name == "reproduce" and parameter.name == "model_argument"
+        if parameter.required or alone or parameter.name == "src_argument":
             value = {"num_examples": "5", "to": "onnx"}.get(parameter.name, "x")
             words += (
                 [value] if isinstance(parameter, click.Argument) else [parameter.opts[0], value]
@@ -164,9 +172,14 @@ def test_every_command_is_a_function():
         ("evaluate", "backend", BACKENDS),
         ("predict", "dtype", COMPUTE_DTYPES),
         ("predict", "backend", BACKENDS),
+        ("fewshot", "dtype", COMPUTE_DTYPES),
+        ("fewshot", "edition", get_args(Edition)),
+        ("fewshot", "method", get_args(Method)),
         ("finetune", "dtype", COMPUTE_DTYPES),
         ("finetune", "edition", get_args(Edition)),
         ("hyperrule", "edition", get_args(Edition)),
+        ("reproduce", "edition", get_args(Edition)),
+        ("reproduce", "dtype", COMPUTE_DTYPES),
     ],
 )
 def test_choices_are_what_the_library_knows(command, option, known):
@@ -198,6 +211,10 @@ def results():
     run = FinetuneResult(
         Path(EVIL), hyperrule(100, (32, 32)), 500, False, evaluation, images_per_s=1234.5
     )
+    figure = Claim(
+        EVIL, EVIL, "top-1", EVIL, 9.5, EVIL, EVIL, Protocol("evaluate", EVIL), remarks=(EVIL,)
+    )
+    measured = Measured(9.0, 8.0, 10.0, EVIL, (9.0,), 7, EVIL, {EVIL: 9.0}, {EVIL: EVIL})
     return [
         ConversionResult(
             Path(EVIL), "ab" * 32, Path("out"), "R50x1 with 10 classes", "R50x1", 10, 1,
@@ -228,8 +245,15 @@ def results():
             {"name": EVIL}, {"name": EVIL}, "R50x1", 2, WeightsProof(153, 9, (EVIL,) * 20),
             (LogitsProof(224, 1, 1e-6, 1e-5, 9.0, 1, EVIL, "float32"),) * 20,
         ),
+        Reproduction(figure, measured, (EVIL,) * 20, Path(EVIL)),
+        Reproduction(figure, None, ()),
         run,
         FinetuneResult(Path("a"), run.recipe, 9, True, None, 0.0, (run, run)),
+        FewShotResult(
+            Path(EVIL), {"method": EVIL, "model": EVIL}, (1, 5), 20, EVIL,
+            tuple(Trial(1, run, run, 9, run, 30, EVIL, 5, {EVIL: {"from": 1.0, "to": EVIL}})
+                  for run in range(20)), (EVIL,),
+        ),
         VtabResult(
             EVIL, Path(EVIL),
             {"dtd": TaskScore("dtd", EVIL, (RunScore(0, EVIL, 1, 2),) * 3, (EVIL,))},

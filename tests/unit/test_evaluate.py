@@ -124,6 +124,9 @@ class TestCounts:
     def test_json(self, worked):
         record = json.loads(json.dumps(worked.to_dict(), allow_nan=False))
         assert record.pop("loss") == worked.loss
+        assert record.pop("interval") == list(worked.interval)
+        assert record.pop("interval_top5") == list(worked.interval_top5)
+        assert (record.pop("matched"), record.pop("published")) == (None, [])
         assert record == {
             "top1": 0.5,
             "top5": 1.0,

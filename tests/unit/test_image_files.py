@@ -404,3 +404,21 @@ def test_only_one_place_opens_images():
     ]
     assert opening == ["models/image_files.py"]
     assert set(FORMATS).isdisjoint({"EPS", "WMF", "IPTC", "ICNS", "ICO", "PSD", "FITS", "HDF5"})
+
+
+def test_a_file_is_read_as_its_bytes_are(tmp_path):
+    """Pillow maps files of uncompressed pixels, and then ignores how many rows a strip has."""
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 30, 4), dtype=np.uint8)
+    file = io.BytesIO()
+    Image.frombytes("CMYK", (30, 40), pixels.tobytes()).save(file, "TIFF")
+    content = bytearray(file.getvalue())
+    directory = struct.unpack_from("<I", content, 4)[0]
+    entries = range(directory + 2, len(content), 12)
+    rows_per_strip = next(e for e in entries if struct.unpack_from("<H", content, e)[0] == 278)
+    struct.pack_into("<I", content, rows_per_strip + 8, 2)
+    path = tmp_path / "rows.tif"
+    path.write_bytes(content)
+    with Image.open(path) as mapped, open_image(path) as read:
+        assert not np.array_equal(np.asarray(mapped), np.asarray(read))
+    with open_image(path) as read, open_image(io.BytesIO(content)) as in_memory:
+        assert np.array_equal(np.asarray(read), np.asarray(in_memory))

@@ -125,8 +125,8 @@ class TestById:
         assert match.notes == (
             "Not counted: images of n04399382 (teddy, teddy bear); the 21,843 classes of "
             "imagenet21k_goog lack 1 of the data set's 1,000.",
-            "Its classes are exactly those of ILSVRC-2012, so only their 999 of 21,843 outputs "
-            "compete; `outputs='all'` lets all compete.",
+            "Its classes are those of ILSVRC-2012, so only their 999 of 21,843 outputs "
+            'compete; `outputs="all"` lets all compete.',
         )
 
     def test_only_the_whole_of_ilsvrc_may_lack_one(self, google):
@@ -167,7 +167,7 @@ class TestById:
         assert (match.competing, match.subset) == (None, None)
         assert match.notes == (
             "The data set has classes of 199 of the 1,000 outputs; all outputs compete, "
-            "`outputs='data'` lets only those.",
+            '`outputs="data"` lets only those.',
         )
 
     def test_the_user_decides(self, ilsvrc):
@@ -349,7 +349,7 @@ class TestByNumber:
         assert why in said
         assert f"are {len(classes):,} numbers from" in said
         assert "(n01440764 (tench), n01443537 (goldfish), n01484850 (great white shark) and" in said
-        assert "`labels='index'` for the outputs', `labels='imagenet1k'` for those of" in said
+        assert """`labels="index"` for the outputs', `labels="imagenet1k"` for those of""" in said
 
     def test_beyond_the_outputs_are_refused(self, ilsvrc):
         with pytest.raises(DatasetError, match=r"from 5 to 1000, .* The outputs are 0 to 999\."):

@@ -23,8 +23,8 @@ from bitzoo.runs.report.run_summary import Gallery, Tile
 from bitzoo.runs.report.svg import LEAST_OPACITY, matrix_overview
 from bitzoo.training.hyperrule import hyperrule
 
-TEMPLATE = Path(html.__file__).with_name("templates") / "report.html.j2"
-STYLE = re.search(r"<style>(.*?)</style>", TEMPLATE.read_text(encoding="utf-8"), re.S)[1]
+TEMPLATE = Path(html.__file__).with_name("templates") / "page_style.css.j2"
+STYLE = TEMPLATE.read_text(encoding="utf-8")
 PALETTES = dict(
     zip(
         ("light", "dark", "print"),

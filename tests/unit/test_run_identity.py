@@ -180,6 +180,34 @@ class TestJob:
         assert (stored["model"], stored["data"]) == (name, "hf:mnist")
 
     @pytest.mark.parametrize(
+        "data",
+        [
+            "tfds:dtd@train[:800]+validation[:200]",
+            "torchvision:CIFAR10",
+            "train=tfds:dtd@train,test=hf:owner/dtd@test",
+            {"train": "tfds:dtd@train", "test": "tfds:dtd@test"},
+        ],
+        ids=str,
+    )
+    def test_named_data_are_read_again(self, tmp_path, data):
+        stored = json.loads(json.dumps(Job("x", data, FinetuneConfig()).to_dict("dtd")))
+        assert stored["data"] == data
+        assert Job.from_dict(tmp_path / "run.json", "x", stored).data == data
+
+    def test_folders_in_named_data_are_absolute(self, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        (tmp_path / "saved").mkdir()
+        (tmp_path / "photos").mkdir()
+        stored = Job("x", "hf:saved@train", FinetuneConfig()).to_dict("")
+        assert stored["data"] == f"hf:{tmp_path}/saved@train"
+        mixed = {"train": "photos", "val": "hf:saved@val"}
+        stored = Job("x", mixed, FinetuneConfig()).to_dict("")
+        assert stored["data"] == {"train": f"{tmp_path}/photos", "val": f"hf:{tmp_path}/saved@val"}
+        (tmp_path / "photos").rmdir()
+        with pytest.raises(UsageError, match="photos, where nothing is now"):
+            Job.from_dict(tmp_path / "run.json", "x", stored)
+
+    @pytest.mark.parametrize(
         "damage",
         [
             None,

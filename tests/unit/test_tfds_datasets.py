@@ -4,6 +4,7 @@ import pickle
 import shutil
 import subprocess
 import sys
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,9 +12,14 @@ import tensorflow_datasets as tfds
 from tfds_builders import CLASSES, features_of, image_bytes, prepare, records
 
 from bitzoo.data import record_labels
-from bitzoo.data.dataset import read_dataset
+from bitzoo.data.dataset import Split, read_dataset
+from bitzoo.data.image_check import check_image
+from bitzoo.data.image_store import open_pixels
 from bitzoo.data.readers import read_listing
+from bitzoo.data.source_names import parts_of
+from bitzoo.data.split_record import are_files
 from bitzoo.data.tfds_datasets import LabelRule, TfdsSource, tfds_splits, tfds_version
+from bitzoo.data.validation import hash_contents
 from bitzoo.errors import BitzooError
 from bitzoo.models.preprocessing import read_rgb
 
@@ -61,6 +67,14 @@ def refused(source, kind=BitzooError):
     return " ".join(str(caught.value).split())
 
 
+def content_of(row: Any) -> bytes:
+    return row.load.content()
+
+
+def pixels_of(image: Any) -> np.ndarray:
+    return np.asarray(read_rgb(image))
+
+
 def number_of(row):
     return int(row.extra["number"])
 
@@ -86,8 +100,8 @@ class TestRecords:
         assert [number_of(row) for row in listing.rows] == [int(e["number"]) for e in expected]
         assert [row.label for row in listing.rows] == [CLASSES[e["label"]] for e in expected]
         for row, record in zip(listing.rows[::7], expected[::7], strict=True):
-            image, split_of = row.load, row.key.partition("[")[0]
-            assert image.records.content(image.index, "image") == record["image"]
+            split_of = row.key.partition("[")[0]
+            assert content_of(row) == record["image"]
             seed = {"train": 0, "test": 1}[split_of]
             kind = {"train": "JPEG", "test": "PNG"}[split_of]
             assert record["image"] == image_bytes(int(record["number"]), kind=kind, seed=seed)
@@ -102,9 +116,38 @@ class TestRecords:
         for split, kind in (("train", "JPEG"), ("test", "PNG")):
             row = read_listing(f"tfds:insects@{split}[4:5]").rows[0]
             path = tmp_path / f"{split}.{kind.lower()}"
-            path.write_bytes(row.load.records.content(row.load.index, "image"))
+            path.write_bytes(content_of(row))
             assert row.load().format == kind
-            assert np.array_equal(read_rgb(row.load()), read_rgb(path))
+            assert np.array_equal(pixels_of(row.load()), pixels_of(path))
+
+    def test_count_as_the_files_that_were_stored(self, tmp_path):
+        """A network that was trained on the files knows the records again, and the other way."""
+        for row in read_listing("tfds:insects@train[:6]").rows:
+            place = tmp_path / "files" / row.label
+            place.mkdir(parents=True, exist_ok=True)
+            (place / f"{number_of(row)}.jpg").write_bytes(content_of(row))
+        stored = read_dataset("tfds:insects@train[:6]").train.examples
+        files = read_dataset(tmp_path / "files").train.examples
+        assert are_files(stored)
+        hashes = set(hash_contents(stored))
+        assert hashes == set(hash_contents(files))
+        assert len(hashes) == 6
+        assert {check_image(example).sha256 for example in stored} == hashes
+        with open_pixels(
+            Split("train", stored), 16, cache=tmp_path / "pixels", budget_bytes=10**7
+        ) as pixels:
+            taken = pixels.take(range(6))
+        with open_pixels(Split("train", files), 16, budget_bytes=0) as pixels:
+            order = [hash_contents(files).index(digest) for digest in hash_contents(stored)]
+            assert np.array_equal(taken, pixels.take(order))
+
+    def test_that_are_scaled_are_no_files(self):
+        row: Any = read_listing(TfdsSource("insects", "test[:1]", scale=2)).rows[0]
+        assert row.load.content is None
+        (example,) = read_dataset(TfdsSource("insects", "test[:1]", scale=2)).train.examples
+        plain = read_dataset(TfdsSource("insects", "test[:1]")).train.examples
+        assert not are_files([example])
+        assert hash_contents([example]) != hash_contents(plain)
 
     def test_pickle_to_a_place(self):
         rows = read_listing("tfds:insects@train").rows
@@ -309,8 +352,8 @@ class TestFeatures:
         assert listing.classes == ("f", "m")
         row = listing.rows[5]
         assert row.label == "fm"[number_of(row) % 2]
-        assert row.load.records.content(5, "image2") == image_bytes(number_of(row), seed=9)
-        assert np.array_equal(row.load(), read_rgb(image_bytes(number_of(row), seed=9)))
+        assert content_of(row) == image_bytes(number_of(row), seed=9)
+        assert np.array_equal(pixels_of(row.load()), pixels_of(image_bytes(number_of(row), seed=9)))
         assert listing.notes == (
             "The image is image2, as tfds:insects:1.2.0 states, not image.",
             "The label is sex, as tfds:insects:1.2.0 states, not label.",
@@ -457,3 +500,12 @@ class TestMocked:
 def many(record):
     objects = record["objects"]
     return int(len(objects["location" if "location" in objects else "size"]) > 25)
+
+
+def test_splits_named_apart_in_one_text():
+    images = read_dataset("train=tfds:insects@train[:9],val=tfds:insects@test[:4]")
+    assert [e.key for e in images.val.examples] == [f"test[{n}]" for n in range(4)]
+    assert len(images.train) == 9
+    assert parts_of("photos,train=x") == {}
+    assert parts_of("tfds:insects@train") == {}
+    assert "must name each split once" in refused("val=tfds:a@x,val=tfds:b@y")

@@ -39,7 +39,15 @@ from bitzoo.runs.report.svg import Curve, confusion_matrix, line_chart, matrix_o
 if TYPE_CHECKING:
     from jinja2 import Environment
 
-__all__ = ["Mistake", "RunRecord", "find_mistakes", "write_card", "write_report"]
+__all__ = [
+    "Mistake",
+    "RunRecord",
+    "find_mistakes",
+    "render",
+    "write_card",
+    "write_page",
+    "write_report",
+]
 
 MAX_MATRIX = 30
 """Most classes for which a confusion matrix with names is readable. Of more, the groups of classes

@@ -7,6 +7,7 @@ colours are CSS classes, which the page that holds them defines (templates/repor
 from __future__ import annotations
 
 import math
+import statistics
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ import numpy.typing as npt
 
 from bitzoo.inference.metrics import Confusion
 
-__all__ = ["Curve", "confusion_matrix", "line_chart", "matrix_overview", "smoothed"]
+__all__ = ["Curve", "confusion_matrix", "dot_chart", "line_chart", "matrix_overview", "smoothed"]
 
 Point: TypeAlias = tuple[float, float]
 
@@ -193,7 +194,9 @@ def _round_ticks(low: float, high: float, count: int = 5) -> tuple[float, ...]:
     return tuple(round(index * step, 12) for index in range(first, last + 1))
 
 
-def _draw_axes(svg: ET.Element, x: _Axis, y: _Axis, unit: str, percent: bool) -> None:
+def _draw_axes(
+    svg: ET.Element, x: _Axis, y: _Axis, unit: str, percent: bool, label: str = "step"
+) -> None:
     for tick in y.ticks:
         height = y.at(tick)
         _add(svg, "line", x1=_LEFT, x2=_WIDTH - _RIGHT, y1=height, y2=height, class_="grid")
@@ -204,7 +207,7 @@ def _draw_axes(svg: ET.Element, x: _Axis, y: _Axis, unit: str, percent: bool) ->
     for tick in x.ticks:
         _add(svg, "line", x1=x.at(tick), x2=x.at(tick), y1=base, y2=base + 4, class_="axis")
         _text(svg, f"{int(tick):,}", x.at(tick), base + 17, "tick mid")
-    _text(svg, "step", (_LEFT + _WIDTH - _RIGHT) / 2, _HEIGHT - 5, "label mid")
+    _text(svg, label, (_LEFT + _WIDTH - _RIGHT) / 2, _HEIGHT - 5, "label mid")
     if unit:
         middle = (_TOP + base) / 2
         _text(svg, unit, 12, middle, "label mid", turn=-90)
@@ -244,6 +247,56 @@ def _draw_legend(svg: ET.Element, curves: Sequence[Curve]) -> None:
         _add(svg, "line", x1=left, x2=left + 18, y1=10, y2=10, class_=f"curve {curve.style}")
         _text(svg, curve.name, left + 23, 14, "legend")
         left += 1.2 * _LETTER * len(curve.name) + 40  # larger letters on a narrow screen
+
+
+def dot_chart(
+    title: str, columns: Sequence[tuple[str, Sequence[float]]], *, label: str, unit: str
+) -> str:
+    """Draw every value of some groups as a dot, and a line through the groups' medians.
+
+    Args:
+        title: Read out by screen readers in place of the chart.
+        columns: What each group is called, and its values, which are shares; from left to right, at
+            equal distances.
+        label: What the groups' names are.
+        unit: What the values are.
+
+    Returns:
+        An `svg` element; empty without values.
+    """
+    values = [value for _, own in columns for value in own]
+    if not values:
+        return ""
+    svg = _svg(_WIDTH, _HEIGHT, title)
+    x = _Axis(-0.5, len(columns) - 0.5, _LEFT, _WIDTH - _RIGHT, ())
+    y = _Axis.over(values, _HEIGHT - _BOTTOM, _TOP, limits=(0, 1))
+    _draw_axes(svg, x, y, unit, percent=True, label=label)
+    middles = []
+    for number, (name, own) in enumerate(columns):
+        place = x.at(number)
+        _text(svg, name, place, _HEIGHT - _BOTTOM + 17, "tick mid")
+        for value in own:
+            dot = _add(svg, "circle", cx=place, cy=y.at(value), r=3, class_="dot faint")
+            said = f"{label} {name}: {_number(value, True, digits=6)}"
+            ET.SubElement(dot, "title").text = said
+        if own:
+            middles.append((name, place, statistics.median(own)))
+    if len(middles) > 1:
+        path = " ".join(f"{place:.1f},{y.at(value):.1f}" for _, place, value in middles)
+        _add(svg, "polyline", points=path, class_="curve a")
+    for name, place, value in middles:
+        mark = _add(
+            svg,
+            "line",
+            class_="curve a",
+            x1=place - 9,
+            x2=place + 9,
+            y1=y.at(value),
+            y2=y.at(value),
+        )
+        said = f"{label} {name}, median: {_number(value, True, digits=6)}"
+        ET.SubElement(mark, "title").text = said
+    return _render(svg)
 
 
 def confusion_matrix(
