@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import difflib
 from dataclasses import replace
-from typing import cast
 
-from bitzoo.catalogue.vtab_tasks import DRIFT, PARTS, TASKS, Part, VtabTask
+from bitzoo.catalogue.vtab_tasks import DRIFT, PARTS, TASKS, VtabTask
 from bitzoo.data.derived_labels import RULES
 from bitzoo.data.folder import Listing
 from bitzoo.data.problems import DatasetError, printable
@@ -55,7 +54,7 @@ def task_source(task: str | VtabTask, part: str) -> TfdsSource:
         raise DatasetError(
             f"A VTAB task has no part {printable(part)!r}. Choose one of {', '.join(PARTS)}."
         )
-    known, layout = cast("Part", part), task.layout
+    known, layout = part, task.layout
     records = _records(task) if layout.needs_count(known) else None
     return replace(_whole(task), split=layout.slices(known, records))
 

@@ -35,6 +35,11 @@ sys.meta_path[:] = [Hiding if finder is PathFinder else finder for finder in sys
 
 
 @pytest.fixture(autouse=True, scope="module")
+def stored(row) -> bytes:
+    """The bytes that the data set has of an image."""
+    return row.load.content()
+
+
 def without_tensorflow(tmp_path_factory):
     """Hide it as if it were not installed: TFDS and its parts look whether it can be found."""
     folder = tmp_path_factory.mktemp("hiding")
@@ -89,10 +94,10 @@ def test_the_same_images_count_the_same_from_everywhere(place):
     for row in rows:
         folder = place / "files" / row.label
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / f"{row.extra['number']}.png").write_bytes(row.load.content())
+        (folder / f"{row.extra['number']}.png").write_bytes(stored(row))
     features = {"image": datasets.Image(), "label": datasets.ClassLabel(names=list(CLASSES))}
     columns = {
-        "image": [{"bytes": row.load.content(), "path": None} for row in rows],
+        "image": [{"bytes": stored(row), "path": None} for row in rows],
         "label": [CLASSES.index(row.label) for row in rows],
     }
     table = datasets.Dataset.from_dict(columns, features=datasets.Features(features))
@@ -117,7 +122,7 @@ def test_predictions_name_the_records(place):
     out, _ = run(place, "predict", "whole", "tfds:insects@test[7:9]", "--json")
     predictions = json.loads(out)
     assert [prediction["path"] for prediction in predictions] == ["test[7]", "test[8]"]
-    content = [row.load.content() for row in read_listing("tfds:insects@test[7:9]").rows]
+    content = [stored(row) for row in read_listing("tfds:insects@test[7:9]").rows]
     for number, image in enumerate(content):
         (place / f"{number}.png").write_bytes(image)
     out, _ = run(place, "predict", "whole", "0.png", "1.png", "--json")

@@ -6,6 +6,7 @@ import statistics
 import time
 from fractions import Fraction
 from html.parser import HTMLParser
+from typing import Any
 
 import pytest
 from checkpoints import TINY, make_checkpoint, write_npz
@@ -21,7 +22,7 @@ from bitzoo.runs.vtab_result import VtabResult
 pytest.importorskip("tensorflow_datasets")
 pytestmark = pytest.mark.timeout(600)
 
-QUICK = {
+QUICK: dict[str, Any] = {
     "steps": 3,
     "batch_size": 4,
     "resolution": 32,
@@ -95,7 +96,9 @@ def check_means(document, out, tasks, runs):
         assert [run["top1"] for run in task["runs"]] == pytest.approx([float(s) for s in exact])
         assert task["top1"] == pytest.approx(float(statistics.median(exact)))
         assert all((out / run["folder"] / "model.safetensors").is_file() for run in task["runs"])
-    of_groups = {group: [t for t in tasks if TASKS[t].group == group] for group in GROUPS}
+    of_groups: dict[str, list[str]] = {
+        group: [t for t in tasks if TASKS[t].group == group] for group in GROUPS
+    }
     of_groups["all"] = list(tasks)
     for group, members in of_groups.items():
         if not members:
@@ -202,7 +205,7 @@ def test_from_python_with_a_frozen_network(world, monkeypatch):
     monkeypatch.chdir(world)
     monkeypatch.setenv("TFDS_DATA_DIR", str(world / "tfds"))
     monkeypatch.setenv("BITZOO_CACHE", str(world / "cache"))
-    told = []
+    told: list[str] = []
     result = bitzoo.vtab(
         "own.npz", "frozen", tasks=["kitti-distance", "svhn"], runs=1, freeze=True, **QUICK,
         progress=False, callbacks=Callbacks(say=told.append),

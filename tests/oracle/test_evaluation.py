@@ -18,7 +18,7 @@ import scipy.io
 import torch
 from checkpoints import TINY, make_checkpoint, write_npz
 from images import photo
-from networks import run
+from oracle.networks import run
 from PIL import Image
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as tv

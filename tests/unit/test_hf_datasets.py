@@ -76,7 +76,9 @@ def test_slices_are_those_of_the_library(folder, split, tmp_path):
         name, number = row.key[:-1].split("[")
         assert row.label == CLASSES[LABELS[name][int(number)]]
         content = image_bytes(int(number), seed=len(LABELS[name]))
-        assert np.array_equal(read_rgb(row.load()), Image.open(io.BytesIO(content)))
+        assert np.array_equal(
+            np.asarray(read_rgb(row.load())), np.asarray(Image.open(io.BytesIO(content)))
+        )
 
 
 def test_without_a_split_are_all(folder):
@@ -107,7 +109,7 @@ def test_rows_are_mapped_and_pickle_small(tmp_path):
     assert image_bytes(3, seed=10) not in content
     assert len(content) < 12_000
     again = pickle.loads(content)
-    assert np.array_equal(read_rgb(again[3]()), read_rgb(rows[3].load()))
+    assert np.array_equal(np.asarray(read_rgb(again[3]())), np.asarray(read_rgb(rows[3].load())))
 
 
 def test_columns_are_chosen(tmp_path):

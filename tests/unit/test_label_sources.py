@@ -25,7 +25,7 @@ from bitzoo.zoo.info import info
 
 ILSVRC = ImageNetInfo("imagenet-1k").label_names()
 GOOGLE = ImageNetInfo("imagenet-21k-goog").label_names()
-WORDS = ImageNetInfo("imagenet-1k").label_descriptions()
+WORDS = [*map(str, ImageNetInfo("imagenet-1k").label_descriptions())]
 TEDDY = ILSVRC.index("n04399382")
 PICTURE = image_bytes(0, size=(4, 4), kind="JPEG")
 

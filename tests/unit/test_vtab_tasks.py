@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from bitzoo.catalogue.vtab_tasks import DRIFT, GROUPS, PARTS, TASKS
+from bitzoo.catalogue.vtab_tasks import DRIFT, GROUPS, PARTS, TASKS, Part
 from bitzoo.data.derived_labels import RULES
 
 
@@ -84,9 +84,9 @@ _SLICES = {
 def test_parts_are_sliced_as_by_the_reference_code(name):
     records, expected = _SLICES[name]
     layout = TASKS[name].layout
-    parts = ("train", "val", "trainval", "test", "train800", "val200")
+    parts: tuple[Part, ...] = ("train", "val", "trainval", "test", "train800", "val200")
     assert " | ".join(layout.slices(part, records) for part in parts) == expected
-    both = "+".join(layout.slices(part, records) for part in ("train800", "val200"))
+    both = "+".join(layout.slices(part, records) for part in parts[-2:])
     assert layout.slices("train800val200", records) == both
     for part in PARTS:
         if layout.needs_count(part):
