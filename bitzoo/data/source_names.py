@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from bitzoo.data.problems import DatasetError, printable
 
@@ -83,7 +84,7 @@ def parse(text: str) -> SourceName:
     rest, at, split = rest.rpartition("@") if "@" in rest else (rest, "", "")
     if not rest or (at and not split):
         raise _malformed(text, "a name, and a split after @")
-    parts = {"split": split or None, **columns}
+    parts: dict[str, Any] = {"split": split or None, **columns}
     if library == HF:
         return SourceName(library, *_name_and_config(rest), **parts)
     if library == TFDS:
