@@ -155,11 +155,13 @@ class TestLookingAround:
             "               224 px, scaled to [-1, 1]",
             "files        npz",
             "               https://storage.googleapis.com/bit_models/distill/R50x1_224.npz",
-            "scores       top-1  82.8 %  on ILSVRC-2012 at 224 px  these weights, by the",
+            "scores       top-1 82.8 % on ILSVRC-2012 at 224 px: these weights, by the",
             "               authors",
-            "             top-1  82.82 %   on ILSVRC-2012 at 224 px  these weights, evaluated",
-            "               by timm",
-            "             top-5  96.526 %  on ILSVRC-2012 at 224 px  these weights, evaluated",
+            "               bitzoo reproduce BiT-R50x1_224 --claim ilsvrc-top1",
+            "             top-1 82.82 % on ILSVRC-2012 at 224 px: these weights, evaluated by",
+            "               timm",
+            "               bitzoo reproduce BiT-R50x1_224 --claim ilsvrc-top1-timm",
+            "             top-5 96.526 % on ILSVRC-2012 at 224 px: these weights, evaluated",
             "               by timm",
         ):
             assert line in lines

@@ -306,6 +306,7 @@ def test_figures_of_an_evaluation():
     assert repr(Evaluation.of_logits("abc", np.array([0, 1, 2, 2]), logits)) == (
         "Evaluation\n"
         "  top-1              50.00% (2 of 4 images)\n"
+        "  95 % interval      15.00% to 85.00%\n"
         "  balanced accuracy  66.67%\n"
         "  macro F1           50.00%\n"
         "  loss               1.0514\n"
