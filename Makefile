@@ -7,23 +7,26 @@ LOWEST := .venv-lowest
 WHEEL := .venv-wheel
 BUDGET ?= 10000
 ATTACK = PYTHONPATH=tests $(BIN)/python -m attacks
-DEFAULT_TESTS := -m "not full_size" --numprocesses auto --maxprocesses 8 --dist loadfile
+IN_PARALLEL := --numprocesses auto --maxprocesses 8 --dist loadfile
 # An old library may still call what a newer one has deprecated; our own calls are seen with the newest.
 DEPRECATIONS := -W default::DeprecationWarning -W default::PendingDeprecationWarning -W default::FutureWarning
 
-.PHONY: quickstart test test-full test-lowest attack attack-figures coverage lint format dist test-wheel bench bench-quick readme cards pages screens clean
+.PHONY: quickstart test test-slow test-full test-lowest attack attack-figures coverage lint format dist test-wheel bench bench-quick readme cards pages screens clean
 
 quickstart: .venv/.installed  ## the main job, end to end, on a small random checkpoint
 	$(BIN)/bitzoo quickstart
 
-test: .venv/.installed-dev  ## everything but the full-size tests; minutes on two cores
-	$(BIN)/python -m pytest $(DEFAULT_TESTS)
+test: .venv/.installed-dev  ## all but the slow and the full-size tests; minutes on two cores
+	$(BIN)/python -m pytest -m "not slow and not full_size" $(IN_PARALLEL)
+
+test-slow: .venv/.installed-dev  ## kills, races, terminals, whole protocols; a quarter of an hour
+	$(BIN)/python -m pytest -m "slow and not full_size" $(IN_PARALLEL)
 
 test-full: .venv/.installed-dev  ## the full-size tests alone; gigabytes of disk
 	$(BIN)/python -m pytest -m full_size
 
-test-lowest: $(LOWEST)/.installed  ## the default tests with the lowest version of every dependency
-	$(LOWEST)/bin/python -m pytest $(DEFAULT_TESTS) $(DEPRECATIONS)
+test-lowest: $(LOWEST)/.installed  ## all but the full-size tests with the lowest version of every dependency
+	$(LOWEST)/bin/python -m pytest -m "not full_size" $(IN_PARALLEL) $(DEPRECATIONS)
 
 attack: .venv/.installed-dev  ## damaged files and more; BUDGET=100000 inputs or 10m, READERS="npz torch", REPLAY=npz:17
 	$(ATTACK) $(if $(REPLAY),$(addprefix --replay ,$(REPLAY)),$(BUDGET) $(READERS))
@@ -31,8 +34,8 @@ attack: .venv/.installed-dev  ## damaged files and more; BUDGET=100000 inputs or
 attack-figures: .venv/.installed-dev  ## the same, over everything, and the figures into docs/attacks.md
 	$(ATTACK) $(BUDGET) --write
 
-coverage: .venv/.installed-dev  ## the default tests, with the lines and branches that none of them runs
-	$(BIN)/python -m pytest $(DEFAULT_TESTS) --cov --cov-report=term --cov-report=html
+coverage: .venv/.installed-dev  ## all but the full-size tests, with the lines and branches that none of them runs
+	$(BIN)/python -m pytest -m "not full_size" $(IN_PARALLEL) --cov --cov-report=term --cov-report=html
 
 lint: .venv/.installed-dev
 	$(BIN)/ruff check .
