@@ -36,6 +36,7 @@ class Kind:
 KINDS: Mapping[str, Kind] = {
     "checking images": Kind("checking", "checked", "images"),
     "reading": Kind("reading", "read", "images"),
+    "reading labels": Kind("reading labels", "read", "labels"),
     "decoding": Kind("decoding", "decoded", "images"),
     "features": Kind("features", "computed the features of", "images"),
     "training": Kind("training", "trained", "steps", is_told=True),

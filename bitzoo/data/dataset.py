@@ -24,6 +24,7 @@ from bitzoo.data.readers import DataSource, read_listing
 from bitzoo.data.shots import describe_short
 from bitzoo.data.splits import choose
 from bitzoo.errors import UsageError
+from bitzoo.files import Progress
 from bitzoo.models.preprocessing import ImageLike
 
 __all__ = [
@@ -137,6 +138,7 @@ def read_dataset(
     eval_split: str | None = None,
     examples_per_class: int | None = None,
     classes: Sequence[str] | None = None,
+    progress: Progress | None = None,
 ) -> ImageSet:
     """List the images and labels of a source.
 
@@ -172,6 +174,7 @@ def read_dataset(
             that are neither chosen nor held out are in no split.
         classes: Class names, in order, of a network to evaluate. The source may then lack some of
             them and may have a single split of any name.
+        progress: Called while the labels of records are read, which may take a while.
 
     Returns:
         The data set. `bitzoo.data.validation.inspect` raises its `problems`.
@@ -187,7 +190,7 @@ def read_dataset(
         raise UsageError(f"`examples_per_class` must be at least 1, found {examples_per_class}.")
     if eval_split not in (None, "val", "test"):
         raise UsageError(f"`eval_split` must be val or test, found {eval_split!r}.")
-    listing = with_groups(read_listing(source, classes or ()), group_by)
+    listing = with_groups(read_listing(source, classes or (), progress=progress), group_by)
     names = listing.classes if classes is None else _check_classes(listing, tuple(classes))
     own = _held_out_name(listing, eval_split)
     of_split = seed if split_seed is None else split_seed
@@ -282,18 +285,21 @@ class Listed:
         return replace(self, splits=splits, classes=tuple(names), problems=problems)
 
 
-def list_splits(source: DataSource, known: Collection[str] = ()) -> Listed:
+def list_splits(
+    source: DataSource, known: Collection[str] = (), *, progress: Progress | None = None
+) -> Listed:
     """List every split of a source, none left out.
 
     Args:
         source: As for `read_dataset`.
         known: Names that are classes, see `bitzoo.data.folder.read_folder`.
+        progress: As for `read_dataset`.
 
     Raises:
         DatasetError: If the source has no known form, or lists nothing.
         MissingExtraError: As `read_dataset`.
     """
-    listing = read_listing(source, known)
+    listing = read_listing(source, known, progress=progress)
     by_split = _by_split(listing, listing.classes)
     splits: dict[str, tuple[Example, ...]] = {
         name: tuple(by_split[name]) for name in ("train", "val", "test", "") if name in by_split

@@ -31,24 +31,28 @@ from bitzoo.data.split_names import SPLITS, is_plain, resolve_splits
 from bitzoo.data.tfds_datasets import TfdsSource, read_records, source_of, tfds_splits
 from bitzoo.data.torchvision_datasets import read_torchvision
 from bitzoo.data.vtab_data import as_task, find_task, task_source, task_splits
+from bitzoo.files import Progress
 
 DataSource: TypeAlias = "str | os.PathLike[str] | tuple[Any, Any] | Mapping[str, Any] | object"
 """A path, a name such as `tfds:NAME@SPLIT` (see `source_names`), a `TfdsSource`, (images, labels),
 a `datasets.Dataset`, or a mapping of these by split."""
 
 
-def read_listing(source: DataSource, known: Collection[str] = ()) -> Listing:
+def read_listing(
+    source: DataSource, known: Collection[str] = (), *, progress: Progress | None = None
+) -> Listing:
     """List a source of any kind; see `bitzoo.data.dataset.read_dataset` for the kinds.
 
     Args:
         source: The source.
         known: Names that are classes, see `bitzoo.data.folder.read_folder`.
+        progress: Called while the labels of records are read, which may take a while.
 
     Raises:
         DatasetError: If it has no known form or lists nothing, or nothing of it can be used.
         MissingExtraError: If the library that has the source is not installed.
     """
-    listing = _list(source, known)
+    listing = _list(source, known, progress)
     if not listing.rows and listing.problems:
         raise DatasetError(
             f"Nothing in the data set {listing.source} can be used, for the reasons "
@@ -79,44 +83,45 @@ def _simplified(name: str) -> str:
     return sign + re.sub(r"(?<![\d.,])0+(?=\d)", "", folded)
 
 
-def _list(source: DataSource, known: Collection[str]) -> Listing:
+def _list(source: DataSource, known: Collection[str], progress: Progress | None) -> Listing:
     if isinstance(source, str) and library_of(source):
-        return _list_named(source)
+        return _list_named(source, progress)
     if isinstance(source, str) and (parts := parts_of(source)):
-        return _list_splits(parts, repr(source))
+        return _list_splits(parts, repr(source), progress)
     if isinstance(source, TfdsSource):
-        return _list_tfds(source)
+        return _list_tfds(source, progress)
     if isinstance(source, (str, os.PathLike)):
         return _list_path(Path(source), known)
-    return _list_object(source, "from Python")
+    return _list_object(source, "from Python", progress)
 
 
-def _list_named(text: str) -> Listing:
+def _list_named(text: str, progress: Progress | None) -> Listing:
     """List a data set that a library manages, by its name."""
     name = parse(text)
     if name.library == TFDS:
-        return _list_tfds(source_of(name))
+        return _list_tfds(source_of(name), progress)
     if name.library == VTAB:
-        return _list_task(name)
+        return _list_task(name, progress)
     read = read_named if name.library == HF else read_torchvision
     found = read(name, repr(text))
-    return found if isinstance(found, Listing) else _list_splits(found, repr(text))
+    return found if isinstance(found, Listing) else _list_splits(found, repr(text), progress)
 
 
-def _list_tfds(source: TfdsSource) -> Listing:
+def _list_tfds(source: TfdsSource, progress: Progress | None) -> Listing:
     if source.split is not None:
-        return read_records(source)
+        return read_records(source, progress)
     splits = tfds_splits(source)
-    return _list_splits({name: replace(source, split=name) for name in splits}, str(source))
+    parts = {name: replace(source, split=name) for name in splits}
+    return _list_splits(parts, str(source), progress)
 
 
-def _list_task(name: SourceName) -> Listing:
+def _list_task(name: SourceName, progress: Progress | None) -> Listing:
     """List what a VTAB task trains on and is tested on, or one of its parts."""
     task, part = find_task(name.name), name.split
     if part is None:
-        listing = _list_splits(task_splits(task), "")
+        listing = _list_splits(task_splits(task), "", progress)
     else:
-        listing = _list_tfds(task_source(task, part))
+        listing = _list_tfds(task_source(task, part), progress)
     return as_task(listing, task, part)
 
 
@@ -141,12 +146,13 @@ def _list_devkit(path: Path) -> Listing | None:
     train = None if images == path else find_train(images)
     if train is None:
         return read_devkit(images)
-    return _list_splits({"train": train, "val": partial(read_devkit, images)}, repr(str(path)))
+    parts = {"train": train, "val": partial(read_devkit, images)}
+    return _list_splits(parts, repr(str(path)), None)
 
 
-def _list_object(source: Any, name: str) -> Listing:
+def _list_object(source: Any, name: str, progress: Progress | None) -> Listing:
     if isinstance(source, Mapping):
-        return _list_splits(source, name)
+        return _list_splits(source, name, progress)
     if hasattr(source, "features"):
         return read_table(source, name)
     if isinstance(source, (tuple, list)) and len(source) == 2:
@@ -157,13 +163,13 @@ def _list_object(source: Any, name: str) -> Listing:
     )
 
 
-def _list_part(source: Any, name: str) -> Listing:
+def _list_part(source: Any, name: str, progress: Progress | None) -> Listing:
     """List one of several splits: a source of any kind, or what lists it."""
     if isinstance(source, partial):
         return source()  # type: ignore[no-any-return]
     if isinstance(source, (str, os.PathLike, TfdsSource)):
-        return _list(source, ())
-    return _list_object(source, name)
+        return _list(source, (), progress)
+    return _list_object(source, name, progress)
 
 
 def _says_where(source: Any) -> bool:
@@ -173,7 +179,7 @@ def _says_where(source: Any) -> bool:
     return isinstance(source, (TfdsSource, partial))
 
 
-def _list_splits(source: Mapping[str, Any], name: str) -> Listing:
+def _list_splits(source: Mapping[str, Any], name: str, progress: Progress | None) -> Listing:
     """Merge the listings of several splits, each row marked with its split."""
     meant = resolve_splits(map(str, source))
     splits = {key: meant[str(key)] for key in source if str(key) in meant}
@@ -182,7 +188,7 @@ def _list_splits(source: Mapping[str, Any], name: str) -> Listing:
             f"The data set {name} must have splits named {', '.join(SPLITS)}, found "
             f"{', '.join(map(str, source)) or 'none'}."
         )
-    listings = {key: _list_part(source[key], name) for key in splits}
+    listings = {key: _list_part(source[key], name, progress) for key in splits}
     rows = tuple(
         replace(
             row,

@@ -113,7 +113,7 @@ def evaluate(
     known, title, record = info(network), title_of(model), record_of(network)
     given = own_data(known, title) if data is None else OwnData(data)
     space = output_space(known)
-    listed = _listed(given, space.names or ())
+    listed = _listed(given, space.names or (), progress)
     truth = find_truth(listed, space, task_of(given.source), labels, outputs, skip_bad)
     listed = listed.with_targets(truth.names, truth.target)
     workers = workers or max(1, count_cores() // local_processes())
@@ -197,10 +197,10 @@ class _Share:
         return cls(processes.process_index, processes.num_processes, chosen)
 
 
-def _listed(given: OwnData, names: Sequence[str]) -> Listed:
+def _listed(given: OwnData, names: Sequence[str], progress: Progress | None) -> Listed:
     """List the data; where the model chose them, an error says what to give instead."""
     try:
-        return list_splits(given.source, names)
+        return list_splits(given.source, names, progress=progress)
     except BitzooError as error:
         if not given.otherwise:
             raise

@@ -227,7 +227,7 @@ def predict_images(
     for kind, group in groupby(paths, _kind):
         some = list(group)
         if kind is _Kind.NAMED:
-            files += (row for name in some for row in _rows(str(name)))
+            files += (row for name in some for row in _rows(str(name), progress))
         else:
             files += map(str, some) if kind is _Kind.WEB else find_images(some)
     network = Runner(model, device, dtype, backend)
@@ -287,9 +287,9 @@ def _kind(path: Place) -> _Kind:
     return _Kind.NAMED if isinstance(path, str) and library_of(path) else _Kind.FILES
 
 
-def _rows(name: str) -> tuple[Row, ...]:
+def _rows(name: str, progress: Progress | None) -> tuple[Row, ...]:
     """Return the images of a library's data set, labelled or not."""
-    listing = read_listing(name)
+    listing = read_listing(name, progress=progress)
     for problem in listing.problems:
         _log.warning("Ignored: %s.", problem)
     return (*listing.rows, *listing.unlabelled)

@@ -185,9 +185,12 @@ def fewshot(
     numbers = _checked(shots, runs, method, given | {"discard_weights": discard_weights})
     tell = _Told(say)
     folder = Path(out)
-    images = in_main_process(
-        lambda: read_dataset(data, val_fraction=val_fraction, seed=seed, eval_split="test")
-    )
+    with shown(progress) as report:
+        images = in_main_process(
+            lambda: read_dataset(
+                data, val_fraction=val_fraction, seed=seed, eval_split="test", progress=report
+            )
+        )
     if images.val is None:
         raise UsageError(
             f"Few-shot trials need images to evaluate on, and {images.source} has none. Leave out "

@@ -477,6 +477,7 @@ def _read(job: Job, callbacks: Callbacks) -> tuple[ImageSet, DataSummary]:
         split_seed=config.split_seed,
         eval_split=config.eval_split,
         examples_per_class=config.examples_per_class,
+        progress=callbacks.progress,
     )
     images, summary = inspect(
         images,
