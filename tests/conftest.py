@@ -13,7 +13,7 @@ for name in ("COLUMNS", "LINES", "NO_COLOR", "FORCE_COLOR", "CLICOLOR_FORCE"):
     # What a command prints is then that of its own terminal, whatever the tests are started from.
     os.environ.pop(name, None)
 
-# A shell ignores SIGINT for what it puts into the background, and nohup SIGHUP; children inherit it.
+# A shell ignores SIGINT for what it puts into the background, nohup SIGHUP; children inherit it.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:

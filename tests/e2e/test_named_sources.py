@@ -34,12 +34,12 @@ sys.meta_path[:] = [Hiding if finder is PathFinder else finder for finder in sys
 """
 
 
-@pytest.fixture(autouse=True, scope="module")
 def stored(row) -> bytes:
     """The bytes that the data set has of an image."""
     return row.load.content()
 
 
+@pytest.fixture(autouse=True, scope="module")
 def without_tensorflow(tmp_path_factory):
     """Hide it as if it were not installed: TFDS and its parts look whether it can be found."""
     folder = tmp_path_factory.mktemp("hiding")
