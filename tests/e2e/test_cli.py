@@ -527,6 +527,7 @@ def on_terminal(command, *arguments, columns=100):
     return shown.decode()
 
 
+@pytest.mark.slow
 def test_quickstart(tmp_path):
     started = time.monotonic()
     printed, _ = execute("bitzoo", "quickstart", "--folder", tmp_path / "quick")

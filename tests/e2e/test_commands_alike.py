@@ -132,6 +132,7 @@ class TestWidth:
             ["export", output, "--to", "torch-export", "--out", folder / "o.pt2"],
         ]
 
+    @pytest.mark.slow
     def test_80_columns(self, checkpoint, tmp_path, monkeypatch):
         monkeypatch.setenv("BITZOO_CACHE", str(tmp_path / "cache"))
         for words in self.commands(checkpoint, tmp_path):

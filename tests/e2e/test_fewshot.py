@@ -22,6 +22,12 @@ from bitzoo.data.problems import DatasetError
 from bitzoo.errors import CheckpointError, UsageError
 from bitzoo.inference import features
 
+pytestmark = pytest.mark.slow
+
+
+pytestmark = pytest.mark.slow
+
+
 SMALL: dict[str, Any] = {"resolution": (36, 32), "steps": 2, "batch_size": 8, "lr": 0.03}
 PROBE: dict[str, Any] = {"method": "ridge", "resolution": (36, 32)}
 WORDS: list[object] = ["--resolution", "36,32", "--steps", "2", "--batch-size", "8", "--lr", "0.03"]

@@ -92,6 +92,7 @@ def test_a_run_is_a_model_folder(
     ]
 
 
+@pytest.mark.slow
 def test_evaluating_and_predicting_from_python(
     workspace: Path, finished: subprocess.CompletedProcess[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -133,6 +134,7 @@ def same_scores(found: dict[str, object], expected: dict[str, object]) -> bool:
     return {**found, "loss": None} == {**expected, "loss": None}
 
 
+@pytest.mark.slow
 def test_a_run_is_never_lost_by_accident(
     workspace: Path, finished: subprocess.CompletedProcess[str]
 ) -> None:
@@ -197,6 +199,7 @@ def test_random_weights_are_the_seeds(
     assert not stems[0].allclose(stems[2], atol=1e-3)
 
 
+@pytest.mark.slow
 def test_the_head_alone(workspace: Path) -> None:
     run(
         workspace, "finetune", "--model", "small.npz", "--data", "digits", "--out", "frozen",
@@ -230,6 +233,7 @@ def test_bad_data_is_one_report_before_the_first_step(workspace: Path) -> None:
     assert not (workspace / "none").exists()
 
 
+@pytest.mark.slow
 def test_without_a_place_for_the_cache(workspace: Path) -> None:
     """A user id without a home folder: images are decoded at each step, and the run says so."""
     code = "import os, sys; os.getuid = lambda: 54_321; from bitzoo.cli.main import main; main()"

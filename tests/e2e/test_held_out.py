@@ -176,6 +176,7 @@ class TestTheRecord:
             content = (place / "flat" / entry["path"]).read_bytes()
             assert entry["sha256"] == hashlib.sha256(content).hexdigest()
 
+    @pytest.mark.slow
     def test_is_never_published(self, place):
         assert "split.csv" not in ALLOWED
         words = ["publish", "run-flat", "--repo", "lab/x", "--folder", "staged", "--dry-run"]

@@ -20,6 +20,7 @@ from safetensors.numpy import load_file
 
 from bitzoo.converters.parity.verify import REPORT_NAME
 
+
 KILLS = int(os.environ.get("BITZOO_TEST_KILLS", "3"))
 ARRAYS = [make_checkpoint(num_classes=4, seed=seed) for seed in range(2)]
 ENDINGS = {
@@ -31,7 +32,7 @@ ENDINGS = {
     "bit_pytorch": ".pth",
 }
 
-pytestmark = pytest.mark.timeout(300 + 120 * KILLS)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300 + 120 * KILLS)]
 
 
 def succeed(folder, *words):

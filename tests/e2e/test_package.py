@@ -135,6 +135,7 @@ def test_the_command_runs_from_the_wheel(site, elsewhere):
     assert "BiT-M-R50x1" in names
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not (ROOT / ".git").exists(), reason="only git knows which files are committed")
 def test_a_source_archive_without_links_installs_and_converts(tmp_path):
     """Where links are not supported, a forge's .zip unpacks them as files with their target."""

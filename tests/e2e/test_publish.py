@@ -450,6 +450,7 @@ class TestPullRequest:
 
 
 class TestMany:
+    @pytest.mark.slow
     def test_killed_and_run_again_it_ends_complete_and_sends_nothing_twice(
         self, hub, mirror, workspace
     ):
@@ -533,6 +534,7 @@ print(json.dumps({
 )
 
 
+@pytest.mark.slow
 def test_publishing_from_python(hub, workspace):
     """Without a question unless one is given, and without a word."""
     process = workspace.start(FROM_PYTHON)

@@ -20,6 +20,7 @@ from images import write_digits
 from safetensors import safe_open
 from safetensors.numpy import load_file
 
+
 RACES = int(os.environ.get("BITZOO_TEST_RACES", "20"))
 STEPS = 4
 WORDS = ["finetune", "--model", "small.npz", "--data", "digits", "--steps", STEPS]
@@ -34,7 +35,7 @@ IN_USE = re.compile(
 )
 REFUSED = (IN_USE, re.compile("already has a run"), re.compile("was started with other options"))
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 
 def ended(running):

@@ -26,6 +26,12 @@ from bitzoo.inference.devices import available_devices
 from bitzoo.runs.config import Callbacks
 from bitzoo.runs.trackers import keep_tensorflow_out
 
+pytestmark = pytest.mark.slow
+
+
+pytestmark = pytest.mark.slow
+
+
 SHORT: Any = {"batch_size": 8, "lr": 0.03, "resolution": (36, 32), "micro_batch": 8}
 LONG_ENOUGH: Any = {"eval_every": 2, "steps": 12, **SHORT}
 

@@ -9,6 +9,12 @@ import pytest
 from checkpoints import make_checkpoint, write_npz
 from images import write_digits
 
+pytestmark = pytest.mark.slow
+
+
+pytestmark = pytest.mark.slow
+
+
 CLASSES = 3
 
 

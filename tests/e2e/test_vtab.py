@@ -19,8 +19,9 @@ from bitzoo.errors import UsageError
 from bitzoo.runs.config import Callbacks
 from bitzoo.runs.vtab_result import VtabResult
 
+
 pytest.importorskip("tensorflow_datasets")
-pytestmark = pytest.mark.timeout(600)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 QUICK: dict[str, Any] = {
     "steps": 3,

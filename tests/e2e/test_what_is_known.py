@@ -18,6 +18,12 @@ from bitzoo.catalogue.metadata import Preprocessing
 from bitzoo.catalogue.model_info import Identity, ModelInfo
 from bitzoo.zoo.model_folder import write_model_folder
 
+pytestmark = pytest.mark.slow
+
+
+pytestmark = pytest.mark.slow
+
+
 IN_21K, IN_1K = "BiT-M-R50x1", "BiT-M-R50x1-ILSVRC2012"
 NAMES = ("robin", "wren", "kite")
 OWN = Preprocessing(64, 80, "bicubic", False, "its owner")

@@ -18,6 +18,12 @@ import bitzoo
 from bitzoo.portable import valid_name
 from bitzoo.training.checkpointing import latest_checkpoint
 
+pytestmark = pytest.mark.slow
+
+
+pytestmark = pytest.mark.slow
+
+
 PACKAGE = Path(bitzoo.__file__).parent
 SIMULATED = Path(__file__).parents[1] / "as_on_windows.py"
 

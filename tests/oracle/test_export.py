@@ -205,6 +205,7 @@ DISTANCES = {"float32": (1e-9, 1e-5), "float16": (1e-5, 2e-3), "bfloat16": (1e-3
 STORED = {"float32": 4, "float16": 2, "bfloat16": 2}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("to", "dtype"), CASES)
 def test_a_file_computes_googles_function(exported, arrays, to, dtype):
     path, report = exported(to, dtype)
@@ -503,6 +504,7 @@ def test_a_taken_name(tmp_path, model, plant, good_trace, name):
     assert (tmp_path / name).read_bytes() != b"mine"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("to", NAMES)
 def test_a_full_disk(tmp_path, model, to, good_trace, monkeypatch):
     """A limit on the size of files fails a write halfway, as a full disk does."""

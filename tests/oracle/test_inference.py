@@ -19,6 +19,12 @@ from bitzoo.inference.cpu_layers import (
 from bitzoo.inference.optimize import COMPUTE_DTYPES
 from bitzoo.models.layers import GroupNormReLU
 
+pytestmark = pytest.mark.slow
+
+
+pytestmark = pytest.mark.slow
+
+
 CONVOLUTIONS = 1 + 4 * 4  # the stem, and of each of four units three and a projection
 
 

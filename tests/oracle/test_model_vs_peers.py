@@ -142,6 +142,7 @@ class TestTimm:
         ours.load_state_dict(state, strict=True)
         theirs.load_state_dict(ours.state_dict(), strict=True)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("weights", ["ema", "raw"])
     @pytest.mark.parametrize("average", ["state_dict_ema", "model_ema"])
     def test_takes_the_same_weights_from_a_training_checkpoint(self, tmp_path, average, weights):

@@ -15,6 +15,12 @@ from bitzoo.training.checkpointing import latest_checkpoint
 from bitzoo.training.trainer import train
 from bitzoo.training.training_config import TrainingConfig
 
+pytestmark = pytest.mark.slow
+
+
+pytestmark = pytest.mark.slow
+
+
 OPTIONS = TrainingConfig(micro_batch=2)
 TOLERANCE = 1e-5
 """The order in which floats are added differs, nothing else."""

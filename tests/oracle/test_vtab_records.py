@@ -11,6 +11,12 @@ from vtab_records import DATA_SETS, SIDE, prepare
 from bitzoo.catalogue.vtab_tasks import PARTS, TASKS
 from bitzoo.data.readers import read_listing
 
+pytestmark = pytest.mark.slow
+
+
+pytestmark = pytest.mark.slow
+
+
 tfds = pytest.importorskip("tensorflow_datasets")
 
 SHARDS = 3

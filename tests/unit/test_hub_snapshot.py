@@ -533,6 +533,7 @@ class TestHostileHub:
 
         return run
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         ("answer", "message"),
         [
@@ -574,6 +575,7 @@ class TestHostileHub:
         found, _ = ask(endless)
         assert "the answer has more than 67,108,864 bytes" in found
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         ("settings", "message"),
         [

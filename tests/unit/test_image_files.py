@@ -364,6 +364,7 @@ def test_copies_count(tmp_path, color, width, fits):
             open_image(content)
 
 
+@pytest.mark.slow
 def test_the_limit_can_be_changed(tmp_path, monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", Image.MAX_IMAGE_PIXELS)
     path = tmp_path / "a.png"

@@ -54,6 +54,7 @@ FOR_ALL = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reader", ["classifier", "folded", "features", "half", *BACKENDS])
 @pytest.mark.parametrize(("images", "says"), FOR_ALL)
 def test_what_nothing_reads(reader, images, says):

@@ -210,6 +210,7 @@ def killed(report, folder):
     run(folder, report=report, keep="best")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", [1, 5, 7, 11])
 def test_a_killed_run_keeps_the_best_of_all(tmp_path, step):
     expected = run(tmp_path / "whole", keep="best")

@@ -85,6 +85,7 @@ def check(found, scores, runs):
     assert "The mean is of 2 of the 19 tasks, so it is another figure." in found["departures"]
 
 
+@pytest.mark.slow
 def test_by_training(tmp_path, monkeypatch):
     known = claims._claims()
     (own,) = (claim for claim in known[MODEL] if claim.id == "vtab-1k")

@@ -237,6 +237,7 @@ class TestOutOfMemory:
     def no_estimate(self, monkeypatch):
         monkeypatch.setattr(trainer, "choose_micro_batch", lambda forward, image, rows: rows)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
     def test_halves_until_it_fits(self, error, caplog):
         recipe = make_recipe(steps=2)

@@ -441,6 +441,7 @@ def train_as(rank, folder):
 
 
 class TestSeveralProcesses:
+    @pytest.mark.slow
     def test_two_processes_give_the_gradients_of_one(self, tmp_path):
         torch.multiprocessing.spawn(train_as, (str(tmp_path),), nprocs=WORLD)
         _, expected = step(make_model(), make_images())
