@@ -20,7 +20,6 @@ from safetensors.numpy import load_file
 
 from bitzoo.converters.parity.verify import REPORT_NAME
 
-
 KILLS = int(os.environ.get("BITZOO_TEST_KILLS", "3"))
 ARRAYS = [make_checkpoint(num_classes=4, seed=seed) for seed in range(2)]
 ENDINGS = {

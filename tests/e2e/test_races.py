@@ -20,7 +20,6 @@ from images import write_digits
 from safetensors import safe_open
 from safetensors.numpy import load_file
 
-
 RACES = int(os.environ.get("BITZOO_TEST_RACES", "20"))
 STEPS = 4
 WORDS = ["finetune", "--model", "small.npz", "--data", "digits", "--steps", STEPS]

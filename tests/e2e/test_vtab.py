@@ -19,7 +19,6 @@ from bitzoo.errors import UsageError
 from bitzoo.runs.config import Callbacks
 from bitzoo.runs.vtab_result import VtabResult
 
-
 pytest.importorskip("tensorflow_datasets")
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
