@@ -212,7 +212,8 @@ class TestConvert:
         output, report = tmp_path / "own.safetensors", tmp_path / "parity.json"
         assert files_in(tmp_path) == ["own.npz", "own.safetensors", "parity.json"]
         assert_holds(output, arrays)
-        assert warned == ""
+        # a machine that needs more than two seconds says how far it is
+        assert [line for line in warned.splitlines() if "/4 logits" not in line] == []
         lines = printed.splitlines()
         assert f"output   {output}" in lines
         assert f"proof    {report}" in lines

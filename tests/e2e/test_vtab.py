@@ -33,7 +33,7 @@ QUICK: dict[str, Any] = {
 WORDS = [
     word for name, value in QUICK.items() for word in (f"--{name.replace('_', '-')}", str(value))
 ]
-RUNS_OF_ALL = int(os.environ.get("BITZOO_TEST_VTAB_RUNS", "2"))
+RUNS_OF_ALL = int(os.environ.get("BITZOO_TEST_VTAB_RUNS", "1"))
 """Runs of each task in the test of all 19."""
 FEW = ("dtd", "smallnorb-azimuth", "kitti-distance")
 
