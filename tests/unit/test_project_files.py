@@ -79,7 +79,7 @@ class TestWorkflows:
         commands = [step for job in jobs.values() for step in steps(job) if "uses" not in step]
         made = {word for word in " ".join(commands).split() if word.startswith(("test", "lint"))}
         targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
-        assert made == {"lint", "test", "test-lowest", "test-wheel"} <= targets
+        assert made == {"lint", "test", "test-slow", "test-lowest", "test-wheel"} <= targets
 
     @pytest.mark.parametrize("path", sorted(GITHUB.glob("workflows/*")), ids=lambda path: path.name)
     def test_may_do_little_and_pin_what_they_use(self, path):
