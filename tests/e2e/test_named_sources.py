@@ -20,6 +20,7 @@ WORDS = ["finetune", "small.npz", "--data", "tfds:insects", *OPTIONS]
 TRAIN, TEST = records(24, kind="JPEG"), records(10, seed=1)
 
 
+VARIABLES = ("TFDS_DATA_DIR", "BITZOO_CACHE", "HF_HOME")
 HIDING = """
 import sys
 from importlib.machinery import PathFinder
@@ -50,9 +51,15 @@ def without_tensorflow(tmp_path_factory):
         yield
 
 
+def begin(folder, *words):
+    """Start `bitzoo WORDS`, forked from a process that may be older than these variables."""
+    environment = {name: os.environ[name] for name in VARIABLES if name in os.environ}
+    return start(*words, folder=folder, environment=environment)
+
+
 def run(folder, *words, code=0):
     """Run `bitzoo WORDS`; returns its output and its errors."""
-    running = start(*words, folder=folder)
+    running = begin(folder, *words)
     found, out, err = running.next(timeout=300)
     running.process.join(60)
     assert "Traceback" not in err
@@ -75,7 +82,7 @@ def place(tmp_path_factory, without_tensorflow):
 
 
 def test_a_killed_run_ends_as_if_nothing_had_happened(place):
-    running = start(*WORDS, "--out", "run", folder=place)
+    running = begin(place, *WORDS, "--out", "run")
     end = time.monotonic() + 200
     while not (place / "run/checkpoints/step-00000002.safetensors").exists():
         assert time.monotonic() < end
