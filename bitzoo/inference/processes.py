@@ -6,11 +6,14 @@ alone is its own group, and nothing here waits for anyone then.
 
 from __future__ import annotations
 
+import atexit
 import os
 from collections.abc import Callable
+from functools import cache
 from typing import Any, TypeVar
 
 import torch
+import torch.distributed as dist
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, gather_object
 
@@ -32,7 +35,26 @@ def join_processes(device: str | None = None) -> PartialState:
     launched = "LOCAL_RANK" in os.environ
     asked_for_cpu = os.environ.get("ACCELERATE_USE_CPU", "").lower() in {"1", "true", "yes"}
     on_cpu = asked_for_cpu or (launched and (device == "cpu" or not torch.cuda.is_available()))
-    return PartialState(cpu=on_cpu)
+    state = PartialState(cpu=on_cpu)
+    if dist.is_initialized():
+        _leave_at_exit()
+    return state
+
+
+@cache
+def _leave_at_exit() -> None:
+    """Have this process leave a group on the CPU before the interpreter is torn down.
+
+    The threads of gloo may still hold the tensors of the last exchange, which need the interpreter
+    when they are freed; now and then the process then aborts, with its work done. NCCL's groups
+    are left alone: leaving one waits for the others, which may have failed.
+    """
+
+    def leave() -> None:
+        if dist.is_initialized() and dist.get_backend() == dist.Backend.GLOO:
+            dist.destroy_process_group()
+
+    atexit.register(leave)
 
 
 def process_device(name: str | None = None) -> torch.device:
