@@ -491,7 +491,7 @@ class TestRefusals:
         [
             (
                 {"loss": "hinge"},
-                "an unknown loss: expected one of softmax_cross_entropy, found 'hinge'",
+                "an unknown loss: expected one of sigmoid_cross_entropy, softmax_cross_entropy, found 'hinge'",
             ),
             ({"optimizer": "adam"}, "an unknown optimizer: expected one of sgd, found 'adam'"),
             (
