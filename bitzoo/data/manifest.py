@@ -181,7 +181,7 @@ def _several(value: object) -> tuple[str, ...] | str:
 
 
 def _refuse_both(read: Sequence[tuple[int, Row]], file: Path) -> None:
-    """Raise if some lines have one label and others several, so that it is unclear what is meant."""
+    """Raise if some lines have a label and others labels: it is unclear what is meant."""
     several = sum(bool(row.labels) for _, row in read)
     if 0 < several < len(read):
         raise DatasetError(

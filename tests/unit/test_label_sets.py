@@ -21,7 +21,8 @@ SETS = [(2,), (0, 3), (), (3, 1, 2), (1,)]
 def test_sets_are_those_that_were_given():
     sets = LabelSets.of(SETS)
     assert [sets[row] for row in range(len(sets))] == SETS
-    assert sets[-1] == (1,) and sets.counts.tolist() == [1, 2, 0, 3, 1]
+    assert sets[-1] == (1,)
+    assert sets.counts.tolist() == [1, 2, 0, 3, 1]
     assert (sets.values.dtype, sets.offsets.dtype) == (np.int32, np.int64)
     rows = [3, 0, 3, 2]
     assert [sets.take(rows)[k] for k in range(4)] == [SETS[row] for row in rows]
@@ -30,7 +31,8 @@ def test_sets_are_those_that_were_given():
 def test_targets_have_a_one_for_every_class():
     found = LabelSets.of(SETS).targets(np.array([1, 2, 3, 3]), 5)
     expected = [[1, 0, 0, 1, 0], [0] * 5, [0, 1, 1, 1, 0], [0, 1, 1, 1, 0]]
-    assert found.dtype == np.float32 and found.tolist() == expected
+    assert found.dtype == np.float32
+    assert found.tolist() == expected
 
 
 def test_single_is_known_only_where_every_image_has_one_class():
@@ -38,17 +40,19 @@ def test_single_is_known_only_where_every_image_has_one_class():
     assert LabelSets.of([(1,), ()]).single is None
     assert LabelSets.of([(1,), (0,)]).single.tolist() == [1, 0]
     single = LabelSets.of_single([4, 0, 2])
-    assert single.single.tolist() == [4, 0, 2] and single[1] == (0,)
-    assert len(LabelSets.of([])) == 0 and LabelSets.of([]).targets([], 3).shape == (0, 3)
+    assert single.single.tolist() == [4, 0, 2]
+    assert single[1] == (0,)
+    assert len(LabelSets.of([])) == 0
+    assert LabelSets.of([]).targets([], 3).shape == (0, 3)
 
 
-@pytest.mark.parametrize("rows", ([5], [-1]))
+@pytest.mark.parametrize("rows", [[5], [-1]])
 def test_a_row_that_does_not_exist_is_no_other(rows):
     with pytest.raises(IndexError):
         LabelSets.of(SETS).take(rows)
 
 
-@pytest.mark.parametrize("offsets", ([0, 2], [1, 3], [0, 3, 2, 3], []))
+@pytest.mark.parametrize("offsets", [[0, 2], [1, 3], [0, 3, 2, 3], []])
 def test_offsets_that_fit_no_values_are_refused(offsets):
     with pytest.raises(ValueError, match="offsets"):
         LabelSets(np.zeros(3, np.int32), np.array(offsets, np.int64))
@@ -77,7 +81,7 @@ def write(folder, kind):
     return file
 
 
-@pytest.mark.parametrize("kind", ("csv", "jsonl"))
+@pytest.mark.parametrize("kind", ["csv", "jsonl"])
 def test_a_manifest_gives_an_image_several_labels(images, kind):
     found, summary = inspect(read_dataset(write(images, kind)))
     assert found.classes == ("boat", "dog", "sea")
@@ -103,24 +107,26 @@ def test_one_label_in_the_column_labels_counts_as_one(images):
     file = images / "list.csv"
     file.write_text("path,labels,split\n0.png,a,train\n1.png,b,train\n2.png,a,val\n3.png,b,val\n")
     found = read_dataset(file)
-    assert labels_of(found.train).tolist() == [0, 1] and labels_of(found.val).tolist() == [0, 1]
+    assert labels_of(found.train).tolist() == [0, 1]
+    assert labels_of(found.val).tolist() == [0, 1]
 
 
 @pytest.mark.parametrize(
     ("line", "said"),
-    (
+    [
         ('{"path": "0.png", "labels": []}', "labels is empty"),
         ('{"path": "0.png", "labels": ["a", " "]}', "labels has an empty name"),
         ('{"path": "0.png", "labels": {"a": 1}}', 'labels must be a list of names, found {"a": 1}'),
         ('{"path": "0.png", "labels": [true]}', "labels must be a list of names, found [true]"),
-    ),
+    ],
 )
 def test_a_line_without_usable_labels_is_a_problem(images, line, said):
     file = images / "list.jsonl"
     file.write_text(f'{line}\n{{"path": "1.png", "labels": ["a", "b", "a"]}}\n')
     found = read_dataset(file)
     assert [p.detail for p in found.problems] == [said]
-    assert found.classes == ("a", "b") and found.train.examples[0].labels == (0, 1)
+    assert found.classes == ("a", "b")
+    assert found.train.examples[0].labels == (0, 1)
 
 
 def test_lines_with_one_label_beside_lines_with_several_are_refused(images):
