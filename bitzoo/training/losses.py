@@ -22,14 +22,16 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from bitzoo.data.label_sets import LabelSets
+from bitzoo.data.loader import Labels
 from bitzoo.errors import UsageError
-from bitzoo.training.recipe import BALANCED, CLASS_WEIGHTS, Recipe
+from bitzoo.training.recipe import BALANCED, CLASS_WEIGHTS, SIGMOID, SOFTMAX, Recipe
 
 LOSSES: Mapping[str, Callable[[Tensor, Tensor, Tensor | None], Tensor]] = {
-    "softmax_cross_entropy": lambda logits, targets, weights: F.cross_entropy(
+    SOFTMAX: lambda logits, targets, weights: F.cross_entropy(
         logits, targets, weight=weights, reduction="none"
     ),
-    "sigmoid_cross_entropy": lambda logits, targets, weights: F.binary_cross_entropy_with_logits(
+    SIGMOID: lambda logits, targets, weights: F.binary_cross_entropy_with_logits(
         logits, targets, weight=weights, reduction="none"
     ).sum(1),
 }
@@ -37,8 +39,8 @@ LOSSES: Mapping[str, Callable[[Tensor, Tensor, Tensor | None], Tensor]] = {
 classes, (classes,) or None, to one loss per row, (n,)."""
 
 LOSS_OPTIONS: Mapping[str, Mapping[str, set[str]]] = {
-    "softmax_cross_entropy": {CLASS_WEIGHTS: {BALANCED}},
-    "sigmoid_cross_entropy": {},
+    SOFTMAX: {CLASS_WEIGHTS: {BALANCED}},
+    SIGMOID: {},
 }
 """By loss: its options, and the values that they may have."""
 
@@ -83,12 +85,13 @@ def balanced_weights(labels: npt.NDArray[np.integer], num_classes: int) -> npt.N
 
 def loss_weights(
     recipe: Recipe,
-    labels: npt.NDArray[np.integer],
+    labels: Labels,
     num_classes: int,
     device: torch.device | str = "cpu",
 ) -> Tensor | None:
     """Return the class weights that a recipe asks for, float32 (num_classes,), or None."""
     if CLASS_WEIGHTS not in recipe.loss_options:
         return None
+    assert not isinstance(labels, LabelSets)  # refused before: only a softmax has class weights
     weights = balanced_weights(labels, num_classes).astype(np.float32)
     return torch.from_numpy(weights).to(device)

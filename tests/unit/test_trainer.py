@@ -496,7 +496,7 @@ class TestRefusals:
             ({"optimizer": "adam"}, "an unknown optimizer: expected one of adamw, sgd, found 'adam'"),
             (
                 {"augmentation": "cutout"},
-                "an unknown augmentation: expected one of resize_crop, found 'cutout'",
+                "an unknown augmentation: expected one of inception_crop, resize_crop, found 'cutout'",
             ),
             (
                 {"loss_options": {"a": 1}},
