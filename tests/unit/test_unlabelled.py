@@ -38,8 +38,8 @@ def test_every_folder_below_counts(tmp_path):
 
 def test_a_manifest_gives_its_training_split(tmp_path):
     paths = write_photos(tmp_path, 4)
-    rows = [f"{path.name},a,{split}" for path, split in zip(paths, ["train", "train", "val", "test"],
-            strict=True)]  # fmt: skip
+    splits = ["train", "train", "val", "test"]
+    rows = [f"{path.name},a,{split}" for path, split in zip(paths, splits, strict=True)]
     (tmp_path / "list.csv").write_text("\n".join(["path,label,split", *rows]))
     images = read_unlabelled(tmp_path / "list.csv")
     assert [example.path.name for example in images.train.examples] == [
