@@ -32,6 +32,7 @@ from bitzoo.data.loader import BatchPlan, Feed, Labels, MicroBatch, prefetch
 from bitzoo.errors import BitzooError, TensorMismatchError
 from bitzoo.inference.optimize import COMPUTE_DTYPES
 from bitzoo.inference.processes import join_processes, process_device
+from bitzoo.models.batch_norm import statistics_kept
 from bitzoo.models.bit import BiT
 from bitzoo.models.layers import StdConv2d
 from bitzoo.training import activation_checkpointing
@@ -248,9 +249,12 @@ class Trainer:
             self._restore(state, start)
         if not self.micro_batch:
             crop = self._recipe.crop
-            image = torch.zeros(1, 3, crop, crop, device=self._feed.device)
-            image = image.to(self._feed.dtype, memory_format=self._feed.memory_format)
-            self.micro_batch = choose_micro_batch(self._logits, image, max(1, len(self._rows)))
+            # Batch normalization needs two values for a mean, and maps may be of one pixel.
+            images = torch.zeros(2, 3, crop, crop, device=self._feed.device)
+            images = images.to(self._feed.dtype, memory_format=self._feed.memory_format)
+            with statistics_kept(self._model):
+                chosen = choose_micro_batch(self._logits, images, max(1, len(self._rows)))
+            self.micro_batch = chosen
         if self.processes.num_processes > 1:
             agreed: list[Any] = [
                 self.step,
@@ -326,9 +330,13 @@ class Trainer:
     def _update(self, step: int, parts: Iterable[MicroBatch], shared: bool) -> float | None:
         """Make one update and return its loss; None if any process ran out of memory."""
         self._optimizer.torch.zero_grad()
+        averages = float_buffers(self._model)
+        before = {name: average.clone() for name, average in averages.items()}
         loss, fits = self._accumulate(parts, shared)
         loss, failures = self._sum(loss, float(not fits))
-        if failures:
+        if failures:  # the step is made again
+            for name, average in averages.items():
+                average.copy_(before[name])
             return None
         self._require_finite(step, loss)
         sum_gradients(self._model)
