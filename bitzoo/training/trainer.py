@@ -38,7 +38,7 @@ from bitzoo.models.bit import BiT
 from bitzoo.models.layers import StdConv2d
 from bitzoo.training import activation_checkpointing
 from bitzoo.training.checkpointing import Checkpoint, save_checkpoint
-from bitzoo.training.distributed import send_from_main, sum_gradients
+from bitzoo.training.distributed import GradientSum, send_from_main
 from bitzoo.training.graceful_stop import Pace, graceful_stop
 from bitzoo.training.gradient_accumulation import SharingConv2d, recast, standardize_once
 from bitzoo.training.losses import LOSSES, loss_weights
@@ -303,9 +303,12 @@ class Trainer:
     def _updates_while_they_fit(self) -> Generator[float]:
         steps, slices = range(self.step, self._recipe.schedule.steps), self._slices()
         work = ((step, rows) for step in steps for rows in slices)
-        with contextlib.closing(prefetch(self._plan, work, self._feed)) as parts:
+        with (
+            contextlib.closing(prefetch(self._plan, work, self._feed)) as parts,
+            GradientSum(self._model) as gradients,
+        ):
             for step in steps:
-                loss = self._update(step, islice(parts, len(slices)), shared=len(slices) > 1)
+                loss = self._update(step, islice(parts, len(slices)), gradients)
                 if loss is None:
                     return
                 self.step = step + 1
@@ -317,24 +320,31 @@ class Trainer:
         starts = rows[::most]
         return [slice(start, min(start + most, rows.stop)) for start in starts]
 
-    def _update(self, step: int, parts: Iterable[MicroBatch], shared: bool) -> float | None:
+    def _update(
+        self, step: int, parts: Iterable[MicroBatch], gradients: GradientSum
+    ) -> float | None:
         """Make one update and return its loss; None if any process ran out of memory."""
         self._optimizer.zero_grad()
-        loss, fits = self._accumulate(parts, shared)
+        loss, fits = self._accumulate(parts, gradients)
+        if not fits:
+            self._optimizer.zero_grad()
+        gradients.finish()
         loss, failures = self._sum(loss, float(not fits))
         if failures:
             return None
         self._require_finite(step, loss)
-        sum_gradients(self._model)
         for group in self._optimizer.param_groups:
             group["lr"] = self._recipe.schedule.lr_at(step)
         self._scaler.step(self._optimizer)
         self._scaler.update()
         return loss
 
-    def _accumulate(self, parts: Iterable[MicroBatch], shared: bool) -> tuple[float, bool]:
+    def _accumulate(
+        self, parts: Iterable[MicroBatch], gradients: GradientSum
+    ) -> tuple[float, bool]:
         """Accumulate the loss and gradients of this process's rows; returns whether they fit."""
         total, done = torch.zeros((), device=self._feed.device), 0
+        shared = len(self._rows) > self.micro_batch
         self.on_part(0.0)
         try:
             with self._kernels if shared else contextlib.nullcontext():
@@ -343,9 +353,11 @@ class Trainer:
                         self._logits(part.images), part.targets, self._class_weights
                     )
                     loss = losses.sum() / self._recipe.batch_size
+                    done += len(part.images)
+                    if done == len(self._rows):
+                        gradients.follow()
                     self._scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
                     total += loss.detach()
-                    done += len(part.images)
                     if done < len(self._rows):
                         self.on_part(done / len(self._rows))
             return float(total), True
