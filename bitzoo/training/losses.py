@@ -7,6 +7,9 @@ Losses are then summed and divided by the size of the batch, as
 `torch.nn.functional.cross_entropy` does with probabilities as targets, not by the sum of the
 weights: over all training images the weights have mean 1, so the learning rate keeps its meaning,
 and micro-batches add up to the batch.
+
+The sigmoid cross-entropy is a binary problem for each class, summed over the classes and averaged
+over the images, as google-research/big_vision, `utils.py`, `sigmoid_xent` does.
 """
 
 from __future__ import annotations
@@ -19,19 +22,25 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from bitzoo.data.label_sets import LabelSets
+from bitzoo.data.loader import Labels
 from bitzoo.errors import UsageError
-from bitzoo.training.recipe import BALANCED, CLASS_WEIGHTS, Recipe
+from bitzoo.training.recipe import BALANCED, CLASS_WEIGHTS, SIGMOID, SOFTMAX, Recipe
 
 LOSSES: Mapping[str, Callable[[Tensor, Tensor, Tensor | None], Tensor]] = {
-    "softmax_cross_entropy": lambda logits, targets, weights: F.cross_entropy(
+    SOFTMAX: lambda logits, targets, weights: F.cross_entropy(
         logits, targets, weight=weights, reduction="none"
     ),
+    SIGMOID: lambda logits, targets, weights: F.binary_cross_entropy_with_logits(
+        logits, targets, weight=weights, reduction="none"
+    ).sum(1),
 }
 """Losses that a recipe may name: logits and soft targets (n, classes) and the weights of the
 classes, (classes,) or None, to one loss per row, (n,)."""
 
 LOSS_OPTIONS: Mapping[str, Mapping[str, set[str]]] = {
-    "softmax_cross_entropy": {CLASS_WEIGHTS: {BALANCED}}
+    SOFTMAX: {CLASS_WEIGHTS: {BALANCED}},
+    SIGMOID: {},
 }
 """By loss: its options, and the values that they may have."""
 
@@ -50,9 +59,10 @@ def check_loss_options(recipe: Recipe) -> None:
     }
     if unknown:
         allowed = [f"{name} {' or '.join(map(str, sorted(known[name])))}" for name in sorted(known)]
+        expected = f"only {', '.join(allowed)}" if allowed else "none"
         raise UsageError(
-            f"Recipe {recipe.name!r} has unknown loss options: expected of {recipe.loss} only "
-            f"{', '.join(allowed)}, found {unknown}. Remove them."
+            f"Recipe {recipe.name!r} has unknown loss options: expected of {recipe.loss} "
+            f"{expected}, found {unknown}. Remove them."
         )
 
 
@@ -75,12 +85,13 @@ def balanced_weights(labels: npt.NDArray[np.integer], num_classes: int) -> npt.N
 
 def loss_weights(
     recipe: Recipe,
-    labels: npt.NDArray[np.integer],
+    labels: Labels,
     num_classes: int,
     device: torch.device | str = "cpu",
 ) -> Tensor | None:
     """Return the class weights that a recipe asks for, float32 (num_classes,), or None."""
     if CLASS_WEIGHTS not in recipe.loss_options:
         return None
+    assert not isinstance(labels, LabelSets)  # refused before: only a softmax has class weights
     weights = balanced_weights(labels, num_classes).astype(np.float32)
     return torch.from_numpy(weights).to(device)
