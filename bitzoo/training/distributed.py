@@ -11,6 +11,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from bitzoo.inference.processes import abandon_group
+
 if TYPE_CHECKING:
     from typing_extensions import Self
 
@@ -87,6 +89,8 @@ class GradientSum:
     ) -> None:
         for hook in self._hooks:
             hook.remove()
+        if self._sending:
+            abandon_group()
 
     def follow(self) -> None:
         """Send gradients as they appear: from here on, each appears once until `finish`."""

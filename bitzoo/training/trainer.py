@@ -29,9 +29,9 @@ from torch import Tensor
 
 from bitzoo.data.image_store import Pixels
 from bitzoo.data.loader import BatchPlan, Feed, Labels, MicroBatch, prefetch
-from bitzoo.errors import BitzooError, TensorMismatchError
+from bitzoo.errors import BitzooError, TensorMismatchError, UsageError
 from bitzoo.inference.optimize import COMPUTE_DTYPES
-from bitzoo.inference.processes import join_processes, process_device
+from bitzoo.inference.processes import join_processes, local_processes, process_device
 from bitzoo.models.bit import BiT
 from bitzoo.models.layers import StdConv2d
 from bitzoo.training import activation_checkpointing
@@ -45,6 +45,7 @@ from bitzoo.training.model_selection import ModelSelection, Scores
 from bitzoo.training.optimizers import NamedOptimizer
 from bitzoo.training.recipe import INCEPTION_CROP, Recipe
 from bitzoo.training.requirements import check_training
+from bitzoo.training.synchronized_norm import normalizes_batches, synchronize_norms
 from bitzoo.training.training_config import TrainingConfig
 
 _log = logging.getLogger(__name__)
@@ -227,6 +228,8 @@ class Trainer:
             recipe.batch_size * (self.processes.process_index + 1) // self.processes.num_processes
         )
         self._rows = range(first, last)
+        self._mixes_images = normalizes_batches(model)
+        self._require_same_shares()
         self.on_part: Callable[[float], None] = lambda part: None
         self.step = 0
         self.selection = ModelSelection(options.patience)
@@ -260,6 +263,7 @@ class Trainer:
             if updates is not None:
                 self._optimizer.updates = updates
             send_from_main(state.values())
+            synchronize_norms(self._model)
 
     def state(self) -> dict[str, Tensor]:
         """Return the parameters, averages and optimizer state by name; themselves, not copies."""
@@ -281,6 +285,8 @@ class Trainer:
             "seed": self._options.seed,
             "dtype": self._options.dtype,
             "processes": self.processes.num_processes,
+            "machines": self.processes.num_processes // local_processes(),
+            "backend": dist.get_backend() if dist.is_initialized() else None,
             "threads": torch.get_num_threads(),
             "device": self._feed.device.type,
             "torch": str(torch.__version__),
@@ -366,6 +372,8 @@ class Trainer:
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
+            if self._mixes_images and self.processes.num_processes > 1:
+                raise self._too_large() from error  # the others wait for statistics of this batch
         return 0.0, False  # outside the handler, so that the failed step's tensors are released
 
     def _logits(self, images: Tensor) -> Tensor:
@@ -388,22 +396,33 @@ class Trainer:
         return self._sum(float(holds)) != [0]
 
     def _halve(self) -> None:
-        crop = self._recipe.crop
         if self._options.micro_batch or self.micro_batch == 1:
-            is_single = self.micro_batch == 1
-            what = "even one image" if is_single else f"a micro-batch of {self.micro_batch} images"
-            raise TrainingError(
-                f"Out of memory on {self._feed.device.type}: {what} of {crop} x {crop} does not "
-                f"fit. Use {'' if is_single else 'a smaller `micro_batch`, '}"
-                "`dtype='bfloat16'`, `recompute_norms=True`, `checkpoint_blocks=True` or smaller "
-                "images."
-            )
+            raise self._too_large()
         self._optimizer.torch.zero_grad()
         gc.collect()
         if self._feed.device.type == "cuda":
             torch.cuda.empty_cache()
         self.micro_batch = -(-self.micro_batch // 2)
         _log.warning("Out of memory: continuing with micro-batches of %d images.", self.micro_batch)
+
+    def _too_large(self) -> TrainingError:
+        crop, is_single = self._recipe.crop, self.micro_batch == 1
+        what = "even one image" if is_single else f"a micro-batch of {self.micro_batch} images"
+        return TrainingError(
+            f"Out of memory on {self._feed.device.type}: {what} of {crop} x {crop} does not fit. "
+            f"Use {'' if is_single else 'a smaller `micro_batch`, '}"
+            "`dtype='bfloat16'`, `recompute_norms=True`, `checkpoint_blocks=True` or smaller "
+            "images."
+        )
+
+    def _require_same_shares(self) -> None:
+        batch, count = self._recipe.batch_size, self.processes.num_processes
+        if self._mixes_images and batch % count:
+            raise UsageError(
+                "Batch normalization takes the images of all processes at once, so each must have "
+                f"the same number of them: expected a `batch_size` that {count} divides, found "
+                f"{batch}. Use {batch - batch % count or count}, or another number of processes."
+            )
 
     def _require_finite(self, step: int, loss: float) -> None:
         # Scaled float16 gradients overflow now and then; the scaler skips such an update.
@@ -436,8 +455,9 @@ class Trainer:
         self.micro_batch = self.micro_batch or then["micro_batch"]
         if self._scaler.is_enabled() and then["scaler"]:
             self._scaler.load_state_dict(then["scaler"])
-        for name in ("processes", "threads", "device", "torch"):
-            if then[name] != now[name]:
+        self._say_if_batches_differ(then)
+        for name in ("processes", "machines", "threads", "device", "torch"):
+            if then.get(name, now[name]) != now[name]:
                 _log.warning(
                     "The run had %s %s, now it has %s: training continues, but the result may "
                     "differ in the last bits from an uninterrupted run.",
@@ -445,6 +465,18 @@ class Trainer:
                     then[name],
                     now[name],
                 )
+
+    def _say_if_batches_differ(self, then: Mapping[str, Any]) -> None:
+        before = then["micro_batch"] * then["processes"]
+        now = self.micro_batch * self.processes.num_processes
+        if self._mixes_images and before != now:
+            _log.warning(
+                "Batch normalization took %d images at once, now it takes %d: training continues, "
+                "but this changes the result. Use as many processes as before, with the same "
+                "`micro_batch`, for that of an uninterrupted run.",
+                before,
+                now,
+            )
 
 
 def _layout(options: TrainingConfig, device: torch.device) -> torch.memory_format:
@@ -489,6 +521,7 @@ def _training_form(model: BiT, options: TrainingConfig) -> Iterator[None]:
         activation_checkpointing.recompute_norms(model, False)
         activation_checkpointing.checkpoint_blocks(model, False)
         recast(model, StdConv2d, SharingConv2d, enable=False)
+        synchronize_norms(model, enable=False)
         for parameter, required in before.items():
             parameter.requires_grad_(required)
             parameter.grad = None
