@@ -74,7 +74,9 @@ def test_three_processes_with_unequal_shares():
     expected = F.relu(F.batch_norm(x, mean, variance, scale, shift, True, 0.01, 1e-3))
     expected.backward(grad)
     parts = [[torch.from_numpy(array) for array in arrays] for arrays, _ in outcomes]
-    y, x_grad, scale_grad, shift_grad = (list(column) for column in list(zip(*parts))[:4])
+    y, x_grad, scale_grad, shift_grad = (
+        list(column) for column in list(zip(*parts, strict=True))[:4]
+    )
     torch.testing.assert_close(torch.cat(y), expected.detach(), rtol=0, atol=TOLERANCE)
     torch.testing.assert_close(torch.cat(x_grad), x.grad, rtol=TOLERANCE, atol=1e-11)
     torch.testing.assert_close(sum(scale_grad), scale.grad, rtol=1e-6, atol=1e-5)  # kept as float32
