@@ -24,7 +24,7 @@ from bitzoo.training.recipe import BALANCED, CLASS_WEIGHTS, Recipe
 
 LOSSES: Mapping[str, Callable[[Tensor, Tensor, Tensor | None], Tensor]] = {
     "softmax_cross_entropy": lambda logits, targets, weights: F.cross_entropy(
-        logits, targets, weight=weights, reduction="none"
+        logits, targets.to(logits.dtype), weight=weights, reduction="none"
     ),
 }
 """Losses that a recipe may name: logits and soft targets (n, classes) and the weights of the

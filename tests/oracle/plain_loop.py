@@ -360,7 +360,7 @@ def train(net, tensors, batches, lrs, loss, optimizer, *, clip=None, teacher=Non
         value = loss(logits_of(net, leaves, images, training=True), targets).mean()
         parts = torch.autograd.grad(value, [leaves[name] for name in trained])
         gradients, norm = clipped(dict(zip(trained, parts, strict=True)), clip)
-        losses.append(float(value))
+        losses.append(float(value.detach()))
         norms.append(norm)
         tensors = {name: tensor.detach() for name, tensor in leaves.items()}
         optimizer.step(tensors, gradients, lr)
