@@ -57,6 +57,8 @@ class Example:
         sha256: Of the file's or the stored bytes, else of the pixels that `load` returns; ""
             before validation.
         group: Name of the group that stays in one split; "" for none.
+        labels: All its classes, `label` first, if the source can give an image several; ().
+            Splits and few-shot choices are drawn by `label` alone.
     """
 
     label: int
@@ -65,6 +67,12 @@ class Example:
     key: str = ""
     sha256: str = ""
     group: str = ""
+    labels: tuple[int, ...] = ()
+
+    @property
+    def classes(self) -> tuple[int, ...]:
+        """All its classes."""
+        return self.labels or (self.label,)
 
     @property
     def stored(self) -> Callable[[], bytes] | None:
@@ -148,8 +156,8 @@ def read_dataset(
             - a folder of class folders, or of `train` and `val` or `test` folders (or of others
               that mean a split, see `split_names`) with class folders in them, see
               `folder.read_folder` and docs/layouts.md;
-            - a `.csv` or `.jsonl` manifest with the columns path, label and optionally split, see
-              `manifest.read_manifest`;
+            - a `.csv` or `.jsonl` manifest with the columns path, label (or labels, for several an
+              image) and optionally split, see `manifest.read_manifest`;
             - a folder of ImageNet's validation images as they are published, with their labels
               beside them, see `imagenet_devkit`;
             - the name of a data set that a library has prepared, such as `tfds:NAME@SPLIT`,
@@ -257,7 +265,8 @@ class Listed:
     @property
     def used(self) -> frozenset[str]:
         """The classes that have images."""
-        labels = {example.label for examples in self.splits.values() for example in examples}
+        every = (example for examples in self.splits.values() for example in examples)
+        labels = {label for example in every for label in example.classes}
         return frozenset(self.classes[label] for label in labels)
 
     def with_targets(self, names: Sequence[str], target: Callable[[Example], int | None]) -> Listed:
@@ -267,15 +276,20 @@ class Listed:
             names: Names of the network's classes.
             target: Returns an example's class in the network: negative for one that it does not
                 have, which becomes a problem that can be skipped; None for one to leave out.
+
+        Raises:
+            DatasetError: If an image has several classes.
         """
         splits: dict[str, tuple[Example, ...]] = {}
         unknown = []
         for split, examples in self.splits.items():
             kept = []
             for example in examples:
+                if len(example.classes) > 1:
+                    raise _several(self.source, example, self.classes)
                 label = target(example)
                 if label is not None and label >= 0:
-                    kept.append(replace(example, label=label))
+                    kept.append(replace(example, label=label, labels=()))
                 elif label is not None:
                     said = f"of class {self.classes[example.label]}"
                     unknown.append(Problem(Reason.UNKNOWN_CLASS, example.key, said))
@@ -318,7 +332,8 @@ def fingerprint(images: ImageSet) -> str:
     digest = hashlib.sha256(json.dumps(images.classes).encode())
     for split in images.splits:
         for example in split.examples:
-            fields = [split.name, example.key, example.label, example.sha256]
+            labels = example.labels or example.label
+            fields = [split.name, example.key, labels, example.sha256]
             digest.update(json.dumps(fields).encode())
     return digest.hexdigest()
 
@@ -330,7 +345,7 @@ def _why_none(listing: Listing) -> str:
 
 
 def _check_classes(listing: Listing, classes: tuple[str, ...]) -> tuple[str, ...]:
-    known, used = set(classes), {row.label for row in listing.rows}
+    known, used = set(classes), {name for row in listing.rows for name in row.names}
     unknown = [name for name in listing.classes if name in used and name not in known]
     if unknown:
         raise DatasetError(
@@ -341,12 +356,24 @@ def _check_classes(listing: Listing, classes: tuple[str, ...]) -> tuple[str, ...
     return classes
 
 
+def _several(source: str, example: Example, classes: Sequence[str]) -> DatasetError:
+    names = join_some([classes[label] for label in example.classes])
+    return DatasetError(
+        f"Every image that is evaluated must have one label, but in {source} the image "
+        f"{example.key} has several: {names}. Give data with one label an image; a network that "
+        "was trained on several is evaluated on its held-out images as it is trained."
+    )
+
+
 def _by_split(listing: Listing, names: tuple[str, ...]) -> dict[str, list[Example]]:
     """Return split -> its examples, "" for rows without a split; no key for an empty split."""
     index = {name: label for label, name in enumerate(names)}
     found: dict[str, list[Example]] = {}
     for row in listing.rows:
-        example = Example(index[row.label], row.path, row.load, row.key, group=row.group)
+        labels = tuple(index[name] for name in row.labels)
+        example = Example(
+            index[row.label], row.path, row.load, row.key, group=row.group, labels=labels
+        )
         found.setdefault(row.split, []).append(example)
     return found
 
@@ -444,8 +471,8 @@ def _shared_groups(train: Sequence[Example], val: Sequence[Example]) -> tuple[Pr
 def _mismatch(
     names: tuple[str, ...], train: Sequence[Example], val: Sequence[Example]
 ) -> tuple[Problem, ...]:
-    in_train = {example.label for example in train}
-    in_val = {example.label for example in val}
+    in_train = {label for example in train for label in example.classes}
+    in_val = {label for example in val for label in example.classes}
     return tuple(
         Problem(reason, names[label])
         for reason, labels in (

@@ -36,6 +36,7 @@ class Row:
         load: Returns the image; None if `path` is set.
         extra: Its values in the other columns of the source, as text.
         group: Name of the group that stays in one split, see `bitzoo.data.groups`; "" for none.
+        labels: Names of all its classes, `label` first, if the source can give it several; ().
     """
 
     key: str
@@ -45,6 +46,12 @@ class Row:
     load: Load | None = None
     extra: Mapping[str, str] = field(default_factory=dict)
     group: str = ""
+    labels: tuple[str, ...] = ()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of all its classes."""
+        return self.labels or (self.label,)
 
 
 @dataclass(frozen=True)

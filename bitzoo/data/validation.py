@@ -272,10 +272,14 @@ def _copies(imageset: ImageSet, kept: _Kept) -> dict[Example, Problem]:
     found = {}
     for example, _ in kept["train"]:
         if (twin := held_out.get(example.sha256)) is not None:
-            other = twin.label != example.label
-            label = f", which has another label, {imageset.classes[twin.label]}" if other else ""
+            other = set(twin.classes) != set(example.classes)
+            label = f", which has another label, {_in_words(imageset, twin)}" if other else ""
             found[example] = Problem(Reason.DUPLICATE, example.key, f"same as {twin.key}{label}")
     return found
+
+
+def _in_words(imageset: ImageSet, example: Example) -> str:
+    return join_some([imageset.classes[label] for label in example.classes])
 
 
 def _noting(imageset: ImageSet, copies: Mapping[Example, Problem]) -> ImageSet:
@@ -289,8 +293,8 @@ def _noting(imageset: ImageSet, copies: Mapping[Example, Problem]) -> ImageSet:
 
 def _empty_classes(imageset: ImageSet, checked: _Kept, kept: _Kept) -> dict[int, Problem]:
     """Return label -> problem of each class without a usable image in train."""
-    usable = {example.label for example, _ in kept["train"]}
-    listed = Counter(example.label for example, _ in checked["train"])
+    usable = {label for example, _ in kept["train"] for label in example.classes}
+    listed = Counter(label for example, _ in checked["train"] for label in example.classes)
     reported = {p.subject for p in imageset.problems if p.reason is Reason.ONLY_IN_VAL}
     return {
         label: Problem(
@@ -309,7 +313,7 @@ def _class_problems(
     left = [name for label, name in enumerate(imageset.classes) if label not in empty]
     if len(left) < 2:
         yield Problem(Reason.FEW_CLASSES, f"only {join_some(left)}" if left else "none")
-    if "val" in kept and all(example.label in empty for example, _ in kept["val"]):
+    if "val" in kept and all(empty.keys() >= {*example.classes} for example, _ in kept["val"]):
         count = len(imageset.val or ())
         yield Problem(Reason.EMPTY_SPLIT, "val", f"none of its {count} can be used")
 
@@ -322,11 +326,18 @@ def _without_classes(
         return imageset, kept
     names = [name for label, name in enumerate(imageset.classes) if label not in empty]
     index = {imageset.classes.index(name): number for number, name in enumerate(names)}
+
+    def renumbered(example: Example) -> Example:
+        labels = [index[label] for label in example.classes if label in index]
+        return replace(example, label=labels[0], labels=tuple(labels) if example.labels else ())
+
     left = {
-        split: [(replace(e, label=index[e.label]), check) for e, check in pairs if e.label in index]
+        split: [(renumbered(e), check) for e, check in pairs if index.keys() & {*e.classes}]
         for split, pairs in kept.items()
     }
-    lost = Counter(example.label for example, _ in kept.get("val", []) if example.label in empty)
+    lost = Counter(
+        label for example, _ in kept.get("val", []) for label in example.classes if label in empty
+    )
     dropped = [
         problem.subject + (f" (with its {lost[label]} of val)" if lost[label] else "")
         for label, problem in empty.items()
@@ -372,7 +383,7 @@ def _summarize(
 ) -> DataSummary:
     class_counts = {}
     for split in imageset.splits:
-        counts = Counter(example.label for example in split.examples)
+        counts = Counter(label for example in split.examples for label in example.classes)
         class_counts[split.name] = tuple(counts[k] for k in range(len(imageset.classes)))
     measured = kept["train"] or kept.get("val", [])
     sizes = np.array([check.size for _, check in measured] or [(0, 0)])
@@ -411,7 +422,7 @@ def _notes_on_repeats(imageset: ImageSet) -> Iterator[str]:
         if repeats:
             shown = join_some([_join_equal(group) for group in repeats], 3)
             yield f"Images that occur more than once in {split.name} ({len(repeats)}): {shown}."
-        conflicting = [group for group in repeats if len({e.label for e in group}) > 1]
+        conflicting = [group for group in repeats if len({frozenset(e.classes) for e in group}) > 1]
         if conflicting:
             shown = join_some([_join_equal(group) for group in conflicting], 3)
             yield f"Of these, with different labels ({len(conflicting)}): {shown}."

@@ -14,8 +14,9 @@ from typing import Any
 from bitzoo.errors import UsageError
 from bitzoo.runs.config import FinetuneConfig
 from bitzoo.runs.run_dir import RunDir
+from bitzoo.training.checked_values import whole
 from bitzoo.training.checkpointing import latest_checkpoint
-from bitzoo.training.recipe import Recipe, whole
+from bitzoo.training.recipe import Recipe
 
 
 @dataclass(frozen=True)

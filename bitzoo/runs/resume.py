@@ -17,7 +17,8 @@ from bitzoo.runs.finetune import REPEATS_NAME, FinetuneResult, run_job
 from bitzoo.runs.job import Job
 from bitzoo.runs.run_dir import is_list_of_changes, read_record
 from bitzoo.small_files import read_json
-from bitzoo.training.recipe import Recipe, whole
+from bitzoo.training.checked_values import whole
+from bitzoo.training.recipe import Recipe
 from bitzoo.zoo.resolve import WEIGHTS_NAME
 
 

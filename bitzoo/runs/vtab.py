@@ -33,8 +33,8 @@ from bitzoo.runs.run_dir import RunDir, read_record
 from bitzoo.runs.run_lock import sole_use
 from bitzoo.runs.vtab_result import RunScore, TaskScore, VtabResult
 from bitzoo.small_files import read_json
+from bitzoo.training.checked_values import whole
 from bitzoo.training.hyperrule import Edition
-from bitzoo.training.recipe import whole
 
 RESULT_NAME = "vtab.json"
 """The scores, in the folder of all runs."""

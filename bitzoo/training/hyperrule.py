@@ -35,7 +35,9 @@ from typing import Literal, get_args
 from bitzoo.catalogue.registry import get_spec
 from bitzoo.errors import UsageError
 from bitzoo.models.architecture import ARCHITECTURES, Architecture
-from bitzoo.training.recipe import CLASS_WEIGHTS, Recipe, Schedule, number, whole
+from bitzoo.training.checked_values import number, whole
+from bitzoo.training.recipe import CLASS_WEIGHTS, Recipe
+from bitzoo.training.schedule import Schedule
 
 Edition = Literal["paper", "released"]
 

@@ -7,6 +7,9 @@ Losses are then summed and divided by the size of the batch, as
 `torch.nn.functional.cross_entropy` does with probabilities as targets, not by the sum of the
 weights: over all training images the weights have mean 1, so the learning rate keeps its meaning,
 and micro-batches add up to the batch.
+
+The sigmoid cross-entropy is a binary problem for each class, summed over the classes and averaged
+over the images, as google-research/big_vision, `utils.py`, `sigmoid_xent` does.
 """
 
 from __future__ import annotations
@@ -26,12 +29,16 @@ LOSSES: Mapping[str, Callable[[Tensor, Tensor, Tensor | None], Tensor]] = {
     "softmax_cross_entropy": lambda logits, targets, weights: F.cross_entropy(
         logits, targets.to(logits.dtype), weight=weights, reduction="none"
     ),
+    "sigmoid_cross_entropy": lambda logits, targets, weights: F.binary_cross_entropy_with_logits(
+        logits, targets, weight=weights, reduction="none"
+    ).sum(1),
 }
 """Losses that a recipe may name: logits and soft targets (n, classes) and the weights of the
 classes, (classes,) or None, to one loss per row, (n,)."""
 
 LOSS_OPTIONS: Mapping[str, Mapping[str, set[str]]] = {
-    "softmax_cross_entropy": {CLASS_WEIGHTS: {BALANCED}}
+    "softmax_cross_entropy": {CLASS_WEIGHTS: {BALANCED}},
+    "sigmoid_cross_entropy": {},
 }
 """By loss: its options, and the values that they may have."""
 
@@ -50,9 +57,10 @@ def check_loss_options(recipe: Recipe) -> None:
     }
     if unknown:
         allowed = [f"{name} {' or '.join(map(str, sorted(known[name])))}" for name in sorted(known)]
+        expected = f"only {', '.join(allowed)}" if allowed else "none"
         raise UsageError(
-            f"Recipe {recipe.name!r} has unknown loss options: expected of {recipe.loss} only "
-            f"{', '.join(allowed)}, found {unknown}. Remove them."
+            f"Recipe {recipe.name!r} has unknown loss options: expected of {recipe.loss} "
+            f"{expected}, found {unknown}. Remove them."
         )
 
 

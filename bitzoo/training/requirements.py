@@ -9,6 +9,7 @@ from bitzoo.data.image_store import Pixels
 from bitzoo.errors import UsageError
 from bitzoo.models.bit import BiT
 from bitzoo.training.losses import LOSSES, check_loss_options
+from bitzoo.training.optimizers import OPTIMIZERS
 from bitzoo.training.recipe import Recipe
 
 
@@ -20,7 +21,7 @@ def check_training(
     Raises:
         UsageError: Says what was expected and found.
     """
-    known = {"loss": set(LOSSES), "optimizer": {"sgd"}, "augmentation": {"resize_crop"}}
+    known = {"loss": set(LOSSES), "optimizer": set(OPTIMIZERS), "augmentation": {"resize_crop"}}
     for name, words in known.items():
         if (found := getattr(recipe, name)) not in words:
             raise UsageError(

@@ -1,9 +1,9 @@
 """The training loop: train a network in place by a recipe, with checkpoints and exact resume.
 
 Everything about step n is decided before the run starts: its batch is a pure function of (seed, n),
-its learning rate of n. The only state is parameters, momentum and n, so a killed run continues from
-its checkpoint as if nothing had happened. The recipe is data: this module knows no rule, not even
-BiT-HyperRule.
+its learning rate of n. The only state is parameters, the averages of batch norms, the optimizer's
+state and n, so a killed run continues from its checkpoint as if nothing had happened. The recipe is
+data: this module knows no rule, not even BiT-HyperRule.
 
 A batch is computed in micro-batches that fit into memory, in one process or several. Losses are
 divided by the size of the whole batch and gradients are summed, so neither way of splitting affects
@@ -44,6 +44,7 @@ from bitzoo.training.gradient_accumulation import SharingConv2d, recast, standar
 from bitzoo.training.losses import LOSSES, loss_weights
 from bitzoo.training.micro_batch_size import choose_micro_batch, is_out_of_memory
 from bitzoo.training.model_selection import ModelSelection, Scores
+from bitzoo.training.optimizers import NamedOptimizer
 from bitzoo.training.recipe import Recipe
 from bitzoo.training.requirements import check_training
 from bitzoo.training.training_config import TrainingConfig
@@ -224,7 +225,7 @@ class Trainer:
         self._feed = Feed(pixels, labels, model.num_classes, device, dtype, layout)
         self._class_weights = loss_weights(recipe, labels, model.num_classes, device)
         self._kernels = standardize_once(model)
-        self._optimizer = _optimizer(model, recipe)
+        self._optimizer = NamedOptimizer(model, recipe)
         self._scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
         first = recipe.batch_size * self.processes.process_index // self.processes.num_processes
         last = (
@@ -256,28 +257,30 @@ class Trainer:
                 self.micro_batch,
                 self._scaler.state_dict(),
                 self.selection,
+                self._optimizer.updates,
             ]
             dist.broadcast_object_list(agreed, src=0)
-            self.step, self.micro_batch, scaling, self.selection = agreed
+            self.step, self.micro_batch, scaling, self.selection, updates = agreed
             self._scaler.load_state_dict(scaling)
+            if updates is not None:
+                self._optimizer.updates = updates
             send_from_main(state.values())
 
     def state(self) -> dict[str, Tensor]:
-        """Return all parameters and momenta by name; the tensors themselves, not copies."""
-        state: dict[str, Tensor] = {
-            f"model.{name}": tensor for name, tensor in self._model.named_parameters()
+        """Return the parameters, averages and optimizer state by name; themselves, not copies."""
+        return {
+            **{f"model.{name}": tensor for name, tensor in self._model.named_parameters()},
+            **{f"buffer.{name}": tensor for name, tensor in float_buffers(self._model).items()},
+            **self._optimizer.state(),
         }
-        for name, parameter in self._model.named_parameters():
-            if parameter.requires_grad:
-                buffer = self._optimizer.state[parameter]["momentum_buffer"]
-                state[f"momentum.{name}"] = buffer
-        return state
 
     def facts(self) -> dict[str, Any]:
         """Return what a checkpoint needs besides `state`, and what affects rounding, as JSON."""
         selected = {"selection": self.selection.to_dict()} if self._options.selects else {}
+        counted = self._optimizer.updates
         return {
             **selected,
+            **({} if counted is None else {"updates": counted}),
             "micro_batch": self.micro_batch,
             "scaler": self._scaler.state_dict(),
             "seed": self._options.seed,
@@ -322,16 +325,17 @@ class Trainer:
 
     def _update(self, step: int, parts: Iterable[MicroBatch], shared: bool) -> float | None:
         """Make one update and return its loss; None if any process ran out of memory."""
-        self._optimizer.zero_grad()
+        self._optimizer.torch.zero_grad()
         loss, fits = self._accumulate(parts, shared)
         loss, failures = self._sum(loss, float(not fits))
         if failures:
             return None
         self._require_finite(step, loss)
         sum_gradients(self._model)
-        for group in self._optimizer.param_groups:
-            group["lr"] = self._recipe.schedule.lr_at(step)
-        self._scaler.step(self._optimizer)
+        self._optimizer.set_rate(self._recipe.schedule.lr_at(step))
+        self._scaler.unscale_(self._optimizer.torch)
+        self._optimizer.clip()
+        self._scaler.step(self._optimizer.torch)
         self._scaler.update()
         return loss
 
@@ -388,7 +392,7 @@ class Trainer:
                 "`dtype='bfloat16'`, `recompute_norms=True`, `checkpoint_blocks=True` or smaller "
                 "images."
             )
-        self._optimizer.zero_grad()
+        self._optimizer.torch.zero_grad()
         gc.collect()
         if self._feed.device.type == "cuda":
             torch.cuda.empty_cache()
@@ -418,6 +422,8 @@ class Trainer:
             )
         for name, tensor in state.items():
             tensor.detach().copy_(start.state[name])
+        if (updates := start.meta["loop"].get("updates")) is not None:
+            self._optimizer.updates = updates
         then, now = start.meta["loop"], self.facts()
         self.step = start.step
         self.selection = ModelSelection(self._options.patience, then.get("selection"))
@@ -455,17 +461,9 @@ def batch_plan(recipe: Recipe, examples: int, seed: int) -> BatchPlan:
     )
 
 
-def _optimizer(model: BiT, recipe: Recipe) -> torch.optim.Optimizer:
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.SGD(
-        trained,
-        lr=recipe.schedule.base_lr,
-        momentum=recipe.momentum,
-        weight_decay=recipe.weight_decay,
-    )
-    for parameter in trained:  # torch would create the same at the first step, but too late
-        optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
-    return optimizer
+def float_buffers(model: BiT) -> dict[str, Tensor]:
+    """Return what training changes besides the parameters: the averages of batch norms, by name."""
+    return {name: tensor for name, tensor in model.named_buffers() if tensor.is_floating_point()}
 
 
 @contextlib.contextmanager

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from bitzoo.catalogue.metadata import Preprocessing
-from bitzoo.catalogue.model_info import Identity, ModelInfo, RunInfo
+from bitzoo.catalogue.model_info import Identity, ModelInfo
+from bitzoo.catalogue.run_info import RunInfo
 from bitzoo.data.dataset import ImageSet
 from bitzoo.data.image_store import Pixels
 from bitzoo.data.validation import DataSummary
