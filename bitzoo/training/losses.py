@@ -30,7 +30,7 @@ LOSSES: Mapping[str, Callable[[Tensor, Tensor, Tensor | None], Tensor]] = {
         logits, targets.to(logits.dtype), weight=weights, reduction="none"
     ),
     "sigmoid_cross_entropy": lambda logits, targets, weights: F.binary_cross_entropy_with_logits(
-        logits, targets, weight=weights, reduction="none"
+        logits, targets.to(logits.dtype), weight=weights, reduction="none"
     ).sum(1),
 }
 """Losses that a recipe may name: logits and soft targets (n, classes) and the weights of the
