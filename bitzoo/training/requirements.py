@@ -8,15 +8,27 @@ import numpy.typing as npt
 from bitzoo.data.image_store import Pixels
 from bitzoo.errors import UsageError
 from bitzoo.models.bit import BiT
-from bitzoo.training.losses import LOSSES, check_loss_options
+from bitzoo.training.losses import DISTILLATION, LOSSES, check_loss_options
 from bitzoo.training.optimizers import OPTIMIZERS
 from bitzoo.training.recipe import Recipe
 
 
 def check_training(
-    model: BiT, recipe: Recipe, pixels: Pixels, labels: npt.NDArray[np.integer]
+    model: BiT,
+    recipe: Recipe,
+    pixels: Pixels,
+    labels: npt.NDArray[np.integer],
+    *,
+    has_teacher: bool = False,
 ) -> None:
     """Refuse a recipe that the loop does not know, and data that do not fit the network.
+
+    Args:
+        model: The network.
+        recipe: The recipe.
+        pixels: Training images.
+        labels: Class of each.
+        has_teacher: Whether there is a teacher, whose logits take the place of the labels.
 
     Raises:
         UsageError: Says what was expected and found.
@@ -29,6 +41,13 @@ def check_training(
                 f"{', '.join(sorted(words))}, found {found!r}. Change the recipe."
             )
     check_loss_options(recipe)
+    if has_teacher is not (recipe.loss == DISTILLATION):
+        found = "one" if has_teacher else "none"
+        raise UsageError(
+            f"The loss {DISTILLATION} and no other compares with a teacher, found {found} with the "
+            f"loss {recipe.loss}. Change the recipe, or {'leave out' if has_teacher else 'give'} "
+            "`teacher`."
+        )
     if len(labels) != len(pixels):
         raise UsageError(
             f"Every image needs a label, found {len(labels):,} labels for {len(pixels):,} "

@@ -88,6 +88,7 @@ def train(
     labels: npt.NDArray[np.integer],
     options: TrainingConfig | None = None,
     *,
+    teacher: Callable[[Tensor], Tensor] | None = None,
     folder: Path | None = None,
     start: Checkpoint | None = None,
     about: Mapping[str, Any] | None = None,
@@ -112,6 +113,8 @@ def train(
         pixels: Training images, resized as the recipe says.
         labels: Class of each image, (len(pixels),).
         options: How to train.
+        teacher: For the loss ``distillation``: images of a micro-batch, exactly those that the
+            network gets, to the logits that it is compared with, (n, classes).
         folder: Where checkpoints go; None writes none. One is written at the end too.
         start: Checkpoint to resume from; only the main process needs it.
         about: What the metadata of checkpoints say about the run, JSON-serializable.
@@ -134,10 +137,10 @@ def train(
     """
     options = options or TrainingConfig()
     steps = recipe.schedule.steps
-    check_training(model, recipe, pixels, labels)
+    check_training(model, recipe, pixels, labels, has_teacher=teacher is not None)
     pace = Pace()
     with _training_form(model, options), graceful_stop(pace) as asked:
-        trainer = Trainer(model, recipe, pixels, labels, options)
+        trainer = Trainer(model, recipe, pixels, labels, options, teacher)
         trainer.begin(start)
         loss, saved, stopped, first = None, None, False, trainer.step
         selection = trainer.selection
@@ -210,9 +213,11 @@ class Trainer:
         pixels: Pixels,
         labels: npt.NDArray[np.integer],
         options: TrainingConfig,
+        teacher: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         self.processes = join_processes(options.device)
         self._model, self._recipe, self._options = model, recipe, options
+        self._teacher = teacher
         device, dtype = process_device(options.device), COMPUTE_DTYPES[options.dtype]
         if next(model.parameters()).dtype == torch.float64:  # a network in float64 stays so
             dtype = torch.float64
@@ -347,10 +352,7 @@ class Trainer:
         try:
             with self._kernels if shared else contextlib.nullcontext():
                 for part in parts:
-                    losses = LOSSES[self._recipe.loss](
-                        self._logits(part.images), part.targets, self._class_weights
-                    )
-                    loss = losses.sum() / self._recipe.batch_size
+                    loss = self._losses(part).sum() / self._recipe.batch_size
                     self._scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
                     total += loss.detach()
                     done += len(part.images)
@@ -361,6 +363,12 @@ class Trainer:
             if not is_out_of_memory(error):
                 raise
         return 0.0, False  # outside the handler, so that the failed step's tensors are released
+
+    def _losses(self, part: MicroBatch) -> Tensor:
+        targets = self._teacher(part.images) if self._teacher else part.targets
+        logits, options = self._logits(part.images), self._recipe.loss_options
+        targets = targets.to(logits.dtype)
+        return LOSSES[self._recipe.loss](logits, targets, self._class_weights, options)
 
     def _logits(self, images: Tensor) -> Tensor:
         device, dtype = self._feed.device, self._feed.dtype

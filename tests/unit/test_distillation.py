@@ -3,9 +3,14 @@
 import numpy as np
 import pytest
 import torch
+from training import CLASSES, CROP, RESIZE, make_data, make_model, make_recipe, sha256
 
+from bitzoo.data.loader import materialize
+from bitzoo.data.sampler import BatchPlan
 from bitzoo.errors import LayoutError, UsageError
 from bitzoo.training.distillation import Ensemble, Teacher, distillation_loss
+from bitzoo.training.trainer import train
+from bitzoo.training.training_config import TrainingConfig
 
 
 def logits(seed, rows=6, classes=9, scale=4.0):
@@ -114,3 +119,96 @@ class TestEnsemble:
         teachers = [Teacher(lambda images, k=k: torch.zeros(2, k)) for k in (4, 5)]
         with pytest.raises(LayoutError, match=r"\(2, 4\) and \(2, 5\)"):
             Ensemble(teachers)(torch.zeros(2, 3, 1, 1))
+
+
+def distill_recipe(**changes):
+    given = {"loss": "distillation", "loss_options": {"temperature": 2.0}, "mixup": 1.0}
+    return make_recipe(**{**given, **changes})
+
+
+class TestInTheLoop:
+    @pytest.mark.parametrize("micro_batch", [8, 3])
+    def test_teacher_and_student_see_the_same_pixels(self, micro_batch):
+        """Every micro-batch of every step: the same crops, flips and mixtures, as planned."""
+        (pixels, labels), student = make_data(), make_model()
+        network, by_student, by_teacher = make_model(seed=9).eval(), [], []
+
+        def teacher(images):
+            by_teacher.append(images.clone())
+            return network(images)
+
+        recipe = distill_recipe(steps=3)
+        handle = student.stem.register_forward_pre_hook(
+            lambda module, inputs: by_student.append(inputs[0].clone())
+        )
+        config = TrainingConfig(seed=5, micro_batch=micro_batch)
+        train(student, recipe, pixels, labels, config, teacher=teacher)
+        handle.remove()
+        assert len(by_teacher) == len(by_student) == 3 * -(-8 // micro_batch)
+        for one, other in zip(by_teacher, by_student, strict=True):
+            assert torch.equal(one, other)
+        plan = BatchPlan(40, 8, RESIZE, CROP, True, 1.0, 5)
+        for step in range(3):
+            planned, _ = materialize(plan.batch(step), slice(None), pixels, labels, CLASSES, CROP)
+            rows = -(-8 // micro_batch)
+            assert torch.equal(torch.cat(by_teacher[step * rows : (step + 1) * rows]), planned)
+        assert len({round(plan.batch(step).lam, 6) for step in range(3)}) == 3  # it was mixed
+
+    def test_loss_is_that_of_the_outputs_and_labels_do_not_matter(self):
+        """The first loss: T^2 KL to the even distribution of a zero head, by hand."""
+        (pixels, labels), network = make_data(), make_model(seed=9).eval()
+        kernel = network.get_classifier().weight
+        torch.nn.init.normal_(kernel, generator=torch.Generator().manual_seed(0))
+        recipe = distill_recipe(steps=2, mixup=0.5)
+
+        def run(given):
+            losses, student = [], make_model()
+            train(
+                student, recipe, pixels, given, TrainingConfig(seed=5, micro_batch=8),
+                teacher=lambda images: network(images).detach(),
+                on_step=lambda metrics: losses.append(metrics["loss"]),
+            )  # fmt: skip
+            return losses, sha256(student)
+
+        found = [run(labels), run(np.zeros_like(labels))]
+        plan = BatchPlan(40, 8, RESIZE, CROP, True, 0.5, 5)
+        images, _ = materialize(plan.batch(0), slice(None), pixels, labels, CLASSES, CROP)
+        p = softmax(network(images).detach().double().numpy() / 2)
+        expected = 4 * (p * (np.log(p) + np.log(CLASSES))).sum(axis=1).mean()
+        assert found[0][0][0] == pytest.approx(expected, rel=1e-5)
+        assert found[0] == found[1]
+
+    def test_the_teacher_stays_as_it_is(self):
+        (pixels, labels), network = make_data(), make_model(seed=9).eval()
+        before = sha256(network)
+        ensemble = Ensemble([Teacher(network)])
+        student = make_model()
+        train(
+            student, distill_recipe(), pixels, labels, TrainingConfig(micro_batch=8),
+            teacher=ensemble,
+        )  # fmt: skip
+        assert sha256(network) == before
+        assert all(parameter.grad is None for parameter in network.parameters())
+
+    def test_loss_and_teacher_belong_together(self):
+        pixels, labels = make_data()
+        with pytest.raises(UsageError, match="compares with a teacher, found none with the loss"):
+            train(make_model(), distill_recipe(), pixels, labels)
+        with pytest.raises(UsageError, match="found one with the loss softmax_cross_entropy"):
+            train(make_model(), make_recipe(), pixels, labels, teacher=make_model())
+
+    @pytest.mark.parametrize(
+        ("options", "said"),
+        [
+            ({}, "expected temperature above 0, found no temperature"),
+            ({"temperature": 0}, r"expected of distillation only temperature above 0, found "),
+            ({"temperature": True}, "found {'temperature': True}"),
+            ({"temperature": float("nan")}, "found {'temperature': nan}"),
+            ({"temperature": 1, "class_weights": "balanced"}, "found {'class_weights': 'balanced'"),
+        ],
+    )
+    def test_options_of_the_loss(self, options, said):
+        pixels, labels = make_data()
+        recipe = distill_recipe(loss_options=options)
+        with pytest.raises(UsageError, match=said):
+            train(make_model(), recipe, pixels, labels, teacher=make_model())
