@@ -29,7 +29,9 @@ magnitude in that tensor."""
 
 def network(net, tensors):
     """bitzoo's network in float64 with these tensors."""
-    architecture = Architecture((1, 1, 1, 1), 0.5)
+    architecture = Architecture(
+        (1, 1, 1, 1), 0.5, norm=net.norm, weight_standardization=net.standardized
+    )
     model = BiT(architecture, len(tensors["head.fc.bias"])).double()
     missing, unexpected = model.load_state_dict(tensors, strict=False)
     assert not unexpected
@@ -116,4 +118,18 @@ def test_softmax_and_decay_of_the_kernels():
     check(
         Net(), recipe, STEP_LRS, targets, plain_loop.softmax_loss, plain_loop.Momentum(0.1),
         micro_batch=3,
+    )  # fmt: skip
+
+
+NETS = [Net("batch", False), Net("batch", True), Net("group", False)]
+
+
+@pytest.mark.parametrize("net", NETS, ids=str)
+def test_the_norm_grid(net):
+    """The other three cells; with batch norm also the running statistics."""
+    targets = np.eye(10)[digits()[1][:40]]
+    recipe = Recipe("test", 36, CROP, BATCH, STEPWISE, weight_decay=0.1, decayed="kernels")
+    check(
+        net, recipe, STEP_LRS, targets, plain_loop.softmax_loss, plain_loop.Momentum(0.1),
+        micro_batch=BATCH,
     )  # fmt: skip
