@@ -5,6 +5,9 @@ resizes and crops it in a fixed way. These pixels never change: they are decoded
 and mapped into memory from then on (see `pixel_cache` for the format). A data set too large for the
 budget or the disk is instead decoded at each use by worker processes. The bytes are exactly the
 same either way.
+
+A random-resized crop needs whole images instead: they are decoded and cropped at each use
+(`WholeImages`).
 """
 
 from __future__ import annotations
@@ -30,6 +33,7 @@ from bitzoo.data.decode_workers import (
     count_cores,
     hash_stored,
 )
+from bitzoo.data.inception_crop import CropKey
 from bitzoo.errors import UsageError
 from bitzoo.files import Progress, cache_dir, sha256_of
 from bitzoo.locks import file_lock
@@ -63,12 +67,30 @@ class Pixels(ABC):
 
     Attributes:
         size: Edge of every image in pixels.
+        are_whole: Whether these are whole images, of which each use takes another crop.
     """
 
     size: int
+    are_whole = False
 
     @abstractmethod
     def __len__(self) -> int: ...
+
+    def crops(self, indices: npt.ArrayLike, keys: Sequence[CropKey]) -> Sequence[Pixels8]:
+        """Return random-resized crops of whole images, uint8 (size, size, 3).
+
+        Args:
+            indices: Indices of n examples; repeats are allowed.
+            keys: Which crop of each.
+
+        Raises:
+            IndexError: If an index is not in 0..len-1.
+            UsageError: If these are no whole images, or a file can no longer be decoded.
+        """
+        raise UsageError(
+            "These images are resized to squares, of which there are no random-resized crops. "
+            "Open them with `open_whole_images`."
+        )
 
     @abstractmethod
     def rows(self, indices: npt.ArrayLike) -> Sequence[Pixels8]:
@@ -225,6 +247,60 @@ class DecodingPixels(Pixels):
     def close(self) -> None:
         """End the worker processes."""
         self._decoder.close()
+
+
+class WholeImages(Pixels):
+    """Whole images, decoded at every use by long-lived worker processes, and cropped there."""
+
+    are_whole = True
+
+    def __init__(self, size: int, examples: Sequence[Example], workers: int, depth: int | None):
+        self.size, self._examples = size, examples
+        self._decoder = Decoder(size, workers, bit_depth=depth)
+
+    def __len__(self) -> int:
+        return len(self._examples)
+
+    def rows(self, indices: npt.ArrayLike) -> Sequence[Pixels8]:
+        """Refuse: without a key there is no crop.
+
+        Raises:
+            UsageError: Always.
+        """
+        raise UsageError(
+            "These are whole images, which have a size of their own: take their `crops`, or open "
+            "them with `open_pixels`."
+        )
+
+    def crops(self, indices: npt.ArrayLike, keys: Sequence[CropKey]) -> list[Pixels8]:
+        """Decode images and return one crop of each; see `Pixels.crops`."""
+        numbers = self._checked(indices)
+        found: dict[int, Pixels8] = {}
+        examples = [self._examples[number] for number in numbers.tolist()]
+        self._decoder.decode_each(examples, found.__setitem__, crops=keys)
+        return [found[place] for place in range(len(numbers))]
+
+    def close(self) -> None:
+        """End the worker processes."""
+        self._decoder.close()
+
+
+def open_whole_images(
+    split: Split, size: int, *, workers: int | None = None, bit_depth: int | None = None
+) -> WholeImages:
+    """Open the images of a split for random-resized crops (`bitzoo.data.inception_crop`).
+
+    Args:
+        split: Examples.
+        size: Edge of the crops in pixels, at least 1.
+        workers: Number of worker processes; None means one per core that this process may use.
+        bit_depth: As for `open_pixels`.
+
+    Raises:
+        UsageError: If the size is not positive.
+    """
+    workers = max(1, workers or count_cores())
+    return WholeImages(as_transform(size).crop, split.examples, workers, bit_depth)
 
 
 def open_pixels(

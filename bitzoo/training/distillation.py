@@ -15,9 +15,6 @@ from torch.nn import functional as F
 
 from bitzoo.errors import LayoutError, UsageError
 
-TEMPERATURE = "temperature"
-"""The option of the loss: a number above 0."""
-
 
 def distillation_loss(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
     """Return ``T**2 * KL(softmax(teacher / T) || softmax(student / T))`` of each row.

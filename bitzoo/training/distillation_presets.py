@@ -11,8 +11,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from bitzoo.errors import UsageError
-from bitzoo.training.distillation import TEMPERATURE
-from bitzoo.training.recipe import Recipe, Schedule, number, steps_of, whole
+from bitzoo.training.recipe import (
+    DISTILLATION,
+    INCEPTION_CROP,
+    TEMPERATURE,
+    Recipe,
+    Schedule,
+    number,
+    steps_of,
+    whole,
+)
 
 SMALL, LARGE = (512, 1500, 160, 128), (4096, 5000, 256, 224)
 """Batch, warmup in steps, short side and crop of test images: of the small sets, and of ImageNet.
@@ -142,7 +150,6 @@ def distillation_recipe(
     weight_decay: float | None = None,
     temperature: float | None = None,
     mixup: float | None = None,
-    resize: int | None = None,
     crop: int | None = None,
     flip: bool | None = None,
 ) -> Recipe:
@@ -160,8 +167,7 @@ def distillation_recipe(
         weight_decay: As `Preset.weight_decay`: that share.
         temperature: Of both sides, above 0.
         mixup: Alpha of MixUp; 0 for none.
-        resize: As for `Recipe.override`.
-        crop: As for `Recipe.override`.
+        crop: Edge of all images; the short side of test images scales with it.
         flip: Whether images are mirrored at random.
 
     Raises:
@@ -178,7 +184,6 @@ def distillation_recipe(
     decay = number(
         "the weight decay", row.weight_decay if weight_decay is None else weight_decay, least=0
     )
-    heat = number("`temperature`", row.temperature if temperature is None else temperature, above=0)
     rule = _rule(row, num_examples, steps, epochs, batch_size)
     if preset is None:
         steps = epochs = None  # the rule has that length
@@ -189,20 +194,14 @@ def distillation_recipe(
         epochs=epochs,
         batch_size=batch_size,
         lr=lr,
+        weight_decay=decay / rate,
         mixup=mixup,
-        resize=resize,
         crop=crop,
         flip=flip,
+        temperature=temperature,
     )
-    own = {"weight_decay": (row.weight_decay, decay), TEMPERATURE: (row.temperature, heat)}
-    more = {name: {"from": was, "to": now} for name, (was, now) in own.items() if now != was}
-    return replace(
-        changed,
-        weight_decay=decay / rate,
-        loss_options={TEMPERATURE: heat},
-        overrides={**changed.overrides, **more},
-        notes=(*changed.notes, *_notes(row, decay, rate, teachers, changed.mixup_alpha)),
-    )
+    notes = _notes(row, decay, rate, teachers, changed.mixup_alpha)
+    return replace(changed, notes=(*changed.notes, *notes))
 
 
 def _rule(
@@ -243,8 +242,8 @@ def _rule(
         optimizer="adamw",
         weight_decay=row.weight_decay / row.lr,
         mixup_alpha=1.0,
-        augmentation="inception_crop",
-        loss="distillation",
+        augmentation=INCEPTION_CROP,
+        loss=DISTILLATION,
         loss_options={TEMPERATURE: row.temperature},
         num_examples=num_examples,
         notes=tuple(notes),

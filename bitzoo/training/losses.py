@@ -24,22 +24,30 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from bitzoo.data.label_sets import LabelSets
+from bitzoo.data.loader import Labels
 from bitzoo.errors import UsageError
-from bitzoo.training.distillation import TEMPERATURE, distillation_loss
-from bitzoo.training.recipe import BALANCED, CLASS_WEIGHTS, Recipe, Scalar
+from bitzoo.training.distillation import distillation_loss
+from bitzoo.training.recipe import (
+    BALANCED,
+    CLASS_WEIGHTS,
+    DISTILLATION,
+    SIGMOID,
+    SOFTMAX,
+    TEMPERATURE,
+    Recipe,
+    Scalar,
+)
 
 _Loss = Callable[[Tensor, Tensor, Tensor | None, Mapping[str, Scalar]], Tensor]
 
-DISTILLATION = "distillation"
-"""The loss whose targets are a teacher's logits instead of the labels."""
-
 LOSSES: Mapping[str, _Loss] = {
-    "softmax_cross_entropy": lambda logits, targets, weights, options: F.cross_entropy(
+    SOFTMAX: lambda logits, targets, weights, options: F.cross_entropy(
         logits, targets, weight=weights, reduction="none"
     ),
-    "sigmoid_cross_entropy": lambda logits, targets, weights, options: (
-        F.binary_cross_entropy_with_logits(logits, targets, weight=weights, reduction="none").sum(1)
-    ),
+    SIGMOID: lambda logits, targets, weights, options: F.binary_cross_entropy_with_logits(
+        logits, targets, weight=weights, reduction="none"
+    ).sum(1),
     DISTILLATION: lambda logits, targets, weights, options: distillation_loss(
         logits, targets, float(options[TEMPERATURE] or 0)
     ),
@@ -69,8 +77,8 @@ def _is_temperature(value: object) -> bool:
 
 
 _OPTIONS: Mapping[str, Mapping[str, _Option]] = {
-    "softmax_cross_entropy": {CLASS_WEIGHTS: _Option(BALANCED, lambda value: value == BALANCED)},
-    "sigmoid_cross_entropy": {},
+    SOFTMAX: {CLASS_WEIGHTS: _Option(BALANCED, lambda value: value == BALANCED)},
+    SIGMOID: {},
     DISTILLATION: {TEMPERATURE: _Option("above 0", _is_temperature, required=True)},
 }
 """By loss: its options."""
@@ -121,12 +129,13 @@ def balanced_weights(labels: npt.NDArray[np.integer], num_classes: int) -> npt.N
 
 def loss_weights(
     recipe: Recipe,
-    labels: npt.NDArray[np.integer],
+    labels: Labels,
     num_classes: int,
     device: torch.device | str = "cpu",
 ) -> Tensor | None:
     """Return the class weights that a recipe asks for, float32 (num_classes,), or None."""
     if CLASS_WEIGHTS not in recipe.loss_options:
         return None
+    assert not isinstance(labels, LabelSets)  # refused before: only a softmax has class weights
     weights = balanced_weights(labels, num_classes).astype(np.float32)
     return torch.from_numpy(weights).to(device)

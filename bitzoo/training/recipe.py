@@ -17,13 +17,22 @@ from bitzoo.errors import UsageError
 from bitzoo.training.checked_values import entries_of, expect, in_proportion, number, store, whole
 from bitzoo.training.schedule import Schedule
 
-__all__ = ["Recipe", "Schedule", "number", "steps_of", "whole"]
+__all__ = ["INCEPTION_CROP", "RESIZE_CROP", "Recipe", "Schedule", "number", "steps_of", "whole"]
 
 MIN_CROP = 32
 """Smallest crop in pixels: the network's total stride, so that one feature cell remains."""
 
 CLASS_WEIGHTS, BALANCED = "class_weights", "balanced"
 """The option of a loss that weighs classes, and its only value; see `bitzoo.training.losses`."""
+
+RESIZE_CROP, INCEPTION_CROP = "resize_crop", "inception_crop"
+"""Augmentations that a recipe may name."""
+SOFTMAX, SIGMOID = "softmax_cross_entropy", "sigmoid_cross_entropy"
+DISTILLATION = "distillation"
+"""Losses that a recipe may name; the last compares with a teacher's logits, not with labels."""
+
+TEMPERATURE = "temperature"
+"""The option of `DISTILLATION`: a number above 0, of both sides."""
 
 Decayed = Literal["all", "kernels"]
 
@@ -55,8 +64,8 @@ class Recipe:
         augmentation: ``resize_crop``: resize to the square, then crop at random; or
             ``inception_crop``: a box of random area and shape, resized to `crop`.
         loss: ``softmax_cross_entropy``; or ``sigmoid_cross_entropy``, summed over the classes, for
-            images of any number of labels.
-        loss_options: Options of that loss: numbers, a teacher's name, or class weights.
+            images of any number of labels; or ``distillation``, from a teacher, without labels.
+        loss_options: Options of that loss: class weights, or the temperature.
         head: ``zero``: a new head of zeros; ``kept``: that of the weights.
         num_examples: Number of training examples that the recipe was created for; None if it does
             not depend on them.
@@ -114,6 +123,11 @@ class Recipe:
                 f"`crop` must be at most `resize`, found crop {crop} and resize {resize}. Use a "
                 f"smaller crop, or resize to at least {crop}."
             )
+        if self.augmentation == INCEPTION_CROP and crop != resize:
+            raise UsageError(
+                "With an inception crop, `resize` must be `crop`, to which the boxes are resized, "
+                f"found {resize} and {crop}. Give only the crop."
+            )
         momentum = number("`momentum`", self.momentum, least=0)
         if momentum >= 1:
             raise UsageError(f"`momentum` must be below 1, found {momentum:g}. 0.9 is usual.")
@@ -153,18 +167,21 @@ class Recipe:
         epochs: float | None = None,
         batch_size: int | None = None,
         lr: float | None = None,
+        weight_decay: float | None = None,
         mixup: float | None = None,
         resize: int | None = None,
         crop: int | None = None,
         flip: bool | None = None,
         class_weights: str | None = None,
+        temperature: float | None = None,
     ) -> Recipe:
         """Return the recipe with other numbers; None keeps the recipe's.
 
         New `steps` keep the schedule's shape (`Schedule.scaled`); `epochs` is another way to say
         them (`steps_of`). A `crop` without `resize` keeps their ratio (384 of 448 becomes 64 of
-        75). Apart from that, options are independent: a smaller batch keeps its learning rate.
-        `class_weights` may be ``balanced`` (`bitzoo.training.losses`). Values that differ from the
+        75), and any `crop` that to `eval_resize`. Apart from that, options are independent: a smaller batch keeps its learning rate.
+        `class_weights` may be ``balanced`` (`bitzoo.training.losses`); `temperature` is that of a
+        distillation. Values that differ from the
         rule's are recorded in `overrides`.
 
         Raises:
@@ -179,18 +196,26 @@ class Recipe:
             )
         if crop is not None and resize is None:
             resize = in_proportion(self.resize, whole("`crop`", crop, MIN_CROP), self.crop)
+        short = self.eval_resize
+        if crop is not None and short is not None:
+            short = in_proportion(short, whole("`crop`", crop, MIN_CROP), self.crop)
         schedule = self.schedule if steps is None else self.schedule.scaled(steps)
         if lr is not None:
             schedule = replace(schedule, base_lr=lr)
         wanted: dict[str, Any] = {
             "batch_size": batch_size,
+            "weight_decay": weight_decay,
             "mixup_alpha": mixup,
             "resize": resize,
             "crop": crop,
             "flip": flip,
+            "eval_resize": short,
         }
         if class_weights is not None:
             wanted["loss_options"] = {**self.loss_options, CLASS_WEIGHTS: class_weights}
+        if temperature is not None:
+            heat = number(f"`{TEMPERATURE}`", temperature, above=0)
+            wanted["loss_options"] = {**self.loss_options, TEMPERATURE: heat}
         given = {name: value for name, value in wanted.items() if value is not None}
         changed = replace(self, schedule=schedule, **given)
         return replace(changed, overrides=_changes(self, changed))
@@ -269,11 +294,12 @@ def _option_values(recipe: Recipe) -> dict[str, Scalar]:
         "steps": recipe.schedule.steps,
         "batch_size": recipe.batch_size,
         "lr": recipe.schedule.base_lr,
+        "weight_decay": recipe.weight_decay,
         "mixup": recipe.mixup_alpha,
         "resize": recipe.resize,
         "crop": recipe.crop,
         "flip": recipe.flip,
-        CLASS_WEIGHTS: recipe.loss_options.get(CLASS_WEIGHTS),
+        **{name: recipe.loss_options.get(name) for name in (CLASS_WEIGHTS, TEMPERATURE)},
     }
 
 

@@ -23,14 +23,12 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from bitzoo.data.image_store import Pixels
-from bitzoo.data.loader import BatchPlan, Feed, MicroBatch, prefetch
+from bitzoo.data.loader import BatchPlan, Feed, Labels, MicroBatch, prefetch
 from bitzoo.errors import BitzooError, TensorMismatchError
 from bitzoo.inference.optimize import COMPUTE_DTYPES
 from bitzoo.inference.processes import join_processes, process_device
@@ -45,7 +43,7 @@ from bitzoo.training.losses import LOSSES, loss_weights
 from bitzoo.training.micro_batch_size import choose_micro_batch, is_out_of_memory
 from bitzoo.training.model_selection import ModelSelection, Scores
 from bitzoo.training.optimizers import NamedOptimizer
-from bitzoo.training.recipe import Recipe
+from bitzoo.training.recipe import INCEPTION_CROP, Recipe
 from bitzoo.training.requirements import check_training
 from bitzoo.training.training_config import TrainingConfig
 
@@ -85,7 +83,7 @@ def train(
     model: BiT,
     recipe: Recipe,
     pixels: Pixels,
-    labels: npt.NDArray[np.integer],
+    labels: Labels,
     options: TrainingConfig | None = None,
     *,
     teacher: Callable[[Tensor], Tensor] | None = None,
@@ -110,8 +108,8 @@ def train(
         model: A network with a head that fits the labels (the recipe's `head` is up to the caller).
             Moved to the device and left in evaluation mode.
         recipe: What to train.
-        pixels: Training images, resized as the recipe says.
-        labels: Class of each image, (len(pixels),).
+        pixels: Training images, resized as the recipe says, or whole for an inception crop.
+        labels: Class of each image, (len(pixels),), or with a sigmoid loss the classes of each.
         options: How to train.
         teacher: For the loss ``distillation``: images of a micro-batch, exactly those that the
             network gets, to the logits that it is compared with, (n, classes).
@@ -211,7 +209,7 @@ class Trainer:
         model: BiT,
         recipe: Recipe,
         pixels: Pixels,
-        labels: npt.NDArray[np.integer],
+        labels: Labels,
         options: TrainingConfig,
         teacher: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
@@ -466,6 +464,7 @@ def batch_plan(recipe: Recipe, examples: int, seed: int) -> BatchPlan:
         recipe.flip,
         recipe.mixup_alpha,
         seed,
+        random_resized=recipe.augmentation == INCEPTION_CROP,
     )
 
 

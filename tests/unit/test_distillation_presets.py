@@ -128,16 +128,26 @@ class TestChanges:
     def test_rate_keeps_the_decay_of_a_step(self):
         recipe = distillation_recipe("pet-fast", 3312, lr=0.001)
         assert recipe.weight_decay == pytest.approx(1.0)
-        assert recipe.overrides == {"lr": {"from": 0.01, "to": 0.001}}
+        assert recipe.overrides == {
+            "lr": {"from": 0.01, "to": 0.001},
+            "weight_decay": {"from": 0.1, "to": 1.0},
+        }
 
     def test_temperature_and_decay_are_recorded(self):
         recipe = distillation_recipe("pet-fast", 3312, temperature=2, weight_decay=1e-4)
         assert recipe.loss_options == {"temperature": 2}
         assert recipe.weight_decay == pytest.approx(0.01)
         assert recipe.overrides == {
-            "weight_decay": {"from": 1e-3, "to": 1e-4},
+            "weight_decay": {"from": 0.1, "to": 0.01},
             "temperature": {"from": 5, "to": 2},
         }
+
+    def test_resolution(self):
+        recipe = distillation_recipe("imagenet", 1000, crop=160)
+        assert (recipe.crop, recipe.resize, recipe.eval_resize) == (160, 160, 183)
+        assert recipe.overrides == {
+            "crop": {"from": 224, "to": 160}, "resize": {"from": 224, "to": 160},
+        }  # fmt: skip
 
     def test_a_warmup_longer_than_the_run(self):
         """300 epochs of 100 images are 59 steps."""
