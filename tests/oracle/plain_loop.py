@@ -79,8 +79,8 @@ def draw_tensors(net, classes=10, depths=(1, 1, 1, 1), base=32, head="zero", see
     norm("norm", inputs)
     shape = (classes, inputs, 1, 1)
     is_zero = head == "zero"
-    tensors["head.fc.weight"] = np.zeros(shape) if is_zero else random.normal(0, 0.2, shape)
-    tensors["head.fc.bias"] = np.zeros(classes) if is_zero else random.normal(0, 0.5, classes)
+    tensors["head.fc.weight"] = np.zeros(shape) if is_zero else random.normal(0, 0.02, shape)
+    tensors["head.fc.bias"] = np.zeros(classes) if is_zero else random.normal(0, 0.05, classes)
     return {name: torch.tensor(array, dtype=torch.float64) for name, array in tensors.items()}
 
 
