@@ -219,6 +219,9 @@ class Trainer:
         self._model, self._recipe, self._options = model, recipe, options
         self._teacher = teacher
         device, dtype = process_device(options.device), COMPUTE_DTYPES[options.dtype]
+        if next(model.parameters()).dtype == torch.float64:  # a network in float64 stays so
+            dtype = torch.float64
+        self._wide = torch.promote_types(dtype, torch.float32)
         layout = _layout(options, device)
         model.to(device, memory_format=layout)  # type: ignore[call-overload]
         features = model.forward_features
@@ -364,8 +367,8 @@ class Trainer:
         self, parts: Iterable[MicroBatch], gradients: GradientSum
     ) -> tuple[float, bool]:
         """Accumulate the loss and gradients of this process's rows; returns whether they fit."""
-        total, done = torch.zeros((), device=self._feed.device), 0
-        shared = len(self._rows) > self.micro_batch
+        total = torch.zeros((), dtype=self._wide, device=self._feed.device)
+        done, shared = 0, len(self._rows) > self.micro_batch
         self.on_part(0.0)
         try:
             with self._kernels if shared else contextlib.nullcontext():
@@ -389,14 +392,15 @@ class Trainer:
     def _losses(self, part: MicroBatch) -> Tensor:
         targets = self._teacher(part.images) if self._teacher else part.targets
         logits, options = self._logits(part.images), self._recipe.loss_options
+        targets = targets.to(logits.dtype)
         return LOSSES[self._recipe.loss](logits, targets, self._class_weights, options)
 
     def _logits(self, images: Tensor) -> Tensor:
         device, dtype = self._feed.device, self._feed.dtype
-        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+        with torch.autocast(device.type, dtype, enabled=dtype.itemsize < 4):
             with torch.set_grad_enabled(not self._options.freeze):
                 features = self._features(images)
-            return self._model.forward_head(features).float()
+            return self._model.forward_head(features).to(self._wide)
 
     def _sum(self, *values: float) -> list[float]:
         """Return the sums of numbers over all processes."""
