@@ -29,13 +29,19 @@ from torch import Tensor
 
 from bitzoo.data.image_store import Pixels
 from bitzoo.data.loader import BatchPlan, Feed, Labels, MicroBatch, prefetch
-from bitzoo.errors import BitzooError, TensorMismatchError, UsageError
+from bitzoo.errors import BitzooError, TensorMismatchError
 from bitzoo.inference.optimize import COMPUTE_DTYPES
 from bitzoo.inference.processes import join_processes, local_processes, process_device
 from bitzoo.models.batch_norm import statistics_kept
 from bitzoo.models.bit import BiT
 from bitzoo.models.layers import StdConv2d
 from bitzoo.training import activation_checkpointing
+from bitzoo.training.batch_statistics import (
+    dependence_on_micro_batch,
+    require_equal_shares,
+    require_values_to_normalize,
+    synchronize_statistics,
+)
 from bitzoo.training.checkpointing import Checkpoint, save_checkpoint
 from bitzoo.training.distributed import GradientSum, send_from_main
 from bitzoo.training.graceful_stop import Pace, graceful_stop
@@ -46,7 +52,6 @@ from bitzoo.training.model_selection import ModelSelection, Scores
 from bitzoo.training.optimizers import NamedOptimizer
 from bitzoo.training.recipe import INCEPTION_CROP, Recipe
 from bitzoo.training.requirements import check_training
-from bitzoo.training.synchronized_norm import normalizes_batches, synchronize_norms
 from bitzoo.training.training_config import TrainingConfig
 
 _log = logging.getLogger(__name__)
@@ -237,8 +242,9 @@ class Trainer:
             recipe.batch_size * (self.processes.process_index + 1) // self.processes.num_processes
         )
         self._rows = range(first, last)
-        self._mixes_images = normalizes_batches(model)
-        self._require_same_shares()
+        self._mixes_images = model.architecture.norm == "batch" and not options.freeze
+        if self._mixes_images:
+            require_equal_shares(recipe.batch_size, self.processes.num_processes)
         self.on_part: Callable[[float], None] = lambda part: None
         self.step = 0
         self.selection = ModelSelection(options.patience)
@@ -275,7 +281,9 @@ class Trainer:
             if updates is not None:
                 self._optimizer.updates = updates
             send_from_main(state.values())
-            synchronize_norms(self._model)
+            synchronize_statistics(self._model)
+        if self._mixes_images:
+            self._say_what_is_mixed()
 
     def state(self) -> dict[str, Tensor]:
         """Return the parameters, averages and optimizer state by name; themselves, not copies."""
@@ -434,15 +442,6 @@ class Trainer:
             "images."
         )
 
-    def _require_same_shares(self) -> None:
-        batch, count = self._recipe.batch_size, self.processes.num_processes
-        if self._mixes_images and batch % count:
-            raise UsageError(
-                "Batch normalization takes the images of all processes at once, so each must have "
-                f"the same number of them: expected a `batch_size` that {count} divides, found "
-                f"{batch}. Use {batch - batch % count or count}, or another number of processes."
-            )
-
     def _require_finite(self, step: int, loss: float) -> None:
         # Scaled float16 gradients overflow now and then; the scaler skips such an update.
         if math.isfinite(loss) or (self._scaler.is_enabled() and self._scaler.get_scale() > 1):
@@ -484,6 +483,14 @@ class Trainer:
                     then[name],
                     now[name],
                 )
+
+    def _say_what_is_mixed(self) -> None:
+        recipe, count, most = self._recipe, self.processes.num_processes, self.micro_batch
+        architecture, fewest = self._model.architecture, (len(self._rows) % most or most) * count
+        require_values_to_normalize(architecture, recipe.crop, fewest)
+        said = dependence_on_micro_batch(architecture, recipe.batch_size, most, count)
+        if said and self.processes.is_main_process:
+            _log.warning(said)
 
     def _say_if_batches_differ(self, then: Mapping[str, Any]) -> None:
         before = then["micro_batch"] * then["processes"]
@@ -540,7 +547,7 @@ def _training_form(model: BiT, options: TrainingConfig) -> Iterator[None]:
         activation_checkpointing.recompute_norms(model, False)
         activation_checkpointing.checkpoint_blocks(model, False)
         recast(model, StdConv2d, SharingConv2d, enable=False)
-        synchronize_norms(model, enable=False)
+        synchronize_statistics(model, enable=False)
         for parameter, required in before.items():
             parameter.requires_grad_(required)
             parameter.grad = None
