@@ -1,5 +1,7 @@
 """The BiT network in torch: a ResNet-v2 with group normalization and weight standardization.
 
+The paper's ablation is there too: batch normalization, and kernels as they are, in any combination.
+
 arXiv 1912.11370 (Big Transfer), section 3.2, based on arXiv 1603.05027 (pre-activation ResNet),
 1803.08494 (group normalization) and 1903.10520 (weight standardization). Numbers follow Google's
 release (google-research/big_transfer, bit_pytorch/models.py); parameter names are timm's, so one
@@ -18,10 +20,12 @@ from torch.utils.checkpoint import checkpoint
 
 from bitzoo.errors import ArchitectureError, FoldedModelError, UsageError
 from bitzoo.models.architecture import NUM_BLOCKS, Architecture
+from bitzoo.models.batch_norm import AffineReLU, BatchNormReLU
 from bitzoo.models.layers import (
     REFERENCE_EPS,
     GroupNormReLU,
     Head,
+    PlainConv2d,
     StdConv2d,
     Stem,
     Unit,
@@ -46,6 +50,9 @@ __all__ = [
 ]
 
 OUTPUT_STRIDES = (8, 16, 32)
+
+NORMS: dict[str, type[nn.Module]] = {"group": GroupNormReLU, "batch": BatchNormReLU}
+"""The layer of each `Architecture.norm`."""
 
 
 class Stage(nn.Module):
@@ -82,7 +89,7 @@ class Backbone(nn.Module):
     """Stem and blocks, which classifier and feature extractor have in common.
 
     Args:
-        architecture: Depths, width and input channels.
+        architecture: Depths, width, input channels, and how to normalize.
         output_stride: 8, 16 or 32. Below 32, later blocks keep the resolution and dilate their 3x3
             convolutions instead, with the same weights (arXiv 1706.05587).
         num_blocks: How many of the four blocks to build.
@@ -107,7 +114,9 @@ class Backbone(nn.Module):
             )
         self.architecture = architecture
         self.output_stride = output_stride
-        self.stem = Stem(architecture.in_chans, architecture.stem_channels)
+        self._norm = NORMS[architecture.norm]
+        self._conv = StdConv2d if architecture.weight_standardization else PlainConv2d
+        self.stem = Stem(architecture.in_chans, architecture.stem_channels, self._conv)
         self.stages = nn.ModuleList()
         self.feature_info = FeatureInfo()
         self._describe_map("stem.conv", reduction=2)
@@ -122,19 +131,12 @@ class Backbone(nn.Module):
 
     def _units(self, block: int, stride: int, first_dilation: int, dilation: int) -> Iterator[Unit]:
         channels = self.architecture.block_channels
-        mid = self.architecture.bottleneck_channels(block)
-        yield Unit(
-            channels(block - 1),
-            mid,
-            channels(block),
-            stride=stride,
-            dilation=first_dilation,
-            project=True,
-        )
+        mid, out = self.architecture.bottleneck_channels(block), channels(block)
+        layers = {"norm": self._norm, "conv": self._conv}
+        first = {"stride": stride, "dilation": first_dilation, "project": True}
+        yield Unit(channels(block - 1), mid, out, **first, **layers)
         for _ in range(1, self.architecture.depths[block - 1]):
-            yield Unit(
-                channels(block), mid, channels(block), stride=1, dilation=dilation, project=False
-            )
+            yield Unit(out, mid, out, stride=1, dilation=dilation, project=False, **layers)
 
     def _describe_map(self, module: str, reduction: int) -> None:
         channels = self.architecture.block_channels(len(self.feature_info))
@@ -175,6 +177,8 @@ class Backbone(nn.Module):
     def init_weights(self, generator: torch.Generator | None = None) -> None:
         """Initialize all parameters: He-normal kernels, norm scales 1 and shifts 0, head 0.
 
+        Running statistics of batch normalizations start at mean 0 and variance 1.
+
         For a model with uninitialized storage, as after `to_empty`.
 
         Args:
@@ -186,9 +190,9 @@ class Backbone(nn.Module):
         """
         self._refuse_if_folded("cannot draw new kernels")
         for module in self.modules():
-            if isinstance(module, StdConv2d):
+            if isinstance(module, PlainConv2d):
                 module.reset_parameters(generator)
-            elif isinstance(module, (GroupNormReLU, ZeroConv2d)):
+            elif isinstance(module, (GroupNormReLU, BatchNormReLU, ZeroConv2d)):
                 module.reset_parameters()
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
@@ -199,14 +203,14 @@ class Backbone(nn.Module):
 
     @property
     def folded(self) -> bool:
-        """Whether `fold` has standardized the kernels; such a model is for inference only."""
-        return not isinstance(self.stem.conv, StdConv2d)
+        """Whether `fold` has made the kernels constants; such a model is for inference only."""
+        return not isinstance(self.stem.conv, PlainConv2d)
 
     def train(self, mode: bool = True) -> Self:
         """Switch to training mode, or back to evaluation mode.
 
         Raises:
-            FoldedModelError: If the kernels are folded: training would not keep them standardized.
+            FoldedModelError: If the model is folded: training would not keep it what it is.
         """
         if mode:
             self._refuse_if_folded("cannot train")
@@ -218,7 +222,7 @@ class Backbone(nn.Module):
         """Load parameters by timm's names; see `nn.Module.load_state_dict` for the details.
 
         Raises:
-            FoldedModelError: If the kernels are folded: loaded ones would not be standardized.
+            FoldedModelError: If the model is folded: it has other tensors than the original.
         """
         self._refuse_if_folded("cannot load weights")
         return super().load_state_dict(state_dict, strict, assign)
@@ -226,7 +230,7 @@ class Backbone(nn.Module):
     def _refuse_if_folded(self, what: str) -> None:
         if self.folded:
             raise FoldedModelError(
-                f"A folded model {what}: its kernels were standardized once and are constants. "
+                f"A folded model {what}: its kernels were computed once and are constants. "
                 "Use the original model (fold leaves it unchanged) and fold it again afterwards."
             )
 
@@ -248,7 +252,7 @@ class BiT(Backbone):
     ) -> None:
         super().__init__(architecture, output_stride)
         self.num_features = architecture.num_features
-        self.norm = GroupNormReLU(self.num_features)
+        self.norm = self._norm(self.num_features)
         self.head = Head(self.num_features, num_classes)
 
     @property
@@ -350,10 +354,18 @@ AnyBackbone = TypeVar("AnyBackbone", bound=Backbone)
 
 
 def fold(model: AnyBackbone) -> AnyBackbone:
-    """Standardize all kernels once, for inference.
+    """Compute once what inference would compute again for each image.
 
-    Only the kernels are new; other parameters are shared with `model`, which is unchanged. Fold
-    again after changing `model`.
+    - Standardized kernels become constants.
+    - A batch normalization that directly follows a convolution (the second and third of a unit)
+      becomes part of it, which gives the convolution a bias. ReLU stands between a normalization
+      and the convolution after it, so it cannot become part of that one. The first of a unit, whose
+      input the shortcut takes too, and the last of the network become one scale and one shift.
+    - Group normalization depends on the image and stays.
+
+    Without batch normalization, no bit of a result changes; with it, results change by rounding
+    (scales and shifts are computed in float64). What is not new is shared with `model`, which is
+    unchanged. Fold again after changing `model`.
 
     Args:
         model: A classifier or feature extractor; an already folded one is returned as it is.
@@ -370,8 +382,23 @@ def fold(model: AnyBackbone) -> AnyBackbone:
     }
     folded = copy.deepcopy(model, memo=shared)  # copies the modules; parameters are in the memo
     with torch.no_grad():
+        for module in list(folded.modules()):
+            if isinstance(module, Unit):
+                _join(module, "conv1", "norm2")
+                _join(module, "conv2", "norm3")
         for parent in list(folded.modules()):
             for name, child in list(parent.named_children()):
-                if isinstance(child, StdConv2d):
+                if isinstance(child, PlainConv2d):
                     setattr(parent, name, child.folded())
+                elif isinstance(child, BatchNormReLU):
+                    scale, shift = (vector.to(child.weight.dtype) for vector in child.affine())
+                    setattr(parent, name, AffineReLU(scale, shift))
     return folded.eval()
+
+
+def _join(unit: Unit, convolution: str, follower: str) -> None:
+    """Make a batch normalization part of the convolution before it; of both, only ReLU remains."""
+    conv, norm = getattr(unit, convolution), getattr(unit, follower)
+    if isinstance(norm, BatchNormReLU):
+        setattr(unit, convolution, conv.folded(*norm.affine()))
+        setattr(unit, follower, nn.ReLU(inplace=True))

@@ -28,7 +28,11 @@ CLASS_WEIGHTS, BALANCED = "class_weights", "balanced"
 RESIZE_CROP, INCEPTION_CROP = "resize_crop", "inception_crop"
 """Augmentations that a recipe may name."""
 SOFTMAX, SIGMOID = "softmax_cross_entropy", "sigmoid_cross_entropy"
-"""Losses that a recipe may name."""
+DISTILLATION = "distillation"
+"""Losses that a recipe may name; the last compares with a teacher's logits, not with labels."""
+
+TEMPERATURE = "temperature"
+"""The option of `DISTILLATION`: a number above 0, of both sides."""
 
 Decayed = Literal["all", "kernels"]
 
@@ -60,8 +64,8 @@ class Recipe:
         augmentation: ``resize_crop``: resize to the square, then crop at random; or
             ``inception_crop``: a box of random area and shape, resized to `crop`.
         loss: ``softmax_cross_entropy``; or ``sigmoid_cross_entropy``, summed over the classes, for
-            images of any number of labels.
-        loss_options: Options of that loss: numbers, a teacher's name, or class weights.
+            images of any number of labels; or ``distillation``, from a teacher, without labels.
+        loss_options: Options of that loss: class weights, or the temperature.
         head: ``zero``: a new head of zeros; ``kept``: that of the weights.
         num_examples: Number of training examples that the recipe was created for; None if it does
             not depend on them.
@@ -169,14 +173,16 @@ class Recipe:
         crop: int | None = None,
         flip: bool | None = None,
         class_weights: str | None = None,
+        temperature: float | None = None,
     ) -> Recipe:
         """Return the recipe with other numbers; None keeps the recipe's.
 
         New `steps` keep the schedule's shape (`Schedule.scaled`); `epochs` is another way to say
         them (`steps_of`). A `crop` without `resize` keeps their ratio (384 of 448 becomes 64 of
-        75), and any `crop` that to `eval_resize`. Apart from that, options are independent: a smaller batch keeps its learning rate.
-        `class_weights` may be ``balanced`` (`bitzoo.training.losses`). Values that differ from the
-        rule's are recorded in `overrides`.
+        75), and any `crop` keeps that to `eval_resize`. Apart from that, options are independent: a
+        smaller batch keeps its learning rate. `class_weights` may be ``balanced``
+        (`bitzoo.training.losses`); `temperature` is that of a distillation. Values that differ from
+        the rule's are recorded in `overrides`.
 
         Raises:
             UsageError: If a number is out of its range, or both `steps` and `epochs` are given.
@@ -207,6 +213,9 @@ class Recipe:
         }
         if class_weights is not None:
             wanted["loss_options"] = {**self.loss_options, CLASS_WEIGHTS: class_weights}
+        if temperature is not None:
+            heat = number(f"`{TEMPERATURE}`", temperature, above=0)
+            wanted["loss_options"] = {**self.loss_options, TEMPERATURE: heat}
         given = {name: value for name, value in wanted.items() if value is not None}
         changed = replace(self, schedule=schedule, **given)
         return replace(changed, overrides=_changes(self, changed))
@@ -290,7 +299,7 @@ def _option_values(recipe: Recipe) -> dict[str, Scalar]:
         "resize": recipe.resize,
         "crop": recipe.crop,
         "flip": recipe.flip,
-        CLASS_WEIGHTS: recipe.loss_options.get(CLASS_WEIGHTS),
+        **{name: recipe.loss_options.get(name) for name in (CLASS_WEIGHTS, TEMPERATURE)},
     }
 
 

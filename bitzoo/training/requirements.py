@@ -11,11 +11,20 @@ from bitzoo.errors import UsageError
 from bitzoo.models.bit import BiT
 from bitzoo.training.losses import LOSSES, check_loss_options
 from bitzoo.training.optimizers import OPTIMIZERS
-from bitzoo.training.recipe import INCEPTION_CROP, RESIZE_CROP, SIGMOID, Recipe
+from bitzoo.training.recipe import DISTILLATION, INCEPTION_CROP, RESIZE_CROP, SIGMOID, Recipe
 
 
-def check_training(model: BiT, recipe: Recipe, pixels: Pixels, labels: Labels) -> None:
+def check_training(
+    model: BiT, recipe: Recipe, pixels: Pixels, labels: Labels, *, has_teacher: bool = False
+) -> None:
     """Refuse a recipe that the loop does not know, and data that do not fit the network.
+
+    Args:
+        model: The network.
+        recipe: The recipe.
+        pixels: Training images.
+        labels: Class of each, or with a sigmoid loss the classes of each.
+        has_teacher: Whether there is a teacher, whose logits take the place of the labels.
 
     Raises:
         UsageError: Says what was expected and found.
@@ -32,6 +41,13 @@ def check_training(model: BiT, recipe: Recipe, pixels: Pixels, labels: Labels) -
                 f"{', '.join(sorted(words))}, found {found!r}. Change the recipe."
             )
     check_loss_options(recipe)
+    if has_teacher is not (recipe.loss == DISTILLATION):
+        found = "one" if has_teacher else "none"
+        raise UsageError(
+            f"The loss {DISTILLATION} and no other compares with a teacher, found {found} with the "
+            f"loss {recipe.loss}. Change the recipe, or {'leave out' if has_teacher else 'give'} "
+            "`teacher`."
+        )
     if pixels.are_whole != (recipe.augmentation == INCEPTION_CROP):
         kinds = ("squares", "whole images")
         raise UsageError(
@@ -45,7 +61,7 @@ def check_training(model: BiT, recipe: Recipe, pixels: Pixels, labels: Labels) -
             "images. Pass those of one split."
         )
     if isinstance(labels, LabelSets):
-        if recipe.loss != SIGMOID:
+        if recipe.loss not in (SIGMOID, DISTILLATION):
             raise UsageError(
                 f"The loss {recipe.loss} takes one label for each image, found images of several "
                 f"or none. Use the loss {SIGMOID}."

@@ -32,6 +32,7 @@ from bitzoo.data.loader import BatchPlan, Feed, Labels, MicroBatch, prefetch
 from bitzoo.errors import BitzooError, TensorMismatchError
 from bitzoo.inference.optimize import COMPUTE_DTYPES
 from bitzoo.inference.processes import join_processes, process_device
+from bitzoo.models.batch_norm import statistics_kept
 from bitzoo.models.bit import BiT
 from bitzoo.models.layers import StdConv2d
 from bitzoo.training import activation_checkpointing
@@ -86,6 +87,7 @@ def train(
     labels: Labels,
     options: TrainingConfig | None = None,
     *,
+    teacher: Callable[[Tensor], Tensor] | None = None,
     folder: Path | None = None,
     start: Checkpoint | None = None,
     about: Mapping[str, Any] | None = None,
@@ -110,6 +112,8 @@ def train(
         pixels: Training images, resized as the recipe says, or whole for an inception crop.
         labels: Class of each image, (len(pixels),), or with a sigmoid loss the classes of each.
         options: How to train.
+        teacher: For the loss ``distillation``: images of a micro-batch, exactly those that the
+            network gets, to the logits that it is compared with, (n, classes).
         folder: Where checkpoints go; None writes none. One is written at the end too.
         start: Checkpoint to resume from; only the main process needs it.
         about: What the metadata of checkpoints say about the run, JSON-serializable.
@@ -132,10 +136,10 @@ def train(
     """
     options = options or TrainingConfig()
     steps = recipe.schedule.steps
-    check_training(model, recipe, pixels, labels)
+    check_training(model, recipe, pixels, labels, has_teacher=teacher is not None)
     pace = Pace()
     with _training_form(model, options), graceful_stop(pace) as asked:
-        trainer = Trainer(model, recipe, pixels, labels, options)
+        trainer = Trainer(model, recipe, pixels, labels, options, teacher)
         trainer.begin(start)
         loss, saved, stopped, first = None, None, False, trainer.step
         selection = trainer.selection
@@ -208,9 +212,11 @@ class Trainer:
         pixels: Pixels,
         labels: Labels,
         options: TrainingConfig,
+        teacher: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         self.processes = join_processes(options.device)
         self._model, self._recipe, self._options = model, recipe, options
+        self._teacher = teacher
         device, dtype = process_device(options.device), COMPUTE_DTYPES[options.dtype]
         layout = _layout(options, device)
         model.to(device, memory_format=layout)  # type: ignore[call-overload]
@@ -243,9 +249,12 @@ class Trainer:
             self._restore(state, start)
         if not self.micro_batch:
             crop = self._recipe.crop
-            image = torch.zeros(1, 3, crop, crop, device=self._feed.device)
-            image = image.to(self._feed.dtype, memory_format=self._feed.memory_format)
-            self.micro_batch = choose_micro_batch(self._logits, image, max(1, len(self._rows)))
+            # Batch normalization needs two values for a mean, and maps may be of one pixel.
+            images = torch.zeros(2, 3, crop, crop, device=self._feed.device)
+            images = images.to(self._feed.dtype, memory_format=self._feed.memory_format)
+            with statistics_kept(self._model):
+                chosen = choose_micro_batch(self._logits, images, max(1, len(self._rows)))
+            self.micro_batch = chosen
         if self.processes.num_processes > 1:
             agreed: list[Any] = [
                 self.step,
@@ -321,9 +330,13 @@ class Trainer:
     def _update(self, step: int, parts: Iterable[MicroBatch], shared: bool) -> float | None:
         """Make one update and return its loss; None if any process ran out of memory."""
         self._optimizer.torch.zero_grad()
+        averages = float_buffers(self._model)
+        before = {name: average.clone() for name, average in averages.items()}
         loss, fits = self._accumulate(parts, shared)
         loss, failures = self._sum(loss, float(not fits))
-        if failures:
+        if failures:  # the step is made again
+            for name, average in averages.items():
+                average.copy_(before[name])
             return None
         self._require_finite(step, loss)
         sum_gradients(self._model)
@@ -341,10 +354,7 @@ class Trainer:
         try:
             with self._kernels if shared else contextlib.nullcontext():
                 for part in parts:
-                    losses = LOSSES[self._recipe.loss](
-                        self._logits(part.images), part.targets, self._class_weights
-                    )
-                    loss = losses.sum() / self._recipe.batch_size
+                    loss = self._losses(part).sum() / self._recipe.batch_size
                     self._scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
                     total += loss.detach()
                     done += len(part.images)
@@ -355,6 +365,11 @@ class Trainer:
             if not is_out_of_memory(error):
                 raise
         return 0.0, False  # outside the handler, so that the failed step's tensors are released
+
+    def _losses(self, part: MicroBatch) -> Tensor:
+        targets = self._teacher(part.images) if self._teacher else part.targets
+        logits, options = self._logits(part.images), self._recipe.loss_options
+        return LOSSES[self._recipe.loss](logits, targets, self._class_weights, options)
 
     def _logits(self, images: Tensor) -> Tensor:
         device, dtype = self._feed.device, self._feed.dtype
