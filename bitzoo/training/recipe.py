@@ -179,10 +179,10 @@ class Recipe:
 
         New `steps` keep the schedule's shape (`Schedule.scaled`); `epochs` is another way to say
         them (`steps_of`). A `crop` without `resize` keeps their ratio (384 of 448 becomes 64 of
-        75), and any `crop` that to `eval_resize`. Apart from that, options are independent: a smaller batch keeps its learning rate.
-        `class_weights` may be ``balanced`` (`bitzoo.training.losses`); `temperature` is that of a
-        distillation. Values that differ from the
-        rule's are recorded in `overrides`.
+        75), and any `crop` keeps that to `eval_resize`. Apart from that, options are independent: a
+        smaller batch keeps its learning rate. `class_weights` may be ``balanced``
+        (`bitzoo.training.losses`); `temperature` is that of a distillation. Values that differ from
+        the rule's are recorded in `overrides`.
 
         Raises:
             UsageError: If a number is out of its range, or both `steps` and `epochs` are given.

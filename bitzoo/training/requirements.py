@@ -61,7 +61,7 @@ def check_training(
             "images. Pass those of one split."
         )
     if isinstance(labels, LabelSets):
-        if recipe.loss != SIGMOID:
+        if recipe.loss not in (SIGMOID, DISTILLATION):
             raise UsageError(
                 f"The loss {recipe.loss} takes one label for each image, found images of several "
                 f"or none. Use the loss {SIGMOID}."

@@ -50,8 +50,10 @@ class TestBoxes:
         assert 0.9 < share.max() <= 1
         # a rounded width is off by half a pixel, at most
         assert (np.abs(width - np.clip(width, height * 0.75, height * 4 / 3)) <= 0.5).all()
-        assert (top >= 0).all() and (top + height <= size[0]).all()
-        assert (left >= 0).all() and (left + width <= size[1]).all()
+        assert (top >= 0).all()
+        assert (top + height <= size[0]).all()
+        assert (left >= 0).all()
+        assert (left + width <= size[1]).all()
 
     def test_height_is_uniform_for_a_given_ratio(self):
         """As in TensorFlow; the mean area is then 0.42 of a square, not 0.53 as for its area."""
@@ -166,9 +168,9 @@ class TestPixels:
 class TestRefusals:
     def test_squares_have_no_random_resized_crops(self, files, tmp_path):
         split = Split("train", (Example(0, files[0]),))
-        with open_pixels(split, CROP, budget_bytes=0) as pixels:
-            with pytest.raises(UsageError, match="`open_whole_images`"):
-                pixels.crops([0], [CropKey(0, 0, 0)])
+        squares = open_pixels(split, CROP, budget_bytes=0)
+        with squares, pytest.raises(UsageError, match="`open_whole_images`"):
+            squares.crops([0], [CropKey(0, 0, 0)])
         with open_whole_images(split, CROP) as pixels:
             with pytest.raises(UsageError, match="take their `crops`"):
                 pixels.rows([0])
@@ -184,6 +186,6 @@ class TestRefusals:
         Image.new("RGB", (40, 40)).save(content, "PNG")
         (tmp_path / "a.png").write_bytes(content.getvalue())
         split = Split("train", (Example(0, tmp_path / "a.png", key="a.png", sha256="0" * 64),))
-        with open_whole_images(split, CROP) as pixels:
-            with pytest.raises(UsageError, match=r"a\.png: .*changed since it was checked"):
-                pixels.crops([0], [CropKey(0, 0, 0)])
+        whole = open_whole_images(split, CROP)
+        with whole, pytest.raises(UsageError, match=r"a\.png: .*changed since it was checked"):
+            whole.crops([0], [CropKey(0, 0, 0)])

@@ -500,7 +500,7 @@ class TestRefusals:
             ),
             (
                 {"augmentation": "cutout"},
-                "an unknown augmentation: expected one of inception_crop, resize_crop, found 'cutout'",
+                "an unknown augmentation: expected one of inception_crop, resize_crop, found 'cut",
             ),
             (
                 {"loss_options": {"a": 1}},

@@ -20,15 +20,15 @@ from bitzoo.inference.evaluate import labels_of
 from bitzoo.inference.metrics import Evaluation
 from bitzoo.models.bit import BiT
 from bitzoo.models.wide_values import white_of
-from bitzoo.runs.config import FinetuneConfig
+from bitzoo.runs.config import RunConfig
 from bitzoo.runs.report.first_batch import show_first_batch
 from bitzoo.runs.report.html import write_card, write_report
 from bitzoo.runs.report.leakage import Leakage, measure_leakage, show_pairs
 from bitzoo.runs.report.run_command import command_of
 from bitzoo.runs.report.run_summary import RunRecord, find_mistakes
-from bitzoo.training.hyperrule import explain
 from bitzoo.training.model_selection import Choice
-from bitzoo.training.recipe import Recipe
+from bitzoo.training.recipe import SIGMOID, Recipe
+from bitzoo.training.recipe_text import explain
 from bitzoo.zoo.info import info as info_of
 from bitzoo.zoo.model_folder import write_model_folder
 
@@ -62,7 +62,7 @@ class FinishedRun:
     summary: DataSummary
     evaluation: Evaluation | None
     held_out: Pixels | None
-    config: FinetuneConfig
+    config: RunConfig
     data: object
     training: Pixels
     sessions: Sequence[tuple[str, str]]
@@ -110,17 +110,18 @@ def _info(finished: FinishedRun, identity: Mapping[str, Any]) -> ModelInfo:
         seed=int(identity["seed"]),
     )
     way = Preprocessing(
-        *(recipe.crop, recipe.crop, "bilinear", True, "the recipe of this run"),
+        *(recipe.crop, recipe.eval_resize or recipe.crop, "bilinear", recipe.eval_resize is None),
+        "the recipe of this run",
         bit_depth=finished.summary.bit_depth,
     )
     began = info_of(finished.model)
     return replace(
         began,
-        identity=Identity(None, "unknown", "fine-tuned by bitzoo"),
+        identity=Identity(None, "unknown", finished.config.made_how),
         license=None,  # only the owner of the trained weights can state it
         label_set=None,
         own_names=images.classes,
-        activation="softmax",
+        activation="sigmoid" if recipe.loss == SIGMOID else "softmax",
         preprocessing=way,
         refused={},
         run=run,
