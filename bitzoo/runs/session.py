@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from bitzoo.data.dataset import ImageSet, Split
+from bitzoo.data.examples import labels_in
 from bitzoo.data.image_store import Pixels, open_pixels, open_whole_images
 from bitzoo.data.label_sets import label_sets_of
 from bitzoo.data.loader import Labels
@@ -217,7 +218,7 @@ class Session:
         own = evaluate_pixels(
             network,
             self._held_out,
-            [example.label for example in images.examples] if several else labels_of(images),
+            labels_in(images.examples),
             classes,
             accepted=[sets[row] for row in range(len(sets))] if several else None,
             sigmoid=self._task.recipe.loss == SIGMOID,
