@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from bitzoo.data.dataset import DataSource, ImageSet, Split, fingerprint
+from bitzoo.data.examples import pick
 from bitzoo.data.label_sets import label_sets_of
 from bitzoo.data.validation import DataSummary
 from bitzoo.errors import UsageError
@@ -198,8 +199,8 @@ def choose_fraction(images: ImageSet, fraction: float, seed: int) -> ImageSet:
     """
     train = images.train
     order = np.random.default_rng([seed, _FRACTION]).permutation(len(train))
-    kept = np.sort(order[: max(1, round(fraction * len(train)))]).tolist()
-    part = Split(train.name, tuple(train.examples[number] for number in kept))
+    kept = np.sort(order[: max(1, round(fraction * len(train)))])
+    part = Split(train.name, pick(train.examples, kept))
     note = (
         f"Trained on {len(part):,} of {len(train):,} training images, chosen at random: "
         f"`fraction={fraction:g}`."
