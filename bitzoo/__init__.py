@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from bitzoo.inference.predict import predict
     from bitzoo.runs.fewshot import fewshot
     from bitzoo.runs.finetune import finetune
+    from bitzoo.runs.pretrain import pretrain
     from bitzoo.runs.reproduce import reproduce
     from bitzoo.runs.resume import resume
     from bitzoo.runs.vtab import vtab
@@ -51,6 +52,7 @@ _HOMES = {
     "list_models": "catalogue.registry",
     "optimize": "inference.optimize",
     "predict": "inference.predict",
+    "pretrain": "runs.pretrain",
     "publish": "hub.publish",
     "reproduce": "runs.reproduce",
     "resume": "runs.resume",
@@ -79,6 +81,7 @@ __all__ = [
     "list_models",
     "optimize",
     "predict",
+    "pretrain",
     "publish",
     "reproduce",
     "resume",

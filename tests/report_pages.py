@@ -23,8 +23,9 @@ from bitzoo.inference.metrics import Evaluation
 from bitzoo.runs.report.captions import first_batch_note
 from bitzoo.runs.report.leakage import Leakage, ShownPair
 from bitzoo.runs.report.run_summary import Gallery, Mistake, RunRecord, Tile
-from bitzoo.training.hyperrule import explain, hyperrule
+from bitzoo.training.hyperrule import hyperrule
 from bitzoo.training.model_selection import Choice
+from bitzoo.training.recipe_text import explain
 
 SIZES = (6, 60, 1000)
 _FIRST = ("great", "lesser", "northern", "painted", "common", "red-breasted", "ringed", "alpine")

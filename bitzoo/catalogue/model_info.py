@@ -16,6 +16,7 @@ from typing import Any, Literal, get_args
 from bitzoo.catalogue.class_names import class_names_or_reason
 from bitzoo.catalogue.metadata import Preprocessing
 from bitzoo.catalogue.registry import Activation, ModelSpec, find_spec
+from bitzoo.catalogue.run_info import RunInfo
 from bitzoo.display import Displayed
 from bitzoo.errors import damage_reported
 
@@ -184,36 +185,6 @@ def format_distance(value: float | None) -> str:
     return f"{value if value == 0 else max(value, 1e-99):.4e}"  # less would take a character more
 
 
-@dataclass(frozen=True)
-class RunInfo:
-    """What a fine-tuned model was trained on, and how.
-
-    Attributes:
-        data: The data set as the user named it.
-        fingerprint: SHA-256 over its classes, examples and contents.
-        split: Number of images by split, and how images were held out.
-        recipe: The recipe, as `Recipe.to_dict` gives it.
-        seed: Seed of everything random.
-    """
-
-    data: str
-    fingerprint: str
-    split: Mapping[str, Any]
-    recipe: Mapping[str, Any]
-    seed: int
-
-    @classmethod
-    def from_dict(cls, record: Mapping[str, Any]) -> RunInfo:
-        """Return the run that `dataclasses.asdict` described."""
-        return cls(
-            data=str(record["data"]),
-            fingerprint=str(record["fingerprint"]),
-            split=dict(record["split"]),
-            recipe=dict(record["recipe"]),
-            seed=int(record["seed"]),
-        )
-
-
 @dataclass(frozen=True, repr=False)
 class ModelInfo(Displayed):
     """Everything that is known about a model; what is not known is None.
@@ -231,7 +202,7 @@ class ModelInfo(Displayed):
         preprocessing: How images are prepared, and who says so.
         license: SPDX identifier in lower case.
         provenance: Where its numbers come from.
-        run: For a fine-tuned model, what it was trained on.
+        run: For a model that bitzoo trained, what it was trained on.
         sources: Name of an attribute -> who states it.
         refused: Name of an attribute -> why the value that was found cannot be used.
         path: The file that the weights were read from; not part of the record.
@@ -362,7 +333,7 @@ class ModelInfo(Displayed):
             "preprocessing": self.preprocessing.to_dict() if self.preprocessing else None,
             "license": self.license,
             "provenance": self.provenance.to_dict() if self.provenance else None,
-            "run": asdict(self.run) if self.run else None,
+            "run": self.run.to_dict() if self.run else None,
             "sources": dict(sorted(self.sources.items())) or None,
         }
         return {key: value for key, value in record.items() if value is not None}
@@ -434,6 +405,7 @@ class ModelInfo(Displayed):
             rows.append(("numbers", self._numbers_in_words(self.provenance)))
         if self.run:
             rows.append(("trained on", f"{self.run.data}, {self.run.split}"))
+            rows += [("teacher", teacher.in_words) for teacher in self.run.teachers]
         return rows
 
     def _with_source(self, key: str, value: str | None) -> str:

@@ -26,7 +26,7 @@ from bitzoo.errors import UsageError
 
 if TYPE_CHECKING:
     from bitzoo.inference.metrics import Evaluation
-    from bitzoo.runs.finetune import FinetuneResult
+    from bitzoo.runs.run_result import RunResult
     from bitzoo.training.hyperrule import Edition
     from bitzoo.training.recipe import Recipe
 
@@ -58,13 +58,14 @@ def hyperrule(
     MODEL matters only for R152x4; without it, the plan is that of every other network.
     """
     from bitzoo.training import hyperrule as rule
+    from bitzoo.training.recipe_text import explain
 
     size = parse_size(resolution)
     recipe = rule.hyperrule(num_examples, size, edition, model, flip=flip, crop=crop)
     if json:
         print_json(recipe.to_dict())
     else:
-        print_facts(rule.explain(recipe))
+        print_facts(explain(recipe))
 
 
 @click.command("finetune", cls=Command, no_args_is_help=True)
@@ -208,7 +209,7 @@ def finetune(model: str, data: str, out: Path, json: bool, **options: Any) -> No
 
 
 def carry_out(
-    work: Callable[..., FinetuneResult], *, device: str | None, freeze: bool, json: bool
+    work: Callable[..., RunResult], *, device: str | None, freeze: bool, json: bool
 ) -> None:
     """Do the work of a run, show it, and print its result; only the main process prints.
 
@@ -276,7 +277,7 @@ class _Told:
         self._steps, self._freeze = 0, freeze
 
     def recipe(self, recipe: Recipe) -> None:
-        from bitzoo.training.hyperrule import explain
+        from bitzoo.training.recipe_text import explain
 
         self._steps = recipe.schedule.steps
         print_facts(explain(recipe, freeze=self._freeze))
@@ -286,7 +287,7 @@ class _Told:
             say(f"step {step:,}: {_verdict(found)}", error=True)
 
 
-def _print_result(result: FinetuneResult) -> None:
+def _print_result(result: RunResult) -> None:
     if result.stopped:
         quoted = shlex.quote(str(result.folder))
         say(f"Stopped after step {result.steps}. Continue with: bitzoo resume {quoted}")

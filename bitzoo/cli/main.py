@@ -20,6 +20,7 @@ from bitzoo.cli.fewshot import fewshot
 from bitzoo.cli.finetune import finetune, hyperrule
 from bitzoo.cli.info import info, list_command
 from bitzoo.cli.options import debug_option, version_option
+from bitzoo.cli.pretrain import pretrain
 from bitzoo.cli.publish import card, publish
 from bitzoo.cli.quickstart import quickstart
 from bitzoo.cli.reproduce import reproduce
@@ -43,6 +44,7 @@ for _command in (
     hyperrule,
     finetune,
     resume,
+    pretrain,
     evaluate,
     predict,
     fewshot,

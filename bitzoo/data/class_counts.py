@@ -25,7 +25,7 @@ def describe_classes(images: ImageSet) -> list[str]:
         between them.
     """
     splits = images.splits
-    counts = [Counter(example.label for example in split.examples) for split in splits]
+    counts = [Counter(k for e in split.examples for k in e.classes) for split in splits]
     totals = ", ".join(f"{len(split):,} in {split.name}" for split in splits)
     number = len(images.classes)
     labels = list(range(number))

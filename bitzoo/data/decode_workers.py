@@ -36,6 +36,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 
+from bitzoo.data.inception_crop import CropKey, cropped
 from bitzoo.errors import UsageError
 from bitzoo.models.image_files import ImageTooLargeError, read_image_file
 from bitzoo.models.preprocessing import (
@@ -99,6 +100,7 @@ class Decoder:
         examples: Sequence[Example],
         store: Callable[[int, Pixels8], object],
         advance: Callable[[int], object] | None = None,
+        crops: Sequence[CropKey] | None = None,
     ) -> None:
         """Decode all examples, in any order.
 
@@ -107,15 +109,34 @@ class Decoder:
             store: Called from any thread with an example's index and its pixels, uint8
                 (size, size, 3).
             advance: Called from this thread with the number of images done.
+            crops: Which random crop of each image is taken instead of the whole of it.
 
         Raises:
             UsageError: If an image cannot be decoded; images not yet started are skipped.
         """
 
         def work(number: int) -> None:
-            store(number, self.decode(examples[number]))
+            store(number, self.decode(examples[number], crops[number] if crops else None))
 
-        futures = [self._threads.submit(work, number) for number in range(len(examples))]
+        self.run_each(len(examples), work, advance)
+
+    def run_each(
+        self,
+        count: int,
+        work: Callable[[int], object],
+        advance: Callable[[int], object] | None = None,
+    ) -> None:
+        """Call `work` with every number below `count`, in the threads that decode.
+
+        Args:
+            count: How many numbers.
+            work: What is to be done, such as to `decode` an example.
+            advance: Called from this thread with how much is done.
+
+        Raises:
+            Exception: The first that `work` raises; what has not started yet is skipped.
+        """
+        futures = [self._threads.submit(work, number) for number in range(count)]
         try:
             for done, future in enumerate(as_completed(futures), start=1):
                 future.result()
@@ -126,30 +147,38 @@ class Decoder:
                 future.cancel()
             wait(futures)
 
-    def decode(self, example: Example) -> Pixels8:
+    def decode(self, example: Example, crop: CropKey | None = None) -> Pixels8:
         """Return the pixels of one example: uint8 (size, size, 3), RGB.
+
+        Args:
+            example: What to decode.
+            crop: Which random crop of the image to take; None resizes it by the transform.
 
         Raises:
             UsageError: If the image cannot be decoded, or is no longer the one that was checked.
         """
         if example.path is None or not self._use_processes:
-            return self._decode_here(example)
+            return self._decode_here(example, crop)
         try:
             worker = self._idle.pop()
         except IndexError:  # at most as many as there are threads
             worker = _Worker(self.transform)
             self._started.append(worker)
-        pixels = worker.decode(os.path.abspath(example.path), example.sha256)
+        pixels = worker.decode(os.path.abspath(example.path), example.sha256, crop)
         self._idle.append(worker)
         # This process may be able to read what a worker cannot, with a Pillow plug-in that the
         # user's script has loaded. If it cannot either, the error says why.
-        return self._decode_here(example) if pixels is None else pixels
+        return self._decode_here(example, crop) if pixels is None else pixels
 
-    def _decode_here(self, example: Example) -> Pixels8:
+    def _decode_here(self, example: Example, crop: CropKey | None) -> Pixels8:
         try:
-            return self.transform.array(checked_image(example, self.transform.bit_depth))
+            return _prepared(checked_image(example, self.transform.bit_depth), self.transform, crop)
         except UsageError as error:
             raise UsageError(f"{example.key}: {error}") from error
+
+
+def _prepared(image: Image.Image, transform: EvalTransform, crop: CropKey | None) -> Pixels8:
+    return transform.array(image) if crop is None else cropped(image, crop, transform.crop)
 
 
 def as_transform(size: int | EvalTransform, bit_depth: int | None = None) -> EvalTransform:
@@ -264,7 +293,8 @@ def serve(**transform: Any) -> None:
 
     Its arguments are the attributes of an `EvalTransform`.
 
-    A request is a line of JSON, the path and the SHA-256 that its bytes must have ("": any). The
+    A request is a line of JSON: the path, the SHA-256 that its bytes must have ("": any), and the
+    attributes of the `CropKey` or null. The
     answer is one byte, and the pixels if it is `_GOOD`; `_BAD` leaves it to the parent to try, and
     to say what is wrong.
     """
@@ -275,17 +305,18 @@ def serve(**transform: Any) -> None:
     os.dup2(2, 1)  # so that nothing can print between the pixels
     resize = EvalTransform(**transform)
     for line in sys.stdin.buffer:
-        path, sha256 = json.loads(line)
+        path, sha256, crop = json.loads(line)
         try:
             content = read_content(path)
             if sha256:
                 _require_same(hashlib.sha256(content).hexdigest(), sha256)
-            pixels = resize.array(content)
+            image = read_rgb(content, resize.bit_depth)
+            pixels = _prepared(image, resize, crop and CropKey(**crop))
         except UsageError:
             answers.write(_BAD)
         else:
             answers.write(_GOOD)
-            answers.write(pixels.data)
+            answers.write(np.ascontiguousarray(pixels).data)
         answers.flush()
 
 
@@ -308,11 +339,12 @@ class _Worker:
         self._requests = cast("io.BufferedWriter", self._process.stdin)
         self._answers = cast("io.BufferedReader", self._process.stdout)
 
-    def decode(self, path: str, sha256: str) -> Pixels8 | None:
+    def decode(self, path: str, sha256: str, crop: CropKey | None) -> Pixels8 | None:
         """Return the pixels of the file; None if the worker cannot read it, or it has changed."""
         pixels = np.empty(self._shape, np.uint8)
         with contextlib.suppress(BrokenPipeError):
-            self._requests.write(json.dumps([path, sha256]).encode() + b"\n")
+            request = [path, sha256, crop and asdict(crop)]
+            self._requests.write(json.dumps(request).encode() + b"\n")
             self._requests.flush()
         status = self._answers.read(1)
         if status == _BAD:

@@ -36,6 +36,7 @@ class Row:
         load: Returns the image; None if `path` is set.
         extra: Its values in the other columns of the source, as text.
         group: Name of the group that stays in one split, see `bitzoo.data.groups`; "" for none.
+        labels: Names of all its classes, `label` first, if the source can give it several; ().
     """
 
     key: str
@@ -45,6 +46,12 @@ class Row:
     load: Load | None = None
     extra: Mapping[str, str] = field(default_factory=dict)
     group: str = ""
+    labels: tuple[str, ...] = ()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of all its classes."""
+        return self.labels or (self.label,)
 
 
 @dataclass(frozen=True)
@@ -52,7 +59,7 @@ class Listing:
     """Everything that a source lists, in an order that depends only on names.
 
     Attributes:
-        rows: The images.
+        rows: The images; of large sources as arrays, see `examples.RowTable`.
         classes: All class names in order, including classes without images.
         source: Display name of the source.
         notes: Remarks that need no action.
@@ -62,13 +69,13 @@ class Listing:
         unlabelled: The images of a split in which none has a label, with "" as the label.
     """
 
-    rows: tuple[Row, ...]
+    rows: Sequence[Row]
     classes: tuple[str, ...]
     source: str
     notes: tuple[str, ...] = ()
     problems: tuple[Problem, ...] = ()
     label_changing: tuple[str, ...] = ()
-    unlabelled: tuple[Row, ...] = ()
+    unlabelled: Sequence[Row] = ()
 
 
 _MAX_DIGITS = 100

@@ -12,6 +12,7 @@ from collections.abc import Generator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -20,10 +21,15 @@ from torch import Tensor
 
 from bitzoo.data.decode_workers import Pixels8
 from bitzoo.data.image_store import Pixels
+from bitzoo.data.inception_crop import CropKey
+from bitzoo.data.label_sets import LabelSets
 from bitzoo.data.sampler import Batch, BatchPlan
 from bitzoo.errors import UsageError
 
-__all__ = ["Batch", "BatchPlan", "Feed", "MicroBatch", "materialize", "prefetch"]
+__all__ = ["Batch", "BatchPlan", "Feed", "Labels", "MicroBatch", "materialize", "prefetch"]
+
+
+Labels: TypeAlias = "npt.NDArray[np.integer] | LabelSets"
 
 
 @dataclass(frozen=True)
@@ -34,7 +40,7 @@ class MicroBatch:
         batch: The whole batch.
         rows: The rows of the batch in this micro-batch.
         images: (n, 3, crop, crop) in [-1, 1].
-        targets: float32 (n, classes), each row a distribution.
+        targets: float32 (n, classes): 1 for each class of the image, else 0, mixed as the images.
     """
 
     batch: Batch
@@ -49,7 +55,7 @@ class Feed:
 
     Attributes:
         pixels: Images, resized as the plan says.
-        labels: Class of each image, (len(pixels),).
+        labels: Class of each image, (len(pixels),), or the classes of each.
         num_classes: Width of the targets.
         device: Where the tensors go.
         dtype: Dtype of the images; they are computed in float32 and rounded once.
@@ -57,7 +63,7 @@ class Feed:
     """
 
     pixels: Pixels
-    labels: npt.NDArray[np.integer]
+    labels: Labels
     num_classes: int
     device: torch.device
     dtype: torch.dtype = torch.float32
@@ -68,7 +74,7 @@ def materialize(
     batch: Batch,
     rows: slice,
     pixels: Pixels,
-    labels: npt.NDArray[np.integer],
+    labels: Labels,
     num_classes: int,
     crop: int,
     device: torch.device | str = "cpu",
@@ -85,7 +91,7 @@ def materialize(
         batch: From `BatchPlan.batch`.
         rows: Which rows; a micro-batch or ``slice(rank, None, world)``.
         pixels: See `Feed`, also for the other arguments.
-        labels: Class of each image.
+        labels: Class of each image, or the classes of each.
         num_classes: Width of the targets.
         crop: Edge of the images.
         device: Where the tensors go; everything after decoding is computed there.
@@ -154,22 +160,32 @@ class _Prepared:
         self.batch, self.rows, self._crop, self._feed = batch, rows, crop, feed
         own = np.arange(len(batch))[rows]
         sides = np.stack([own] if batch.mix is None else [own, batch.mix[rows]])
-        # An image that several rows use is read once.
-        needed, positions = np.unique(batch.indices[sides], return_inverse=True)
+        if batch.crop_seed is None:  # an image that several rows use is read once
+            needed, positions = np.unique(batch.indices[sides], return_inverse=True)
+        else:  # each row has a crop of its own
+            needed, positions = np.unique(sides, return_inverse=True)
         windows = (batch.top[sides], batch.left[sides], batch.flip[sides])
         crops = np.stack([positions.reshape(sides.shape), *windows])
-        targets = _mix_targets(feed, batch, sides)
         self._host: tuple[Tensor, ...]  # pinned for a GPU, so that copying need not wait
         if feed.device.type == "cpu":
-            decoded = feed.pixels.rows(needed)
+            decoded = self._read(needed)
             images = _mix_on_cpu(decoded, crops, batch.lam, crop, feed.memory_format)
-            self._host = images, targets
+            self._host = images, _mix_targets(feed, batch, sides)
         else:
             shape, pin = (len(needed), *(feed.pixels.size,) * 2, 3), feed.device.type == "cuda"
             raw = torch.empty(shape, dtype=torch.uint8, pin_memory=pin)
-            feed.pixels.take(needed, raw.numpy())
-            rest = torch.from_numpy(crops), targets
+            for place, image in zip(raw.numpy(), self._read(needed), strict=True):
+                place[...] = image
+            rest = torch.from_numpy(crops), _mix_targets(feed, batch, sides)
             self._host = (raw, *(part.pin_memory() if pin else part for part in rest))
+
+    def _read(self, needed: npt.NDArray[np.int64]) -> Sequence[Pixels8]:
+        """Return images by number, or with random-resized crops those of rows."""
+        batch, pixels = self.batch, self._feed.pixels
+        if batch.crop_seed is None:
+            return pixels.rows(needed)
+        keys = [CropKey(batch.crop_seed, batch.step, row) for row in needed.tolist()]
+        return pixels.crops(batch.indices[needed], keys)
 
     def finish(self) -> tuple[Tensor, Tensor]:
         feed = self._feed
@@ -238,7 +254,12 @@ def _mix_on_cpu(
 
 
 def _mix_targets(feed: Feed, batch: Batch, sides: npt.NDArray[np.int64]) -> Tensor:
+    """Return the targets of images that have been read: another may stand in for one of them."""
     targets = np.zeros((sides.shape[1], feed.num_classes), np.float32)
     for rows, weight in zip(sides, (batch.lam, 1 - batch.lam), strict=False):
-        targets[np.arange(len(rows)), feed.labels[batch.indices[rows]]] += np.float32(weight)
+        images = feed.pixels.used(batch.indices[rows])
+        if isinstance(feed.labels, LabelSets):
+            targets += feed.labels.targets(images, feed.num_classes) * np.float32(weight)
+        else:
+            targets[np.arange(len(rows)), feed.labels[images]] += np.float32(weight)
     return torch.from_numpy(targets)

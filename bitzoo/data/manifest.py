@@ -24,13 +24,17 @@ Fields: TypeAlias = "Mapping[str, object] | str"
 MAX_BYTES = 1 << 30
 """Bound on a manifest: millions of lines of 100 bytes have some hundred megabytes."""
 _READ = ("path", "label", "split")
+_SEVERAL = "labels"
+_SEPARATOR = ";"
+"""Between the names of several classes in a cell of the column `labels`."""
 _LIKE_LABEL = re.compile(r"label|class|target|categor|species|tag", re.IGNORECASE)
 """Names of columns in which a user may expect a label to be read."""
 _SHOWN = 100
 """Characters of a line that a message quotes."""
 _FORM = (
     "a CSV file with a header line path,label or path,label,split, or JSON lines "
-    '{"path": "cats/1.jpg", "label": "cat"}'
+    '{"path": "cats/1.jpg", "label": "cat"}; with several labels an image, the column labels with '
+    f'names separated by {_SEPARATOR}, or in JSON lines a list, {{"labels": ["cat", "sofa"]}}'
 )
 
 
@@ -39,12 +43,14 @@ def read_manifest(file: Path) -> Listing:
 
     Each line has the path of an image, relative to the manifest's folder or absolute, the name of
     its class and optionally, but then in every line, its split: a name that `resolve_splits` knows.
+    Instead of `label` it may have `labels`: the names of several classes, separated by a semicolon,
+    or in JSON lines a list. Of a line with both, `label` counts.
     Other columns can name groups, see `bitzoo.data.groups`, and are noted, as is a second column of
     a name. Unusable lines become problems of the listing; validation reports missing images.
 
     Raises:
         DatasetError: If the file is not UTF-8 text of at most `MAX_BYTES`, has no header with
-            `path` and `label`, or lists nothing at all.
+            `path` and `label` or `labels`, only some lines have `labels`, or it lists nothing.
     """
     try:
         text = read_bytes(file, MAX_BYTES).decode("utf-8-sig")
@@ -86,7 +92,8 @@ def read_manifest(file: Path) -> Listing:
         Problem(Reason.LINE, f"{printable(file.name)} line {line}", detail)
         for line, detail in sorted(wrong)
     ]
-    classes = order_classes(row.label for row in rows)
+    _refuse_both(read, file)
+    classes = order_classes(name for row in rows for name in row.names)
     notes = (*remarks.notes(), *_notes_on_splits(splits))
     return Listing(tuple(rows), classes, _shown(file), notes, tuple(problems))
 
@@ -110,7 +117,8 @@ class _Remarks:
     spaced: list[str] = field(default_factory=list)
 
     def add(self, fields: Mapping[str, object]) -> None:
-        self.others.update((name, None) for name in fields if name not in _READ)
+        read = _READ if "label" in fields else (*_READ, _SEVERAL)
+        self.others.update((name, None) for name in fields if name not in read)
         label = fields.get("label")
         if isinstance(label, str) and label != label.strip():
             self.spaced.append(label)
@@ -120,7 +128,7 @@ class _Remarks:
         if self.others:
             shown = join_some([_quoted(name) or "(no name)" for name in self.others])
             yield f"Other columns of the manifest ({len(self.others)}): {shown}." + (
-                " An image has one label, which is in the column label."
+                " An image has one label, which is in the column label, or several in labels."
                 if any(map(_LIKE_LABEL.search, self.others))
                 else ""
             )
@@ -135,7 +143,12 @@ def _row(fields: Fields, folder: Path) -> Row | str:
     """Return the row that a line describes, with its split as it is written, or what is wrong."""
     if isinstance(fields, str):
         return fields
-    values = {}
+    values, labels = {}, ()
+    if _SEVERAL in fields and "label" not in fields:
+        found = _several(fields[_SEVERAL])
+        if isinstance(found, str):
+            return found
+        labels, fields = found, {**fields, "label": found[0]}
     for name in _READ:
         value = fields.get(name, "")
         if isinstance(value, bool) or not isinstance(value, (str, int)):
@@ -151,14 +164,38 @@ def _row(fields: Fields, folder: Path) -> Row | str:
         for name, value in fields.items()
         if name not in values and isinstance(value, (str, int, float))
     }
-    return Row(printable(path), label, values["split"], folder / path, extra=extra)
+    return Row(printable(path), label, values["split"], folder / path, extra=extra, labels=labels)
+
+
+def _several(value: object) -> tuple[str, ...] | str:
+    """Return the distinct names in a cell of the column `labels`, or what is wrong with it."""
+    items = value.split(_SEPARATOR) if isinstance(value, str) else value
+    if not isinstance(items, list) or not all(
+        isinstance(item, (str, int)) and not isinstance(item, bool) for item in items
+    ):
+        return f"{_SEVERAL} must be a list of names, found {_quoted(json.dumps(value))}"
+    names = dict.fromkeys(printable(str(item).strip()) for item in items)
+    if not names or "" in names:
+        return f"{_SEVERAL} {'has an empty name' if names else 'is empty'}"
+    return tuple(names)
+
+
+def _refuse_both(read: Sequence[tuple[int, Row]], file: Path) -> None:
+    """Raise if some lines have a label and others labels: it is unclear what is meant."""
+    several = sum(bool(row.labels) for _, row in read)
+    if 0 < several < len(read):
+        raise DatasetError(
+            f"In the manifest {_shown(file)}, every line must have its label in the column label, "
+            f"or every line its labels in the column {_SEVERAL}, found {several:,} lines with "
+            f"{_SEVERAL} and {len(read) - several:,} with label. Write all of them as {_SEVERAL}."
+        )
 
 
 def _read_csv(text: str, file: Path) -> Iterator[tuple[int, Fields]]:
     lines = csv.reader(io.StringIO(text, newline=""), skipinitialspace=True, strict=True)
     try:
         header = [name.strip().lower() for name in next(lines, [])]
-        if not {"path", "label"} <= set(header):
+        if "path" not in header or not {"label", _SEVERAL} & set(header):
             found = _quoted(text.partition("\n")[0].strip())
             raise DatasetError(
                 f"The manifest {_shown(file)} must begin with a header line that names the columns "

@@ -40,6 +40,8 @@ class Batch:
         flip: Whether each crop is mirrored left to right, bool (B,).
         mix: Row of the batch that each row is mixed with, a permutation; None without MixUp.
         lam: Weight of the row itself; its partner's is 1 - lam. 1 without MixUp.
+        crop_seed: With random-resized crops, the seed of their boxes, which depend on the size of
+            each image too; `top` and `left` are then 0. None without them.
     """
 
     step: int
@@ -49,6 +51,7 @@ class Batch:
     flip: npt.NDArray[np.bool_]
     mix: Integers | None = None
     lam: float = 1.0
+    crop_seed: int | None = None
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -70,6 +73,9 @@ class BatchPlan:
         mixup_alpha: MixUp's weight is drawn from Beta(alpha, alpha) (arXiv 1710.09412); 0 turns
             MixUp off.
         seed: 0 <= seed < 2**64.
+        random_resized: Whether each row has a random-resized crop of the whole image
+            (`bitzoo.data.inception_crop`) instead of a window of a resized one; `resize` is then
+            `crop`.
 
     Raises:
         UsageError: If a number is out of its range.
@@ -82,11 +88,14 @@ class BatchPlan:
     flip: bool = True
     mixup_alpha: float = 0.0
     seed: int = 0
+    random_resized: bool = False
 
     def __post_init__(self) -> None:
         _require(self.num_examples >= 1, "num_examples", "at least 1", self.num_examples)
         _require(self.batch_size >= 1, "batch_size", "at least 1", self.batch_size)
         _require(1 <= self.crop <= self.resize, "crop", f"in 1..{self.resize} (resize)", self.crop)
+        if self.random_resized:
+            _require(self.resize == self.crop, "resize", f"{self.crop} (crop)", self.resize)
         is_alpha = 0 <= self.mixup_alpha < math.inf
         _require(is_alpha, "mixup_alpha", "at least 0 and finite", self.mixup_alpha)
         _require(0 <= self.seed < 1 << 64, "seed", "in 0..2**64 - 1", self.seed)
@@ -103,7 +112,8 @@ class BatchPlan:
             random = _generator(self.seed, _MIXUP, step)
             lam = float(random.beta(self.mixup_alpha, self.mixup_alpha))
             mix = random.permutation(count)
-        return Batch(step, self._indices(step), top, left, flip, mix, lam)
+        crop_seed = self.seed if self.random_resized else None
+        return Batch(step, self._indices(step), top, left, flip, mix, lam, crop_seed)
 
     def _indices(self, step: int) -> Integers:
         first, last = step * self.batch_size, (step + 1) * self.batch_size

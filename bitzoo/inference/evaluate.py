@@ -16,6 +16,7 @@ from torch import nn
 from bitzoo.data.dataset import DataSource, Example, ImageSet, Listed, Split, list_splits
 from bitzoo.data.decode_workers import count_cores
 from bitzoo.data.image_store import open_pixels
+from bitzoo.data.label_sets import label_sets_of
 from bitzoo.data.label_space import output_space
 from bitzoo.data.problems import DatasetError
 from bitzoo.data.validation import DataSummary, check_images, inspect
@@ -246,8 +247,18 @@ def _nothing(classes: int) -> tuple[Integers, npt.NDArray[np.float32]]:
 
 
 def labels_of(split: Split) -> Integers:
-    """Return the class index of every example, int64."""
-    return np.array([example.label for example in split.examples], np.int64)
+    """Return the class index of every example, int64.
+
+    Raises:
+        DatasetError: If an example has several classes; `label_sets_of` returns those.
+    """
+    labels = label_sets_of(split).single
+    if labels is None:
+        raise DatasetError(
+            f"Every image must have one class here, but images of {split.name} have several "
+            "labels. Train a network for them with the sigmoid loss."
+        )
+    return labels
 
 
 class PixelSource(Protocol):
@@ -274,6 +285,7 @@ def evaluate_pixels(
     world: int = 1,
     outputs: Sequence[int] | None = None,
     accepted: Sequence[Sequence[int]] | None = None,
+    sigmoid: bool = False,
     progress: Progress | None = None,
 ) -> Evaluation:
     """Run a network over labelled pixels and count.
@@ -298,6 +310,7 @@ def evaluate_pixels(
         world: Number of processes; `Evaluation.merge` puts their results together.
         outputs: The outputs that compete, one per class; None for all of them.
         accepted: The labels of each image that are right, at least one; None for `labels`.
+        sigmoid: Whether scores and losses are those of a sigmoid for each class.
         progress: Called with ``"evaluate"`` and numbers of images.
 
     Returns:
@@ -318,7 +331,10 @@ def evaluate_pixels(
     def of(batch: Integers, logits: npt.NDArray[np.float32]) -> Evaluation:
         right = None if accepted is None else [accepted[row] for row in batch]
         return Evaluation.of_logits(
-            classes, truth[batch], logits, batch, keep_logits=keep_logits, accepted=right
+            *(classes, truth[batch], logits, batch),
+            keep_logits=keep_logits,
+            accepted=right,
+            sigmoid=sigmoid,
         )
 
     parts = [of(rows[:0], _nothing(len(classes))[1])]

@@ -9,13 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 from bitzoo.errors import UsageError
-from bitzoo.runs.config import FinetuneConfig
 from bitzoo.runs.run_dir import RunDir
+from bitzoo.training.checked_values import whole
 from bitzoo.training.checkpointing import latest_checkpoint
-from bitzoo.training.recipe import Recipe, whole
+from bitzoo.training.recipe import Recipe
+from bitzoo.training.training_config import TrainingConfig
+
+Config = TypeVar("Config", bound=TrainingConfig)
 
 
 @dataclass(frozen=True)
@@ -37,8 +40,8 @@ def changed(
     started: Mapping[str, Any],
     changes: Sequence[Mapping[str, Any]],
     recipe: Recipe,
-    config: FinetuneConfig,
-) -> tuple[Recipe, FinetuneConfig]:
+    config: Config,
+) -> tuple[Recipe, Config]:
     """Return recipe and options as they are after all changes.
 
     Args:
@@ -84,7 +87,7 @@ def record_change(run_dir: RunDir, change: Change) -> None:
     if change == Change():
         return
     started, changes = run_dir.identity, run_dir.changes
-    recipe, config = Recipe.from_dict(started["recipe"]), FinetuneConfig(dtype=started["dtype"])
+    recipe, config = Recipe.from_dict(started["recipe"]), TrainingConfig(dtype=started["dtype"])
     recipe, config = changed(started, changes, recipe, config)
     newest = None if started["freeze"] else latest_checkpoint(run_dir.checkpoints)
     step, steps = newest.step if newest else 0, recipe.schedule.steps

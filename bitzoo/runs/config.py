@@ -1,10 +1,10 @@
-"""The options and callbacks of a fine-tuning run."""
+"""The options and callbacks of a run."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from bitzoo.errors import UsageError
 from bitzoo.files import Progress
@@ -23,14 +23,12 @@ Resolution = int | tuple[int | None, int] | None
 
 
 @dataclass(frozen=True)
-class FinetuneConfig(TrainingConfig):
-    """The options of a run besides model, data and folder; None follows the rule.
+class RunConfig(TrainingConfig):
+    """The options of any run besides what it starts from, data and folder; None follows the rule.
 
     The attributes common to all training are those of `TrainingConfig`.
 
     Attributes:
-        edition: HyperRule of the ``paper`` or of the ``released`` code.
-        pretrained: False starts from random weights.
         steps: Length of training; the schedule keeps its shape.
         epochs: Length of training in passes over the training images, instead of `steps`.
         batch_size: Images per step.
@@ -55,8 +53,13 @@ class FinetuneConfig(TrainingConfig):
         log: Where to log the metrics too; see `bitzoo.runs.trackers.chosen_trackers`.
     """
 
-    edition: Edition = "paper"
-    pretrained: bool = True
+    kind: ClassVar[str]
+    """Kind of the run, which is also the command that makes it; see `bitzoo.runs.kinds`."""
+    made_how: ClassVar[str]
+    """How the model came about, as a phrase."""
+    starts_from_weights: ClassVar[bool] = True
+    """Whether a run of this kind starts from a model; otherwise from an architecture."""
+
     steps: int | None = None
     epochs: float | None = None
     batch_size: int | None = None
@@ -125,6 +128,49 @@ class FinetuneConfig(TrainingConfig):
         if isinstance(self.resolution, int):
             return None, self.resolution
         return self.resolution or (None, None)
+
+
+@dataclass(frozen=True)
+class FinetuneConfig(RunConfig):
+    """The options of a fine-tuning run.
+
+    Attributes:
+        edition: HyperRule of the ``paper`` or of the ``released`` code.
+        pretrained: False starts from random weights.
+    """
+
+    kind = "finetune"
+    made_how = "fine-tuned by bitzoo"
+
+    edition: Edition = "paper"
+    pretrained: bool = True
+
+
+@dataclass(frozen=True)
+class PretrainConfig(RunConfig):
+    """The options of a pre-training run.
+
+    Attributes:
+        recipe: A key of `bitzoo.training.pretraining.RULES`.
+        weight_decay: Weight decay.
+        fraction: Share of the training images that is used, above 0 and at most 1; None for all.
+    """
+
+    kind = "pretrain"
+    made_how = "pre-trained by bitzoo"
+    starts_from_weights = False
+
+    recipe: str = "bit-s"
+    weight_decay: float | None = None
+    fraction: float | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.fraction is not None and not 0 < self.fraction <= 1:
+            raise UsageError(
+                f"`fraction` must be above 0 and at most 1, found {self.fraction!r}. Give such a "
+                "share of the training images, or leave it out to use all."
+            )
 
 
 @dataclass(frozen=True)

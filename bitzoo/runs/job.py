@@ -12,7 +12,7 @@ from bitzoo.data.readers import DataSource
 from bitzoo.data.source_names import HF, library_of, parse, parts_of
 from bitzoo.errors import UsageError, damage_reported
 from bitzoo.files import user_path
-from bitzoo.runs.config import FinetuneConfig
+from bitzoo.runs.config import FinetuneConfig, RunConfig
 from bitzoo.zoo.resolve import is_location
 
 
@@ -21,7 +21,7 @@ class Job:
     """What a run is asked to do.
 
     Attributes:
-        model: What training starts from, as the user named it.
+        model: What training starts from, as the user named it: a model, or an architecture.
         data: The data, in any form that `finetune` takes.
         config: All other options.
         place: Where the model is now, if that is another path than `model`.
@@ -30,14 +30,18 @@ class Job:
 
     model: str
     data: DataSource
-    config: FinetuneConfig
+    config: RunConfig
     place: str | None = None
     data_name: str | None = None
+
+    @property
+    def _is_a_place(self) -> bool:
+        return self.config.starts_from_weights and is_location(self.model)
 
     def to_dict(self, data_name: str) -> dict[str, Any]:
         """Return JSON-ready data, with absolute paths; data in memory are None."""
         return {
-            "model": _absolute(self.place or self.model) if is_location(self.model) else self.model,
+            "model": _absolute(self.place or self.model) if self._is_a_place else self.model,
             "data": _place_of(self.data),
             "data_name": data_name,
             "config": asdict(self.config),
@@ -45,7 +49,12 @@ class Job:
 
     @classmethod
     def from_dict(
-        cls, where: Path, model: object, options: object, data: DataSource | None = None
+        cls,
+        where: Path,
+        model: object,
+        options: object,
+        data: DataSource | None = None,
+        kind: type[RunConfig] = FinetuneConfig,
     ) -> Job:
         """Return the job that `to_dict` described.
 
@@ -54,6 +63,7 @@ class Job:
             model: The model as the user named it.
             options: The result of `to_dict`.
             data: Where the data are now; None for where they were.
+            kind: Class of the options.
 
         Raises:
             CheckpointError: If `options` is something else.
@@ -66,7 +76,7 @@ class Job:
         with damage_reported(where, "all options of a run", advice):
             if not isinstance(options, Mapping) or not isinstance(model, str):
                 raise TypeError("there are none")
-            config, place = _config(options["config"]), options["model"]
+            config, place = _config(options["config"], kind), options["model"]
             before, name = options["data"], options["data_name"]
             parts = before.values() if isinstance(before, Mapping) else [before]
             for text in (place, name, *([] if before is None else parts)):
@@ -77,18 +87,16 @@ class Job:
         return cls(model, data, config, place, name)
 
 
-def _config(record: Mapping[str, Any]) -> FinetuneConfig:
-    known = {field.name: field.default for field in fields(FinetuneConfig)}
+def _config(record: Mapping[str, Any], kind: type[RunConfig]) -> RunConfig:
+    known = {field.name: field.default for field in fields(kind)}
     for name, value in record.items():
         if name not in known:
             raise KeyError(f"unknown option {name!r:.80}")
-        kind = type(known[name])
-        if value is not None and known[name] is not None and not _is_a(value, kind):
-            raise TypeError(f"option {name} must be {kind.__name__}, found {value!r:.80}")
+        usual = type(known[name])
+        if value is not None and known[name] is not None and not _is_a(value, usual):
+            raise TypeError(f"option {name} must be {usual.__name__}, found {value!r:.80}")
     size = record.get("resolution")
-    return FinetuneConfig(
-        **{**record, "resolution": tuple(size) if isinstance(size, list) else size}
-    )
+    return kind(**{**record, "resolution": tuple(size) if isinstance(size, list) else size})
 
 
 def _is_a(value: object, kind: type) -> bool:

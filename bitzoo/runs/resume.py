@@ -13,11 +13,14 @@ from bitzoo.errors import CheckpointError, UsageError, damage_reported
 from bitzoo.files import Progress
 from bitzoo.runs.changes import Change, changed
 from bitzoo.runs.config import Callbacks
-from bitzoo.runs.finetune import REPEATS_NAME, FinetuneResult, run_job
 from bitzoo.runs.job import Job
+from bitzoo.runs.kinds import FINETUNED, KEY, find_kind
+from bitzoo.runs.one_run import REPEATS_NAME, run_job
 from bitzoo.runs.run_dir import is_list_of_changes, read_record
+from bitzoo.runs.run_result import RunResult
 from bitzoo.small_files import read_json
-from bitzoo.training.recipe import Recipe, whole
+from bitzoo.training.checked_values import whole
+from bitzoo.training.recipe import Recipe
 from bitzoo.zoo.resolve import WEIGHTS_NAME
 
 
@@ -36,8 +39,8 @@ def resume(
     checkpoint_blocks: bool | None = None,
     progress: Progress | bool | None = None,
     callbacks: Callbacks | None = None,
-) -> FinetuneResult:
-    """Continue a fine-tuning run from its newest complete checkpoint, with the options it has.
+) -> RunResult:
+    """Continue a run from its newest complete checkpoint, with the options it has.
 
     All options are in the folder's `run.json`. Those that can be given here replace them; None
     keeps what the run has. `lr`, `extend` and `dtype` change the result: they hold from the newest
@@ -83,7 +86,8 @@ def resume(
         )
     if repeats == 1 and (finished := _finished(place, record, change)):
         return finished
-    job = Job.from_dict(where, record.get("model"), record.get("options"), data)
+    kind = find_kind(record.get(KEY, FINETUNED))
+    job = Job.from_dict(where, record.get("model"), record.get("options"), data, kind.config)
     given: dict[str, Any] = {
         "cache_gb": cache_gb,
         "workers": workers,
@@ -122,15 +126,16 @@ def _record_in(folder: Path) -> tuple[dict[str, Any], Path, int]:
     )
 
 
-def _finished(folder: Path, record: dict[str, Any], change: Change) -> FinetuneResult | None:
+def _finished(folder: Path, record: dict[str, Any], change: Change) -> RunResult | None:
     """Return what is known of a run that has reached its end; None if there is more to do."""
     finished, changes = record.get("finished"), record.get("changes", [])
     if not isinstance(finished, dict) or not is_list_of_changes(changes):
         return None
     if change.extend is not None or not (folder / WEIGHTS_NAME).is_file():
         return None
+    kind = find_kind(record.get(KEY, FINETUNED))
     with damage_reported(folder / RUN_NAME, "the options of a run"):
-        job = Job.from_dict(folder / RUN_NAME, record["model"], record["options"], ())
+        job = Job.from_dict(folder / RUN_NAME, record["model"], record["options"], (), kind.config)
         recipe, _ = changed(record, changes, Recipe.from_dict(record["recipe"]), job.config)
     steps = recipe.schedule.steps
     if finished.get("step") != steps:
@@ -140,4 +145,4 @@ def _finished(folder: Path, record: dict[str, Any], change: Change) -> FinetuneR
             f"{folder} is finished: all {steps:,} steps are made, so there is nothing left to "
             "change. Add `extend` for more steps."
         )
-    return FinetuneResult(folder, recipe, steps, False, None, 0.0, was_finished=True)
+    return kind.result(folder, recipe, steps, False, None, 0.0, was_finished=True)

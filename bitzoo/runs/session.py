@@ -12,7 +12,9 @@ import torch
 from torch import Tensor
 
 from bitzoo.data.dataset import ImageSet, Split
-from bitzoo.data.image_store import Pixels, open_pixels
+from bitzoo.data.image_store import Pixels, open_pixels, open_whole_images
+from bitzoo.data.label_sets import label_sets_of
+from bitzoo.data.loader import Labels
 from bitzoo.data.validation import DataSummary
 from bitzoo.errors import CheckpointError
 from bitzoo.inference.evaluate import evaluate_pixels, labels_of
@@ -21,7 +23,8 @@ from bitzoo.inference.metrics import Evaluation
 from bitzoo.inference.processes import gather, join_processes, process_device
 from bitzoo.inference.selection import Selection
 from bitzoo.models.bit import BiT
-from bitzoo.runs.config import Callbacks, FinetuneConfig
+from bitzoo.models.preprocessing import EvalTransform
+from bitzoo.runs.config import Callbacks, RunConfig
 from bitzoo.runs.metrics_csv import CSV_NAME, MetricsTable
 from bitzoo.runs.report.artifacts import FinishedRun, write_artifacts
 from bitzoo.runs.run_dir import RunDir
@@ -36,8 +39,8 @@ from bitzoo.training.checkpointing import (
 from bitzoo.training.distributed import send_from_main
 from bitzoo.training.linear_probe import evaluate_features, train_head
 from bitzoo.training.model_selection import Choice, Keep, ModelSelection
-from bitzoo.training.recipe import Recipe
-from bitzoo.training.trainer import train
+from bitzoo.training.recipe import INCEPTION_CROP, SIGMOID, Recipe
+from bitzoo.training.trainer import float_buffers, train
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -61,7 +64,7 @@ class Task:
     recipe: Recipe
     images: ImageSet
     summary: DataSummary
-    config: FinetuneConfig
+    config: RunConfig
     held_out: Selection | None = None
     data: object = None
 
@@ -98,8 +101,12 @@ class Session:
     def __enter__(self) -> Self:
         with self._resources:
             recipe, images, freeze = self._task.recipe, self._task.images, self._freeze
-            self._pixels = self._open(images.train, recipe.crop if freeze else recipe.resize)
-            self._held_out = self._open(images.val, recipe.crop) if images.val else None
+            if recipe.augmentation == INCEPTION_CROP:
+                self._pixels: Pixels = self._open_whole(images.train)
+            else:
+                self._pixels = self._open(images.train, recipe.crop if freeze else recipe.resize)
+            seen = evaluation_transform(recipe, self._task.summary.bit_depth)
+            self._held_out = self._open(images.val, seen) if images.val else None
             self._resources = self._resources.pop_all()
         return self
 
@@ -177,15 +184,19 @@ class Session:
         images, classes = self._task.images.val, self._task.images.classes
         if self._held_out is None or images is None:
             return None
-        network, labels = self._task.network, labels_of(images)
+        network = self._task.network
         if self._features is not None:
-            found = evaluate_features(network, self._features, labels, classes)
+            found = evaluate_features(network, self._features, labels_of(images), classes)
             return replace(found, selection=self._task.held_out)
+        sets = label_sets_of(images)
+        several = sets.single is None
         own = evaluate_pixels(
             network,
             self._held_out,
-            labels,
+            [example.label for example in images.examples] if several else labels_of(images),
             classes,
+            accepted=[sets[row] for row in range(len(sets))] if several else None,
+            sigmoid=self._task.recipe.loss == SIGMOID,
             rank=self._processes.process_index,
             world=self._processes.num_processes,
             progress=self._callbacks.progress if self._is_main else None,
@@ -210,7 +221,9 @@ class Session:
                 ) from error
             for name, parameter in network.named_parameters():
                 parameter.detach().copy_(stored[f"model.{name}"])
-        send_from_main(network.parameters())
+            for name, average in float_buffers(network).items():
+                average.copy_(stored[f"buffer.{name}"])
+        send_from_main([*network.parameters(), *float_buffers(network).values()])
 
     def write_artifacts(self, found: Evaluation | None, choice: Choice) -> None:
         """Write the artifacts of a finished run.
@@ -246,7 +259,12 @@ class Session:
     def _freeze(self) -> bool:
         return self._task.config.freeze
 
-    def _open(self, split: Split, size: int) -> Pixels:
+    def _open_whole(self, split: Split) -> Pixels:
+        workers, depth = self._task.config.workers, self._task.summary.bit_depth
+        opened = open_whole_images(split, self._task.recipe.crop, workers=workers, bit_depth=depth)
+        return self._resources.enter_context(opened)
+
+    def _open(self, split: Split, size: int | EvalTransform) -> Pixels:
         config = self._task.config
         return self._resources.enter_context(
             open_pixels(
@@ -267,7 +285,7 @@ class Session:
             task.network,
             task.recipe,
             self._pixels,
-            labels_of(task.images.train),
+            training_labels(task.images),
             task.config,
             folder=self._run_dir.checkpoints,
             start=start,
@@ -335,7 +353,21 @@ class Session:
             self._callbacks.on_step(metrics)
 
 
-def _has_ended(start: Checkpoint | None, config: FinetuneConfig) -> bool:
+def training_labels(images: ImageSet) -> Labels:
+    """Return the class of each training image, or its classes if some image has several."""
+    sets = label_sets_of(images.train)
+    single = sets.single
+    return sets if single is None else single
+
+
+def evaluation_transform(recipe: Recipe, bit_depth: int | None) -> EvalTransform:
+    """Return how a recipe prepares test images."""
+    if recipe.eval_resize is None:
+        return EvalTransform.to_square(recipe.crop, bit_depth)
+    return EvalTransform(recipe.crop, recipe.eval_resize, square=False, bit_depth=bit_depth)
+
+
+def _has_ended(start: Checkpoint | None, config: RunConfig) -> bool:
     """Whether the run ended early with this checkpoint."""
     record = start.meta["loop"].get("selection") if start else None
     return ModelSelection(config.patience, record).is_exhausted

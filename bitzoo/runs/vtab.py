@@ -25,16 +25,16 @@ from bitzoo.files import Progress, write_json
 from bitzoo.inference.processes import in_main_process
 from bitzoo.runs.config import Callbacks, FinetuneConfig, Resolution
 from bitzoo.runs.differences import differences
-from bitzoo.runs.finetune import run_job
 from bitzoo.runs.job import Job
+from bitzoo.runs.one_run import run_job
 from bitzoo.runs.report.artifacts import EVALUATION_NAME
 from bitzoo.runs.report.vtab_report import VTAB_REPORT_NAME, write_vtab_report
 from bitzoo.runs.run_dir import RunDir, read_record
 from bitzoo.runs.run_lock import sole_use
 from bitzoo.runs.vtab_result import RunScore, TaskScore, VtabResult
 from bitzoo.small_files import read_json
+from bitzoo.training.checked_values import whole
 from bitzoo.training.hyperrule import Edition
-from bitzoo.training.recipe import whole
 
 RESULT_NAME = "vtab.json"
 """The scores, in the folder of all runs."""

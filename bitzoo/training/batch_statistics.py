@@ -91,6 +91,25 @@ def require_values_to_normalize(
         )
 
 
+def require_equal_shares(batch_size: int, processes: int) -> None:
+    """Refuse a batch that the processes cannot share equally, so that all make the same passes.
+
+    Args:
+        batch_size: Images of a step, of all processes together.
+        processes: How many processes train, with synchronized statistics.
+
+    Raises:
+        UsageError: If one would have more images than another.
+    """
+    if batch_size % processes:
+        raise UsageError(
+            "Batch normalization takes the images of all processes at once, so each must have the "
+            f"same number of them: expected a `batch_size` that {processes} divides, found "
+            f"{batch_size}. Use {batch_size - batch_size % processes or processes}, or another "
+            "number of processes."
+        )
+
+
 class SynchronizedBatchNormReLU(BatchNormReLU):
     """Batch normalization with the statistics of all processes of the default group, then ReLU."""
 

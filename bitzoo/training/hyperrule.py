@@ -35,7 +35,9 @@ from typing import Literal, get_args
 from bitzoo.catalogue.registry import get_spec
 from bitzoo.errors import UsageError
 from bitzoo.models.architecture import ARCHITECTURES, Architecture
-from bitzoo.training.recipe import CLASS_WEIGHTS, Recipe, Schedule, number, whole
+from bitzoo.training.checked_values import number, whole
+from bitzoo.training.recipe import Recipe
+from bitzoo.training.schedule import Schedule
 
 Edition = Literal["paper", "released"]
 
@@ -173,96 +175,3 @@ def _is_largest(model: str | Architecture | None) -> bool:
     if model is None or isinstance(model, Architecture):
         return model == ARCHITECTURES[LARGEST]
     return (model if model in ARCHITECTURES else get_spec(model).arch_name) == LARGEST
-
-
-_HEADS = {"zero": "new, zero-initialised", "kept": "kept, because the classes are the same"}
-
-
-def explain(recipe: Recipe, *, freeze: bool = False) -> list[tuple[str, str]]:
-    """Describe a recipe as rows of (subject, statement).
-
-    Args:
-        recipe: The recipe.
-        freeze: Whether only the head is trained, on features of images that are resized to the crop
-            size and not augmented.
-    """
-    rows = [
-        ("recipe", recipe.name),
-        ("training images", _frozen_text(recipe) if freeze else _image_text(recipe)),
-        ("test images", f"resize to {recipe.crop}x{recipe.crop}"),
-        ("length", f"{recipe.schedule.steps:,} steps of {recipe.batch_size:,} images"),
-        ("learning rate", _rate_text(recipe.schedule)),
-        ("optimizer", _optimizer_text(recipe)),
-        ("mixup", _mixup_text(recipe) + (", of features" if freeze and recipe.mixup_alpha else "")),
-        ("head", _HEADS.get(recipe.head, recipe.head)),
-        ("loss", _loss_text(recipe)),
-    ]
-    if recipe.num_examples is not None:
-        rows.insert(4, ("epochs", _epoch_text(recipe, recipe.num_examples)))
-    if recipe.overrides:
-        rows.append(("changed", _change_text(recipe)))
-    return rows + [("note", note) for note in recipe.notes]
-
-
-def _image_text(recipe: Recipe) -> str:
-    parts = [f"resize to {recipe.resize}x{recipe.resize}"]
-    if recipe.crop < recipe.resize:
-        parts.append(f"random crop of {recipe.crop}x{recipe.crop}")
-    if recipe.flip:
-        parts.append("random horizontal flip")
-    return ", ".join(parts)
-
-
-def _frozen_text(recipe: Recipe) -> str:
-    return (
-        f"resize to {recipe.crop}x{recipe.crop}; no crop and no flip, as only the head is trained"
-    )
-
-
-def _epoch_text(recipe: Recipe, examples: int) -> str:
-    seen = recipe.schedule.steps * recipe.batch_size
-    epochs = f"{seen / examples:,.1f}" if seen >= examples else f"{seen / examples:.2g}"
-    plural = "" if examples == 1 else "s"
-    return f"{epochs}: {seen:,} images are drawn from {examples:,} example{plural}"
-
-
-def _rate_text(schedule: Schedule) -> str:
-    parts = [f"{schedule.base_lr:g}"]
-    if schedule.warmup:
-        parts = [f"from 0 to {schedule.base_lr:g} over the first {schedule.warmup:,} steps"]
-    if schedule.boundaries:
-        *first, last = (f"{step:,}" for step in schedule.boundaries)
-        after = f"steps {', '.join(first)} and {last}" if first else f"step {last}"
-        parts.append(f"divided by {schedule.decay:g} after {after} (the first is step 0)")
-    text = ", ".join(parts)
-    if schedule.before is None:
-        return text
-    return f"{text}; until step {schedule.since:,}: {_rate_text(schedule.before)}"
-
-
-def _optimizer_text(recipe: Recipe) -> str:
-    decay = f"weight decay {recipe.weight_decay:g}" if recipe.weight_decay else "no weight decay"
-    return f"{recipe.optimizer.upper()}, momentum {recipe.momentum:g}, {decay}"
-
-
-def _mixup_text(recipe: Recipe) -> str:
-    return f"alpha {recipe.mixup_alpha:g}, one lambda per batch" if recipe.mixup_alpha else "off"
-
-
-def _loss_text(recipe: Recipe) -> str:
-    name = recipe.loss.replace("_", " ")
-    if CLASS_WEIGHTS not in recipe.loss_options:
-        return name
-    return f"{name}; class c, with n_c of the n images of k classes, weighs n / (k n_c)"
-
-
-def _change_text(recipe: Recipe) -> str:
-    def shown(value: object) -> str:
-        if value is None:
-            return "none"
-        return f"{value:g}" if isinstance(value, float) else str(value)
-
-    return "; ".join(
-        f"{option.replace('_', ' ')} from {shown(change['from'])} to {shown(change['to'])}"
-        for option, change in recipe.overrides.items()
-    )

@@ -89,7 +89,8 @@ def train_head(
         optimizer.param_groups[0]["lr"] = recipe.schedule.lr_at(step)
         inputs, wanted = (_mixed(rows, batch).to(head.weight) for rows in (features, targets))
         logits = head(inputs[:, :, None, None]).flatten(1)
-        loss = LOSSES[recipe.loss](logits, wanted, weights).sum() / recipe.batch_size
+        loss = LOSSES[recipe.loss](logits, wanted, weights, recipe.loss_options).sum()
+        loss = loss / recipe.batch_size
         optimizer.zero_grad()
         torch.autograd.backward(loss)
         optimizer.step()

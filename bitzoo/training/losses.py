@@ -7,11 +7,16 @@ Losses are then summed and divided by the size of the batch, as
 `torch.nn.functional.cross_entropy` does with probabilities as targets, not by the sum of the
 weights: over all training images the weights have mean 1, so the learning rate keeps its meaning,
 and micro-batches add up to the batch.
+
+The sigmoid cross-entropy is a binary problem for each class, summed over the classes and averaged
+over the images, as google-research/big_vision, `utils.py`, `sigmoid_xent` does.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -19,40 +24,89 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from bitzoo.data.label_sets import LabelSets
+from bitzoo.data.loader import Labels
 from bitzoo.errors import UsageError
-from bitzoo.training.recipe import BALANCED, CLASS_WEIGHTS, Recipe
+from bitzoo.training.distillation import distillation_loss
+from bitzoo.training.recipe import (
+    BALANCED,
+    CLASS_WEIGHTS,
+    DISTILLATION,
+    SIGMOID,
+    SOFTMAX,
+    TEMPERATURE,
+    Recipe,
+    Scalar,
+)
 
-LOSSES: Mapping[str, Callable[[Tensor, Tensor, Tensor | None], Tensor]] = {
-    "softmax_cross_entropy": lambda logits, targets, weights: F.cross_entropy(
+_Loss = Callable[[Tensor, Tensor, Tensor | None, Mapping[str, Scalar]], Tensor]
+
+LOSSES: Mapping[str, _Loss] = {
+    SOFTMAX: lambda logits, targets, weights, options: F.cross_entropy(
         logits, targets, weight=weights, reduction="none"
     ),
+    SIGMOID: lambda logits, targets, weights, options: F.binary_cross_entropy_with_logits(
+        logits, targets, weight=weights, reduction="none"
+    ).sum(1),
+    DISTILLATION: lambda logits, targets, weights, options: distillation_loss(
+        logits, targets, float(options[TEMPERATURE] or 0)
+    ),
 }
-"""Losses that a recipe may name: logits and soft targets (n, classes) and the weights of the
-classes, (classes,) or None, to one loss per row, (n,)."""
+"""Losses that a recipe may name: logits and soft targets (n, classes), the weights of the classes,
+(classes,) or None, and the recipe's `loss_options`, to one loss per row, (n,)."""
 
-LOSS_OPTIONS: Mapping[str, Mapping[str, set[str]]] = {
-    "softmax_cross_entropy": {CLASS_WEIGHTS: {BALANCED}}
+
+@dataclass(frozen=True)
+class _Option:
+    """What an option of a loss may be.
+
+    Attributes:
+        words: It, for a message.
+        allows: Whether a value is such.
+        required: Whether a recipe must have it.
+    """
+
+    words: str
+    allows: Callable[[object], bool]
+    required: bool = False
+
+
+def _is_temperature(value: object) -> bool:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return is_number and 0 < float(value) < math.inf  # type: ignore[arg-type]
+
+
+_OPTIONS: Mapping[str, Mapping[str, _Option]] = {
+    SOFTMAX: {CLASS_WEIGHTS: _Option(BALANCED, lambda value: value == BALANCED)},
+    SIGMOID: {},
+    DISTILLATION: {TEMPERATURE: _Option("above 0", _is_temperature, required=True)},
 }
-"""By loss: its options, and the values that they may have."""
+"""By loss: its options."""
 
 
 def check_loss_options(recipe: Recipe) -> None:
-    """Refuse options that the recipe's loss does not have.
+    """Refuse options that the recipe's loss does not have, and one that lacks what it needs.
 
     Raises:
         UsageError: Lists those that it has.
     """
-    known = LOSS_OPTIONS[recipe.loss]
+    known, given = _OPTIONS[recipe.loss], recipe.loss_options
     unknown = {
         name: value
-        for name, value in recipe.loss_options.items()
-        if value not in known.get(name, ())
+        for name, value in given.items()
+        if name not in known or not known[name].allows(value)
     }
+    allowed = ", ".join(f"{name} {known[name].words}" for name in sorted(known))
     if unknown:
-        allowed = [f"{name} {' or '.join(map(str, sorted(known[name])))}" for name in sorted(known)]
+        expected = f"only {allowed}" if allowed else "none"
         raise UsageError(
-            f"Recipe {recipe.name!r} has unknown loss options: expected of {recipe.loss} only "
-            f"{', '.join(allowed)}, found {unknown}. Remove them."
+            f"Recipe {recipe.name!r} has unknown loss options: expected of {recipe.loss} "
+            f"{expected}, found {unknown}. Remove them."
+        )
+    if missing := [name for name, option in known.items() if option.required and name not in given]:
+        raise UsageError(
+            f"Recipe {recipe.name!r} lacks an option of the loss {recipe.loss}: expected "
+            f"{allowed}, found no {missing[0]}. Add it to `loss_options`."
         )
 
 
@@ -75,12 +129,13 @@ def balanced_weights(labels: npt.NDArray[np.integer], num_classes: int) -> npt.N
 
 def loss_weights(
     recipe: Recipe,
-    labels: npt.NDArray[np.integer],
+    labels: Labels,
     num_classes: int,
     device: torch.device | str = "cpu",
 ) -> Tensor | None:
     """Return the class weights that a recipe asks for, float32 (num_classes,), or None."""
     if CLASS_WEIGHTS not in recipe.loss_options:
         return None
+    assert not isinstance(labels, LabelSets)  # refused before: only a softmax has class weights
     weights = balanced_weights(labels, num_classes).astype(np.float32)
     return torch.from_numpy(weights).to(device)

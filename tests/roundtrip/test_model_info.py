@@ -12,7 +12,8 @@ from transformers import AutoImageProcessor, BitForImageClassification
 
 import bitzoo
 from bitzoo.catalogue.metadata import Preprocessing
-from bitzoo.catalogue.model_info import Identity, ModelInfo, Provenance, RunInfo
+from bitzoo.catalogue.model_info import Identity, ModelInfo, Provenance
+from bitzoo.catalogue.run_info import RunInfo, TeacherInfo
 from bitzoo.converters.convert import convert
 from bitzoo.converters.formats.checkpoint_formats import FORMATS, Target
 from bitzoo.errors import CheckpointError
@@ -57,6 +58,26 @@ def there(path, to, folder):
 def test_the_record_is_json_and_back():
     made = replace(KNOWN, provenance=Provenance("x.npz", "ab" * 32, dtype="float16"))
     assert ModelInfo.from_dict(json.loads(made.to_json())) == made
+
+
+def test_teachers_are_part_of_the_record():
+    """And a run without any has the record that earlier versions wrote."""
+    teachers = (TeacherInfo("runs/a", "cd" * 32, "R50x1", "fine-tuned by bitzoo", "bfloat16"),)
+    made = replace(KNOWN, run=replace(KNOWN.run, teachers=teachers))
+    assert ModelInfo.from_dict(json.loads(made.to_json())) == made
+    assert json.loads(made.to_json())["run"]["teachers"] == [
+        {
+            "name": "runs/a",
+            "sha256": "cd" * 32,
+            "architecture": "R50x1",
+            "identity": "fine-tuned by bitzoo",
+            "dtype": "bfloat16",
+        }
+    ]
+    file = f"weights file with SHA-256 {'cd' * 32}"
+    said = f"runs/a (R50x1; fine-tuned by bitzoo; {file}), in bfloat16"
+    assert ("teacher", said) in made.display_rows()
+    assert "teachers" not in json.loads(KNOWN.to_json())["run"]
 
 
 def test_the_first_conversion_adds_where_the_numbers_came_from(first):

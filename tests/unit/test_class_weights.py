@@ -10,10 +10,11 @@ from training import CLASSES, CROP, RESIZE, Digits, digits, make_model, make_rec
 from bitzoo.data.loader import BatchPlan, materialize
 from bitzoo.errors import UsageError
 from bitzoo.inference.features import compute_features
-from bitzoo.training.hyperrule import explain, hyperrule
+from bitzoo.training.hyperrule import hyperrule
 from bitzoo.training.linear_probe import train_head
 from bitzoo.training.losses import balanced_weights
 from bitzoo.training.recipe import Recipe
+from bitzoo.training.recipe_text import explain
 from bitzoo.training.trainer import train
 from bitzoo.training.training_config import TrainingConfig
 

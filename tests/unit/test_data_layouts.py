@@ -541,7 +541,7 @@ class TestManifests:
         text = "id,path,label,width,label2\n1,a.jpg,x,30,y\n2,b.jpg,y,30,y\n"
         expected = (
             "Other columns of the manifest (3): id, width, label2. An image has one label, "
-            "which is in the column label.",
+            "which is in the column label, or several in labels.",
         )
         assert read_dataset(self.write(tmp_path, text)).notes == expected
         lines = [{"id": 1, "path": "a.jpg", "label": "x", "width": 30, "label2": "y"}]
@@ -553,7 +553,7 @@ class TestManifests:
         assert images.classes == ("x", "y")
         assert images.notes == (
             "Other columns of the manifest (1): label (column 3). An image has one label, which "
-            "is in the column label.",
+            "is in the column label, or several in labels.",
         )
 
     def test_labels_that_nearly_agree(self, tmp_path):

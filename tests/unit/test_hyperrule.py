@@ -10,8 +10,9 @@ import pytest
 
 from bitzoo.errors import UnknownModelError, UsageError
 from bitzoo.models.architecture import ARCHITECTURES, Architecture
-from bitzoo.training.hyperrule import explain, hyperrule
+from bitzoo.training.hyperrule import hyperrule
 from bitzoo.training.recipe import Recipe, Schedule
+from bitzoo.training.recipe_text import explain
 
 LARGE_IMAGE = (375, 500)
 
@@ -576,7 +577,8 @@ def test_explain_of_other_recipes():
 
 def test_the_plan_needs_neither_torch_nor_numpy():
     code = (
-        "import sys; from bitzoo.training.hyperrule import hyperrule, explain; "
+        "import sys; from bitzoo.training.hyperrule import hyperrule; "
+        "from bitzoo.training.recipe_text import explain; "
         "explain(hyperrule(10, (32, 32), model='BiT-M-R152x4')); print(sorted(sys.modules))"
     )
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -8,8 +8,9 @@ import pytest
 from bitzoo.errors import UsageError
 from bitzoo.runs.changes import changed
 from bitzoo.runs.config import FinetuneConfig
-from bitzoo.training.hyperrule import explain, hyperrule
+from bitzoo.training.hyperrule import hyperrule
 from bitzoo.training.recipe import Recipe, Schedule
+from bitzoo.training.recipe_text import explain
 
 RULE = hyperrule(100, (300, 400))  # 500 steps, warmup 100, divided after 150, 300 and 450
 

@@ -491,12 +491,16 @@ class TestRefusals:
         [
             (
                 {"loss": "hinge"},
-                "an unknown loss: expected one of softmax_cross_entropy, found 'hinge'",
+                "an unknown loss: expected one of distillation, sigmoid_cross_entropy, "
+                "softmax_cross_entropy, found 'hinge'",
             ),
-            ({"optimizer": "adam"}, "an unknown optimizer: expected one of sgd, found 'adam'"),
+            (
+                {"optimizer": "adam"},
+                "an unknown optimizer: expected one of adamw, sgd, found 'adam'",
+            ),
             (
                 {"augmentation": "cutout"},
-                "an unknown augmentation: expected one of resize_crop, found 'cutout'",
+                "an unknown augmentation: expected one of inception_crop, resize_crop, found 'cut",
             ),
             (
                 {"loss_options": {"a": 1}},

@@ -10,30 +10,32 @@ from pathlib import Path
 from typing import Any
 
 from bitzoo.catalogue.metadata import Preprocessing
-from bitzoo.catalogue.model_info import Identity, ModelInfo, RunInfo
+from bitzoo.catalogue.model_info import Identity, ModelInfo
+from bitzoo.catalogue.run_info import RunInfo
 from bitzoo.data.dataset import ImageSet
 from bitzoo.data.image_store import Pixels
+from bitzoo.data.label_sets import label_sets_of
 from bitzoo.data.validation import DataSummary
 from bitzoo.files import write_json
-from bitzoo.inference.evaluate import labels_of
 from bitzoo.inference.metrics import Evaluation
 from bitzoo.models.bit import BiT
 from bitzoo.models.wide_values import white_of
-from bitzoo.runs.config import FinetuneConfig
+from bitzoo.runs.config import RunConfig
 from bitzoo.runs.report.first_batch import show_first_batch
 from bitzoo.runs.report.html import write_card, write_report
 from bitzoo.runs.report.leakage import Leakage, measure_leakage, show_pairs
 from bitzoo.runs.report.run_command import command_of
 from bitzoo.runs.report.run_summary import RunRecord, find_mistakes
-from bitzoo.training.hyperrule import explain
 from bitzoo.training.model_selection import Choice
-from bitzoo.training.recipe import Recipe
+from bitzoo.training.recipe import SIGMOID, Recipe
+from bitzoo.training.recipe_text import explain
 from bitzoo.zoo.info import info as info_of
 from bitzoo.zoo.model_folder import write_model_folder
 
 REPORT_NAME = "report.html"
 CARD_NAME = "README.md"
 EVALUATION_NAME = "evaluation.json"
+_OPTIONS = ("seed", "dtype", "freeze", "pretrained", "kind")
 _PACKAGES = ("bitzoo", "torch", "numpy", "pillow", "safetensors", "accelerate")
 
 
@@ -61,7 +63,7 @@ class FinishedRun:
     summary: DataSummary
     evaluation: Evaluation | None
     held_out: Pixels | None
-    config: FinetuneConfig
+    config: RunConfig
     data: object
     training: Pixels
     sessions: Sequence[tuple[str, str]]
@@ -109,17 +111,18 @@ def _info(finished: FinishedRun, identity: Mapping[str, Any]) -> ModelInfo:
         seed=int(identity["seed"]),
     )
     way = Preprocessing(
-        *(recipe.crop, recipe.crop, "bilinear", True, "the recipe of this run"),
+        *(recipe.crop, recipe.eval_resize or recipe.crop, "bilinear", recipe.eval_resize is None),
+        "the recipe of this run",
         bit_depth=finished.summary.bit_depth,
     )
     began = info_of(finished.model)
     return replace(
         began,
-        identity=Identity(None, "unknown", "fine-tuned by bitzoo"),
+        identity=Identity(None, "unknown", finished.config.made_how),
         license=None,  # only the owner of the trained weights can state it
         label_set=None,
         own_names=images.classes,
-        activation="softmax",
+        activation="sigmoid" if recipe.loss == SIGMOID else "softmax",
         preprocessing=way,
         refused={},
         run=run,
@@ -142,7 +145,7 @@ def _record(
     first_batch = show_first_batch(
         finished.recipe,
         finished.training,
-        labels_of(images.train),
+        label_sets_of(images.train),
         images.classes,
         seed=config.seed,
         freeze=config.freeze,
@@ -160,7 +163,7 @@ def _record(
             *explain(finished.recipe, freeze=config.freeze),
             *([("weights", finished.choice.sentence)] if finished.choice.sentence else []),
         ],
-        options={key: identity[key] for key in ("seed", "dtype", "freeze", "pretrained")},
+        options={key: identity[key] for key in _OPTIONS if key in identity},
         history=history,
         evaluation=found,
         mistakes=mistakes,

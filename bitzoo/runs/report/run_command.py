@@ -7,24 +7,24 @@ import shlex
 from dataclasses import fields
 from pathlib import Path
 
-from bitzoo.runs.config import FinetuneConfig
+from bitzoo.runs.config import RunConfig
 
 _NO_FLAG = {"keep_checkpoints"}
 """Options of Python alone; they do not change the result."""
 
 
-def command_of(model: str, data: object, out: Path, config: FinetuneConfig) -> str | None:
+def command_of(model: str, data: object, out: Path, config: RunConfig) -> str | None:
     """Return the command that makes a run; None if its data have no name, as arrays have none.
 
     Args:
-        model: What training starts from.
+        model: What training starts from; the command's first argument.
         data: The data set.
         out: The run folder.
         config: The other options; those that are not the defaults are named.
     """
     if not isinstance(data, (str, os.PathLike)):
         return None
-    words = ["bitzoo", "finetune", model, "--data", str(data), "--out", str(out)]
+    words = ["bitzoo", config.kind, model, "--data", str(data), "--out", str(out)]
     for option in fields(config):
         value = getattr(config, option.name)
         if value != option.default and option.name not in _NO_FLAG:

@@ -1,0 +1,74 @@
+"""`bitzoo pretrain`."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+from typing import Any
+
+import click
+
+from bitzoo.cli.command import Command
+from bitzoo.cli.finetune import carry_out, finetune
+from bitzoo.cli.options import PATH, debug_option, json_option, options_of
+from bitzoo.errors import UsageError
+
+
+@click.command("pretrain", cls=Command, no_args_is_help=True)
+@click.argument("arch_argument", metavar="ARCH", required=False)
+@click.option("--arch", metavar="TEXT", help="The same as ARCH.")
+@options_of(finetune, "data")
+@click.option("--out", type=PATH, required=True, help="Run folder.")
+@click.option(
+    "--recipe",
+    type=click.Choice(["bit-s", "bit-m", "bit-l", "big_vision"]),
+    default="bit-s",
+    show_default=True,
+    help="Recipe of the paper, or of its authors' later code.",
+)
+@click.option("--steps", type=int, help="Length of training; the schedule keeps its shape.")
+@click.option(
+    "--epochs", type=float, help="Length in passes over the training images, instead of --steps."
+)
+@click.option(
+    "--batch-size",
+    type=int,
+    help="Images per step; the learning rate is in proportion, the epochs stay.",
+)
+@click.option("--lr", type=float, help="Base learning rate.")
+@click.option("--weight-decay", type=float, help="Weight decay.")
+@click.option("--mixup", type=float, help="Alpha of MixUp; 0 for none.")
+@click.option("--resolution", type=int, help="Edge of the crops in pixels.")
+@options_of(finetune, "flip", "seed", "val_fraction", "split_seed", "eval_split", "fixed_split")
+@click.option(
+    "--fraction", type=float, help="Share of the training images to use, above 0 and at most 1."
+)
+@options_of(
+    finetune,
+    *("skip_bad", "cache_gb", "workers", "dtype", "device", "micro_batch", "compile"),
+    *("recompute_norms", "checkpoint_blocks", "checkpoint_every", "eval_every", "log"),
+    *("channels_last", "resume", "overwrite"),
+)
+@json_option
+@debug_option
+def pretrain(
+    arch_argument: str | None, arch: str | None, data: str, out: Path, json: bool, **options: Any
+) -> None:
+    """Pre-train a network from random weights, by BiT's recipe.
+
+    ARCH is an architecture: R50x1, R101x3, R(1,1,1,1)x0.5 (units per block, width). The run folder
+    is a model as any other: bitzoo finetune, publish and convert take it.
+
+    Example: bitzoo pretrain R50x1 --data photos/ --recipe bit-s --out runs/s
+    """
+    from bitzoo.runs import pretrain as runs
+
+    if arch_argument is not None and arch not in (None, arch_argument):
+        raise UsageError(
+            f"ARCH is named twice: {arch_argument!r} and --arch {arch!r}. Leave one out."
+        )
+    chosen = arch if arch_argument is None else arch_argument
+    if chosen is None:
+        raise click.MissingParameter(param_hint="'ARCH'", param_type="argument")
+    work = functools.partial(runs.pretrain, chosen, data, out, **options)
+    carry_out(work, device=options["device"], freeze=False, json=json)
