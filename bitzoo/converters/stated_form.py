@@ -74,7 +74,7 @@ def _stated(source: Source) -> Iterator[str]:
     try:
         if record := source.metadata.get(_CHECKPOINT):
             found.append(parse_json(record)["meta"]["loop"].get(STATED_KEY))
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         pass  # of another program
     try:
         if source.folder is not None:

@@ -26,7 +26,7 @@ def write_folder(path, ending, **options):
 @pytest.mark.parametrize("ending", ENDINGS)
 def test_a_model_folder_gives_the_same_network_back(tmp_path, ending):
     model = write_folder(tmp_path, ending)
-    loaded = bitzoo.create_model(tmp_path)
+    loaded = bitzoo.create_model(tmp_path, pretrained=True)
     assert loaded.architecture == model.architecture
     assert loaded.info.architecture == TINY + ending
     state = loaded.state_dict()
@@ -55,7 +55,7 @@ def test_conversion_to_safetensors_keeps_the_form(tmp_path, ending, dtype):
     model = write_folder(tmp_path / "run", ending)
     out = tmp_path / "converted.safetensors"
     bitzoo.convert(tmp_path / "run", out, dtype=dtype, check="weights", report=None)
-    loaded = bitzoo.create_model(out)
+    loaded = bitzoo.create_model(out, pretrained=True)
     assert loaded.architecture == model.architecture
     for name, value in model.state_dict().items():
         assert torch.equal(loaded.state_dict()[name], value.to(getattr(torch, dtype)).float())
@@ -82,16 +82,16 @@ def test_batch_norm_without_a_word_on_the_kernels_is_refused(tmp_path):
     file = tmp_path / "model.safetensors"
     save_file(state, file)
     with pytest.raises(CheckpointError, match="nothing says whether the network standardizes"):
-        bitzoo.create_model(file)
+        bitzoo.create_model(file, pretrained=True)
     for name, standardized in ((TINY + "-BN-noWS", False), (TINY + "-BN", True)):
         (tmp_path / "config.json").write_text(json.dumps({"architecture": name}))
-        model = bitzoo.create_model(file)
+        model = bitzoo.create_model(file, pretrained=True)
         assert model.architecture.weight_standardization is standardized
         assert model.architecture.norm == "batch"
     # A statement about another normalization says nothing about this network.
     (tmp_path / "config.json").write_text(json.dumps({"architecture": TINY + "-noWS"}))
     with pytest.raises(CheckpointError, match=r"found 'R\(1,2,1,1\)x0.5-noWS'"):
-        bitzoo.create_model(file)
+        bitzoo.create_model(file, pretrained=True)
 
 
 def test_timms_own_networks_are_told_apart(tmp_path):
@@ -100,7 +100,7 @@ def test_timms_own_networks_are_told_apart(tmp_path):
     save_file(peer.state_dict(), tmp_path / "model.safetensors")
     (tmp_path / "config.json").write_text(json.dumps({"architecture": "resnetv2_50"}))
     with pytest.raises(CheckpointError, match="eps 1e-5 instead of 1e-3"):
-        bitzoo.create_model(tmp_path)
+        bitzoo.create_model(tmp_path, pretrained=True)
 
 
 def test_timms_counters_are_skipped(tmp_path):
@@ -113,7 +113,7 @@ def test_timms_counters_are_skipped(tmp_path):
         if name.endswith("running_var")
     }
     save_file(state | counters, file)  # config.json still names the network
-    loaded = bitzoo.create_model(tmp_path)
+    loaded = bitzoo.create_model(tmp_path, pretrained=True)
     assert loaded.architecture.name == TINY + "-BN-noWS"
     assert all(torch.equal(loaded.state_dict()[name], value) for name, value in state.items())
 
@@ -127,7 +127,7 @@ def test_missing_statistics_are_listed(tmp_path):
     with pytest.raises(
         CheckpointError, match=r"- stages\.1\.blocks\.1\.norm2\.running_var \(64,\)"
     ):
-        bitzoo.create_model(tmp_path)
+        bitzoo.create_model(tmp_path, pretrained=True)
 
 
 def test_group_norm_that_says_nothing_is_what_was_released(tmp_path):
@@ -135,11 +135,14 @@ def test_group_norm_that_says_nothing_is_what_was_released(tmp_path):
     write_folder(tmp_path / "run", "-noWS")
     state = load_file(tmp_path / "run" / "model.safetensors")
     save_file(state, tmp_path / "silent.safetensors")
-    assert bitzoo.create_model(tmp_path / "silent.safetensors").architecture.name == TINY
-    shutil.copy(tmp_path / "run" / "model.safetensors", tmp_path / "speaking.safetensors")
-    assert bitzoo.create_model(tmp_path / "speaking.safetensors").architecture.name == (
-        TINY + "-noWS"
+    assert (
+        bitzoo.create_model(tmp_path / "silent.safetensors", pretrained=True).architecture.name
+        == TINY
     )
+    shutil.copy(tmp_path / "run" / "model.safetensors", tmp_path / "speaking.safetensors")
+    assert bitzoo.create_model(
+        tmp_path / "speaking.safetensors", pretrained=True
+    ).architecture.name == (TINY + "-noWS")
 
 
 def test_numbers_of_statistics_are_checked(tmp_path):
