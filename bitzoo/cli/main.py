@@ -26,6 +26,7 @@ from bitzoo.cli.quickstart import quickstart
 from bitzoo.cli.reproduce import reproduce
 from bitzoo.cli.resume import resume
 from bitzoo.cli.signals import exit_on_signals
+from bitzoo.cli.study import study
 from bitzoo.cli.vtab import vtab
 
 
@@ -45,6 +46,7 @@ for _command in (
     finetune,
     resume,
     pretrain,
+    study,
     evaluate,
     predict,
     fewshot,
