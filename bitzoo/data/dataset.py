@@ -12,12 +12,22 @@ import json
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
-from PIL import Image
+import numpy as np
 
 from bitzoo.data.automatic_split import Draw, describe, draw, notes_on
-from bitzoo.data.folder import Listing, Load, Row
+from bitzoo.data.examples import (
+    Example,
+    ExampleTable,
+    RowTable,
+    count_classes,
+    groups_in,
+    join,
+    labels_in,
+    pick,
+    without,
+)
+from bitzoo.data.folder import Listing, Row
 from bitzoo.data.groups import NEAR_DUPLICATES, notes_on_groups, with_groups
 from bitzoo.data.problems import DatasetError, Problem, Reason, count_by_kind, join_some
 from bitzoo.data.readers import DataSource, read_listing
@@ -25,7 +35,6 @@ from bitzoo.data.shots import describe_short
 from bitzoo.data.splits import choose
 from bitzoo.errors import UsageError
 from bitzoo.files import Progress
-from bitzoo.models.preprocessing import ImageLike
 
 __all__ = [
     "DataSource",
@@ -45,58 +54,17 @@ DEFAULT_VAL_FRACTION = 0.1
 
 
 @dataclass(frozen=True)
-class Example:
-    """One image and its class.
+class Split:
+    """The examples to train on ("train") or to evaluate on ("val").
 
     Attributes:
-        label: Index into the classes.
-        path: The image's file; None if `load` is set.
-        load: Returns the image; None if `path` is set. Can be pickled, so that other processes can
-            load it too.
-        key: Display name: a path below the data set's folder, or "row 17".
-        sha256: Of the file's or the stored bytes, else of the pixels that `load` returns; ""
-            before validation.
-        group: Name of the group that stays in one split; "" for none.
-        labels: All its classes, `label` first, if the source can give an image several; ().
-            Splits and few-shot choices are drawn by `label` alone.
+        name: The split's name.
+        examples: A tuple; of large sources an `examples.ExampleTable`, which makes an example each
+            time when it is asked for one.
     """
 
-    label: int
-    path: Path | None = None
-    load: Load | None = None
-    key: str = ""
-    sha256: str = ""
-    group: str = ""
-    labels: tuple[int, ...] = ()
-
-    @property
-    def classes(self) -> tuple[int, ...]:
-        """All its classes."""
-        return self.labels or (self.label,)
-
-    @property
-    def stored(self) -> Callable[[], bytes] | None:
-        """What returns the bytes of the image, if `load` decodes bytes as a file's are decoded."""
-        content: Callable[[], bytes] | None = getattr(self.load, "content", None)
-        return content
-
-    def image(self) -> ImageLike:
-        """Return what `bitzoo.models.preprocessing.read_rgb` takes: the path, or the image."""
-        return self.load_image() if self.path is None else self.path
-
-    def load_image(self) -> Image.Image:
-        """Return the image that `load` returns."""
-        if self.load is None:
-            raise ValueError(f"The example {self.key!r} has neither a path nor a load function.")
-        return self.load()
-
-
-@dataclass(frozen=True)
-class Split:
-    """The examples to train on ("train") or to evaluate on ("val")."""
-
     name: str
-    examples: tuple[Example, ...]
+    examples: Sequence[Example]
 
     def __len__(self) -> int:
         return len(self.examples)
@@ -229,8 +197,8 @@ def read_dataset(
         held_out = describe(drawn, len(val), total, 0) if drawn else whole
     images = ImageSet(
         names,
-        Split("train", tuple(train)),
-        None if val is None else Split("val", tuple(val)),
+        Split("train", _kept(train)),
+        None if val is None else Split("val", _kept(val)),
         listing.source,
         notes=listing.notes + notes,
         problems=problems,
@@ -260,7 +228,7 @@ class Listed:
     source: str
     notes: tuple[str, ...] = ()
     problems: tuple[Problem, ...] = ()
-    rows: tuple[Row, ...] = field(default=(), repr=False)
+    rows: Sequence[Row] = field(default=(), repr=False)
 
     @property
     def used(self) -> frozenset[str]:
@@ -327,10 +295,15 @@ def fingerprint(images: ImageSet) -> str:
     """SHA-256 over the class names and each example's split, key, label and content SHA-256.
 
     The content hashes are known once `inspect` has read the files. File dates and the location of
-    the data set do not count, so a copy has the same fingerprint.
+    the data set do not count, so a copy has the same fingerprint. Of examples kept as arrays, what
+    counts is what their source knows of itself, see `record_table.Records.digest`, and which of its
+    records they are with which classes.
     """
     digest = hashlib.sha256(json.dumps(images.classes).encode())
     for split in images.splits:
+        if isinstance(split.examples, ExampleTable):
+            digest.update(json.dumps([split.name, split.examples.table.digest()]).encode())
+            continue
         for example in split.examples:
             labels = example.labels or example.label
             fields = [split.name, example.key, labels, example.sha256]
@@ -345,7 +318,7 @@ def _why_none(listing: Listing) -> str:
 
 
 def _check_classes(listing: Listing, classes: tuple[str, ...]) -> tuple[str, ...]:
-    known, used = set(classes), {name for row in listing.rows for name in row.names}
+    known, used = set(classes), _used_classes(listing.rows)
     unknown = [name for name in listing.classes if name in used and name not in known]
     if unknown:
         raise DatasetError(
@@ -365,8 +338,20 @@ def _several(source: str, example: Example, classes: Sequence[str]) -> DatasetEr
     )
 
 
-def _by_split(listing: Listing, names: tuple[str, ...]) -> dict[str, list[Example]]:
+def _used_classes(rows: Sequence[Row]) -> Collection[str]:
+    if isinstance(rows, RowTable):
+        return rows.used_classes
+    return {name for row in rows for name in row.names}
+
+
+def _kept(examples: Sequence[Example]) -> Sequence[Example]:
+    return examples if isinstance(examples, ExampleTable) else tuple(examples)
+
+
+def _by_split(listing: Listing, names: tuple[str, ...]) -> Mapping[str, Sequence[Example]]:
     """Return split -> its examples, "" for rows without a split; no key for an empty split."""
+    if isinstance(listing.rows, RowTable):
+        return listing.rows.examples(names)
     index = {name: label for label, name in enumerate(names)}
     found: dict[str, list[Example]] = {}
     for row in listing.rows:
@@ -380,7 +365,8 @@ def _by_split(listing: Listing, names: tuple[str, ...]) -> dict[str, list[Exampl
 
 def _held_out_name(listing: Listing, wanted: str | None) -> str | None:
     """Return the split to evaluate on: what is wanted, else val, else test, else None."""
-    splits = {row.split for row in listing.rows}
+    rows = listing.rows
+    splits = rows.used_splits if isinstance(rows, RowTable) else {row.split for row in rows}
     return next((split for split in (wanted, "val", "test") if split in splits), None)
 
 
@@ -391,10 +377,10 @@ def _divide(
     val_fraction: float | None,
     seed: int,
     group_by: str | None,
-) -> tuple[list[Example], list[Example] | None, Draw | None, tuple[str, ...]]:
+) -> tuple[Sequence[Example], Sequence[Example] | None, Draw | None, tuple[str, ...]]:
     """Return train, val (the source's split `own`, or drawn), how val was drawn, and notes."""
     by_split = _by_split(listing, names)
-    train = by_split.get("train", []) + by_split.get("", [])
+    train = join(by_split.get("train", ()), by_split.get("", ()))
     if own is None:
         fraction = DEFAULT_VAL_FRACTION if val_fraction is None else val_fraction
         if fraction:
@@ -418,9 +404,9 @@ def _divide(
             "`drop_near_duplicates=True` drops them from train."
         )
     other = "test" if own == "val" else "val"
-    unused = by_split.get(other, [])
+    unused = by_split.get(other, ())
     notes: tuple[str, ...] = ()
-    groups = [example.group for example in train], [example.group for example in by_split[own]]
+    groups = [*groups_in(train)], [*groups_in(by_split[own])]
     if group_by and not set(groups[0]) & set(groups[1]):
         notes = notes_on_groups(*groups, group_by)
     if unused:
@@ -432,18 +418,16 @@ def _divide(
 
 
 def _hold_out(
-    examples: list[Example],
+    examples: Sequence[Example],
     names: tuple[str, ...],
     fraction: float,
     seed: int,
     group_by: str | None,
-) -> tuple[list[Example], list[Example], Draw, tuple[str, ...]]:
-    labels = [example.label for example in examples]
-    groups = [example.group for example in examples]
+) -> tuple[Sequence[Example], Sequence[Example], Draw, tuple[str, ...]]:
+    labels = labels_in(examples).tolist()
+    groups = [*groups_in(examples)]
     positions = draw(labels, names, fraction, seed, groups if any(groups) else None)
-    chosen = set(positions)
-    val = [example for position, example in enumerate(examples) if position in chosen]
-    train = [example for position, example in enumerate(examples) if position not in chosen]
+    val, train = pick(examples, positions), without(examples, positions)
     notes = tuple(notes_on(labels, names, positions))
     if any(groups):
         notes += notes_on_groups([e.group for e in train], [e.group for e in val], str(group_by))
@@ -451,16 +435,16 @@ def _hold_out(
 
 
 def _choose(
-    examples: list[Example], names: tuple[str, ...], per_class: int, seed: int
-) -> tuple[list[Example], tuple[str, ...]]:
-    labels = [example.label for example in examples]
-    chosen = [examples[position] for position in choose(labels, names, per_class, seed)]
+    examples: Sequence[Example], names: tuple[str, ...], per_class: int, seed: int
+) -> tuple[Sequence[Example], tuple[str, ...]]:
+    labels = labels_in(examples).tolist()
+    chosen = pick(examples, choose(labels, names, per_class, seed))
     short = describe_short(labels, names, per_class)
     return chosen, (short,) if short else ()
 
 
 def _shared_groups(train: Sequence[Example], val: Sequence[Example]) -> tuple[Problem, ...]:
-    ours, theirs = (Counter(e.group for e in split if e.group) for split in (train, val))
+    ours, theirs = (Counter(filter(None, groups_in(split))) for split in (train, val))
     return tuple(
         Problem(Reason.GROUP, group, f"{ours[group]} in train, {theirs[group]} in val")
         for group in ours
@@ -471,8 +455,7 @@ def _shared_groups(train: Sequence[Example], val: Sequence[Example]) -> tuple[Pr
 def _mismatch(
     names: tuple[str, ...], train: Sequence[Example], val: Sequence[Example]
 ) -> tuple[Problem, ...]:
-    in_train = {label for example in train for label in example.classes}
-    in_val = {label for example in val for label in example.classes}
+    in_train, in_val = (_used(split, len(names)) for split in (train, val))
     return tuple(
         Problem(reason, names[label])
         for reason, labels in (
@@ -481,3 +464,8 @@ def _mismatch(
         )
         for label in sorted(labels)
     )
+
+
+def _used(examples: Sequence[Example], num_classes: int) -> set[int]:
+    """Return the classes that have examples."""
+    return set(np.flatnonzero(count_classes(examples, num_classes)).tolist())

@@ -59,7 +59,7 @@ class Listing:
     """Everything that a source lists, in an order that depends only on names.
 
     Attributes:
-        rows: The images.
+        rows: The images; of large sources as arrays, see `examples.RowTable`.
         classes: All class names in order, including classes without images.
         source: Display name of the source.
         notes: Remarks that need no action.
@@ -69,13 +69,13 @@ class Listing:
         unlabelled: The images of a split in which none has a label, with "" as the label.
     """
 
-    rows: tuple[Row, ...]
+    rows: Sequence[Row]
     classes: tuple[str, ...]
     source: str
     notes: tuple[str, ...] = ()
     problems: tuple[Problem, ...] = ()
     label_changing: tuple[str, ...] = ()
-    unlabelled: tuple[Row, ...] = ()
+    unlabelled: Sequence[Row] = ()
 
 
 _MAX_DIGITS = 100

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
-
-if TYPE_CHECKING:
-    from bitzoo.data.dataset import Split
 
 Integers = npt.NDArray[np.int64]
 
@@ -48,6 +45,16 @@ class LabelSets:
         counts = np.fromiter(map(len, listed), np.int64, len(listed))
         values = np.fromiter((k for labels in listed for k in labels), np.int32, int(counts.sum()))
         return cls(values, np.concatenate([[0], counts.cumsum()]).astype(np.int64))
+
+    @classmethod
+    def joined(cls, parts: Sequence[LabelSets]) -> LabelSets:
+        """Return the sets of several, one after the other."""
+        starts = np.cumsum([0, *(len(part.values) for part in parts)])
+        ends = [part.offsets[1:] + start for part, start in zip(parts, starts, strict=False)]
+        return cls(
+            np.concatenate([part.values for part in parts]),
+            np.concatenate([np.zeros(1, np.int64), *ends]),
+        )
 
     @classmethod
     def of_single(cls, labels: npt.ArrayLike) -> LabelSets:
@@ -107,9 +114,14 @@ class LabelSets:
         return targets
 
 
-def label_sets_of(split: Split) -> LabelSets:
+class _Split(Protocol):
+    @property
+    def examples(self) -> Sequence[Any]: ...
+
+
+def label_sets_of(split: _Split) -> LabelSets:
     """Return the classes of every example of a split, whether it has one or several."""
-    stored: Any = getattr(split.examples, "label_sets", None)
-    if stored is not None:
-        return stored  # type: ignore[no-any-return]
+    stored = getattr(split.examples, "label_sets", None)
+    if isinstance(stored, LabelSets):
+        return stored
     return LabelSets.of(example.labels or (example.label,) for example in split.examples)

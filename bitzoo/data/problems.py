@@ -30,6 +30,8 @@ class Reason(Enum):
     LINE = "Invalid lines of the manifest", "correct the lines", True
     LABEL = "Labels out of range", "correct the labels", True
     FOLDER = "Folders that cannot be read", "check the permissions", True
+    SHARD = "Shards that cannot be read to their end", "copy or download them again", True
+    RECORD = "Records without one image and a label", "write the shards again", True
     MISSING = "Missing files", "check the paths", True
     UNREADABLE = "Files that cannot be opened", "check the permissions and the disk", True
     NO_BYTES = "Files of 0 bytes", "copy or download them again", True

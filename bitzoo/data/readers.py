@@ -6,19 +6,21 @@ import os
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from bitzoo.data.folder import Listing, order_classes, read_arrays, read_folder
+from bitzoo.data.examples import RowTable
+from bitzoo.data.folder import Listing, Row, order_classes, read_arrays, read_folder
 from bitzoo.data.hf_datasets import read_named, read_table
 from bitzoo.data.imagenet_devkit import find_images, find_train, has_labels, read_devkit
 from bitzoo.data.manifest import is_manifest, read_manifest
 from bitzoo.data.problems import DatasetError, count_by_kind, join_some, printable
 from bitzoo.data.source_names import (
     HF,
+    TAR,
     TFDS,
     TORCHVISION,
     VTAB,
@@ -28,6 +30,7 @@ from bitzoo.data.source_names import (
     parts_of,
 )
 from bitzoo.data.split_names import SPLITS, is_plain, resolve_splits
+from bitzoo.data.tar_shards import read_shards
 from bitzoo.data.tfds_datasets import TfdsSource, read_records, source_of, tfds_splits
 from bitzoo.data.torchvision_datasets import read_torchvision
 from bitzoo.data.vtab_data import as_task, find_task, task_source, task_splits
@@ -69,7 +72,7 @@ def _note_on_names(listing: Listing) -> list[str]:
     groups = [names for names in alike.values() if len(names) > 1]
     if not groups:
         return []
-    counts = Counter(row.label for row in listing.rows)
+    counts = Counter(name for row in listing.rows for name in row.names)
     shown = [" and ".join(f"{name!r} ({counts[name]:,})" for name in names) for names in groups]
     return [
         "Classes whose names differ only in case, spaces, separators or leading zeros count as "
@@ -100,6 +103,8 @@ def _list_named(text: str, progress: Progress | None) -> Listing:
     name = parse(text)
     if name.library == TFDS:
         return _list_tfds(source_of(name), progress)
+    if name.library == TAR:
+        return read_shards(name, progress)
     if name.library == VTAB:
         return _list_task(name, progress)
     read = read_named if name.library == HF else read_torchvision
@@ -189,15 +194,6 @@ def _list_splits(source: Mapping[str, Any], name: str, progress: Progress | None
             f"{', '.join(map(str, source)) or 'none'}."
         )
     listings = {key: _list_part(source[key], name, progress) for key in splits}
-    rows = tuple(
-        replace(
-            row,
-            key=row.key if _says_where(source[key]) else f"{key} {row.key}",
-            split=splits[key],
-        )
-        for key, listing in listings.items()
-        for row in listing.rows
-    )
     problems = [
         replace(problem, subject=f"{key} {problem.subject}")
         for key, listing in listings.items()
@@ -205,6 +201,8 @@ def _list_splits(source: Mapping[str, Any], name: str, progress: Progress | None
     ]
     orders = {listing.classes for listing in listings.values() if listing.rows or listing.problems}
     classes = orders.pop() if len(orders) == 1 else order_classes(c for o in orders for c in o)
+    prefixes = {key: "" if _says_where(source[key]) else f"{key} " for key in splits}
+    rows = _joined_rows(listings, splits, prefixes, classes)
     notes = [f"Split {key}: {note}" for key, found in listings.items() for note in found.notes]
     others = [key for key in source if key not in splits]
     if others:
@@ -214,3 +212,24 @@ def _list_splits(source: Mapping[str, Any], name: str, progress: Progress | None
         notes.append(f"Splits by their names: {shown}.")
     unlabelled = tuple(row for listing in listings.values() for row in listing.unlabelled)
     return Listing(rows, classes, name, tuple(notes), tuple(problems), unlabelled=unlabelled)
+
+
+def _joined_rows(
+    listings: Mapping[Any, Listing],
+    splits: Mapping[Any, str],
+    prefixes: Mapping[Any, str],
+    classes: tuple[str, ...],
+) -> Sequence[Row]:
+    """Return the rows of several listings, each marked with its split."""
+    tables = [
+        listing.rows.in_split(splits[key], prefixes[key])
+        for key, listing in listings.items()
+        if isinstance(listing.rows, RowTable)
+    ]
+    if len(tables) == len(listings):
+        return RowTable.joined(tables, classes)
+    return tuple(
+        replace(row, key=f"{prefixes[key]}{row.key}", split=splits[key])
+        for key, listing in listings.items()
+        for row in listing.rows
+    )

@@ -1,8 +1,9 @@
 """Names of data sets that libraries manage: `tfds:dtd@train[:800]`, `hf:beans@train`.
 
 The grammar is `LIBRARY:NAME[/CONFIG][:VERSION][@SPLIT][?image=COLUMN&label=COLUMN]`. Only TFDS has
-versions. Splits of several such names are joined as `train=NAME,test=NAME`. What a name means is
-for the library's reader to say; here it is only taken apart.
+versions. `tar:SHARDS[@SPLIT]` names shards, see `tar_shards`. Splits of several such names are
+joined as `train=NAME,test=NAME`. What a name means is for the library's reader to say; here it is
+only taken apart.
 """
 
 from __future__ import annotations
@@ -14,8 +15,8 @@ from typing import Any
 
 from bitzoo.data.problems import DatasetError, printable
 
-TFDS, HF, TORCHVISION, VTAB = "tfds:", "hf:", "torchvision:", "vtab:"
-PREFIXES = (TFDS, HF, TORCHVISION, VTAB)
+TFDS, HF, TORCHVISION, VTAB, TAR = "tfds:", "hf:", "torchvision:", "vtab:", "tar:"
+PREFIXES = (TFDS, HF, TORCHVISION, VTAB, TAR)
 """What the names of data sets begin with that are no paths."""
 
 _TFDS_NAME = re.compile(
@@ -24,6 +25,7 @@ _TFDS_NAME = re.compile(
 _PART = re.compile(rf"\w+=(?:{'|'.join(PREFIXES)})")
 _NEXT = re.compile(rf",(?={_PART.pattern})")
 _COLUMNS = ("image", "label")
+_SPLIT = re.compile(r"\w+")
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,8 @@ class SourceName:
 
     Attributes:
         library: One of `PREFIXES`.
-        name: The library's name of the data set; for `hf:` also a folder.
+        name: The library's name of the data set; for `hf:` also a folder; for `tar:` a folder or a
+            pattern of paths.
         config: Its variant; None if none is named.
         version: Its version, each part a number or `*`; None if none is named.
         split: The part of it, in the library's language; None for all splits.
@@ -78,6 +81,8 @@ def parse(text: str) -> SourceName:
     library = library_of(text)
     if library is None:
         raise ValueError(f"{text!r} begins with none of {PREFIXES}")
+    if library == TAR:
+        return _shards(text)
     rest, columns = _columns(text.removeprefix(library), text)
     if library == HF and Path(rest).exists():  # a folder's name may have any character in it
         return SourceName(library, rest, **columns)
@@ -97,6 +102,19 @@ def parse(text: str) -> SourceName:
     if not rest.isidentifier():
         raise _malformed(text, f"{TORCHVISION}NAME[@SPLIT], NAME a class in torchvision.datasets")
     return SourceName(library, rest, **parts)
+
+
+def _shards(text: str) -> SourceName:
+    """Take `tar:PATTERN@SPLIT` apart; paths may have any of the other marks in them."""
+    rest = text.removeprefix(TAR)
+    before, _, split = rest.rpartition("@")
+    if before and _SPLIT.fullmatch(split) and not Path(rest).exists():
+        rest = before
+    else:
+        split = ""
+    if not rest:
+        raise _malformed(text, f"{TAR}SHARDS[@SPLIT], such as tar:data/train-{{000..127}}.tar")
+    return SourceName(TAR, rest, split=split or None)
 
 
 def _columns(rest: str, text: str) -> tuple[str, dict[str, Any]]:
@@ -124,5 +142,5 @@ def _malformed(text: str, expected: str) -> DatasetError:
     return DatasetError(
         f"The data set {printable(text)!r} must be named by {expected}. Examples: "
         "tfds:dtd@train[:800], tfds:eurosat/rgb:2.0.0, hf:uoft-cs/cifar100@train?label=fine_label, "
-        "torchvision:CIFAR10@test, vtab:clevr-count."
+        "torchvision:CIFAR10@test, vtab:clevr-count, tar:shards/train-{000..127}.tar."
     )

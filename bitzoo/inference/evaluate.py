@@ -285,6 +285,7 @@ def evaluate_pixels(
     world: int = 1,
     outputs: Sequence[int] | None = None,
     accepted: Sequence[Sequence[int]] | None = None,
+    sigmoid: bool = False,
     progress: Progress | None = None,
 ) -> Evaluation:
     """Run a network over labelled pixels and count.
@@ -309,6 +310,7 @@ def evaluate_pixels(
         world: Number of processes; `Evaluation.merge` puts their results together.
         outputs: The outputs that compete, one per class; None for all of them.
         accepted: The labels of each image that are right, at least one; None for `labels`.
+        sigmoid: Whether scores and losses are those of a sigmoid for each class.
         progress: Called with ``"evaluate"`` and numbers of images.
 
     Returns:
@@ -329,7 +331,10 @@ def evaluate_pixels(
     def of(batch: Integers, logits: npt.NDArray[np.float32]) -> Evaluation:
         right = None if accepted is None else [accepted[row] for row in batch]
         return Evaluation.of_logits(
-            classes, truth[batch], logits, batch, keep_logits=keep_logits, accepted=right
+            *(classes, truth[batch], logits, batch),
+            keep_logits=keep_logits,
+            accepted=right,
+            sigmoid=sigmoid,
         )
 
     parts = [of(rows[:0], _nothing(len(classes))[1])]

@@ -53,14 +53,16 @@ class Evaluation(Displayed):
         predicted: Class with the highest logit, of several the first, int64.
         ranks: How many classes come before the true one, by logit and then by index, int64; of
             several labels, before the first of them.
-        scores: Softmax probability of the predicted class, float64.
+        scores: Probability of the predicted class, by softmax or sigmoid, float64.
         losses: Cross-entropy in nats, computed in float64 from float32 logits; of several labels,
-            minus the logarithm of their probabilities' sum.
+            minus the logarithm of their probabilities' sum. Of a sigmoid, the sum over all classes
+            of the binary ones.
         logits: float32 (n, classes) if they were asked for.
         selection: Which images these are; None if nobody said.
         matched: How the data set's classes and the network's outputs were matched, as a sentence;
             "" if nothing was to be matched.
         several: Whether images may have several labels.
+        of_sigmoid: Whether scores and losses are those of a sigmoid, not of a softmax.
         published: What others published about the model on this data set.
     """
 
@@ -76,6 +78,7 @@ class Evaluation(Displayed):
     matched: str = ""
     several: bool = False
     published: tuple[Published, ...] = ()
+    of_sigmoid: bool = False
 
     @classmethod
     def of_logits(
@@ -87,6 +90,7 @@ class Evaluation(Displayed):
         *,
         keep_logits: bool = False,
         accepted: Sequence[Sequence[int]] | None = None,
+        sigmoid: bool = False,
     ) -> Evaluation:
         """Judge logits, however they were computed.
 
@@ -97,6 +101,7 @@ class Evaluation(Displayed):
             rows: The images' numbers; 0, 1, ... if None.
             keep_logits: Whether the result holds the logits too.
             accepted: The labels of each image that are right, at least one; None for `labels`.
+            sigmoid: Whether scores and losses are those of a sigmoid for each class.
 
         Raises:
             UsageError: If a label is out of range.
@@ -113,19 +118,26 @@ class Evaluation(Displayed):
         if accepted is None:
             first, log_true = labels, exact[pick, labels]
         else:
-            right = _mask(accepted, len(classes))
+            right = mask_of(accepted, len(classes))
             first = np.where(right, logits, -np.inf).argmax(axis=1).astype(np.int64)
             log_true = log_sum_exp(np.where(right, exact, -np.inf))
+        best = exact[pick, predicted]
+        scores, losses = np.exp(best - log_total), log_total - log_true
+        if sigmoid:
+            own = accepted if accepted is not None else [(label,) for label in labels.tolist()]
+            scores = np.exp(-np.logaddexp(0, -best))
+            losses = np.logaddexp(0, exact).sum(1) - (exact * mask_of(own, len(classes))).sum(1)
         return cls(
             classes=tuple(classes),
             rows=rows,
             labels=labels,
             predicted=predicted,
             ranks=_ranks(logits, first),
-            scores=np.exp(exact[pick, predicted] - log_total),
-            losses=log_total - log_true,
+            scores=scores,
+            losses=losses,
             logits=logits if keep_logits else None,
             several=accepted is not None,
+            of_sigmoid=sigmoid,
         )
 
     @classmethod
@@ -159,7 +171,8 @@ class Evaluation(Displayed):
         columns: dict[str, Any] = {
             name: np.concatenate([getattr(part, name) for part in parts])[order] for name in names
         }
-        return cls(parts[0].classes, several=parts[0].several, **columns)
+        first = parts[0]
+        return cls(first.classes, several=first.several, of_sigmoid=first.of_sigmoid, **columns)
 
     @property
     def count(self) -> int:
@@ -368,7 +381,7 @@ def log_sum_exp(logits: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     return np.asarray(top + np.log(np.exp(logits - top[:, None]).sum(axis=1)))
 
 
-def _mask(accepted: Sequence[Sequence[int]], classes: int) -> npt.NDArray[np.bool_]:
+def mask_of(accepted: Sequence[Sequence[int]], classes: int) -> npt.NDArray[np.bool_]:
     """Return which classes are right for which image: bool (n, classes)."""
     mask = np.zeros((len(accepted), classes), bool)
     for row, labels in enumerate(accepted):

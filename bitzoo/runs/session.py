@@ -39,7 +39,7 @@ from bitzoo.training.checkpointing import (
 from bitzoo.training.distributed import send_from_main
 from bitzoo.training.linear_probe import evaluate_features, train_head
 from bitzoo.training.model_selection import Choice, Keep, ModelSelection
-from bitzoo.training.recipe import INCEPTION_CROP, Recipe
+from bitzoo.training.recipe import INCEPTION_CROP, SIGMOID, Recipe
 from bitzoo.training.trainer import float_buffers, train
 
 if TYPE_CHECKING:
@@ -196,6 +196,7 @@ class Session:
             [example.label for example in images.examples] if several else labels_of(images),
             classes,
             accepted=[sets[row] for row in range(len(sets))] if several else None,
+            sigmoid=self._task.recipe.loss == SIGMOID,
             rank=self._processes.process_index,
             world=self._processes.num_processes,
             progress=self._callbacks.progress if self._is_main else None,

@@ -33,16 +33,18 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, MemoryError) or any(text in message for text in _OUT_OF_MEMORY)
 
 
-def choose_micro_batch(forward: Callable[[Tensor], Tensor], image: Tensor, rows: int) -> int:
+def choose_micro_batch(forward: Callable[[Tensor], Tensor], images: Tensor, rows: int) -> int:
     """Return the number of images to compute at once: `rows`, or a half, a quarter, ... of it.
 
     Args:
         forward: The network's forward function, in training mode.
-        image: One image as the network takes it, (1, channels, height, width).
+        images: A few images as the network takes them, (n, channels, height, width).
         rows: Number of images to compute, at least 1.
     """
-    each = max(1, saved_bytes(forward, torch.cat([image, image])) - saved_bytes(forward, image))
-    fitting = memory_for_maps(image.device) // each
+    twice = torch.cat([images, images])
+    all_of_them = saved_bytes(forward, twice) - saved_bytes(forward, images)
+    each = max(1, all_of_them // len(images))
+    fitting = memory_for_maps(images.device) // each
     chosen = rows
     while chosen > max(1, fitting):
         chosen = -(-chosen // 2)

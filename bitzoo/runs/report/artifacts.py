@@ -14,9 +14,9 @@ from bitzoo.catalogue.model_info import Identity, ModelInfo
 from bitzoo.catalogue.run_info import RunInfo
 from bitzoo.data.dataset import ImageSet
 from bitzoo.data.image_store import Pixels
+from bitzoo.data.label_sets import label_sets_of
 from bitzoo.data.validation import DataSummary
 from bitzoo.files import write_json
-from bitzoo.inference.evaluate import labels_of
 from bitzoo.inference.metrics import Evaluation
 from bitzoo.models.bit import BiT
 from bitzoo.models.wide_values import white_of
@@ -35,6 +35,7 @@ from bitzoo.zoo.model_folder import write_model_folder
 REPORT_NAME = "report.html"
 CARD_NAME = "README.md"
 EVALUATION_NAME = "evaluation.json"
+_OPTIONS = ("seed", "dtype", "freeze", "pretrained", "kind")
 _PACKAGES = ("bitzoo", "torch", "numpy", "pillow", "safetensors", "accelerate")
 
 
@@ -144,7 +145,7 @@ def _record(
     first_batch = show_first_batch(
         finished.recipe,
         finished.training,
-        labels_of(images.train),
+        label_sets_of(images.train),
         images.classes,
         seed=config.seed,
         freeze=config.freeze,
@@ -162,7 +163,7 @@ def _record(
             *explain(finished.recipe, freeze=config.freeze),
             *([("weights", finished.choice.sentence)] if finished.choice.sentence else []),
         ],
-        options={key: identity[key] for key in ("seed", "dtype", "freeze", "pretrained")},
+        options={key: identity[key] for key in _OPTIONS if key in identity},
         history=history,
         evaluation=found,
         mistakes=mistakes,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bitzoo.runs.report.run_summary import RunRecord
-from bitzoo.training.recipe import Recipe
+from bitzoo.training.recipe import INCEPTION_CROP, Recipe
 
 __all__ = ["augmentation", "first_batch_note", "loss_caption", "origin"]
 
@@ -12,14 +12,18 @@ def origin(run: RunRecord) -> tuple[str, str, str]:
     """Return how the network came about: words, what it started from, and words before the data."""
     if run.is_frozen:
         return "its head trained on the features of", run.model, ", which stayed as they were, on"
+    if run.options.get("kind") == "pretrain":
+        return "pre-trained by bitzoo from", run.model, "on"
     if not run.is_pretrained:
         return "trained from", run.model, "on"
     return "fine-tuned from", run.model, "on"
 
 
 def augmentation(recipe: Recipe) -> list[str]:
-    """Return what training does to an image after resizing it, as verbs in the passive."""
+    """Return what training does to an image besides resizing it, as verbs in the passive."""
     done = []
+    if recipe.augmentation == INCEPTION_CROP:
+        done.append("cropped to random boxes that are resized")
     if recipe.crop < recipe.resize:
         done.append("cropped at random")
     if recipe.flip:
@@ -40,7 +44,10 @@ def loss_caption(run: RunRecord) -> str:
         text = f"Training images are {join(done)}."
     else:
         text = "Training images are resized, and nothing else."
-    return text + (" Held-out images are only resized." if run.evaluation is not None else "")
+    if run.evaluation is None:
+        return text
+    cut = ", and their centre is taken" if run.plan.eval_resize is not None else ""
+    return f"{text} Held-out images are {'' if cut else 'only '}resized{cut}."
 
 
 def first_batch_note(recipe: Recipe, shown: int, *, freeze: bool) -> str:

@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-import numpy.typing as npt
 
 from bitzoo.data.image_store import Pixels
+from bitzoo.data.label_sets import LabelSets
 from bitzoo.data.loader import materialize
 from bitzoo.data.sampler import Batch
 from bitzoo.runs.report.captions import first_batch_note
@@ -27,7 +27,7 @@ _MOST = 16
 def show_first_batch(
     recipe: Recipe,
     pixels: Pixels,
-    labels: npt.NDArray[np.int64],
+    labels: LabelSets,
     classes: Sequence[str],
     *,
     seed: int,
@@ -38,7 +38,7 @@ def show_first_batch(
     Args:
         recipe: The recipe.
         pixels: The training images, as the run opened them.
-        labels: Class of each.
+        labels: Classes of each.
         classes: Class names.
         seed: The run's seed.
         freeze: Whether only the head was trained, on features of whole images.
@@ -61,11 +61,14 @@ def show_first_batch(
 
 
 def _names(
-    batch: Batch, row: int, labels: npt.NDArray[np.int64], classes: Sequence[str], *, mixed: bool
+    batch: Batch, row: int, labels: LabelSets, classes: Sequence[str], *, mixed: bool
 ) -> list[str]:
-    own = classes[labels[batch.indices[row]]]
+    def named(image: int) -> str:
+        return ", ".join(classes[label] for label in labels[image]) or "no label"
+
+    own = named(batch.indices[row])
     if batch.mix is None or not mixed:
         return [own]
-    partner = classes[labels[batch.indices[batch.mix[row]]]]
+    partner = named(batch.indices[batch.mix[row]])
     shares = ((batch.lam, own), (1 - batch.lam, partner))
     return [f"{100 * share:.1f}\N{NO-BREAK SPACE}% {name}" for share, name in shares]

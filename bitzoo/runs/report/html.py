@@ -136,10 +136,13 @@ def _headline(run: RunRecord) -> list[tuple[str, str, str]]:
             facts.append((_percent(found.top5), "top-5 accuracy", note))
         note = "mean over the classes of their accuracy"
         facts.append((_percent(found.balanced_accuracy), "balanced accuracy", note))
-        note = "mean over the classes of their F1 score"
-        facts.append((_percent(found.macro_f1), "macro F1", note))
-        guessing = f"{math.log(len(run.classes)):.3f} is guessing evenly"
-        facts.append((f"{found.loss:.4f}", "mean cross-entropy", guessing))
+        if not found.several:
+            note = "mean over the classes of their F1 score"
+            facts.append((_percent(found.macro_f1), "macro F1", note))
+        classes = len(run.classes)
+        even = classes * math.log(2) if found.of_sigmoid else math.log(classes)
+        kind = "mean sigmoid cross-entropy" if found.of_sigmoid else "mean cross-entropy"
+        facts.append((f"{found.loss:.4f}", kind, f"{even:.3f} is guessing evenly"))
     facts.append((f"{len(run.classes):,}", "classes", f"at {run.image_size} x {run.image_size} px"))
     if speeds := run.series("train", "images_per_s"):
         median = statistics.median(speed for _, speed in speeds)
@@ -279,7 +282,7 @@ def _loading(run: RunRecord, folder: str) -> dict[str, str]:
         "",
         f"model = bitzoo.create_model({quoted}, pretrained=True)",
         "transform, names = bitzoo.create_transform(model), bitzoo.labels(model)",
-        'scores = model(transform("photo.jpg")[None]).softmax(-1)[0]',
+        f'scores = model(transform("photo.jpg")[None]).{_activation(run)}[0]',
         "print(names[scores.argmax()], scores.max().item())",
     ]
     released = run.architecture in ARCHITECTURES  # those that timm has under a name too
@@ -291,6 +294,10 @@ def _loading(run: RunRecord, folder: str) -> dict[str, str]:
         "python": "\n".join(lines),
         "timm": timm if released else "",
     }
+
+
+def _activation(run: RunRecord) -> str:
+    return "sigmoid()" if run.info and run.info.activation == "sigmoid" else "softmax(-1)"
 
 
 def _front_matter(run: RunRecord) -> str:
