@@ -118,7 +118,25 @@ class Decoder:
         def work(number: int) -> None:
             store(number, self.decode(examples[number], crops[number] if crops else None))
 
-        futures = [self._threads.submit(work, number) for number in range(len(examples))]
+        self.run_each(len(examples), work, advance)
+
+    def run_each(
+        self,
+        count: int,
+        work: Callable[[int], object],
+        advance: Callable[[int], object] | None = None,
+    ) -> None:
+        """Call `work` with every number below `count`, in the threads that decode.
+
+        Args:
+            count: How many numbers.
+            work: What is to be done, such as to `decode` an example.
+            advance: Called from this thread with how much is done.
+
+        Raises:
+            Exception: The first that `work` raises; what has not started yet is skipped.
+        """
+        futures = [self._threads.submit(work, number) for number in range(count)]
         try:
             for done, future in enumerate(as_completed(futures), start=1):
                 future.result()

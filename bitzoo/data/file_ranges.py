@@ -24,6 +24,10 @@ _MOST_OPEN = 128
 """Files that a process keeps open; systems allow from 256 on in all."""
 
 
+class ChangedFileError(DatasetError):
+    """A file that is not what it was when it was indexed: nothing of it can be relied on."""
+
+
 @dataclass(frozen=True)
 class FileIdentity:
     """What tells a file from what it was before it was written again.
@@ -64,12 +68,15 @@ class FileRange:
         """Return the bytes.
 
         Raises:
-            DatasetError: If the file was changed since it was indexed, or ends too early.
+            ChangedFileError: If the file was changed since it was indexed.
+            DatasetError: If it ends too early.
             OSError: If it cannot be read.
         """
         file = _open_file(self.path)
+        if file.identity != self.identity:  # it may have been replaced since it was opened
+            file = _open_file(self.path, again=True)
         if self.identity is not None and file.identity != self.identity:
-            raise DatasetError(
+            raise ChangedFileError(
                 f"The file {printable(self.path)!r} has changed since it was indexed. Leave the "
                 "shards alone while they are used, and start again."
             )
@@ -124,9 +131,10 @@ _opened: OrderedDict[str, _OpenFile] = OrderedDict()
 _opening = threading.Lock()
 
 
-def _open_file(path: str) -> _OpenFile:
+def _open_file(path: str, *, again: bool = False) -> _OpenFile:
     with _opening:
-        file = _opened.pop(path, None) or _OpenFile(path)
+        held = _opened.pop(path, None)
+        file = _OpenFile(path) if held is None or again else held
         _opened[path] = file
         left = _opened.popitem(last=False)[1] if len(_opened) > _MOST_OPEN else None
     del left  # closes it, if no thread reads it

@@ -18,6 +18,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
@@ -34,6 +35,7 @@ from bitzoo.data.decode_workers import (
     hash_stored,
 )
 from bitzoo.data.inception_crop import CropKey
+from bitzoo.data.stand_ins import StandIns
 from bitzoo.errors import UsageError
 from bitzoo.files import Progress, cache_dir, sha256_of
 from bitzoo.locks import file_lock
@@ -126,6 +128,17 @@ class Pixels(ABC):
                 f"{numbers.max()}."
             )
         return numbers
+
+    def used(self, indices: npt.ArrayLike) -> npt.NDArray[np.int64]:
+        """Return the images that were read in place of others that cannot be used.
+
+        Args:
+            indices: Indices that have been read.
+
+        Returns:
+            Which image each is: itself, or with `StandIns` another, whose classes then count.
+        """
+        return np.asarray(indices, np.int64)
 
     @property
     def contents(self) -> Contents | None:
@@ -221,9 +234,15 @@ class CachedPixels(Pixels):
 class DecodingPixels(Pixels):
     """Images decoded at every use, by long-lived worker processes."""
 
-    def __init__(self, transform: EvalTransform, examples: Sequence[Example], workers: int) -> None:
+    def __init__(
+        self,
+        transform: EvalTransform,
+        examples: Sequence[Example],
+        workers: int,
+        stand_ins: StandIns | None = None,
+    ) -> None:
         self.size, self._transform = transform.crop, transform
-        self._examples = examples
+        self._examples, self._stand_ins = examples, stand_ins
         self._decoder = Decoder(transform, workers)
 
     def __len__(self) -> int:
@@ -233,8 +252,20 @@ class DecodingPixels(Pixels):
         """Decode and return images; an index that occurs twice is decoded once."""
         numbers, positions = np.unique(self._checked(indices), return_inverse=True)
         decoded: dict[int, Pixels8] = {}
-        self._decoder.decode_each([self._examples[n] for n in numbers], decoded.__setitem__)
+        stand_ins, decode = self._stand_ins, self._decoder.decode
+        if stand_ins is None:
+            self._decoder.decode_each([self._examples[n] for n in numbers], decoded.__setitem__)
+        else:
+
+            def work(place: int) -> None:
+                decoded[place] = stand_ins.read(int(numbers[place]), decode)
+
+            self._decoder.run_each(len(numbers), work)
         return [decoded[position] for position in positions.tolist()]
+
+    def used(self, indices: npt.ArrayLike) -> npt.NDArray[np.int64]:
+        """Return the images that were read in place of others; see `Pixels.used`."""
+        return super().used(indices) if self._stand_ins is None else self._stand_ins.of(indices)
 
     @property
     def contents(self) -> Contents | None:
@@ -254,8 +285,15 @@ class WholeImages(Pixels):
 
     are_whole = True
 
-    def __init__(self, size: int, examples: Sequence[Example], workers: int, depth: int | None):
-        self.size, self._examples = size, examples
+    def __init__(
+        self,
+        size: int,
+        examples: Sequence[Example],
+        workers: int,
+        depth: int | None,
+        stand_ins: StandIns | None = None,
+    ) -> None:
+        self.size, self._examples, self._stand_ins = size, examples, stand_ins
         self._decoder = Decoder(size, workers, bit_depth=depth)
 
     def __len__(self) -> int:
@@ -276,9 +314,20 @@ class WholeImages(Pixels):
         """Decode images and return one crop of each; see `Pixels.crops`."""
         numbers = self._checked(indices)
         found: dict[int, Pixels8] = {}
-        examples = [self._examples[number] for number in numbers.tolist()]
-        self._decoder.decode_each(examples, found.__setitem__, crops=keys)
+
+        def work(place: int) -> None:
+            index, decode = int(numbers[place]), partial(self._decoder.decode, crop=keys[place])
+            if self._stand_ins is None:
+                found[place] = decode(self._examples[index])
+            else:
+                found[place] = self._stand_ins.read(index, decode)
+
+        self._decoder.run_each(len(numbers), work)
         return [found[place] for place in range(len(numbers))]
+
+    def used(self, indices: npt.ArrayLike) -> npt.NDArray[np.int64]:
+        """Return the images that were read in place of others; see `Pixels.used`."""
+        return super().used(indices) if self._stand_ins is None else self._stand_ins.of(indices)
 
     def close(self) -> None:
         """End the worker processes."""
@@ -286,7 +335,12 @@ class WholeImages(Pixels):
 
 
 def open_whole_images(
-    split: Split, size: int, *, workers: int | None = None, bit_depth: int | None = None
+    split: Split,
+    size: int,
+    *,
+    workers: int | None = None,
+    bit_depth: int | None = None,
+    stand_ins: StandIns | None = None,
 ) -> WholeImages:
     """Open the images of a split for random-resized crops (`bitzoo.data.inception_crop`).
 
@@ -295,12 +349,13 @@ def open_whole_images(
         size: Edge of the crops in pixels, at least 1.
         workers: Number of worker processes; None means one per core that this process may use.
         bit_depth: As for `open_pixels`.
+        stand_ins: As for `open_pixels`.
 
     Raises:
         UsageError: If the size is not positive.
     """
     workers = max(1, workers or count_cores())
-    return WholeImages(as_transform(size).crop, split.examples, workers, bit_depth)
+    return WholeImages(as_transform(size).crop, split.examples, workers, bit_depth, stand_ins)
 
 
 def open_pixels(
@@ -312,6 +367,7 @@ def open_pixels(
     workers: int | None = None,
     progress: Progress | None = None,
     bit_depth: int | None = None,
+    stand_ins: StandIns | None = None,
 ) -> Pixels:
     """Open the decoded images of a split.
 
@@ -331,6 +387,8 @@ def open_pixels(
         bit_depth: Bits of the values of images of more than 8 bits per channel, as
             `DataSummary.bit_depth`; see `bitzoo.models.preprocessing.read_rgb`. With an
             `EvalTransform`, None is that of the transform.
+        stand_ins: What is done about images that cannot be decoded, if they were not all checked
+            before (`inspect(..., lazily=True)`); they are then decoded at each use, not cached.
 
     Returns:
         `CachedPixels` or `DecodingPixels`.
@@ -342,7 +400,7 @@ def open_pixels(
     transform = as_transform(size, bit_depth)
     workers = max(1, workers or count_cores())
     report = progress or (lambda task, done, total: None)
-    if split.examples and budget_bytes > 0:
+    if split.examples and budget_bytes > 0 and stand_ins is None:
         hashes = _content_hashes(split.examples, workers, report)
         by_hash = dict(zip(hashes, split.examples, strict=True))
         try:
@@ -358,7 +416,7 @@ def open_pixels(
         else:
             if found is not None:
                 return CachedPixels(transform, split.examples, hashes, found)
-    return DecodingPixels(transform, split.examples, workers)
+    return DecodingPixels(transform, split.examples, workers, stand_ins)
 
 
 @dataclass(frozen=True)

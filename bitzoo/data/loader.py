@@ -166,18 +166,17 @@ class _Prepared:
             needed, positions = np.unique(sides, return_inverse=True)
         windows = (batch.top[sides], batch.left[sides], batch.flip[sides])
         crops = np.stack([positions.reshape(sides.shape), *windows])
-        targets = _mix_targets(feed, batch, sides)
         self._host: tuple[Tensor, ...]  # pinned for a GPU, so that copying need not wait
         if feed.device.type == "cpu":
             decoded = self._read(needed)
             images = _mix_on_cpu(decoded, crops, batch.lam, crop, feed.memory_format)
-            self._host = images, targets
+            self._host = images, _mix_targets(feed, batch, sides)
         else:
             shape, pin = (len(needed), *(feed.pixels.size,) * 2, 3), feed.device.type == "cuda"
             raw = torch.empty(shape, dtype=torch.uint8, pin_memory=pin)
             for place, image in zip(raw.numpy(), self._read(needed), strict=True):
                 place[...] = image
-            rest = torch.from_numpy(crops), targets
+            rest = torch.from_numpy(crops), _mix_targets(feed, batch, sides)
             self._host = (raw, *(part.pin_memory() if pin else part for part in rest))
 
     def _read(self, needed: npt.NDArray[np.int64]) -> Sequence[Pixels8]:
@@ -255,9 +254,10 @@ def _mix_on_cpu(
 
 
 def _mix_targets(feed: Feed, batch: Batch, sides: npt.NDArray[np.int64]) -> Tensor:
+    """Return the targets of images that have been read: another may stand in for one of them."""
     targets = np.zeros((sides.shape[1], feed.num_classes), np.float32)
     for rows, weight in zip(sides, (batch.lam, 1 - batch.lam), strict=False):
-        images = batch.indices[rows]
+        images = feed.pixels.used(batch.indices[rows])
         if isinstance(feed.labels, LabelSets):
             targets += feed.labels.targets(images, feed.num_classes) * np.float32(weight)
         else:

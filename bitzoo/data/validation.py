@@ -7,22 +7,23 @@ splits and is the key of the pixel cache.
 
 from __future__ import annotations
 
-import warnings
 from collections import Counter
 from collections.abc import Hashable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import TypeAlias
 
 import numpy as np
 
 from bitzoo.data.automatic_split import Draw, describe, draw, notes_on
 from bitzoo.data.brightness import Levels, find_bit_depth, find_darkness, notes_on_values
+from bitzoo.data.data_summary import DataSummary
 from bitzoo.data.dataset import Example, ImageSet, Split, fingerprint
-from bitzoo.data.decode_workers import count_cores
 from bitzoo.data.fixed_split import noting_what_stays, with_fixed_split
 from bitzoo.data.groups import NEAR_DUPLICATES, notes_on_groups
-from bitzoo.data.image_check import ImageCheck, check_image, hash_content
+from bitzoo.data.image_check import ImageCheck
+from bitzoo.data.kept_checks import KeptChecks
+from bitzoo.data.lazy_validation import inspect_lazily
+from bitzoo.data.many_checks import TASK, check_images, hash_contents
 from bitzoo.data.near_duplicates import (
     NearDuplicates,
     drop_from,
@@ -31,44 +32,11 @@ from bitzoo.data.near_duplicates import (
 )
 from bitzoo.data.problems import Problem, Problems, Reason, join_some
 from bitzoo.data.splits import join_groups
+from bitzoo.errors import UsageError
 from bitzoo.files import Progress
 from bitzoo.models.wide_values import (
     problem_of,
 )
-
-TASK = "checking images"
-"""The task that `progress` is called with."""
-
-_SLICE = 256
-"""Number of images given to the threads at once; an interrupt waits for no more than these."""
-
-
-@dataclass(frozen=True)
-class DataSummary:
-    """Summary of a validated data set, without the skipped items.
-
-    Attributes:
-        counts: Split -> number of images.
-        class_counts: Split -> number of images per class, in the order of the classes.
-        resolution: Median height and median width of the training images (of val, if train is
-            empty), upright, halves rounded down.
-        traits: Special property that decoding handles -> number of images.
-        notes: Remarks that need no action.
-        skipped: The problems whose items were skipped.
-        near_duplicates: Training images that look like held-out ones.
-        bit_depth: Bits of the values of images of more than 8 bits per channel, whose largest is
-            white: the smallest of 8, 10, 12, 14 and 16 that holds the largest value of all of
-            them, or what the caller said. None without such images.
-    """
-
-    counts: dict[str, int]
-    class_counts: dict[str, tuple[int, ...]]
-    resolution: tuple[int, int]
-    traits: dict[str, int]
-    notes: tuple[str, ...]
-    skipped: Problems
-    near_duplicates: NearDuplicates = field(default_factory=NearDuplicates)
-    bit_depth: int | None = None
 
 
 def inspect(
@@ -82,6 +50,8 @@ def inspect(
     bit_depth: int | None = None,
     checks: Sequence[ImageCheck] | None = None,
     fixed_split: bool = False,
+    lazily: bool = False,
+    keep_checks: bool = False,
 ) -> tuple[ImageSet, DataSummary]:
     """Decode every image and validate the data set as a whole.
 
@@ -101,6 +71,10 @@ def inspect(
         fixed_split: Whether the data set's own train and val are those of a benchmark, to be used
             exactly as they are: what they have in common stays in both, and classes that train
             lacks remain classes. What is so is said in the notes.
+        lazily: Whether to decode only a sample before training, and leave the others to be checked
+            when they are used, see `lazy_validation.inspect_lazily`.
+        keep_checks: Whether to keep the checks, and use those of earlier runs of images that are
+            the same by `kept_checks.identity_of`: then nothing is decoded again.
 
     Returns:
         The data set without the skipped items, with each example's `sha256` and the fingerprint
@@ -114,11 +88,22 @@ def inspect(
             its training images as near-duplicates; or if a split that is to stay as it is was
             drawn, or would be changed.
     """
+    kept_checks = KeptChecks.of(imageset.source) if keep_checks else None
+    if lazily:
+        _refuse(drop_near_duplicates or fixed_split or checks is not None or not training)
+        return inspect_lazily(
+            imageset,
+            skip_bad=skip_bad,
+            workers=workers,
+            progress=progress,
+            bit_depth=bit_depth,
+            kept=kept_checks,
+        )
     if fixed_split:
         imageset = with_fixed_split(imageset, drop_near_duplicates=drop_near_duplicates)
+    every = [example for split in imageset.splits for example in split.examples]
     if checks is None:
-        every = [example for split in imageset.splits for example in split.examples]
-        checks = check_images(every, workers=workers, progress=progress)
+        checks = check_images(every, workers=workers, progress=progress, kept=kept_checks)
     in_order = iter(checks)
     checked = {
         split.name: [
@@ -129,13 +114,7 @@ def inspect(
     }
     depth = bit_depth or find_bit_depth(levels for _, levels in _levels_of(checked))
     checked = _judge_values(checked, depth)
-    problems = [*imageset.problems]
-    for split in imageset.splits:
-        problems += [
-            Problem(check.reason, example.key, check.detail)
-            for example, check in checked[split.name]
-            if check.reason is not None
-        ]
+    problems = [*imageset.problems, *_found_in(checked)]
     drawn = imageset.draw if training else None
     if drawn and drawn.positions is not None:
         checked = {"train": _in_order(checked, drawn.positions)}
@@ -166,31 +145,25 @@ def inspect(
     return inspected, _summarize(inspected, kept, found, near, depth, training)
 
 
-def check_images(
-    examples: Sequence[Example], *, workers: int | None = None, progress: Progress | None = None
-) -> list[ImageCheck]:
-    """Decode every image and say what is wrong or special about it.
-
-    Args:
-        examples: The examples.
-        workers: Decoding threads; None means one per core that this process may use.
-        progress: Called with the task, the number of images done and their total.
-
-    Returns:
-        A check per example, which other processes can be sent.
-    """
-    checks: list[ImageCheck] = []
-    with warnings.catch_warnings(), ThreadPoolExecutor(workers or count_cores()) as pool:
-        warnings.simplefilter("ignore")  # Pillow warns of broken EXIF data and of large images
-        for start in range(0, len(examples), _SLICE):
-            for check in pool.map(check_image, examples[start : start + _SLICE]):
-                checks.append(check)
-                if progress is not None:
-                    progress(TASK, len(checks), len(examples))
-    return checks
-
+__all__ = ["TASK", "DataSummary", "check_images", "hash_contents", "inspect"]
 
 _Kept: TypeAlias = "dict[str, list[tuple[Example, ImageCheck]]]"
+
+
+def _found_in(checked: _Kept) -> Iterator[Problem]:
+    for pairs in checked.values():
+        for example, check in pairs:
+            if check.reason is not None:
+                yield Problem(check.reason, example.key, check.detail)
+
+
+def _refuse(contradicts: bool) -> None:
+    if contradicts:
+        raise UsageError(
+            "Data that are checked while they are trained on (`lazily`) can neither have "
+            "near-duplicates dropped nor a fixed split, nor be those of an evaluation. Leave these "
+            "out."
+        )
 
 
 def _in_order(checked: _Kept, positions: Sequence[int]) -> list[tuple[Example, ImageCheck]]:
@@ -430,25 +403,3 @@ def _notes_on_repeats(imageset: ImageSet) -> Iterator[str]:
 
 def _join_equal(group: Sequence[Example]) -> str:
     return " = ".join(example.key for example in group[:3]) + (" = ..." if group[3:] else "")
-
-
-def hash_contents(
-    examples: Sequence[Example], *, workers: int | None = None, progress: Progress | None = None
-) -> list[str]:
-    """Return each example's `sha256` without checking it; "" for what cannot be read.
-
-    Files are only read, not decoded.
-
-    Args:
-        examples: The examples.
-        workers: Threads; None means one per core that this process may use.
-        progress: Called with "reading images", the number done and their total.
-    """
-    found: list[str] = []
-    with warnings.catch_warnings(), ThreadPoolExecutor(workers or count_cores()) as pool:
-        warnings.simplefilter("ignore")
-        for start in range(0, len(examples), _SLICE):
-            found += pool.map(hash_content, examples[start : start + _SLICE])
-            if progress is not None:
-                progress("reading images", len(found), len(examples))
-    return found
