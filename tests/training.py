@@ -8,6 +8,7 @@ import hashlib
 import multiprocessing
 import os
 import signal
+import socket
 from functools import lru_cache
 from pathlib import Path
 
@@ -74,8 +75,8 @@ def make_recipe(steps=6, batch_size=8, lr=0.003, mixup=0.2, **changes):
     return Recipe("test", RESIZE, CROP, batch_size, schedule, mixup_alpha=mixup, **changes)
 
 
-def make_model(seed=0, num_classes=CLASSES):
-    model = BiT(SMALL, num_classes)
+def make_model(seed=0, num_classes=CLASSES, architecture=SMALL):
+    model = BiT(architecture, num_classes)
     model.init_weights(torch.Generator().manual_seed(seed))
     return model
 
@@ -127,6 +128,35 @@ class InProcess:
         self.process.kill()
         self.process.join(60)
         assert self.process.exitcode == -signal.SIGKILL
+
+
+def in_processes(count, function, *args, own=(), **keywords):
+    """Run a function in the processes of one gloo group, and return what each returns.
+
+    Args:
+        count: How many.
+        function: As for `InProcess`.
+        args: Its arguments.
+        own: Keywords of the single processes, in their order.
+        keywords: Those of all.
+    """
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    processes = []
+    for rank in range(count):
+        environment = {
+            "RANK": str(rank),
+            "LOCAL_RANK": str(rank),
+            "WORLD_SIZE": str(count),
+            "LOCAL_WORLD_SIZE": str(count),
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(port),
+            "GLOO_SOCKET_IFNAME": "lo",
+            "OMP_NUM_THREADS": "1",
+        }
+        given = {**keywords, **(own[rank] if own else {})}
+        processes.append(InProcess(function, *args, environment=environment, **given))
+    return [process.result() for process in processes]
 
 
 def _report(pipe, function, args, keywords, environment):

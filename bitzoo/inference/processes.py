@@ -47,14 +47,28 @@ def _leave_at_exit() -> None:
 
     The threads of gloo may still hold the tensors of the last exchange, which need the interpreter
     when they are freed; now and then the process then aborts, with its work done. NCCL's groups
-    are left alone: leaving one waits for the others, which may have failed.
+    are left alone: leaving one waits for the others, which may have failed. So would leaving one of
+    gloo while an exchange is under way, see `abandon_group`.
     """
 
     def leave() -> None:
-        if dist.is_initialized() and dist.get_backend() == dist.Backend.GLOO:
+        is_gloo = dist.is_initialized() and dist.get_backend() == dist.Backend.GLOO
+        if is_gloo and not _abandoned:
             dist.destroy_process_group()
 
     atexit.register(leave)
+
+
+def abandon_group() -> None:
+    """Do not leave the group at exit, because this process failed within an exchange.
+
+    Leaving would wait until the others have taken part in it, for up to half an hour; they wait for
+    this one, and whoever started the processes ends them once it is gone.
+    """
+    _abandoned.append(True)
+
+
+_abandoned: list[bool] = []
 
 
 def process_device(name: str | None = None) -> torch.device:

@@ -70,11 +70,17 @@ class BatchNormReLU(nn.Module):
 
     def normalize(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         """Normalize `x` with the given scale and shift instead of the layer's own."""
-        batch = self.training and self.weight.requires_grad
-        if batch and not self.tracks:
-            return F.batch_norm(x, None, None, weight, bias, True, 0.0, self.eps)
         mean, variance = self.running_mean, self.running_var
-        return F.batch_norm(x, mean, variance, weight, bias, batch, MOMENTUM, self.eps)
+        if not self.takes_batch:
+            return F.batch_norm(x, mean, variance, weight, bias, False, MOMENTUM, self.eps)
+        if not self.tracks:  # copies change; without any, other tensors would be saved for backward
+            mean, variance = mean.clone(), variance.clone()
+        return F.batch_norm(x, mean, variance, weight, bias, True, MOMENTUM, self.eps)
+
+    @property
+    def takes_batch(self) -> bool:
+        """Whether the batch's statistics normalize, and not the running ones."""
+        return self.training and self.weight.requires_grad
 
     def affine(self) -> tuple[Tensor, Tensor]:
         """Return scale and shift of each channel with the running statistics, float64."""
@@ -124,3 +130,13 @@ def statistics_kept(model: nn.Module) -> Iterator[None]:
     finally:
         for norm, tracks in zip(norms, before, strict=True):
             norm.tracks = tracks
+
+
+def recomputation_of(module: nn.Module) -> dict[str, Any]:
+    """Return what `torch.utils.checkpoint.checkpoint` needs to compute a module a second time.
+
+    Without it, each recomputation would change the running statistics once more.
+    """
+    if not any(isinstance(part, BatchNormReLU) for part in module.modules()):
+        return {}
+    return {"context_fn": lambda: (contextlib.nullcontext(), statistics_kept(module))}

@@ -20,7 +20,7 @@ from torch.utils.checkpoint import checkpoint
 
 from bitzoo.errors import ArchitectureError, FoldedModelError, UsageError
 from bitzoo.models.architecture import NUM_BLOCKS, Architecture
-from bitzoo.models.batch_norm import AffineReLU, BatchNormReLU
+from bitzoo.models.batch_norm import AffineReLU, BatchNormReLU, recomputation_of
 from bitzoo.models.layers import (
     REFERENCE_EPS,
     GroupNormReLU,
@@ -51,7 +51,10 @@ __all__ = [
 
 OUTPUT_STRIDES = (8, 16, 32)
 
-NORMS: dict[str, type[nn.Module]] = {"group": GroupNormReLU, "batch": BatchNormReLU}
+NORMS: dict[str, type[GroupNormReLU | BatchNormReLU]] = {
+    "group": GroupNormReLU,
+    "batch": BatchNormReLU,
+}
 """The layer of each `Architecture.norm`."""
 
 
@@ -67,10 +70,17 @@ class Stage(nn.Module):
         """Pass `x` through the units, storing only their inputs with `grad_checkpointing`."""
         for unit in self.blocks:
             if not torch.jit.is_scripting() and self.grad_checkpointing and self.training:
-                x = checkpoint(unit, x, use_reentrant=False)
+                x = _recompute(unit, x)
             else:
                 x = unit(x)
         return x
+
+
+def _recompute(unit: Unit, x: Tensor) -> Tensor:
+    how = recomputation_of(unit)
+    is_plain = how and torch.compiler.is_compiling()  # that cannot recompute changes of statistics
+    y: Tensor = unit(x) if is_plain else checkpoint(unit, x, use_reentrant=False, **how)
+    return y
 
 
 class FeatureInfo(list[dict[str, Any]]):
@@ -132,11 +142,27 @@ class Backbone(nn.Module):
     def _units(self, block: int, stride: int, first_dilation: int, dilation: int) -> Iterator[Unit]:
         channels = self.architecture.block_channels
         mid, out = self.architecture.bottleneck_channels(block), channels(block)
-        layers = {"norm": self._norm, "conv": self._conv}
-        first = {"stride": stride, "dilation": first_dilation, "project": True}
-        yield Unit(channels(block - 1), mid, out, **first, **layers)
+        yield Unit(
+            channels(block - 1),
+            mid,
+            out,
+            stride=stride,
+            dilation=first_dilation,
+            project=True,
+            norm=self._norm,
+            conv=self._conv,
+        )
         for _ in range(1, self.architecture.depths[block - 1]):
-            yield Unit(out, mid, out, stride=1, dilation=dilation, project=False, **layers)
+            yield Unit(
+                out,
+                mid,
+                out,
+                stride=1,
+                dilation=dilation,
+                project=False,
+                norm=self._norm,
+                conv=self._conv,
+            )
 
     def _describe_map(self, module: str, reduction: int) -> None:
         channels = self.architecture.block_channels(len(self.feature_info))

@@ -134,7 +134,11 @@ class GroupNormReLU(nn.GroupNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalize and rectify `x` (batch, channels, height, width)."""
-        return F.relu_(F.group_norm(x, self.num_groups, self.weight, self.bias, self.eps))
+        return F.relu_(self.normalize(x, self.weight, self.bias))
+
+    def normalize(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        """Normalize `x` with the given scale and shift instead of the layer's own."""
+        return F.group_norm(x, self.num_groups, weight, bias, self.eps)
 
 
 class Stem(nn.Module):
@@ -183,7 +187,7 @@ class Unit(nn.Module):
         stride: int,
         dilation: int,
         project: bool,
-        norm: Callable[[int], nn.Module] = GroupNormReLU,
+        norm: Callable[[int], Any] = GroupNormReLU,
         conv: type[PlainConv2d] = StdConv2d,
     ) -> None:
         super().__init__()

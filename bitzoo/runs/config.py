@@ -94,6 +94,11 @@ class RunConfig(TrainingConfig):
                 "number of steps."
             )
 
+    @property
+    def also_reads(self) -> tuple[str, ...]:
+        """Places of models besides the one that training starts from."""
+        return ()
+
     def with_evaluations(self, recipe: Recipe, held_out: int) -> tuple[Self, str]:
         """Return the options with the steps between evaluations, and a sentence that says them.
 
@@ -175,6 +180,46 @@ class PretrainConfig(RunConfig):
                 f"`fraction` must be above 0 and at most 1, found {self.fraction!r}. Give such a "
                 "share of the training images, or leave it out to use all."
             )
+
+
+@dataclass(frozen=True)
+class DistillConfig(RunConfig):
+    """The options of a distillation.
+
+    Attributes:
+        teacher: What the user called each teacher.
+        teacher_places: Where each is: a name, an address, or an absolute path.
+        teacher_dtype: Dtype that they compute in.
+        preset: A name of `bitzoo.training.distillation_presets.preset_names`.
+        temperature: Of both sides.
+        weight_decay: As in `bitzoo.training.distillation_presets.Preset`.
+        unlabelled: Whether the images are read without their classes.
+    """
+
+    kind = "distill"
+    made_how = "distilled by bitzoo"
+
+    teacher: tuple[str, ...] = ()
+    teacher_places: tuple[str, ...] = ()
+    teacher_dtype: str | None = None
+    preset: str | None = None
+    temperature: float | None = None
+    weight_decay: float | None = None
+    unlabelled: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for option in ("val_fraction", "split_seed", "eval_split", "fixed_split"):
+            if self.unlabelled and getattr(self, option) not in (None, False):
+                raise UsageError(
+                    f"`{option}` chooses images to hold out, but without labels nothing is "
+                    "measured on them. Leave it out, or leave out `unlabelled`."
+                )
+
+    @property
+    def also_reads(self) -> tuple[str, ...]:
+        """Places of models besides the one that training starts from."""
+        return self.teacher_places
 
 
 @dataclass(frozen=True)

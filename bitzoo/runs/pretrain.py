@@ -205,7 +205,9 @@ def choose_fraction(images: ImageSet, fraction: float, seed: int) -> ImageSet:
         f"Trained on {len(part):,} of {len(train):,} training images, chosen at random: "
         f"`fraction={fraction:g}`."
     )
-    chosen = replace(images, train=part, draw=None, notes=(*images.notes, note))
+    # As for a few-shot choice: a split that was drawn from more images cannot be drawn again.
+    drawn = images.draw and replace(images.draw, positions=None)
+    chosen = replace(images, train=part, draw=drawn, notes=(*images.notes, note))
     return replace(chosen, fingerprint=fingerprint(chosen))
 
 

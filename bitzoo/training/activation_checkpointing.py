@@ -22,9 +22,19 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from bitzoo.errors import UsageError
+from bitzoo.models.batch_norm import BatchNormReLU, recomputation_of, statistics_kept
 from bitzoo.models.bit import Stage
-from bitzoo.models.layers import GroupNormReLU, StdConv2d, Stem, Unit, standardize_kernel
+from bitzoo.models.layers import (
+    GroupNormReLU,
+    PlainConv2d,
+    StdConv2d,
+    Stem,
+    Unit,
+    standardize_kernel,
+)
 from bitzoo.training.gradient_accumulation import SharingConv2d, recast
+
+_Norm = GroupNormReLU | BatchNormReLU
 
 UNITS_PER_SEGMENT = 4
 """With 4, recomputing a segment needs no more memory than recomputing the first block, whose three
@@ -35,8 +45,9 @@ units have the largest maps. With 6, ResNet-152 would need 369 MB instead of 268
 def recompute_norms(model: nn.Module, enable: bool = True) -> None:
     """Store only the input of each normalization in a unit, and recompute what follows from it.
 
-    Backward recomputes normalization, ReLU and standardized kernel with the same operations:
-    gradients equal those of the plain network up to rounding, and bit for bit on one thread. For
+    Backward recomputes normalization, ReLU and standardized kernel with the same operations, and
+    leaves the running statistics of a batch normalization as the first pass made them: gradients
+    equal those of the plain network up to rounding, and bit for bit on one thread. For
     the stem, whose maps are the largest, only the images are stored. Under autocast the stored
     inputs are the half-precision ones. `torch.compile` makes such choices itself, so compiled units
     stay plain. Hooks on the norms and convolutions inside a unit do not run while this is on.
@@ -57,6 +68,9 @@ def checkpoint_blocks(
     Blocks of more than `units` units are recomputed in segments. Together with `recompute_norms`,
     the segment being recomputed needs half the memory too. Replaces
     `Backbone.set_grad_checkpointing`, which stores the input of every unit.
+
+    With batch normalization, compiled blocks stay plain: `torch.compile` cannot recompute what
+    changes running statistics.
 
     Args:
         model: Any module that contains `bitzoo.models.bit.Stage`s; changed in place.
@@ -93,14 +107,13 @@ class RecomputingUnit(Unit):
         return y + shortcut
 
 
-def _normalize_and_convolve(
-    x: Tensor, norm: GroupNormReLU, *convolutions: nn.Module
-) -> tuple[Tensor, ...]:
+def _normalize_and_convolve(x: Tensor, norm: _Norm, *convolutions: nn.Module) -> tuple[Tensor, ...]:
     plans, weights = [], []
     for conv in convolutions:
-        assert isinstance(conv, StdConv2d)
+        assert isinstance(conv, PlainConv2d)
         shared = conv.shared if isinstance(conv, SharingConv2d) else None
-        plans.append(_Convolution(conv.stride, conv.padding, conv.dilation, shared is None))
+        standardize = isinstance(conv, StdConv2d) and shared is None
+        plans.append(_Convolution(conv.stride, conv.padding, conv.dilation, standardize))
         weights.append(conv.weight if shared is None else shared)
     outputs: tuple[Tensor, ...] = _NormalizeAndConvolve.apply(
         norm, plans, x, norm.weight, norm.bias, *weights
@@ -144,12 +157,12 @@ class _Convolution(NamedTuple):
 
 
 class _NormalizeAndConvolve(torch.autograd.Function):
-    """relu(group_norm(x)) followed by one or two convolutions; stores only x and parameters."""
+    """relu(norm(x)) followed by one or two convolutions; stores only x and parameters."""
 
     @staticmethod
     def forward(
         ctx: Any,
-        norm: GroupNormReLU,
+        norm: _Norm,
         convolutions: list[_Convolution],
         *tensors: Tensor,
     ) -> tuple[Tensor, ...]:
@@ -168,7 +181,7 @@ class _NormalizeAndConvolve(torch.autograd.Function):
             tensor.detach().requires_grad_(wanted)
             for tensor, wanted in zip(ctx.saved_tensors, ctx.needs_input_grad[2:], strict=True)
         ]
-        with torch.enable_grad(), torch.autocast(**ctx.autocast):
+        with torch.enable_grad(), torch.autocast(**ctx.autocast), statistics_kept(ctx.norm):
             y, kernels = _prepare(ctx.norm, ctx.convolutions, leaves)
         grad_y: Tensor | None = None
         grad_kernels = []
@@ -182,10 +195,10 @@ class _NormalizeAndConvolve(torch.autograd.Function):
 
 
 def _prepare(
-    norm: GroupNormReLU, convolutions: list[_Convolution], tensors: list[Tensor]
+    norm: _Norm, convolutions: list[_Convolution], tensors: list[Tensor]
 ) -> tuple[Tensor, list[Tensor]]:
     x, weight, bias, *weights = tensors
-    y = F.relu_(F.group_norm(x, norm.num_groups, weight, bias, norm.eps))
+    y = F.relu_(norm.normalize(x, weight, bias))
     return y, [conv.kernel(w) for conv, w in zip(convolutions, weights, strict=True)]
 
 
@@ -214,11 +227,12 @@ class CheckpointedStage(Stage):
 
     def forward(self, x: Tensor) -> Tensor:
         """Compute the same as `Stage`."""
-        if not _trains(self):
+        how = recomputation_of(self)
+        if not _trains(self) or (how and torch.compiler.is_compiling()):
             return super().forward(x)
         for start in range(0, len(self.blocks), self.units):
             segment = self.blocks[start : start + self.units]
-            x = _recompute(_run, segment, x)
+            x = _recompute(_run, segment, x, **how)
         return x
 
 
@@ -238,9 +252,9 @@ class RecomputingStem(Stem):
         return _recompute(super().forward, x)
 
 
-def _recompute(function: Callable[..., Tensor], *inputs: Any) -> Tensor:
+def _recompute(function: Callable[..., Tensor], *inputs: Any, **how: Any) -> Tensor:
     # Nothing in the network draws random numbers, so the generator states need not be stored.
-    y: Tensor = checkpoint(function, *inputs, use_reentrant=False, preserve_rng_state=False)
+    y: Tensor = checkpoint(function, *inputs, use_reentrant=False, preserve_rng_state=False, **how)
     return y
 
 

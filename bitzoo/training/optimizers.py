@@ -114,12 +114,18 @@ class NamedOptimizer:
         Returns:
             Their global L2 norm before; None if the recipe does not clip.
 
-        Source: `torch.nn.utils.clip_grad_norm_`, which adds 1e-6 to the norm that it divides by.
+        Source: optax, `clip_by_global_norm`. (`torch.nn.utils.clip_grad_norm_` adds 1e-6 to the
+        norm that it divides by.)
         """
-        if self._recipe.clip_norm is None:
+        most = self._recipe.clip_norm
+        if most is None:
             return None
-        parameters = list(self._trained.values())
-        return float(torch.nn.utils.clip_grad_norm_(parameters, self._recipe.clip_norm))
+        gradients = [p.grad for p in self._trained.values() if p.grad is not None]
+        norm = float(torch.nn.utils.get_total_norm(gradients))
+        if norm > most:
+            for gradient in gradients:
+                gradient.mul_(most / norm)
+        return norm
 
     def _steps(self) -> Iterator[Tensor]:
         if self._recipe.optimizer == "adamw":

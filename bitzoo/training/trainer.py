@@ -31,13 +31,19 @@ from bitzoo.data.image_store import Pixels
 from bitzoo.data.loader import BatchPlan, Feed, Labels, MicroBatch, prefetch
 from bitzoo.errors import BitzooError, TensorMismatchError
 from bitzoo.inference.optimize import COMPUTE_DTYPES
-from bitzoo.inference.processes import join_processes, process_device
+from bitzoo.inference.processes import join_processes, local_processes, process_device
 from bitzoo.models.batch_norm import statistics_kept
 from bitzoo.models.bit import BiT
 from bitzoo.models.layers import StdConv2d
 from bitzoo.training import activation_checkpointing
+from bitzoo.training.batch_statistics import (
+    dependence_on_micro_batch,
+    require_equal_shares,
+    require_values_to_normalize,
+    synchronize_statistics,
+)
 from bitzoo.training.checkpointing import Checkpoint, save_checkpoint
-from bitzoo.training.distributed import send_from_main, sum_gradients
+from bitzoo.training.distributed import GradientSum, send_from_main
 from bitzoo.training.graceful_stop import Pace, graceful_stop
 from bitzoo.training.gradient_accumulation import SharingConv2d, recast, standardize_once
 from bitzoo.training.losses import LOSSES, loss_weights
@@ -218,6 +224,9 @@ class Trainer:
         self._model, self._recipe, self._options = model, recipe, options
         self._teacher = teacher
         device, dtype = process_device(options.device), COMPUTE_DTYPES[options.dtype]
+        if next(model.parameters()).dtype == torch.float64:  # a network in float64 stays so
+            dtype = torch.float64
+        self._wide = torch.promote_types(dtype, torch.float32)
         layout = _layout(options, device)
         model.to(device, memory_format=layout)  # type: ignore[call-overload]
         features = model.forward_features
@@ -233,6 +242,9 @@ class Trainer:
             recipe.batch_size * (self.processes.process_index + 1) // self.processes.num_processes
         )
         self._rows = range(first, last)
+        self._mixes_images = model.architecture.norm == "batch" and not options.freeze
+        if self._mixes_images:
+            require_equal_shares(recipe.batch_size, self.processes.num_processes)
         self.on_part: Callable[[float], None] = lambda part: None
         self.step = 0
         self.selection = ModelSelection(options.patience)
@@ -250,7 +262,8 @@ class Trainer:
         if not self.micro_batch:
             crop = self._recipe.crop
             # Batch normalization needs two values for a mean, and maps may be of one pixel.
-            images = torch.zeros(2, 3, crop, crop, device=self._feed.device)
+            count = 2 if float_buffers(self._model) else 1
+            images = torch.zeros(count, 3, crop, crop, device=self._feed.device)
             images = images.to(self._feed.dtype, memory_format=self._feed.memory_format)
             with statistics_kept(self._model):
                 chosen = choose_micro_batch(self._logits, images, max(1, len(self._rows)))
@@ -269,6 +282,9 @@ class Trainer:
             if updates is not None:
                 self._optimizer.updates = updates
             send_from_main(state.values())
+            synchronize_statistics(self._model)
+        if self._mixes_images:
+            self._say_what_is_mixed()
 
     def state(self) -> dict[str, Tensor]:
         """Return the parameters, averages and optimizer state by name; themselves, not copies."""
@@ -290,6 +306,8 @@ class Trainer:
             "seed": self._options.seed,
             "dtype": self._options.dtype,
             "processes": self.processes.num_processes,
+            "machines": self.processes.num_processes // local_processes(),
+            "backend": dist.get_backend() if dist.is_initialized() else None,
             "threads": torch.get_num_threads(),
             "device": self._feed.device.type,
             "torch": str(torch.__version__),
@@ -313,9 +331,12 @@ class Trainer:
     def _updates_while_they_fit(self) -> Generator[float]:
         steps, slices = range(self.step, self._recipe.schedule.steps), self._slices()
         work = ((step, rows) for step in steps for rows in slices)
-        with contextlib.closing(prefetch(self._plan, work, self._feed)) as parts:
+        with (
+            contextlib.closing(prefetch(self._plan, work, self._feed)) as parts,
+            GradientSum(self._model) as gradients,
+        ):
             for step in steps:
-                loss = self._update(step, islice(parts, len(slices)), shared=len(slices) > 1)
+                loss = self._update(step, islice(parts, len(slices)), gradients)
                 if loss is None:
                     return
                 self.step = step + 1
@@ -327,19 +348,23 @@ class Trainer:
         starts = rows[::most]
         return [slice(start, min(start + most, rows.stop)) for start in starts]
 
-    def _update(self, step: int, parts: Iterable[MicroBatch], shared: bool) -> float | None:
+    def _update(
+        self, step: int, parts: Iterable[MicroBatch], gradients: GradientSum
+    ) -> float | None:
         """Make one update and return its loss; None if any process ran out of memory."""
         self._optimizer.torch.zero_grad()
         averages = float_buffers(self._model)
         before = {name: average.clone() for name, average in averages.items()}
-        loss, fits = self._accumulate(parts, shared)
+        loss, fits = self._accumulate(parts, gradients)
+        if not fits:  # the sum is of no use, but the others wait for this part of it
+            self._optimizer.torch.zero_grad()
+        gradients.finish()
         loss, failures = self._sum(loss, float(not fits))
         if failures:  # the step is made again
             for name, average in averages.items():
                 average.copy_(before[name])
             return None
         self._require_finite(step, loss)
-        sum_gradients(self._model)
         self._optimizer.set_rate(self._recipe.schedule.lr_at(step))
         self._scaler.unscale_(self._optimizer.torch)
         self._optimizer.clip()
@@ -347,36 +372,44 @@ class Trainer:
         self._scaler.update()
         return loss
 
-    def _accumulate(self, parts: Iterable[MicroBatch], shared: bool) -> tuple[float, bool]:
+    def _accumulate(
+        self, parts: Iterable[MicroBatch], gradients: GradientSum
+    ) -> tuple[float, bool]:
         """Accumulate the loss and gradients of this process's rows; returns whether they fit."""
-        total, done = torch.zeros((), device=self._feed.device), 0
+        total = torch.zeros((), dtype=self._wide, device=self._feed.device)
+        done, shared = 0, len(self._rows) > self.micro_batch
         self.on_part(0.0)
         try:
             with self._kernels if shared else contextlib.nullcontext():
                 for part in parts:
                     loss = self._losses(part).sum() / self._recipe.batch_size
+                    done += len(part.images)
+                    if done == len(self._rows):
+                        gradients.follow()
                     self._scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
                     total += loss.detach()
-                    done += len(part.images)
                     if done < len(self._rows):
                         self.on_part(done / len(self._rows))
             return float(total), True
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
+            if self._mixes_images and self.processes.num_processes > 1:
+                raise self._too_large() from error  # the others wait for statistics of this batch
         return 0.0, False  # outside the handler, so that the failed step's tensors are released
 
     def _losses(self, part: MicroBatch) -> Tensor:
         targets = self._teacher(part.images) if self._teacher else part.targets
         logits, options = self._logits(part.images), self._recipe.loss_options
+        targets = targets.to(logits.dtype)
         return LOSSES[self._recipe.loss](logits, targets, self._class_weights, options)
 
     def _logits(self, images: Tensor) -> Tensor:
         device, dtype = self._feed.device, self._feed.dtype
-        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+        with torch.autocast(device.type, dtype, enabled=dtype.itemsize < 4):
             with torch.set_grad_enabled(not self._options.freeze):
                 features = self._features(images)
-            return self._model.forward_head(features).float()
+            return self._model.forward_head(features).to(self._wide)
 
     def _sum(self, *values: float) -> list[float]:
         """Return the sums of numbers over all processes."""
@@ -391,22 +424,24 @@ class Trainer:
         return self._sum(float(holds)) != [0]
 
     def _halve(self) -> None:
-        crop = self._recipe.crop
         if self._options.micro_batch or self.micro_batch == 1:
-            is_single = self.micro_batch == 1
-            what = "even one image" if is_single else f"a micro-batch of {self.micro_batch} images"
-            raise TrainingError(
-                f"Out of memory on {self._feed.device.type}: {what} of {crop} x {crop} does not "
-                f"fit. Use {'' if is_single else 'a smaller `micro_batch`, '}"
-                "`dtype='bfloat16'`, `recompute_norms=True`, `checkpoint_blocks=True` or smaller "
-                "images."
-            )
+            raise self._too_large()
         self._optimizer.torch.zero_grad()
         gc.collect()
         if self._feed.device.type == "cuda":
             torch.cuda.empty_cache()
         self.micro_batch = -(-self.micro_batch // 2)
         _log.warning("Out of memory: continuing with micro-batches of %d images.", self.micro_batch)
+
+    def _too_large(self) -> TrainingError:
+        crop, is_single = self._recipe.crop, self.micro_batch == 1
+        what = "even one image" if is_single else f"a micro-batch of {self.micro_batch} images"
+        return TrainingError(
+            f"Out of memory on {self._feed.device.type}: {what} of {crop} x {crop} does not fit. "
+            f"Use {'' if is_single else 'a smaller `micro_batch`, '}"
+            "`dtype='bfloat16'`, `recompute_norms=True`, `checkpoint_blocks=True` or smaller "
+            "images."
+        )
 
     def _require_finite(self, step: int, loss: float) -> None:
         # Scaled float16 gradients overflow now and then; the scaler skips such an update.
@@ -439,8 +474,9 @@ class Trainer:
         self.micro_batch = self.micro_batch or then["micro_batch"]
         if self._scaler.is_enabled() and then["scaler"]:
             self._scaler.load_state_dict(then["scaler"])
-        for name in ("processes", "threads", "device", "torch"):
-            if then[name] != now[name]:
+        self._say_if_batches_differ(then)
+        for name in ("processes", "machines", "threads", "device", "torch"):
+            if then.get(name, now[name]) != now[name]:
                 _log.warning(
                     "The run had %s %s, now it has %s: training continues, but the result may "
                     "differ in the last bits from an uninterrupted run.",
@@ -448,6 +484,26 @@ class Trainer:
                     then[name],
                     now[name],
                 )
+
+    def _say_what_is_mixed(self) -> None:
+        recipe, count, most = self._recipe, self.processes.num_processes, self.micro_batch
+        architecture, fewest = self._model.architecture, (len(self._rows) % most or most) * count
+        require_values_to_normalize(architecture, recipe.crop, fewest)
+        said = dependence_on_micro_batch(architecture, recipe.batch_size, most, count)
+        if said and self.processes.is_main_process:
+            _log.warning(said)
+
+    def _say_if_batches_differ(self, then: Mapping[str, Any]) -> None:
+        before = then["micro_batch"] * then["processes"]
+        now = self.micro_batch * self.processes.num_processes
+        if self._mixes_images and before != now:
+            _log.warning(
+                "Batch normalization took %d images at once, now it takes %d: training continues, "
+                "but this changes the result. Use as many processes as before, with the same "
+                "`micro_batch`, for that of an uninterrupted run.",
+                before,
+                now,
+            )
 
 
 def _layout(options: TrainingConfig, device: torch.device) -> torch.memory_format:
@@ -492,6 +548,7 @@ def _training_form(model: BiT, options: TrainingConfig) -> Iterator[None]:
         activation_checkpointing.recompute_norms(model, False)
         activation_checkpointing.checkpoint_blocks(model, False)
         recast(model, StdConv2d, SharingConv2d, enable=False)
+        synchronize_statistics(model, enable=False)
         for parameter, required in before.items():
             parameter.requires_grad_(required)
             parameter.grad = None
