@@ -1,4 +1,7 @@
-"""`bitzoo.pretrain` in two and three processes (gloo) against one: the same batches and weights."""
+"""Pre-training and distillation in two and three processes (gloo) against one.
+
+The batches are the same bit for bit, the weights within rounding.
+"""
 
 import json
 import os
@@ -13,7 +16,7 @@ from training import InProcess, in_processes
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
-ARCH, STEPS, BATCH = "R(1,1,1,1)x0.5", 4, 6
+ARCH, STEPS, BATCH, TEACHER = "R(1,1,1,1)x0.5", 4, 6, "teacher"
 TOLERANCE = 1e-5
 """The order in which the gradients' addends, float32, are added differs, and nothing else."""
 OPTIONS = {
@@ -48,7 +51,10 @@ def compute(report, place, recipe, folder):
             yield part
 
     trainer.prefetch = recording
-    result = bitzoo.pretrain(ARCH, "digits", folder, recipe=recipe, **OPTIONS)
+    if recipe == "distill":
+        result = bitzoo.distill(TEACHER, ARCH, "digits", folder, temperature=2.0, **OPTIONS)
+    else:
+        result = bitzoo.pretrain(ARCH, "digits", folder, recipe=recipe, **OPTIONS)
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
     found = result.evaluation
@@ -60,10 +66,12 @@ def losses_of(run, event="train"):
     return [(line["step"], line["loss"]) for line in lines if line["event"] == event]
 
 
-@pytest.fixture(scope="module", params=["bit-s", "big_vision"])
+@pytest.fixture(scope="module", params=["bit-s", "big_vision", "distill"])
 def alone(request, tmp_path_factory):
     place = tmp_path_factory.mktemp(request.param)
     write_digits(place / "digits", per_class=8, val_per_class=3, classes=range(4), size=40)
+    if request.param == "distill":
+        InProcess(compute, str(place), "bit-s", TEACHER).result()
     return place, request.param, InProcess(compute, str(place), request.param, "one").result()
 
 
