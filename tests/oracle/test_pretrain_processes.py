@@ -15,8 +15,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 ARCH, STEPS, BATCH = "R(1,1,1,1)x0.5", 4, 6
 TOLERANCE = 1e-5
-"""The order in which the gradients' addends, float32, are added differs, and nothing else; after
-four steps 2e-6 was seen."""
+"""The order in which the gradients' addends, float32, are added differs, and nothing else."""
 OPTIONS = {
     "steps": STEPS,
     "batch_size": BATCH,
