@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from bitzoo.inference.evaluate import evaluate
     from bitzoo.inference.optimize import optimize
     from bitzoo.inference.predict import predict
+    from bitzoo.runs.distill import distill
     from bitzoo.runs.fewshot import fewshot
     from bitzoo.runs.finetune import finetune
     from bitzoo.runs.pretrain import pretrain
@@ -40,6 +41,7 @@ _HOMES = {
     "convert": "zoo.conversion",
     "create_model": "zoo.create",
     "create_transform": "zoo.info",
+    "distill": "runs.distill",
     "evaluate": "inference.evaluate",
     "export": "exporters.export",
     "fewshot": "runs.fewshot",
@@ -70,6 +72,7 @@ __all__ = [
     "convert",
     "create_model",
     "create_transform",
+    "distill",
     "evaluate",
     "export",
     "fewshot",

@@ -14,6 +14,7 @@ from bitzoo.cli.command import SETTINGS, describe_os_error
 from bitzoo.cli.completion import completion
 from bitzoo.cli.console import say
 from bitzoo.cli.convert import convert, verify
+from bitzoo.cli.distill import distill
 from bitzoo.cli.evaluate import evaluate, predict
 from bitzoo.cli.export import export
 from bitzoo.cli.fewshot import fewshot
@@ -47,6 +48,7 @@ for _command in (
     resume,
     pretrain,
     study,
+    distill,
     evaluate,
     predict,
     fewshot,

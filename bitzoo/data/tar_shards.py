@@ -24,7 +24,7 @@ import numpy.typing as npt
 
 from bitzoo.data.array_files import Array, read_arrays, write_arrays
 from bitzoo.data.examples import RowTable
-from bitzoo.data.file_ranges import FileIdentity, FileRange, StoredImage
+from bitzoo.data.file_ranges import ChangedFileError, FileIdentity, FileRange, StoredImage
 from bitzoo.data.folder import Listing, Load, order_classes
 from bitzoo.data.label_sets import LabelSets
 from bitzoo.data.problems import DatasetError, Problem, Reason, join_some, printable
@@ -90,6 +90,14 @@ class TarRecords(Records):
 
     def __len__(self) -> int:
         return int(self._ends[-1]) if len(self._ends) else 0
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle to the places of the shards: another process maps the same index."""
+        return _reopened, (
+            [shard.path for shard in self._shards],
+            [shard.name for shard in self._shards],
+            self.digest,
+        )
 
     def _shard_of(self, number: int) -> int:
         return int(np.searchsorted(self._ends, number, side="right"))
@@ -161,6 +169,21 @@ def read_shards(name: SourceName, progress: Progress | None = None) -> Listing:
     )
     source = repr(printable(f"{TAR}{name.name}" + (f"@{name.split}" if name.split else "")))
     return Listing(rows, classes, source, tuple(_notes(shards, splits)), problems)
+
+
+def _reopened(paths: Sequence[str], shown: Sequence[str], digest: str) -> TarRecords:
+    """Return the records that were pickled.
+
+    Raises:
+        ChangedFileError: If the shards have changed since.
+    """
+    records = TarRecords(*_index(paths, shown, None)[:2])
+    if records.digest != digest:
+        raise ChangedFileError(
+            f"The shards {printable(paths[0])!r} and others have changed since they were listed. "
+            "Leave the shards alone while they are used, and start again."
+        )
+    return records
 
 
 def find_shards(pattern: str) -> list[str]:
