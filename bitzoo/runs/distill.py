@@ -175,7 +175,7 @@ def distill(
         BitzooError: As `bitzoo.create_model` and `bitzoo.training.trainer.train` raise.
     """
     names = [teacher] if isinstance(teacher, (str, os.PathLike)) else list(teacher)
-    teachers = tuple(map(os.fspath, names))
+    teachers = tuple(os.fspath(name) for name in names)
     if preset is not None:
         find_preset(preset)  # an unknown one is refused before anything is read
     config = DistillConfig(
