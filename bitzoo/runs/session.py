@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from bitzoo.data.dataset import ImageSet, Split
+from bitzoo.data.decode_workers import count_cores
 from bitzoo.data.image_store import Pixels, open_pixels, open_whole_images
 from bitzoo.data.label_sets import label_sets_of
 from bitzoo.data.loader import Labels
@@ -20,7 +21,12 @@ from bitzoo.errors import CheckpointError
 from bitzoo.inference.evaluate import evaluate_pixels, labels_of
 from bitzoo.inference.features import compute_features
 from bitzoo.inference.metrics import Evaluation
-from bitzoo.inference.processes import gather, join_processes, process_device
+from bitzoo.inference.processes import (
+    gather,
+    join_processes,
+    local_processes,
+    process_device,
+)
 from bitzoo.inference.selection import Selection
 from bitzoo.models.bit import BiT
 from bitzoo.models.preprocessing import EvalTransform
@@ -286,7 +292,9 @@ class Session:
         return self._task.config.freeze
 
     def _open_whole(self, split: Split) -> Pixels:
-        workers, depth = self._task.config.workers, self._task.summary.bit_depth
+        depth = self._task.summary.bit_depth
+        # Unlike those that fill the cache, all processes of a machine decode at the same time.
+        workers = self._task.config.workers or max(1, count_cores() // local_processes())
         opened = open_whole_images(split, self._task.recipe.crop, workers=workers, bit_depth=depth)
         return self._resources.enter_context(opened)
 
