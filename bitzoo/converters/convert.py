@@ -134,7 +134,8 @@ def convert(
         CheckpointError: If the source is damaged or unsafe, or contains NaN or infinity.
         TensorMismatchError: If its tensors do not form a BiT network.
         UsageError: If the output exists and `force` is False, or there is no disk space for it; if
-            `target` is float64 and the source is not, or contradicts the output's ending.
+            `target` is float64 and the source is not, or contradicts the output's ending, or is a
+            format that has no place for the network.
     """
     to = choose_format(output, target.to if target else None)
     target = target or Target(to)
@@ -142,6 +143,7 @@ def convert(
         output = output or default_output(original.path, target.to)
         original.require_unscaled()
         inventory = identify(original)
+        target.format.require_place_for(inventory.architecture)
         _require_wide(original, inventory, target)
         info, notes = _what_is_known(original, inventory, target, identity)
         room = target.itemsize * inventory.num_params * target.format.copies

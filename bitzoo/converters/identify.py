@@ -1,7 +1,8 @@
 """Infer the BiT architecture of a checkpoint from its tensors, or explain the mismatch in a diff.
 
 Only the tensors decide, never the file's name: public files are mislabelled (issue 47 of
-google-research/big_transfer: ``BiT-S-R50x3.h5`` holds a width-1 root).
+google-research/big_transfer: ``BiT-S-R50x3.h5`` holds a width-1 root). One thing they do not show:
+whether kernels are standardized. There the file must say so (`bitzoo.converters.stated_form`).
 """
 
 from __future__ import annotations
@@ -15,8 +16,17 @@ from bitzoo.converters.key_mapping import LAYOUTS, layout_of, name_of, slot_of
 from bitzoo.converters.layouts import LOGICAL, stored_shape
 from bitzoo.converters.limits import require_plausible_source
 from bitzoo.converters.source import Source, StoredTensor
+from bitzoo.converters.stated_form import standardizes
 from bitzoo.errors import ArchitectureError, CheckpointError, TensorMismatchError
-from bitzoo.models.architecture import BRANCHES, NUM_BLOCKS, STEM_CHANNELS, Architecture, Role, Slot
+from bitzoo.models.architecture import (
+    BRANCHES,
+    NUM_BLOCKS,
+    STEM_CHANNELS,
+    Architecture,
+    Norm,
+    Role,
+    Slot,
+)
 
 _MAX_DIFF_LINES = 40
 _MAX_IN_CHANS = 1024
@@ -32,7 +42,8 @@ class Inventory:
     """The contents of a checkpoint in terms of the network.
 
     Attributes:
-        architecture: Depths, width and input channels, inferred from the tensors.
+        architecture: Depths, width, input channels and normalization, inferred from the tensors;
+            whether kernels are standardized, from what the file says.
         num_classes: Outputs of the head; 0 without one.
         tensors: Every tensor of the network, in the order of the forward pass.
     """
@@ -61,7 +72,8 @@ def identify(source: Source) -> Inventory:
 
     Raises:
         CheckpointError: If no tensor has the name of a BiT tensor, or they promise more than the
-            file can hold.
+            file can hold, or it has batch normalization and does not say whether kernels are
+            standardized.
         TensorMismatchError: If tensors are missing, extra or misshapen; all are listed.
     """
     require_plausible_source(source)
@@ -97,7 +109,7 @@ def _candidates(source: Source, found: Mapping[Slot, StoredTensor]) -> list[Arch
     layout = LAYOUTS[source.names]
     units = {block: Counter[int]() for block in range(1, NUM_BLOCKS + 1)}
     for slot in found:
-        if slot.block:
+        if slot.block and not slot.role.is_statistic:
             units[slot.block][slot.unit] += 1
     depths = (_depth(units[1]), _depth(units[2]), _depth(units[3]), _depth(units[4]))
     stem = found.get(Slot(Role.STEM_KERNEL))
@@ -112,11 +124,15 @@ def _candidates(source: Source, found: Mapping[Slot, StoredTensor]) -> list[Arch
     first = found.get(Slot(Role.NORM_SCALE, 1, 1, "a"))
     if first is not None and len(first.shape) == 1:
         hints.append(first.shape[0])
+    norm_kind: Norm = "batch" if any(slot.role.is_statistic for slot in found) else "group"
+    is_standardized = standardizes(source, norm_kind)
     problem = "expected a stem kernel or a normalization to infer the width from, found neither"
     architectures = []
     for channels in dict.fromkeys(hints):
         try:
-            architectures.append(Architecture(depths, channels / STEM_CHANNELS, in_chans))
+            architectures.append(
+                Architecture(depths, channels / STEM_CHANNELS, in_chans, norm_kind, is_standardized)
+            )
         except ArchitectureError as error:
             problem = str(error)
     if not architectures:

@@ -1,9 +1,10 @@
 """The key mapping: each tensor's name in each naming scheme, looked up in both directions.
 
 `TABLE` has one row per tensor role and one column per naming scheme; everything else is derived
-from it. Fields of a name: block ``{b}`` (1-4), unit ``{u}`` (from 1), branch ``{x}`` (a, b, c), and
-the same counted differently: ``{i}`` = b - 1, ``{j}`` = u - 1, ``{n}`` = 1, 2, 3 for a, b, c. If a
-scheme's names are irregular, the row has one template per branch.
+from it. Only timm's scheme has names for the running statistics of batch normalization; the others
+have no place for them. Fields of a name: block ``{b}`` (1-4), unit ``{u}`` (from 1), branch ``{x}``
+(a, b, c), and the same counted differently: ``{i}`` = b - 1, ``{j}`` = u - 1, ``{n}`` = 1, 2, 3 for
+a, b, c. If a scheme's names are irregular, the row has one template per branch.
 
 =============  ====================================================================================
 npz            Google's npz files and TensorFlow 1 modules and checkpoints
@@ -66,6 +67,8 @@ TABLE: dict[Role, dict[str, Template]] = {
         "transformers": _LAYER + ".norm{n}.bias",
         "bit_pytorch": _BODY + ".gn{n}.bias",
     },
+    Role.NORM_MEAN: {"timm": _BLOCK + ".norm{n}.running_mean"},
+    Role.NORM_VARIANCE: {"timm": _BLOCK + ".norm{n}.running_var"},
     Role.KERNEL: {
         "npz": _UNIT + "/{x}/standardized_conv2d/kernel",
         "keras": _UNIT + "/{x}/standardized_conv2d/kernel",
@@ -106,6 +109,8 @@ TABLE: dict[Role, dict[str, Template]] = {
         "transformers": "bit.norm.bias",
         "bit_pytorch": "head.gn.bias",
     },
+    Role.FINAL_NORM_MEAN: {"timm": "norm.running_mean"},
+    Role.FINAL_NORM_VARIANCE: {"timm": "norm.running_var"},
     Role.HEAD_KERNEL: {
         "npz": "resnet/head/conv2d/kernel",
         "keras": "resnet/head/dense/kernel",
@@ -212,6 +217,8 @@ def _patterns(names: str) -> list[tuple[Role, str, re.Pattern[str]]]:
     """Return role, branch (if the row has one template per branch) and pattern."""
     patterns = []
     for role, row in TABLE.items():
+        if names not in row:
+            continue
         template = row[names]
         by_branch = {"": template} if isinstance(template, str) else template
         patterns += [(role, branch, _compile(text)) for branch, text in by_branch.items()]

@@ -78,10 +78,8 @@ class Stage(nn.Module):
 
 def _recompute(unit: Unit, x: Tensor) -> Tensor:
     how = recomputation_of(unit)
-    if how and torch.compiler.is_compiling():  # which cannot recompute what changes statistics
-        y: Tensor = unit(x)
-        return y
-    y = checkpoint(unit, x, use_reentrant=False, **how)
+    is_plain = how and torch.compiler.is_compiling()  # that cannot recompute changes of statistics
+    y: Tensor = unit(x) if is_plain else checkpoint(unit, x, use_reentrant=False, **how)
     return y
 
 

@@ -60,6 +60,9 @@ class RunConfig(TrainingConfig):
     starts_from_weights: ClassVar[bool] = True
     """Whether a run of this kind starts from a model; otherwise from an architecture."""
 
+    checks_while_training: ClassVar[bool] = False
+    """Whether images of large data sets are checked when they are used, not all of them before."""
+
     steps: int | None = None
     epochs: float | None = None
     batch_size: int | None = None
@@ -164,6 +167,7 @@ class PretrainConfig(RunConfig):
     kind = "pretrain"
     made_how = "pre-trained by bitzoo"
     starts_from_weights = False
+    checks_while_training = True
 
     recipe: str = "bit-s"
     weight_decay: float | None = None

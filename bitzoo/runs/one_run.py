@@ -36,6 +36,9 @@ from bitzoo.runs.session import Session, Task
 from bitzoo.runs.step_progress import reported
 from bitzoo.training.recipe import Recipe
 
+CHECKED_BEFORE = 50_000
+"""Up to so many images are all decoded before training, which takes a minute or two; of more, where
+the kind of run allows it, a sample, and the others when they are used."""
 REPEATS_NAME = "repeats.json"
 """In a folder of repeated runs: what `resume` needs, and at the end the accuracies."""
 
@@ -158,7 +161,7 @@ def _run(
                 if processes.is_main_process:
                     run_dir.finish(steps)
         processes.wait_for_everyone()
-    leakage = measure_leakage(summary.near_duplicates, final, images)
+    leakage = measure_leakage(summary, final, images)
     result = kind.result(out, recipe, steps, stopped, final, rate, leakage=leakage, choice=choice)
     return replace(result, **more)
 
@@ -206,13 +209,17 @@ def read_images(job: Job, callbacks: Callbacks) -> tuple[ImageSet, DataSummary]:
         examples_per_class=config.examples_per_class,
         progress=callbacks.progress,
     )
+    images = kind.select(job, images)
+    large = sum(map(len, images.splits)) > CHECKED_BEFORE
     images, summary = inspect(
-        kind.select(job, images),
+        images,
         skip_bad=config.skip_bad,
         workers=config.workers,
         progress=callbacks.progress,
         drop_near_duplicates=config.drop_near_duplicates,
         fixed_split=config.fixed_split,
+        lazily=config.checks_while_training and large,
+        keep_checks=config.checks_while_training,
     )
     return replace(images, source=job.data_name or images.source), summary
 

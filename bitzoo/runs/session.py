@@ -13,9 +13,13 @@ from torch import Tensor
 
 from bitzoo.data.dataset import ImageSet, Split
 from bitzoo.data.decode_workers import count_cores
+from bitzoo.data.examples import labels_in
 from bitzoo.data.image_store import Pixels, open_pixels, open_whole_images
+from bitzoo.data.kept_checks import KeptChecks
 from bitzoo.data.label_sets import label_sets_of
 from bitzoo.data.loader import Labels
+from bitzoo.data.problems import Problem
+from bitzoo.data.stand_ins import StandIns
 from bitzoo.data.validation import DataSummary
 from bitzoo.errors import CheckpointError
 from bitzoo.inference.evaluate import evaluate_pixels, labels_of
@@ -223,7 +227,7 @@ class Session:
         own = evaluate_pixels(
             network,
             self._held_out,
-            [example.label for example in images.examples] if several else labels_of(images),
+            labels_in(images.examples),
             classes,
             accepted=[sets[row] for row in range(len(sets))] if several else None,
             sigmoid=self._task.recipe.loss == SIGMOID,
@@ -292,11 +296,30 @@ class Session:
         return self._task.config.freeze
 
     def _open_whole(self, split: Split) -> Pixels:
-        depth = self._task.summary.bit_depth
         # Unlike those that fill the cache, all processes of a machine decode at the same time.
         workers = self._task.config.workers or max(1, count_cores() // local_processes())
-        opened = open_whole_images(split, self._task.recipe.crop, workers=workers, bit_depth=depth)
+        opened = open_whole_images(
+            split,
+            self._task.recipe.crop,
+            workers=workers,
+            bit_depth=self._task.summary.bit_depth,
+            stand_ins=self._stand_ins(split),
+        )
         return self._resources.enter_context(opened)
+
+    def _stand_ins(self, split: Split) -> StandIns | None:
+        """Return what is done about bad images, if not all were checked before."""
+        if self._task.summary.checked is None:
+            return None
+        skip_bad = self._task.config.skip_bad
+        kept = self._resources.enter_context(KeptChecks.of(self._task.images.source))
+        return StandIns(split.examples, skip_bad=skip_bad, kept=kept, on_bad=self._report_bad)
+
+    def _report_bad(self, problem: Problem) -> None:
+        self._callbacks.say(
+            f"Cannot be used, so the next image stands in for it: {problem} "
+            f"({problem.reason.title.lower()})."
+        )
 
     def _open(self, split: Split, size: int | EvalTransform) -> Pixels:
         config = self._task.config
@@ -308,6 +331,7 @@ class Session:
                 workers=config.workers,
                 progress=self._callbacks.progress,
                 bit_depth=self._task.summary.bit_depth,
+                stand_ins=self._stand_ins(split),
             )
         )
 

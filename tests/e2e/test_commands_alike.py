@@ -57,6 +57,7 @@ class TestTheModel:
             "completion": "shell",
             "convert": "src_argument",
             "resume": "folder",
+            "pretrain": "arch_argument",
         }
         for name, argument in first.items():
             if argument is not None:

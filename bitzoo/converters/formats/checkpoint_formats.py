@@ -15,7 +15,7 @@ from bitzoo.converters.key_mapping import layout_of, name_of
 from bitzoo.converters.layouts import out_axis, stored_shape
 from bitzoo.converters.writer import Place, Writer
 from bitzoo.errors import UsageError
-from bitzoo.models.architecture import Slot
+from bitzoo.models.architecture import Architecture, Slot
 
 Places = Mapping[str, Place]
 Metadata = Mapping[str, str]
@@ -39,6 +39,8 @@ class CheckpointFormat:
         record_bytes: Longest record about the model that it can hold; 0 for none, None for any.
         rewrite: Replaces values in the metadata of a file by others of equal length; None without.
         others: Other endings that its files may have.
+        any_form: Whether it can hold and name networks of the paper's ablation: batch
+            normalization, or kernels that are not standardized.
     """
 
     name: str
@@ -53,6 +55,7 @@ class CheckpointFormat:
     record_bytes: int | None = None
     rewrite: Callable[[Path, Metadata], None] | None = None
     others: tuple[str, ...] = ()
+    any_form: bool = False
 
     @property
     def endings(self) -> tuple[str, ...]:
@@ -63,6 +66,25 @@ class CheckpointFormat:
     def reads_while_written(self) -> bool:
         """Whether a reader may read blocks back before the file is finished."""
         return self.create is _safetensors
+
+    def require_place_for(self, architecture: Architecture) -> None:
+        """Refuse a network that a file of this format would give to its readers as another one.
+
+        Raises:
+            UsageError: If it is not of the released form, and the format knows no other.
+        """
+        reasons = []
+        if architecture.norm == "batch":
+            reasons.append("has no place for running statistics of batch normalization")
+        if not architecture.weight_standardization:
+            reasons.append("is for readers that standardize every kernel")
+        if reasons and not self.any_form:
+            able = " or ".join(row.name for row in _ROWS if row.any_form)
+            raise UsageError(
+                f"{architecture.name} cannot be written as {self.name}, which "
+                f"{' and '.join(reasons)}: the file would be another network. Write {able}, whose "
+                "metadata name the architecture."
+            )
 
     def places(self, shapes: Mapping[Slot, tuple[int, ...]]) -> dict[str, Place]:
         """Return every tensor's name, stored shape and output axis; the writer sets the offsets.
@@ -97,7 +119,13 @@ def _torch(path: Path, places: Places, metadata: Metadata, numbers: str) -> Writ
 
 _ROWS = (
     CheckpointFormat(
-        "safetensors", "timm", ".safetensors", _safetensors, halves=True, rewrite=rewrite_metadata
+        "safetensors",
+        "timm",
+        ".safetensors",
+        _safetensors,
+        halves=True,
+        rewrite=rewrite_metadata,
+        any_form=True,
     ),
     CheckpointFormat("npz", "npz", ".npz", _npz, record_bytes=0),
     CheckpointFormat(

@@ -47,6 +47,8 @@ _DTYPES: dict[str, np.dtype[Any]] = {
 _NUMBERS = re.compile(r"F\d\w*|I\d+|U\d+|BOOL|C64", re.ASCII)
 """Codes of dtypes that the format has and that hold no weights of BiT, such as I64 and F8_E4M3."""
 _ADVICE = "It is damaged; convert the source again."
+_COUNTER = re.compile(r"(.*\.)?num_batches_tracked", re.ASCII)
+"""Name of the whole number that torch's batch normalization keeps besides its weights."""
 _CODES = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 _ALIGNMENT = 64
 """The header is padded so that tensor data starts on a cache line in a memory map."""
@@ -298,14 +300,17 @@ def _metadata(path: Path, entry: Any) -> dict[str, str]:
 
 def _tensor(file: RawFile, name: str, entry: Any, start: int) -> StoredTensor:
     code = entry.get("dtype") if isinstance(entry, dict) else None
-    if isinstance(code, str) and code not in _DTYPES and _NUMBERS.fullmatch(code):
+    dtypes = _DTYPES
+    if code == "I64" and _COUNTER.fullmatch(name) and entry.get("shape") == []:
+        dtypes = {"I64": np.dtype("<i8")}  # skipped as the state of a training
+    elif isinstance(code, str) and code not in _DTYPES and _NUMBERS.fullmatch(code):
         raise CheckpointError(
             f"{file.path}: tensor {name!r} is stored as {code}, expected plain floats (F32; F16, "
             "BF16 and F64 are converted). Quantized numbers are not the weights, and other state "
             "of a training does not belong to them: save the weights again as floats."
         )
     try:
-        dtype, shape = _DTYPES[entry["dtype"]], tuple(entry["shape"])
+        dtype, shape = dtypes[entry["dtype"]], tuple(entry["shape"])
         begin, end = entry["data_offsets"]
         if len(shape) > _MAX_RANK:
             raise ValueError(f"{len(shape):,} dimensions")

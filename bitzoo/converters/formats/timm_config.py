@@ -35,7 +35,10 @@ _TIMM_NAME = re.compile(r"resnetv2_(\d+x\d+)_bit(?:\.(\w+))?", re.ASCII)
 
 
 def timm_name(architecture: Architecture) -> str:
-    """Return timm's name of a published architecture; ours for others, which timm lacks."""
+    """Return timm's name of a published architecture; ours for others, which timm lacks.
+
+    timm's ``resnetv2_50`` is none: with the tensors of R50x1-BN-noWS it computes something else.
+    """
     known = ARCHITECTURES.get(architecture.name) == architecture
     return f"resnetv2_{architecture.name[1:]}_bit" if known else architecture.name
 

@@ -201,7 +201,7 @@ def _record(
 
 
 def _leakage(finished: FinishedRun) -> Leakage | None:
-    return measure_leakage(finished.summary.near_duplicates, finished.evaluation, finished.images)
+    return measure_leakage(finished.summary, finished.evaluation, finished.images)
 
 
 def _title(folder: Path, seed: int) -> str:
