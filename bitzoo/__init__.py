@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from bitzoo.runs.pretrain import pretrain
     from bitzoo.runs.reproduce import reproduce
     from bitzoo.runs.resume import resume
+    from bitzoo.runs.study import study
     from bitzoo.runs.vtab import vtab
     from bitzoo.training.hyperrule import hyperrule
     from bitzoo.zoo.conversion import convert, verify
@@ -58,6 +59,7 @@ _HOMES = {
     "publish": "hub.publish",
     "reproduce": "runs.reproduce",
     "resume": "runs.resume",
+    "study": "runs.study",
     "verify": "zoo.conversion",
     "vtab": "runs.vtab",
 }
@@ -88,6 +90,7 @@ __all__ = [
     "publish",
     "reproduce",
     "resume",
+    "study",
     "verify",
     "vtab",
 ]

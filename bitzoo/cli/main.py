@@ -27,6 +27,7 @@ from bitzoo.cli.quickstart import quickstart
 from bitzoo.cli.reproduce import reproduce
 from bitzoo.cli.resume import resume
 from bitzoo.cli.signals import exit_on_signals
+from bitzoo.cli.study import study
 from bitzoo.cli.vtab import vtab
 
 
@@ -47,6 +48,7 @@ for _command in (
     resume,
     pretrain,
     distill,
+    study,
     evaluate,
     predict,
     fewshot,
