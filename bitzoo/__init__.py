@@ -21,11 +21,13 @@ if TYPE_CHECKING:
     from bitzoo.inference.evaluate import evaluate
     from bitzoo.inference.optimize import optimize
     from bitzoo.inference.predict import predict
+    from bitzoo.runs.distill import distill
     from bitzoo.runs.fewshot import fewshot
     from bitzoo.runs.finetune import finetune
     from bitzoo.runs.pretrain import pretrain
     from bitzoo.runs.reproduce import reproduce
     from bitzoo.runs.resume import resume
+    from bitzoo.runs.study import study
     from bitzoo.runs.vtab import vtab
     from bitzoo.training.hyperrule import hyperrule
     from bitzoo.zoo.conversion import convert, verify
@@ -39,6 +41,7 @@ _HOMES = {
     "convert": "zoo.conversion",
     "create_model": "zoo.create",
     "create_transform": "zoo.info",
+    "distill": "runs.distill",
     "evaluate": "inference.evaluate",
     "export": "exporters.export",
     "fewshot": "runs.fewshot",
@@ -56,6 +59,7 @@ _HOMES = {
     "publish": "hub.publish",
     "reproduce": "runs.reproduce",
     "resume": "runs.resume",
+    "study": "runs.study",
     "verify": "zoo.conversion",
     "vtab": "runs.vtab",
 }
@@ -68,6 +72,7 @@ __all__ = [
     "convert",
     "create_model",
     "create_transform",
+    "distill",
     "evaluate",
     "export",
     "fewshot",
@@ -85,6 +90,7 @@ __all__ = [
     "publish",
     "reproduce",
     "resume",
+    "study",
     "verify",
     "vtab",
 ]

@@ -25,6 +25,16 @@ def complete_model(
     return [CompletionItem(word) for word in [*names, *_paths(incomplete)]]
 
 
+def complete_architecture(
+    context: click.Context, parameter: click.Parameter, incomplete: str
+) -> list[CompletionItem]:
+    """Complete the name of one of the paper's architectures."""
+    from bitzoo.models.architecture import ARCHITECTURES
+
+    start = incomplete.casefold()
+    return [CompletionItem(name) for name in ARCHITECTURES if name.casefold().startswith(start)]
+
+
 def complete_path(
     context: click.Context, parameter: click.Parameter, incomplete: str
 ) -> list[CompletionItem]:

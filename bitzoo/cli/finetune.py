@@ -305,6 +305,8 @@ def _print_result(result: RunResult) -> None:
     if result.choice and result.choice.sentence:
         say_wrapped(result.choice.sentence)
     say(f"\n{in_line(folder)}: {result.steps:,} steps, {verdict}")
+    for sentence in result.sentences:
+        say_wrapped(sentence)
     print_facts(
         [
             ("report", folder / "report.html"),

@@ -14,6 +14,7 @@ from bitzoo.cli.command import SETTINGS, describe_os_error
 from bitzoo.cli.completion import completion
 from bitzoo.cli.console import say
 from bitzoo.cli.convert import convert, verify
+from bitzoo.cli.distill import distill
 from bitzoo.cli.evaluate import evaluate, predict
 from bitzoo.cli.export import export
 from bitzoo.cli.fewshot import fewshot
@@ -26,6 +27,7 @@ from bitzoo.cli.quickstart import quickstart
 from bitzoo.cli.reproduce import reproduce
 from bitzoo.cli.resume import resume
 from bitzoo.cli.signals import exit_on_signals
+from bitzoo.cli.study import study
 from bitzoo.cli.vtab import vtab
 
 
@@ -45,6 +47,8 @@ for _command in (
     finetune,
     resume,
     pretrain,
+    distill,
+    study,
     evaluate,
     predict,
     fewshot,

@@ -90,6 +90,7 @@ def model_parameter(
     help: str,  # noqa: A002
     metavar: str = "MODEL",
     required: bool = True,
+    complete: Callable[..., Any] = complete_model,
 ) -> Callable[[Callable[..., object]], Callable[..., object]]:
     """Let a model be named by the first argument, as in every command, or by its own flag.
 
@@ -98,12 +99,13 @@ def model_parameter(
         help: Help of the flag.
         metavar: What the argument is called in the help and in messages.
         required: Whether there must be one.
+        complete: Completes it in a shell.
     """
     flag, argument = f"--{name}", f"{name}_argument"
 
     def decorate(function: Callable[..., object]) -> Callable[..., object]:
-        @click.argument(argument, metavar=metavar, required=False, shell_complete=complete_model)
-        @click.option(flag, metavar="TEXT", help=help, shell_complete=complete_model)
+        @click.argument(argument, metavar=metavar, required=False, shell_complete=complete)
+        @click.option(flag, metavar="TEXT", help=help, shell_complete=complete)
         @functools.wraps(function)
         def named_once(**options: Any) -> object:
             first, by_flag = options.pop(argument), options[name]

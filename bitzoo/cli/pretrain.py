@@ -9,14 +9,13 @@ from typing import Any
 import click
 
 from bitzoo.cli.command import Command
+from bitzoo.cli.completers import complete_architecture
 from bitzoo.cli.finetune import carry_out, finetune
-from bitzoo.cli.options import PATH, debug_option, json_option, options_of
-from bitzoo.errors import UsageError
+from bitzoo.cli.options import PATH, debug_option, json_option, model_parameter, options_of
 
 
 @click.command("pretrain", cls=Command, no_args_is_help=True)
-@click.argument("arch_argument", metavar="ARCH", required=False)
-@click.option("--arch", metavar="TEXT", help="The same as ARCH.")
+@model_parameter("arch", help="The same as ARCH.", metavar="ARCH", complete=complete_architecture)
 @options_of(finetune, "data")
 @click.option("--out", type=PATH, required=True, help="Run folder.")
 @click.option(
@@ -51,9 +50,7 @@ from bitzoo.errors import UsageError
 )
 @json_option
 @debug_option
-def pretrain(
-    arch_argument: str | None, arch: str | None, data: str, out: Path, json: bool, **options: Any
-) -> None:
+def pretrain(arch: str, data: str, out: Path, json: bool, **options: Any) -> None:
     """Pre-train a network from random weights, by BiT's recipe.
 
     ARCH is an architecture: R50x1, R101x3, R(1,1,1,1)x0.5 (units per block, width). The run folder
@@ -63,12 +60,5 @@ def pretrain(
     """
     from bitzoo.runs import pretrain as runs
 
-    if arch_argument is not None and arch not in (None, arch_argument):
-        raise UsageError(
-            f"ARCH is named twice: {arch_argument!r} and --arch {arch!r}. Leave one out."
-        )
-    chosen = arch if arch_argument is None else arch_argument
-    if chosen is None:
-        raise click.MissingParameter(param_hint="'ARCH'", param_type="argument")
-    work = functools.partial(runs.pretrain, chosen, data, out, **options)
+    work = functools.partial(runs.pretrain, arch, data, out, **options)
     carry_out(work, device=options["device"], freeze=False, json=json)

@@ -6,5 +6,6 @@ torchvision_datasets  imagenet_devkit
 dataset  splits  problems  validation     the data set, its splits, and its problems
 brightness                                whether anything can be seen in the images
 decode_workers  pixel_cache  image_store  decode images once and map them into memory
+inception_crop                            or decode and crop them at each use
 sampler  loader                           batch n, a pure function of (seed, n), as tensors
 """

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections import Counter
-
 from bitzoo.data.dataset import ImageSet
+from bitzoo.data.examples import count_classes
 from bitzoo.display import shortened
 
 _SHOWN = 12
@@ -25,7 +24,7 @@ def describe_classes(images: ImageSet) -> list[str]:
         between them.
     """
     splits = images.splits
-    counts = [Counter(k for e in split.examples for k in e.classes) for split in splits]
+    counts = [count_classes(split.examples, len(images.classes)) for split in splits]
     totals = ", ".join(f"{len(split):,} in {split.name}" for split in splits)
     number = len(images.classes)
     labels = list(range(number))

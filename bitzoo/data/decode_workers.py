@@ -294,9 +294,8 @@ def serve(**transform: Any) -> None:
     Its arguments are the attributes of an `EvalTransform`.
 
     A request is a line of JSON: the path, the SHA-256 that its bytes must have ("": any), and the
-    attributes of the `CropKey` or null. The
-    answer is one byte, and the pixels if it is `_GOOD`; `_BAD` leaves it to the parent to try, and
-    to say what is wrong.
+    attributes of the `CropKey` or null. The answer is one byte, and the pixels if it is `_GOOD`;
+    `_BAD` leaves it to the parent to try, and to say what is wrong.
     """
     if hasattr(signal, "SIGPIPE"):
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # if the parent was killed, end silently

@@ -15,7 +15,7 @@ from __future__ import annotations
 import logging
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
@@ -74,6 +74,7 @@ class Pixels(ABC):
 
     size: int
     are_whole = False
+    _stand_ins: StandIns | None = None
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -138,7 +139,11 @@ class Pixels(ABC):
         Returns:
             Which image each is: itself, or with `StandIns` another, whose classes then count.
         """
-        return np.asarray(indices, np.int64)
+        return (
+            np.asarray(indices, np.int64)
+            if self._stand_ins is None
+            else self._stand_ins.of(indices)
+        )
 
     @property
     def contents(self) -> Contents | None:
@@ -252,20 +257,15 @@ class DecodingPixels(Pixels):
         """Decode and return images; an index that occurs twice is decoded once."""
         numbers, positions = np.unique(self._checked(indices), return_inverse=True)
         decoded: dict[int, Pixels8] = {}
-        stand_ins, decode = self._stand_ins, self._decoder.decode
-        if stand_ins is None:
-            self._decoder.decode_each([self._examples[n] for n in numbers], decoded.__setitem__)
-        else:
+        indices = numbers.tolist()
 
-            def work(place: int) -> None:
-                decoded[place] = stand_ins.read(int(numbers[place]), decode)
+        def work(place: int) -> None:
+            decoded[place] = _read(
+                self._examples, indices[place], self._decoder.decode, self._stand_ins
+            )
 
-            self._decoder.run_each(len(numbers), work)
+        self._decoder.run_each(len(indices), work)
         return [decoded[position] for position in positions.tolist()]
-
-    def used(self, indices: npt.ArrayLike) -> npt.NDArray[np.int64]:
-        """Return the images that were read in place of others; see `Pixels.used`."""
-        return super().used(indices) if self._stand_ins is None else self._stand_ins.of(indices)
 
     @property
     def contents(self) -> Contents | None:
@@ -317,21 +317,23 @@ class WholeImages(Pixels):
 
         def work(place: int) -> None:
             index, decode = int(numbers[place]), partial(self._decoder.decode, crop=keys[place])
-            if self._stand_ins is None:
-                found[place] = decode(self._examples[index])
-            else:
-                found[place] = self._stand_ins.read(index, decode)
+            found[place] = _read(self._examples, index, decode, self._stand_ins)
 
         self._decoder.run_each(len(numbers), work)
         return [found[place] for place in range(len(numbers))]
 
-    def used(self, indices: npt.ArrayLike) -> npt.NDArray[np.int64]:
-        """Return the images that were read in place of others; see `Pixels.used`."""
-        return super().used(indices) if self._stand_ins is None else self._stand_ins.of(indices)
-
     def close(self) -> None:
         """End the worker processes."""
         self._decoder.close()
+
+
+def _read(
+    examples: Sequence[Example],
+    index: int,
+    decode: Callable[[Example], Pixels8],
+    stand_ins: StandIns | None,
+) -> Pixels8:
+    return decode(examples[index]) if stand_ins is None else stand_ins.read(index, decode)
 
 
 def open_whole_images(

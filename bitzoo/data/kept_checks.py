@@ -39,6 +39,8 @@ if TYPE_CHECKING:
 _FORM = 1
 """Part of the names of the files; to change with their form, or with what `check_image` finds."""
 _ID_BYTES = 16
+_GOOD = b"[null"
+"""How the JSON of an image without a problem begins."""
 _KEPT_REASONS = (None, Reason.NO_BYTES, Reason.DAMAGED, Reason.ANIMATED)
 _log = logging.getLogger(__name__)
 
@@ -76,6 +78,7 @@ class KeptChecks:
         self._path = path
         self._known = _load(path)
         self._added: dict[bytes, bytes] = {}
+        self._has_bad = not all(text.startswith(_GOOD) for text in self._known.values())
         self._lock = threading.Lock()
 
     @classmethod
@@ -101,12 +104,20 @@ class KeptChecks:
         found = identity and (self._added.get(identity) or self._known.get(identity))
         return _unpacked(found) if found else None
 
+    def find_bad(self, example: Example) -> ImageCheck | None:
+        """Return the check of an image that cannot be used; None for any other."""
+        if not self._has_bad:  # as for most data sets, for which nothing need be looked up
+            return None
+        found = self.find(example)
+        return found if found and found.reason is not None else None
+
     def add(self, example: Example, check: ImageCheck) -> None:
         """Add a check; `save` keeps it."""
         identity = _identity(example)
         if identity is not None and check.reason in _KEPT_REASONS:
             with self._lock:
                 self._added[identity] = _packed(check)
+                self._has_bad |= check.reason is not None
 
     def checking(self, check: Callable[[Example], ImageCheck]) -> Callable[[Example], ImageCheck]:
         """Return a check that is made only of what is not known yet.

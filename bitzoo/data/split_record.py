@@ -84,10 +84,14 @@ def write_split(folder: Path, images: ImageSet, before: SplitRecord | None = Non
 
     Args:
         folder: The run folder.
-        images: The inspected data set, with the SHA-256 of every example.
+        images: The inspected data set, with the SHA-256 of every example. If these are not known,
+            because images are checked when they are used, nothing is written: it is then unknown
+            what the run was trained on.
         before: Record of the run that this one starts from. Images that it trained on, or a run
             before it, stay known as trained on.
     """
+    if any(example.sha256 == "" for example in images.train.examples[:1]):
+        return
     examples = [example for split in images.splits for example in split.examples]
     entries = [
         Entry(example.key, images.classes[example.label], split.name, example.sha256)

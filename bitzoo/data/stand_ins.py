@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from bitzoo.data.examples import Example
 from bitzoo.data.file_ranges import ChangedFileError
-from bitzoo.data.image_check import check_image
+from bitzoo.data.image_check import ImageCheck, check_image
 from bitzoo.data.kept_checks import KeptChecks
 from bitzoo.data.problems import DatasetError, Problem, Reason
 from bitzoo.errors import BitzooError, UsageError
@@ -68,6 +68,10 @@ class StandIns:
             if number in self._bad:
                 continue
             example = self._examples[number]
+            known = self._kept.find_bad(example) if self._kept and self._skip_bad else None
+            if known is not None:
+                self._remember(number, example, known, "")
+                continue
             try:
                 found = decode(example)
             except ChangedFileError:
@@ -102,16 +106,17 @@ class StandIns:
     def _report(self, number: int, example: Example, error: BitzooError) -> None:
         """Remember a bad image, or end the run with it."""
         check = check_image(example)
-        reason, detail = check.reason or Reason.DAMAGED, check.detail
-        if check.reason is None:
-            detail = str(error)
-        problem = Problem(reason, example.key, detail)
         if not self._skip_bad:
+            problem = _problem(example, check, str(error))
             raise DatasetError(
-                f"The image {problem} ({reason.title.lower()}). The data were not checked in full "
-                "before training, so this shows only now. Fix it and resume, or start with "
+                f"The image {problem} ({problem.reason.title.lower()}). The data were not checked "
+                "in full before training, so this shows only now. Fix it and resume, or start with "
                 "`skip_bad=True`: then the next image stands in for one that cannot be used."
             ) from error
+        self._remember(number, example, check, str(error))
+
+    def _remember(self, number: int, example: Example, check: ImageCheck, said: str) -> None:
+        problem = _problem(example, check, said)
         with self._lock:
             if number in self._bad:
                 return
@@ -120,3 +125,10 @@ class StandIns:
             self._kept.add(example, check)
         if self._on_bad is not None:
             self._on_bad(problem)
+
+
+def _problem(example: Example, check: ImageCheck, said: str) -> Problem:
+    """Return what is wrong by the check of an image, or as its decoding said."""
+    if check.reason is None:
+        return Problem(Reason.DAMAGED, example.key, said)
+    return Problem(check.reason, example.key, check.detail)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -42,8 +42,7 @@ class TarError(DatasetError):
     """A tar that cannot be walked any further: truncated, damaged, or none."""
 
 
-@dataclass(frozen=True)
-class Member:
+class Member(NamedTuple):
     """A member of a tar.
 
     Attributes:
@@ -85,8 +84,10 @@ class TarReader:
         self._start, self._stretch = offset, content[: len(content) // BLOCK * BLOCK]
         return self._stretch
 
-    def members(self) -> Iterator[Member]:
-        """Yield the members in order; folders are left out.
+    def members(self) -> Iterator[list[Member]]:
+        """Yield the members in order, several at a time; folders are left out.
+
+        What is yielded is still in memory, see `at`.
 
         Raises:
             TarError: Where the file cannot be read any further. All members before are whole.
@@ -106,11 +107,9 @@ class TarReader:
             rows, offsets = headers.plain_run(position, self.size)
             if len(rows) and long.is_set:  # the header belongs to the one before it
                 rows, offsets = rows[:0], offsets[:0]
-            for name, offset, size in zip(
-                headers.names(rows), offsets.tolist(), headers.sizes[rows].tolist(), strict=True
-            ):
-                yield Member(name, offset, size)
             if len(rows):
+                sizes = headers.sizes[rows].tolist()
+                yield list(map(Member, headers.names(rows), offsets.tolist(), sizes))
                 last = int(headers.sizes[rows[-1]])
                 jump = last
                 position = int(offsets[-1]) + _padded(last)
@@ -122,7 +121,7 @@ class TarReader:
             member = _parsed(block, position)
             position, jump = self._odd(member, block, long), member.size
             if long.ready is not None:
-                yield long.take()
+                yield [long.take()]
 
     def _odd(self, member: Member, block: bytes, long: _Extended) -> int:
         """Take a header apart that is not plain, and return where the next one is."""

@@ -14,7 +14,7 @@ system's `tar` writes files in the order of the disk.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bitzoo.data.problems import Problem, Reason, printable
-from bitzoo.data.tar_members import BLOCK, TarError, TarReader
+from bitzoo.data.tar_members import BLOCK, Member, TarError, TarReader
 from bitzoo.errors import reason_of
 from bitzoo.models.image_files import suffixes
 from bitzoo.small_files import parse_json
@@ -34,6 +34,7 @@ _MOST_LABEL = 1 << 20
 _MOST_IMAGE = (1 << 32) - 1
 _MOST_PROBLEMS = 1000
 _WITHOUT, _SEPARATOR = -1, ";"
+_NOWHERE = (0, 0)
 
 
 @dataclass
@@ -77,8 +78,8 @@ def read_shard(descriptor: int, name: str) -> ShardRecords:
     reader = TarReader(descriptor, os.fstat(descriptor).st_size)
     gathered = _Gathered(reader, name)
     try:
-        for member in reader.members():
-            gathered.add(member.name, member.offset, member.size, member.odd)
+        for members in reader.members():
+            gathered.add(members)
     except TarError as error:
         gathered.problems.insert(0, Problem(Reason.SHARD, name, str(error)))
     return gathered.finish()
@@ -97,35 +98,38 @@ class _Gathered:
         self._empty: set[int] = set()
         self._labels: dict[tuple[str, ...], int] = {}
         self._known: dict[tuple[bytes, bytes], int] = {}
-        self._suffixes = {suffix[1:].encode() for suffix in suffixes()}
+        self._kinds = {suffix[1:].encode(): 0 for suffix in suffixes()} | _LABELS
         self.problems: list[Problem] = []
         self._others = 0
 
-    def add(self, name: bytes, offset: int, size: int, odd: str) -> None:
-        """Add a member to its record."""
-        slash = name.rfind(b"/") + 1
-        dot = name.find(b".", slash)
-        suffix = name[dot + 1 :].lower() if dot > slash else b""
-        is_image = suffix in self._suffixes
-        if not is_image and suffix not in _LABELS:
-            self._others += 1
-            return
-        key = name[:dot]
-        row = self._rows.get(key, len(self._rows))
-        if row == len(self._rows):
-            self._rows[key] = row
-            self._images.append((0, 0))
-            self._cells.append(_WITHOUT)
-            self._ranks.append(0)
-        if odd:
-            self._bad[row] = f"its .{_text(suffix)} is {odd}"
-        elif is_image:
-            self._add_image(row, offset, size)
-        else:
-            self._add_label(row, suffix, offset, size)
+    def add(self, members: Iterable[Member]) -> None:
+        """Add members to their records; called for millions."""
+        rows, ranks, places, cells = self._rows, self._ranks, self._images, self._cells
+        for name, offset, size, odd in members:
+            key, _, suffix = name.partition(b".")
+            if b"/" in suffix or not key or key.endswith(b"/"):
+                key, suffix = _taken_apart(name)
+            rank = self._kinds.get(suffix)
+            if (rank is None and (rank := self._kinds.get(suffix.lower())) is None) or not key:
+                self._others += 1
+                continue
+            row = rows.get(key)
+            if row is None:
+                row = rows[key] = len(places)
+                places.append(_NOWHERE)
+                cells.append(_WITHOUT)
+                ranks.append(0)
+            if odd:
+                self._bad[row] = f"its .{_text(suffix)} is {odd}"
+            elif rank:
+                self._add_label(row, rank, suffix.lower(), offset, size)
+            elif places[row] is _NOWHERE and 0 < size <= _MOST_IMAGE:
+                places[row] = offset, size
+            else:
+                self._add_image(row, offset, size)
 
     def _add_image(self, row: int, offset: int, size: int) -> None:
-        if self._images[row][0]:
+        if self._images[row] is not _NOWHERE:
             self._bad[row] = "it has several images, or its name is that of another record"
         elif size > _MOST_IMAGE:
             self._bad[row] = f"its image has {size:,} bytes"
@@ -133,8 +137,7 @@ class _Gathered:
             self._empty.add(row)
         self._images[row] = offset, size
 
-    def _add_label(self, row: int, suffix: bytes, offset: int, size: int) -> None:
-        rank = _LABELS[suffix]
+    def _add_label(self, row: int, rank: int, suffix: bytes, offset: int, size: int) -> None:
         if rank == self._ranks[row]:
             self._bad[row] = f"it has several .{_text(suffix)}, or its name is another record's"
         if rank <= self._ranks[row]:
@@ -225,6 +228,13 @@ def _checked(items: Sequence[Any]) -> tuple[str, ...] | str:
         return "has a label that is neither a name nor a whole number"
     names = tuple(dict.fromkeys(printable(str(item).strip()) for item in items))
     return names if names and "" not in names else "has an empty label"
+
+
+def _taken_apart(name: bytes) -> tuple[bytes, bytes]:
+    """Return what stands before and after the first dot of a file name; b"" without a name."""
+    slash = name.rfind(b"/") + 1
+    dot = name.find(b".", slash)
+    return (name[:dot], name[dot + 1 :]) if dot > slash else (b"", b"")
 
 
 def _short(key: bytes) -> bytes:

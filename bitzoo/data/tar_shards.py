@@ -24,7 +24,7 @@ import numpy.typing as npt
 
 from bitzoo.data.array_files import Array, read_arrays, write_arrays
 from bitzoo.data.examples import RowTable
-from bitzoo.data.file_ranges import FileIdentity, FileRange, StoredImage
+from bitzoo.data.file_ranges import ChangedFileError, FileIdentity, FileRange, StoredImage
 from bitzoo.data.folder import Listing, Load, order_classes
 from bitzoo.data.label_sets import LabelSets
 from bitzoo.data.problems import DatasetError, Problem, Reason, join_some, printable
@@ -34,7 +34,7 @@ from bitzoo.data.split_names import resolve_splits
 from bitzoo.data.tar_members import BLOCK
 from bitzoo.data.tar_records import ShardRecords, read_shard
 from bitzoo.errors import StorageError
-from bitzoo.files import Progress, cache_dir
+from bitzoo.files import Progress, cache_dir, user_path
 from bitzoo.locks import file_lock
 
 TASK = "indexing shards"
@@ -91,6 +91,14 @@ class TarRecords(Records):
     def __len__(self) -> int:
         return int(self._ends[-1]) if len(self._ends) else 0
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle to the places of the shards: another process maps the same index."""
+        return _reopened, (
+            [shard.path for shard in self._shards],
+            [shard.name for shard in self._shards],
+            self.digest,
+        )
+
     def _shard_of(self, number: int) -> int:
         return int(np.searchsorted(self._ends, number, side="right"))
 
@@ -133,7 +141,7 @@ def read_shards(name: SourceName, progress: Progress | None = None) -> Listing:
     Raises:
         DatasetError: If there are no such shards, one cannot be opened, or there is no such split.
     """
-    paths = list(dict.fromkeys(map(os.path.abspath, find_shards(name.name))))
+    paths = list(dict.fromkeys(map(os.path.abspath, find_shards(str(user_path(name.name))))))
     shown = _shown_names(paths)
     splits = _splits(paths)
     if name.split is not None:
@@ -161,6 +169,21 @@ def read_shards(name: SourceName, progress: Progress | None = None) -> Listing:
     )
     source = repr(printable(f"{TAR}{name.name}" + (f"@{name.split}" if name.split else "")))
     return Listing(rows, classes, source, tuple(_notes(shards, splits)), problems)
+
+
+def _reopened(paths: Sequence[str], shown: Sequence[str], digest: str) -> TarRecords:
+    """Return the records that were pickled.
+
+    Raises:
+        ChangedFileError: If the shards have changed since.
+    """
+    records = TarRecords(*_index(paths, shown, None)[:2])
+    if records.digest != digest:
+        raise ChangedFileError(
+            f"The shards {printable(paths[0])!r} and others have changed since they were listed. "
+            "Leave the shards alone while they are used, and start again."
+        )
+    return records
 
 
 def find_shards(pattern: str) -> list[str]:

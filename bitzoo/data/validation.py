@@ -89,8 +89,10 @@ def inspect(
             drawn, or would be changed.
     """
     kept_checks = KeptChecks.of(imageset.source) if keep_checks else None
+    if fixed_split:
+        imageset = with_fixed_split(imageset, drop_near_duplicates=drop_near_duplicates)
     if lazily:
-        _refuse(drop_near_duplicates or fixed_split or checks is not None or not training)
+        _refuse(drop_near_duplicates or checks is not None or not training)
         return inspect_lazily(
             imageset,
             skip_bad=skip_bad,
@@ -99,8 +101,6 @@ def inspect(
             bit_depth=bit_depth,
             kept=kept_checks,
         )
-    if fixed_split:
-        imageset = with_fixed_split(imageset, drop_near_duplicates=drop_near_duplicates)
     every = [example for split in imageset.splits for example in split.examples]
     if checks is None:
         checks = check_images(every, workers=workers, progress=progress, kept=kept_checks)
@@ -161,8 +161,7 @@ def _refuse(contradicts: bool) -> None:
     if contradicts:
         raise UsageError(
             "Data that are checked while they are trained on (`lazily`) can neither have "
-            "near-duplicates dropped nor a fixed split, nor be those of an evaluation. Leave these "
-            "out."
+            "near-duplicates dropped, nor be those of an evaluation. Leave these out."
         )
 
 

@@ -298,7 +298,8 @@ def evaluate_pixels(
     Args:
         model: A `BiT`, which is optimized here, or any module from images (n, 3, size, size) in
             [-1, 1] to logits, which is used as and where it is, under autocast.
-        pixels: The images, prepared as the network is to see them.
+        pixels: The images, prepared as the network is to see them. An image that stands in for
+            another (`Pixels.used`) counts by its own class.
         labels: True classes, integers of the same length.
         classes: Class names.
         batch_size: Images per batch.
@@ -327,11 +328,13 @@ def evaluate_pixels(
     columns = None if outputs is None else np.asarray(outputs, np.int64)
     rows = np.arange(len(truth), dtype=np.int64)[rank::world]
     network = Runner(model, device, dtype, backend)
+    stand_ins = getattr(pixels, "used", None)
 
     def of(batch: Integers, logits: npt.NDArray[np.float32]) -> Evaluation:
-        right = None if accepted is None else [accepted[row] for row in batch]
+        used = batch if stand_ins is None else stand_ins(batch)
+        right = None if accepted is None else [accepted[row] for row in used]
         return Evaluation.of_logits(
-            *(classes, truth[batch], logits, batch),
+            *(classes, truth[used], logits, batch),
             keep_logits=keep_logits,
             accepted=right,
             sigmoid=sigmoid,

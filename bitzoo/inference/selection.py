@@ -291,7 +291,9 @@ def held_out_by(
         return None
     selection = Selection("val", str(images.held_out), skipped=skipped_by_kind(skipped))
     if before is None:
-        return replace(selection, trained_on=0)
+        # without hashes it is unknown whether copies of them are trained on
+        known = all(example.sha256 for example in images.val.examples[:1])
+        return replace(selection, trained_on=0) if known else selection
     if not before.can_compare(images.val.examples):
         note = (
             f"It is unknown which of the held-out images {model} was trained on: one of the two "

@@ -1,1 +1,1 @@
-"""Runs: fine-tuning from end to end, in a run folder that can be resumed, with its artifacts."""
+"""Runs: training from end to end, in a run folder that can be resumed, with its artifacts."""

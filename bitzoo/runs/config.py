@@ -60,6 +60,9 @@ class RunConfig(TrainingConfig):
     starts_from_weights: ClassVar[bool] = True
     """Whether a run of this kind starts from a model; otherwise from an architecture."""
 
+    checks_while_training: ClassVar[bool] = False
+    """Whether images of large data sets are checked when they are used, not all of them before."""
+
     steps: int | None = None
     epochs: float | None = None
     batch_size: int | None = None
@@ -90,6 +93,11 @@ class RunConfig(TrainingConfig):
                 "`eval_every=0` makes none before the end. Leave `eval_every` out, or give a "
                 "number of steps."
             )
+
+    @property
+    def also_reads(self) -> tuple[str, ...]:
+        """Places of models besides the one that training starts from."""
+        return ()
 
     def with_evaluations(self, recipe: Recipe, held_out: int) -> tuple[Self, str]:
         """Return the options with the steps between evaluations, and a sentence that says them.
@@ -159,6 +167,7 @@ class PretrainConfig(RunConfig):
     kind = "pretrain"
     made_how = "pre-trained by bitzoo"
     starts_from_weights = False
+    checks_while_training = True
 
     recipe: str = "bit-s"
     weight_decay: float | None = None
@@ -171,6 +180,46 @@ class PretrainConfig(RunConfig):
                 f"`fraction` must be above 0 and at most 1, found {self.fraction!r}. Give such a "
                 "share of the training images, or leave it out to use all."
             )
+
+
+@dataclass(frozen=True)
+class DistillConfig(RunConfig):
+    """The options of a distillation.
+
+    Attributes:
+        teacher: What the user called each teacher.
+        teacher_places: Where each is: a name, an address, or an absolute path.
+        teacher_dtype: Dtype that they compute in.
+        preset: A name of `bitzoo.training.distillation_presets.preset_names`.
+        temperature: Of both sides.
+        weight_decay: As in `bitzoo.training.distillation_presets.Preset`.
+        unlabelled: Whether the images are read without their classes.
+    """
+
+    kind = "distill"
+    made_how = "distilled by bitzoo"
+
+    teacher: tuple[str, ...] = ()
+    teacher_places: tuple[str, ...] = ()
+    teacher_dtype: str | None = None
+    preset: str | None = None
+    temperature: float | None = None
+    weight_decay: float | None = None
+    unlabelled: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for option in ("val_fraction", "split_seed", "eval_split", "fixed_split"):
+            if self.unlabelled and getattr(self, option) not in (None, False):
+                raise UsageError(
+                    f"`{option}` chooses images to hold out, but without labels nothing is "
+                    "measured on them. Leave it out, or leave out `unlabelled`."
+                )
+
+    @property
+    def also_reads(self) -> tuple[str, ...]:
+        """Places of models besides the one that training starts from."""
+        return self.teacher_places
 
 
 @dataclass(frozen=True)

@@ -205,21 +205,34 @@ def finetune(
 
 
 def _create(job: Job, images: ImageSet, callbacks: Callbacks) -> tuple[BiT, bool]:
+    pretrained = _config_of(job).pretrained
+    return network_from_weights(job, images.classes, callbacks, pretrained=pretrained)
+
+
+def network_from_weights(
+    job: Job, classes: tuple[str, ...], callbacks: Callbacks, *, pretrained: bool
+) -> tuple[BiT, bool]:
     """Create the network; the head is new, unless it is that of a run with the same classes.
 
     Random weights depend only on the seed.
 
+    Args:
+        job: The job, whose model it is.
+        classes: Names of the classes that it is to have.
+        callbacks: Told what becomes of the head.
+        pretrained: Whether to load the weights.
+
     Returns:
         The network, and whether it has the head of its weights.
     """
-    place, config, classes = job.place or job.model, _config_of(job), images.classes
+    place, config = job.place or job.model, job.config
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        network = create_model(place, config.pretrained, num_classes=len(classes))
+        network = create_model(place, pretrained, num_classes=len(classes))
     if not isinstance(network, BiT):
         raise UsageError(f"{job.model}: expected a classifier to fine-tune.")
     known = network.info.class_names if network.info.run else None
-    if config.pretrained and known is not None:
+    if pretrained and known is not None:
         if known == classes:
             callbacks.say(f"The head of {job.model} is kept: its classes are the same.")
             return network, True

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from bitzoo.data.readers import DataSource
-from bitzoo.data.source_names import HF, library_of, parse, parts_of
+from bitzoo.data.source_names import HF, TAR, library_of, parse, parts_of
 from bitzoo.errors import UsageError, damage_reported
 from bitzoo.files import user_path
 from bitzoo.runs.config import FinetuneConfig, RunConfig
+from bitzoo.runs.teachers import Faculty
 from bitzoo.zoo.resolve import is_location
 
 
@@ -26,6 +27,7 @@ class Job:
         config: All other options.
         place: Where the model is now, if that is another path than `model`.
         data_name: The data set's name in reports, if it was named before.
+        faculty: The teachers, once they are loaded; None for runs without any.
     """
 
     model: str
@@ -33,6 +35,7 @@ class Job:
     config: RunConfig
     place: str | None = None
     data_name: str | None = None
+    faculty: Faculty | None = field(default=None, repr=False, compare=False)
 
     @property
     def _is_a_place(self) -> bool:
@@ -88,15 +91,21 @@ class Job:
 
 
 def _config(record: Mapping[str, Any], kind: type[RunConfig]) -> RunConfig:
-    known = {field.name: field.default for field in fields(kind)}
+    known = {option.name: option.default for option in fields(kind)}
     for name, value in record.items():
         if name not in known:
             raise KeyError(f"unknown option {name!r:.80}")
+        if isinstance(known[name], tuple):
+            if not isinstance(value, list | tuple) or not all(isinstance(v, str) for v in value):
+                raise TypeError(f"option {name} must be a list of texts, found {value!r:.80}")
+            continue
         usual = type(known[name])
         if value is not None and known[name] is not None and not _is_a(value, usual):
             raise TypeError(f"option {name} must be {usual.__name__}, found {value!r:.80}")
     size = record.get("resolution")
-    return kind(**{**record, "resolution": tuple(size) if isinstance(size, list) else size})
+    lists = {name: tuple(record[name]) for name in record if isinstance(known[name], tuple)}
+    size = tuple(size) if isinstance(size, list) else size
+    return kind(**{**record, **lists, "resolution": size})
 
 
 def _is_a(value: object, kind: type) -> bool:
@@ -126,6 +135,8 @@ def _data_place(source: str) -> str:
     if library_of(source) is None:
         return _absolute(source)
     name = parse(source)
+    if name.library == TAR:  # a pattern, of which nothing may exist
+        return source.replace(name.name, os.path.abspath(user_path(name.name)), 1)
     if name.library != HF or not os.path.exists(name.name):
         return source
     return source.replace(name.name, _absolute(name.name), 1)

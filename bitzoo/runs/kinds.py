@@ -24,6 +24,10 @@ def _all(job: Job, images: ImageSet) -> ImageSet:
     return images
 
 
+def _as_it_is(job: Job) -> Job:
+    return job
+
+
 @dataclass(frozen=True)
 class Kind:
     """A kind of run.
@@ -36,6 +40,8 @@ class Kind:
         plan: Makes the recipe; takes what `create` returned too.
         identity: More entries of `run.json` that determine the result.
         select: Chooses among the images of the data set, before they are checked.
+        begin: Completes the job before the data are read.
+        read: Reads and checks the data in the main process; None reads them as most runs do.
     """
 
     config: type[RunConfig]
@@ -44,9 +50,11 @@ class Kind:
     plan: Callable[[Job, ImageSet, DataSummary, BiT, bool], Recipe]
     identity: Callable[[Job], Mapping[str, Any]]
     select: Callable[[Job, ImageSet], ImageSet] = _all
+    begin: Callable[[Job], Job] = _as_it_is
+    read: Callable[[Job, Callbacks], tuple[ImageSet, DataSummary]] | None = None
 
 
-_MODULES = {FINETUNED: "finetune", "pretrain": "pretrain"}
+_MODULES = {FINETUNED: "finetune", "pretrain": "pretrain", "distill": "distill"}
 """Kind -> the module of `bitzoo.runs` whose `KIND` it is, imported when it is needed."""
 
 

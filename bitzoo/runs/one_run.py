@@ -27,7 +27,7 @@ from bitzoo.models.bit import BiT
 from bitzoo.runs.changes import Change, changed, record_change
 from bitzoo.runs.config import Callbacks, RunConfig
 from bitzoo.runs.job import Job
-from bitzoo.runs.kinds import Kind, find_kind
+from bitzoo.runs.kinds import find_kind
 from bitzoo.runs.report.leakage import measure_leakage
 from bitzoo.runs.run_dir import RunDir, outputs_in, read_record
 from bitzoo.runs.run_lock import sole_use
@@ -36,6 +36,9 @@ from bitzoo.runs.session import Session, Task
 from bitzoo.runs.step_progress import reported
 from bitzoo.training.recipe import Recipe
 
+CHECKED_BEFORE = 50_000
+"""Up to so many images are all decoded before training, which takes a minute or two; of more, where
+the kind of run allows it, a sample, and the others when they are used."""
 REPEATS_NAME = "repeats.json"
 """In a folder of repeated runs: what `resume` needs, and at the end the accuracies."""
 
@@ -124,7 +127,9 @@ def _run(
 
     with contextlib.ExitStack() as stack:
         in_main_process(enter)
-        images, summary = in_main_process(lambda: _read(job, kind, callbacks))
+        job = kind.begin(job)
+        read = kind.read or read_images
+        images, summary = in_main_process(lambda: read(job, callbacks))
         _tell(callbacks, *summary.notes, "\n".join(describe_classes(images)))
         network, is_kept = kind.create(job, images, callbacks)
         before = record_of(network)
@@ -135,27 +140,31 @@ def _run(
         config, when = job.config.with_evaluations(recipe, evaluated)
         _tell(callbacks, when)
         name, depth = _name_in(out, job), summary.bit_depth
-        identity = _identity(name, config, images, recipe, network, depth) | kind.identity(job)
+        identity = _identity(name, config, images, recipe, network, depth)
+        identity |= kind.identity(job)
         started, changes = in_main_process(begin)
         if run_dir.kept:
             callbacks.say(f"Kept in {out}, because no run wrote it: {list_names(run_dir.kept)}.")
         recipe, config = changed(started, changes, recipe, config)
         callbacks.on_start(recipe)
         now = {**started, "recipe": recipe.to_dict(), "dtype": config.dtype}
-        task = Task(network, recipe, images, summary, config, held_out, job.data)
+        task = Task(network, recipe, images, summary, config, held_out, job.data, job.faculty)
         with Session(task, run_dir, now, callbacks) as session:
             steps, stopped, rate = session.train()
-            final, choice = None, None
+            final, choice, more = None, None, dict[str, Any]()
             if not stopped:
                 final, choice = session.finish(steps)
+                if teaching := session.compare_with_teachers(final):
+                    more = {"teaching": teaching}
                 if processes.is_main_process and (edited := run_dir.keep_edited_card()):
                     callbacks.say(f"The card was edited; it is kept as {edited}.")
                 session.write_artifacts(final, choice)
                 if processes.is_main_process:
                     run_dir.finish(steps)
         processes.wait_for_everyone()
-    leakage = measure_leakage(summary.near_duplicates, final, images)
-    return kind.result(out, recipe, steps, stopped, final, rate, leakage=leakage, choice=choice)
+    leakage = measure_leakage(summary, final, images)
+    result = kind.result(out, recipe, steps, stopped, final, rate, leakage=leakage, choice=choice)
+    return replace(result, **more)
 
 
 def _tell(callbacks: Callbacks, *sentences: str) -> None:
@@ -170,13 +179,14 @@ def _take(run_dir: RunDir, stack: contextlib.ExitStack) -> None:
 
 
 def _require_apart(job: Job, out: Path) -> None:
-    """Check that the model is none of the files that `overwrite` removes."""
-    place, run = Path(os.path.realpath(job.place or job.model)), out.resolve()
-    if place == run or place in outputs_in(run):
-        raise UsageError(
-            f"`overwrite` would delete the model that training starts from, {job.model}. Choose "
-            "another `out`."
-        )
+    """Check that the models that the run reads are none of the files that `overwrite` removes."""
+    run = out.resolve()
+    places = {job.place or job.model: f"the model that training starts from, {job.model}"}
+    places |= {place: f"a teacher, {place}" for place in job.config.also_reads}
+    for name, what in places.items():
+        place = Path(os.path.realpath(name))
+        if place == run or place in outputs_in(run):
+            raise UsageError(f"`overwrite` would delete {what}. Choose another `out`.")
 
 
 def _name_in(out: Path, job: Job) -> str:
@@ -187,8 +197,9 @@ def _name_in(out: Path, job: Job) -> str:
     return name if same and isinstance(name, str) else job.model
 
 
-def _read(job: Job, kind: Kind, callbacks: Callbacks) -> tuple[ImageSet, DataSummary]:
-    config = job.config
+def read_images(job: Job, callbacks: Callbacks) -> tuple[ImageSet, DataSummary]:
+    """Read and check the data of a run."""
+    config, kind = job.config, find_kind(job.config.kind)
     images = read_dataset(
         job.data,
         val_fraction=config.val_fraction,
@@ -199,13 +210,17 @@ def _read(job: Job, kind: Kind, callbacks: Callbacks) -> tuple[ImageSet, DataSum
         examples_per_class=config.examples_per_class,
         progress=callbacks.progress,
     )
+    images = kind.select(job, images)
+    large = sum(map(len, images.splits)) > CHECKED_BEFORE
     images, summary = inspect(
-        kind.select(job, images),
+        images,
         skip_bad=config.skip_bad,
         workers=config.workers,
         progress=callbacks.progress,
         drop_near_duplicates=config.drop_near_duplicates,
         fixed_split=config.fixed_split,
+        lazily=config.checks_while_training and large,
+        keep_checks=config.checks_while_training,
     )
     return replace(images, source=job.data_name or images.source), summary
 

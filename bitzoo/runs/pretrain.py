@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from bitzoo.data.dataset import DataSource, ImageSet, Split, fingerprint
+from bitzoo.data.examples import pick
 from bitzoo.data.label_sets import label_sets_of
 from bitzoo.data.validation import DataSummary
 from bitzoo.errors import UsageError
@@ -198,13 +199,15 @@ def choose_fraction(images: ImageSet, fraction: float, seed: int) -> ImageSet:
     """
     train = images.train
     order = np.random.default_rng([seed, _FRACTION]).permutation(len(train))
-    kept = np.sort(order[: max(1, round(fraction * len(train)))]).tolist()
-    part = Split(train.name, tuple(train.examples[number] for number in kept))
+    kept = np.sort(order[: max(1, round(fraction * len(train)))])
+    part = Split(train.name, pick(train.examples, kept))
     note = (
         f"Trained on {len(part):,} of {len(train):,} training images, chosen at random: "
         f"`fraction={fraction:g}`."
     )
-    chosen = replace(images, train=part, draw=None, notes=(*images.notes, note))
+    # As for a few-shot choice: a split that was drawn from more images cannot be drawn again.
+    drawn = images.draw and replace(images.draw, positions=None)
+    chosen = replace(images, train=part, draw=drawn, notes=(*images.notes, note))
     return replace(chosen, fingerprint=fingerprint(chosen))
 
 

@@ -45,6 +45,11 @@ class RunResult(Displayed):
     leakage: Leakage | None = None
     choice: Choice | None = None
 
+    @property
+    def sentences(self) -> tuple[str, ...]:
+        """What else to say beside the accuracy."""
+        return ()
+
     def to_dict(self) -> dict[str, Any]:
         """Return the result as JSON-ready data."""
         return {

@@ -12,15 +12,25 @@ import torch
 from torch import Tensor
 
 from bitzoo.data.dataset import ImageSet, Split
+from bitzoo.data.decode_workers import count_cores
+from bitzoo.data.examples import labels_in
 from bitzoo.data.image_store import Pixels, open_pixels, open_whole_images
+from bitzoo.data.kept_checks import KeptChecks
 from bitzoo.data.label_sets import label_sets_of
 from bitzoo.data.loader import Labels
+from bitzoo.data.problems import Problem
+from bitzoo.data.stand_ins import StandIns
 from bitzoo.data.validation import DataSummary
 from bitzoo.errors import CheckpointError
 from bitzoo.inference.evaluate import evaluate_pixels, labels_of
 from bitzoo.inference.features import compute_features
 from bitzoo.inference.metrics import Evaluation
-from bitzoo.inference.processes import gather, join_processes, process_device
+from bitzoo.inference.processes import (
+    gather,
+    join_processes,
+    local_processes,
+    process_device,
+)
 from bitzoo.inference.selection import Selection
 from bitzoo.models.bit import BiT
 from bitzoo.models.preprocessing import EvalTransform
@@ -28,6 +38,8 @@ from bitzoo.runs.config import Callbacks, RunConfig
 from bitzoo.runs.metrics_csv import CSV_NAME, MetricsTable
 from bitzoo.runs.report.artifacts import FinishedRun, write_artifacts
 from bitzoo.runs.run_dir import RunDir
+from bitzoo.runs.teachers import Faculty
+from bitzoo.runs.teaching import Teaching, measure_teaching
 from bitzoo.runs.trackers import Track, chosen_trackers, tracking
 from bitzoo.runs.work_log import WorkLog, device_name
 from bitzoo.training.checkpointing import (
@@ -39,7 +51,7 @@ from bitzoo.training.checkpointing import (
 from bitzoo.training.distributed import send_from_main
 from bitzoo.training.linear_probe import evaluate_features, train_head
 from bitzoo.training.model_selection import Choice, Keep, ModelSelection
-from bitzoo.training.recipe import INCEPTION_CROP, SIGMOID, Recipe
+from bitzoo.training.recipe import INCEPTION_CROP, SIGMOID, TEMPERATURE, Recipe
 from bitzoo.training.trainer import float_buffers, train
 
 if TYPE_CHECKING:
@@ -58,6 +70,7 @@ class Task:
         config: The run's options.
         held_out: What the evaluations count; None without held-out images.
         data: The data set as it was given.
+        faculty: The teachers of a distillation.
     """
 
     network: BiT
@@ -67,6 +80,7 @@ class Task:
     config: RunConfig
     held_out: Selection | None = None
     data: object = None
+    faculty: Faculty | None = None
 
 
 class Session:
@@ -97,6 +111,7 @@ class Session:
         self._latest: tuple[int, Evaluation] | None = None
         self._selection = ModelSelection()
         self._best_head: Mapping[str, Tensor] | None = None
+        self._teaching: Teaching | None = None
 
     def __enter__(self) -> Self:
         with self._resources:
@@ -160,6 +175,25 @@ class Session:
             found = self._judge()
         return found, choice
 
+    def compare_with_teachers(self, found: Evaluation | None) -> Teaching | None:
+        """Judge the teachers as the student was judged, in all processes; None without teachers.
+
+        Args:
+            found: The student's evaluation.
+        """
+        task = self._task
+        if task.faculty is not None:
+            self._teaching = measure_teaching(
+                task.faculty,
+                float(task.recipe.loss_options[TEMPERATURE] or 0),
+                task.images,
+                self._held_out,
+                found,
+                process_device(task.config.device),
+                self._callbacks.progress if self._is_main else None,
+            )
+        return self._teaching
+
     def _evaluate(self, step: int) -> Evaluation | None:
         """Evaluate in all processes and record; None without held-out images."""
         found = self._judge()
@@ -193,7 +227,7 @@ class Session:
         own = evaluate_pixels(
             network,
             self._held_out,
-            [example.label for example in images.examples] if several else labels_of(images),
+            labels_in(images.examples),
             classes,
             accepted=[sets[row] for row in range(len(sets))] if several else None,
             sigmoid=self._task.recipe.loss == SIGMOID,
@@ -250,6 +284,8 @@ class Session:
                 training=self._pixels,
                 sessions=self._log.rows(),
                 choice=choice,
+                faculty=task.faculty,
+                teaching=self._teaching,
             )
             history = self._run_dir.history()
             with self._run_dir.writing():
@@ -260,9 +296,30 @@ class Session:
         return self._task.config.freeze
 
     def _open_whole(self, split: Split) -> Pixels:
-        workers, depth = self._task.config.workers, self._task.summary.bit_depth
-        opened = open_whole_images(split, self._task.recipe.crop, workers=workers, bit_depth=depth)
+        # Unlike those that fill the cache, all processes of a machine decode at the same time.
+        workers = self._task.config.workers or max(1, count_cores() // local_processes())
+        opened = open_whole_images(
+            split,
+            self._task.recipe.crop,
+            workers=workers,
+            bit_depth=self._task.summary.bit_depth,
+            stand_ins=self._stand_ins(split),
+        )
         return self._resources.enter_context(opened)
+
+    def _stand_ins(self, split: Split) -> StandIns | None:
+        """Return what is done about bad images, if not all were checked before."""
+        if self._task.summary.checked is None:
+            return None
+        skip_bad = self._task.config.skip_bad
+        kept = self._resources.enter_context(KeptChecks.of(self._task.images.source))
+        return StandIns(split.examples, skip_bad=skip_bad, kept=kept, on_bad=self._report_bad)
+
+    def _report_bad(self, problem: Problem) -> None:
+        self._callbacks.say(
+            f"Cannot be used, so the next image stands in for it: {problem} "
+            f"({problem.reason.title.lower()})."
+        )
 
     def _open(self, split: Split, size: int | EvalTransform) -> Pixels:
         config = self._task.config
@@ -274,11 +331,12 @@ class Session:
                 workers=config.workers,
                 progress=self._callbacks.progress,
                 bit_depth=self._task.summary.bit_depth,
+                stand_ins=self._stand_ins(split),
             )
         )
 
     def _train(self) -> tuple[int, bool, float]:
-        task = self._task
+        task, faculty = self._task, self._task.faculty
         start = latest_checkpoint(self._run_dir.checkpoints) if self._is_main else None
         self._go_back_to(start.step if start else 0, _has_ended(start, task.config))
         result = train(
@@ -287,6 +345,7 @@ class Session:
             self._pixels,
             training_labels(task.images),
             task.config,
+            teacher=faculty.ensemble(process_device(task.config.device)) if faculty else None,
             folder=self._run_dir.checkpoints,
             start=start,
             about=self._run_dir.mark,

@@ -15,6 +15,7 @@ from bitzoo.data.class_matching import find_outputs
 from bitzoo.data.dataset import ImageSet, Split
 from bitzoo.data.label_space import OutputSpace, match_labels, output_space
 from bitzoo.data.problems import DatasetError
+from bitzoo.data.unlabelled import NO_LABEL
 from bitzoo.errors import UsageError
 from bitzoo.inference.optimize import COMPUTE_DTYPES, optimize
 from bitzoo.models.bit import BiT
@@ -45,6 +46,16 @@ class Faculty:
     space: OutputSpace
     known: ModelInfo
     notes: tuple[str, ...] = ()
+
+    def classes_of(self, images: ImageSet) -> tuple[str, ...]:
+        """Return a name for each class of the student of a data set, which `in_outputs` made."""
+        if images.classes != (NO_LABEL,):
+            return images.classes
+        return tuple(self.space.name(output) for output in range(self.space.count))
+
+    def has_names(self, images: ImageSet) -> bool:
+        """Whether these names say what the classes are, and are not just numbers."""
+        return self.space.names is not None or images.classes != (NO_LABEL,)
 
     def ensemble(self, device: torch.device) -> Ensemble:
         """Return the teachers as one, folded for inference on a device, in their dtypes."""
@@ -82,6 +93,8 @@ def load_teachers(names: Sequence[str], places: Sequence[str], dtype: str) -> Fa
         UsageError: If a teacher cannot be one, or two do not have the same classes.
         BitzooError: As `bitzoo.create_model` raises.
     """
+    if not places:
+        raise UsageError("Distillation needs a teacher, found none. Name at least one.")
     if dtype not in COMPUTE_DTYPES:
         raise UsageError(
             f"`teacher_dtype` must be one of {', '.join(COMPUTE_DTYPES)}, found {dtype!r}."
@@ -207,3 +220,27 @@ def in_outputs(
 
     val = moved(images.val) if images.val else None
     return replace(images, classes=match.names, train=moved(images.train), val=val), tuple(notes)
+
+
+def taught(made: ModelInfo, faculty: Faculty, images: ImageSet) -> ModelInfo:
+    """Return the record of a student with the classes of its teachers.
+
+    Args:
+        made: What is known about the student otherwise.
+        faculty: The teachers.
+        images: The data set, as `in_outputs` or `read_unlabelled` made it.
+    """
+    names = faculty.classes_of(images)
+    sources = {**made.sources, "activation": "the training loss"}
+    if faculty.known.label_set is not None:
+        return replace(
+            made,
+            own_names=None,
+            label_set=faculty.known.label_set,
+            sources={"label_set": "the teacher", "activation": sources["activation"]},
+        )
+    if not faculty.has_names(images):
+        del sources["own_names"]
+        return replace(made, own_names=None, sources=sources)
+    said = "the teacher" if faculty.space.names else "the training data"
+    return replace(made, own_names=names, sources={**sources, "own_names": said})

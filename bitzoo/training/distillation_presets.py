@@ -271,8 +271,9 @@ def _notes(row: Preset, decay: float, rate: float, teachers: int, mixup: float) 
             "less weight decay."
         )
     yield (
-        f"At the base learning rate a step takes {decay:g} of the kernels away, as published; in "
-        f"torch's AdamW that is a weight decay of {decay:g} / {rate:g} = {decay / rate:.3g}."
+        f"At the base learning rate a step takes {decay:g} of the kernels away, which is the "
+        f"weight decay of the published runs; in torch's AdamW it is {decay:g} / {rate:g} = "
+        f"{decay / rate:.3g}."
     )
     yield "big_vision keeps Adam's first average in bfloat16; here it is float32."
     if mixup:

@@ -138,6 +138,8 @@ _NOTES = (
     "(google-research/revisiting-self-supervised): the paper does not say on what it is.",
     "Chosen here, because the paper does not say: kernels start He-normal, the head at zero; boxes "
     "of the inception crop as TensorFlow draws them, resized by Pillow with antialiasing.",
+    "A step that begins exactly where the rate decays keeps the higher rate: inferred from the "
+    "authors' fine-tuning code (google-research/big_transfer, bit_hyperrule.py).",
     "Test images are prepared as in big_vision's configs, the shorter side resized and the centre "
     "taken: the paper does not say.",
 )
@@ -202,10 +204,10 @@ def pretraining(
 
 
 def _boundaries(rule: Rule, images: int, batch: int) -> tuple[int, ...]:
-    """Return the last step of each rate: the last that begins before the epoch is over.
+    """Return the last step of each rate.
 
     Step n begins after ``n * batch`` images, so that the first step of the lower rate is the first
-    with ``n * batch > epoch * images``.
+    with ``n * batch > epoch * images``; a step that begins exactly there keeps the higher one.
     """
     return tuple(int(Fraction(epoch * images, batch)) for epoch in rule.decays)
 

@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
-from bitzoo.training.recipe import CLASS_WEIGHTS, INCEPTION_CROP, SIGMOID, Recipe
+from bitzoo.training.recipe import (
+    CLASS_WEIGHTS,
+    DISTILLATION,
+    INCEPTION_CROP,
+    SIGMOID,
+    TEMPERATURE,
+    Recipe,
+)
 from bitzoo.training.schedule import Schedule
 
 _HEADS = {"zero": "new, zero-initialised", "kept": "kept, because the classes are the same"}
@@ -110,6 +117,11 @@ def _head_text(recipe: Recipe) -> str:
 
 def _loss_text(recipe: Recipe) -> str:
     name = recipe.loss.replace("_", " ")
+    if recipe.loss == DISTILLATION:
+        return (
+            "divergence of the student from the teacher, at temperature "
+            f"{recipe.loss_options.get(TEMPERATURE):g} on both sides, times its square; no labels"
+        )
     if recipe.loss == SIGMOID:
         return f"{name}, summed over the classes"
     if CLASS_WEIGHTS not in recipe.loss_options:

@@ -84,11 +84,6 @@ def draws_of(recipe: Recipe, pixels) -> list[Draw]:
     return draws
 
 
-def resized(image, box, size):
-    """A crop is cut out first, so that its edges know nothing of what is beyond them."""
-    return plain_loop.resized(image, box, size, beyond_box=False)
-
-
 def compare(
     net, photos, recipe, lrs, labels, targets, loss, optimizer,
     *, clip=None, micro_batch=None, teacher=None, plain_teacher=None,
@@ -122,7 +117,7 @@ def compare(
         )  # fmt: skip
 
     batches = [
-        plain_loop.batch_of(draw, photos.pixels, targets, CROP, resized)
+        plain_loop.batch_of(draw, photos.pixels, targets, CROP)
         for draw in draws_of(recipe, photos.pixels)
     ]
     wanted, losses, norms = plain_loop.train(

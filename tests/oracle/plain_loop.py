@@ -2,9 +2,9 @@
 
 Everything is spelled out from the papers and from what the recipes' words mean: the pre-activation
 network as functions of a dict of tensors under timm's names, losses from logarithms, clipping,
-momentum and Adam as sums and products, the resize of a crop as sums of weighted pixels. Nothing is
-imported from bitzoo. What is random (which images, which boxes, which are mirrored, how they are
-mixed) is given as data, one `Draw` a step. torch convolves, pools and differentiates, no more.
+momentum and Adam as sums and products. Nothing is imported from bitzoo. What is random (which
+images, which boxes, which are mirrored, how they are mixed) is given as data, one `Draw` a step.
+torch convolves, pools and differentiates, and Pillow resizes a crop, no more.
 """
 
 import itertools
@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 
 # --- network ------------------------------------------------------------------------------------
 
@@ -181,56 +182,40 @@ def distillation_loss(logits, teacher_logits, temperature):
 # --- images -------------------------------------------------------------------------------------
 
 
-def resized(image, box, size, beyond_box=True):
-    """Cut a box out and resize it as Pillow's bilinear filter does: uint8, antialiased.
+def resized(image, box, size):
+    """Cut a box out and resize it by Pillow's antialiased bilinear filter: uint8.
 
-    A triangle of half-width max(1, input / output) around each output pixel's centre, its weights
-    in fixed point with 22 bits after the point; rows first, rounded to uint8, then columns.
+    The box is cut out first, so that its edges know nothing of the pixels beyond them.
 
     Args:
         image: uint8 (height, width, 3).
         box: (top, left, height, width) in pixels.
         size: Edge of the result.
-        beyond_box: Whether the triangle takes pixels of the image just outside the box, as
-            `Image.resize(box=...)` does and `Image.crop` followed by `Image.resize` does not.
     """
     top, left, height, width = (int(number) for number in box)
-    if not beyond_box:
-        image, top, left = image[top : top + height, left : left + width], 0, 0
-    wide = _resample(image.transpose(1, 0, 2), left, width, size)
-    return _resample(wide.transpose(1, 0, 2), top, height, size)
+    part = Image.fromarray(image[top : top + height, left : left + width])
+    return np.asarray(part.resize((size, size), Image.Resampling.BILINEAR))
 
 
-def _resample(lines, start, length, size):
-    """Resize the first axis of uint8 (n, m, 3): the interval that starts at `start`."""
-    out = np.empty((size, *lines.shape[1:]), np.uint8)
-    ratio = length / size
-    reach = max(ratio, 1.0)
-    for position in range(size):
-        center = start + (position + 0.5) * ratio
-        first = max(0, int(center - reach + 0.5))
-        last = min(len(lines), int(center + reach + 0.5))
-        distance = (np.arange(first, last) - center + 0.5) / reach
-        weights = np.maximum(0, 1 - np.abs(distance))
-        weights /= weights.sum()
-        fixed = np.floor(weights * 2**22 + 0.5).astype(np.int64)
-        total = np.tensordot(fixed, lines[first:last].astype(np.int64), 1) + 2**21
-        out[position] = np.clip(total >> 22, 0, 255)
-    return out
+def averaged(image, box, size):
+    """The same without Pillow and without rounding: weighted means in float64.
 
-
-def resized_without_antialiasing(image, box, size):
-    """Cut a box out and interpolate between the four nearest pixel centres, in float64."""
+    The weights are a triangle around the centre of each pixel of the result, as wide as two pixels
+    of the result and at least two of the image.
+    """
     top, left, height, width = (int(number) for number in box)
     part = image[top : top + height, left : left + width].astype(np.float64)
-    for axis, length in ((0, height), (1, width)):
-        where = (np.arange(size) + 0.5) * (length / size) - 0.5
-        below = np.floor(where)
-        share = (where - below).reshape(-1, *[1] * (2 - axis))
-        low = np.clip(below, 0, length - 1).astype(int)
-        high = np.clip(below + 1, 0, length - 1).astype(int)
-        part = part.take(low, axis) * (1 - share) + part.take(high, axis) * share
-    return part
+    rows, columns = (_triangles(length, size) for length in (height, width))
+    return np.einsum("yh,hwc,xw->yxc", rows, part, columns)
+
+
+def _triangles(length, size):
+    """Weights (size, length); those of each row sum to 1."""
+    ratio = length / size
+    centers = (np.arange(size)[:, None] + 0.5) * ratio
+    distances = np.abs(np.arange(length) + 0.5 - centers) / max(ratio, 1.0)
+    weights = np.maximum(0, 1 - distances)
+    return weights / weights.sum(axis=1, keepdims=True)
 
 
 @dataclass(frozen=True)
@@ -252,7 +237,7 @@ class Draw:
     lam: float = 1.0
 
 
-def batch_of(draw, images, targets, size, resize=resized):
+def batch_of(draw, images, targets, size):
     """Images (n, 3, size, size) and targets (n, classes) of a step, as float64 tensors.
 
     Pixels and MixUp's weights are numbers of float32, each operation rounded, as documented of the
@@ -263,11 +248,10 @@ def batch_of(draw, images, targets, size, resize=resized):
         images: uint8 arrays, (height, width, 3) each.
         targets: (images, classes).
         size: Edge.
-        resize: From (image, box, size) to pixels in 0..255.
     """
     rows = []
     for index, box, is_flipped in zip(draw.indices, draw.boxes, draw.flips, strict=True):
-        pixels = np.asarray(resize(images[index], box, size)).astype(np.float32)
+        pixels = resized(images[index], box, size).astype(np.float32)
         pixels = pixels[:, ::-1] if is_flipped else pixels
         rows.append(pixels / np.float32(127.5) - np.float32(1))
     batch = np.stack(rows).transpose(0, 3, 1, 2)

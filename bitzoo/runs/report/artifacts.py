@@ -26,6 +26,8 @@ from bitzoo.runs.report.html import write_card, write_report
 from bitzoo.runs.report.leakage import Leakage, measure_leakage, show_pairs
 from bitzoo.runs.report.run_command import command_of
 from bitzoo.runs.report.run_summary import RunRecord, find_mistakes
+from bitzoo.runs.teachers import Faculty, taught
+from bitzoo.runs.teaching import Teaching
 from bitzoo.training.model_selection import Choice
 from bitzoo.training.recipe import SIGMOID, Recipe
 from bitzoo.training.recipe_text import explain
@@ -55,6 +57,8 @@ class FinishedRun:
         training: Pixels of the training images.
         sessions: When, for how long and on what it ran, as names and values.
         choice: Which weights the network has.
+        faculty: The teachers of a distillation.
+        teaching: How the network compares with them.
     """
 
     model: BiT
@@ -68,6 +72,13 @@ class FinishedRun:
     training: Pixels
     sessions: Sequence[tuple[str, str]]
     choice: Choice
+    faculty: Faculty | None = None
+    teaching: Teaching | None = None
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the network's classes: the data set's, or those of its teachers."""
+        return self.faculty.classes_of(self.images) if self.faculty else self.images.classes
 
 
 def write_artifacts(
@@ -90,6 +101,7 @@ def write_artifacts(
         leakage, choice = _leakage(finished), finished.choice
         more = {"near_duplicates": leakage.to_dict()} if leakage else {}
         more |= {"weights": choice.to_dict()} if choice.sentence else {}
+        more |= {"teaching": finished.teaching.to_dict()} if finished.teaching else {}
         write_json(folder / EVALUATION_NAME, finished.evaluation.to_dict() | more)
     record = _record(folder, finished, identity, history, info)
     write_report(folder / REPORT_NAME, record)
@@ -109,6 +121,7 @@ def _info(finished: FinishedRun, identity: Mapping[str, Any]) -> ModelInfo:
         },
         recipe=recipe.to_dict(),
         seed=int(identity["seed"]),
+        teachers=finished.faculty.records if finished.faculty else (),
     )
     way = Preprocessing(
         *(recipe.crop, recipe.eval_resize or recipe.crop, "bilinear", recipe.eval_resize is None),
@@ -116,7 +129,7 @@ def _info(finished: FinishedRun, identity: Mapping[str, Any]) -> ModelInfo:
         bit_depth=finished.summary.bit_depth,
     )
     began = info_of(finished.model)
-    return replace(
+    made = replace(
         began,
         identity=Identity(None, "unknown", finished.config.made_how),
         license=None,  # only the owner of the trained weights can state it
@@ -128,6 +141,7 @@ def _info(finished: FinishedRun, identity: Mapping[str, Any]) -> ModelInfo:
         run=run,
         sources={"own_names": "the training data", "activation": "the training loss"},
     )
+    return taught(made, finished.faculty, images) if finished.faculty else made
 
 
 def _record(
@@ -156,11 +170,12 @@ def _record(
         model=str(identity["model"]) if identity["pretrained"] else "random weights",
         architecture=finished.model.architecture.name,
         image_size=finished.recipe.crop,
-        classes=images.classes,
+        classes=finished.classes,
         dataset=images.source,
         data=_data_rows(finished),
         recipe=[
             *explain(finished.recipe, freeze=config.freeze),
+            *(finished.teaching.rows() if finished.teaching else []),
             *([("weights", finished.choice.sentence)] if finished.choice.sentence else []),
         ],
         options={key: identity[key] for key in _OPTIONS if key in identity},
@@ -181,11 +196,12 @@ def _record(
         command=command,
         galleries=[first_batch],
         choice=finished.choice,
+        teaching=finished.teaching,
     )
 
 
 def _leakage(finished: FinishedRun) -> Leakage | None:
-    return measure_leakage(finished.summary.near_duplicates, finished.evaluation, finished.images)
+    return measure_leakage(finished.summary, finished.evaluation, finished.images)
 
 
 def _title(folder: Path, seed: int) -> str:
@@ -206,7 +222,7 @@ def _data_rows(finished: FinishedRun) -> list[tuple[str, str]]:
         few = f"at most {finished.config.examples_per_class:,} images per class, drawn at random"
         rows.append(("few-shot", few))
     rows += [
-        ("classes", f"{len(finished.images.classes):,}"),
+        ("classes", f"{len(finished.classes):,}"),
         ("median size", f"{height} x {width} px (height x width)"),
         ("fingerprint", finished.images.fingerprint),
     ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bitzoo.runs.report.run_summary import RunRecord
-from bitzoo.training.recipe import INCEPTION_CROP, Recipe
+from bitzoo.training.recipe import DISTILLATION, INCEPTION_CROP, Recipe
 
 __all__ = ["augmentation", "first_batch_note", "loss_caption", "origin"]
 
@@ -12,6 +12,9 @@ def origin(run: RunRecord) -> tuple[str, str, str]:
     """Return how the network came about: words, what it started from, and words before the data."""
     if run.is_frozen:
         return "its head trained on the features of", run.model, ", which stayed as they were, on"
+    if run.teaching is not None:
+        start = f"which started from {run.model}, " if run.is_pretrained else ""
+        return f"{start}distilled by bitzoo from", run.teaching.names, "on the images of"
     if run.options.get("kind") == "pretrain":
         return "pre-trained by bitzoo from", run.model, "on"
     if not run.is_pretrained:
@@ -44,6 +47,12 @@ def loss_caption(run: RunRecord) -> str:
         text = f"Training images are {join(done)}."
     else:
         text = "Training images are resized, and nothing else."
+    if run.plan.loss == DISTILLATION:
+        text += (
+            " The loss of training is the divergence from the teacher, times the square of the "
+            "temperature; that of held-out images is the cross-entropy with their labels, which "
+            "is another quantity."
+        )
     if run.evaluation is None:
         return text
     cut = ", and their centre is taken" if run.plan.eval_resize is not None else ""

@@ -7,8 +7,8 @@ from pathlib import Path
 from bitzoo._version import __version__
 from bitzoo.runs.fewshot_result import FewShotResult
 from bitzoo.runs.report.artifacts import REPORT_NAME
+from bitzoo.runs.report.dot_charts import dot_chart
 from bitzoo.runs.report.html import render, write_page
-from bitzoo.runs.report.svg import dot_chart
 
 _UNSHOWN = ("data", "numpy")
 """Settings that say nothing to people; `fewshot.json` has them."""

@@ -167,7 +167,7 @@ def _charts(run: RunRecord) -> list[tuple[str, str, str]]:
             Curve("smoothed", smoothed(losses)),
             Curve("held out", run.series("eval", "loss"), "b", marks=True),
         ],
-        unit="cross-entropy",
+        unit="nats" if run.teaching else "cross-entropy",
     )
     accuracy = draw("Accuracy over steps", accuracies, unit="correct", percent=True)
     rates = [Curve("learning rate", run.series("train", "lr"))]

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from bitzoo.data.data_summary import DataSummary
 from bitzoo.data.dataset import Example, ImageSet
 from bitzoo.data.near_duplicates import NearDuplicates, Pair
 from bitzoo.errors import BitzooError
@@ -65,20 +66,21 @@ class Leakage:
 
 
 def measure_leakage(
-    found: NearDuplicates, evaluation: Evaluation | None, images: ImageSet
+    summary: DataSummary, evaluation: Evaluation | None, images: ImageSet
 ) -> Leakage | None:
     """Count the correct predictions on held-out images without near-duplicates in train.
 
     Args:
-        found: The near-duplicates of the data set.
+        summary: Of the data set, with its near-duplicates.
         evaluation: Of its held-out images.
         images: The data set.
 
     Returns:
-        The counts; None without held-out images.
+        The counts; None without held-out images, or if near-duplicates were not looked for.
     """
-    if evaluation is None or images.val is None:
+    if evaluation is None or images.val is None or summary.checked is not None:
         return None
+    found = summary.near_duplicates
     affected = set() if found.dropped else set(found.held_out)
     keys = [example.key for example in images.val.examples]
     clean = np.array([keys[row] not in affected for row in evaluation.rows], dtype=bool)

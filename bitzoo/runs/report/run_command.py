@@ -9,7 +9,7 @@ from pathlib import Path
 
 from bitzoo.runs.config import RunConfig
 
-_NO_FLAG = {"keep_checkpoints"}
+_NO_FLAG = {"keep_checkpoints", "teacher_places"}
 """Options of Python alone; they do not change the result."""
 
 
@@ -40,7 +40,7 @@ def _flag(name: str, value: object) -> list[str]:
         return [f"--{words}"]
     if value is False:
         return [f"--no-{words}"]
-    if name == "log" and isinstance(value, (tuple, list)):
+    if name in ("log", "teacher") and isinstance(value, (tuple, list)):
         return [word for each in value for word in (f"--{words}", str(each))]
     if isinstance(value, (tuple, list)):
         value = ",".join(str(part) for part in value if part is not None)

@@ -14,6 +14,7 @@ from bitzoo.catalogue.model_info import ModelInfo
 from bitzoo.inference.metrics import Evaluation
 from bitzoo.runs.report.leakage import Leakage, ShownPair
 from bitzoo.runs.report.svg import Point
+from bitzoo.runs.teaching import Teaching
 from bitzoo.training.model_selection import Choice
 from bitzoo.training.recipe import Recipe
 
@@ -102,6 +103,7 @@ class RunRecord:
         command: The command line that makes the run again; None if there is none.
         galleries: More sections with images.
         choice: Which weights the trained model has; None if not known.
+        teaching: Of a distilled model: its teachers, and how it compares with them.
     """
 
     title: str
@@ -127,6 +129,7 @@ class RunRecord:
     command: str | None = None
     galleries: Sequence[Gallery] = ()
     choice: Choice | None = None
+    teaching: Teaching | None = None
 
     @property
     def is_frozen(self) -> bool:
