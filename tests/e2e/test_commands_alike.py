@@ -58,6 +58,7 @@ class TestTheModel:
             "convert": "src_argument",
             "resume": "folder",
             "pretrain": "arch_argument",
+            "distill": "student_argument",
         }
         for name, argument in first.items():
             if argument is not None:
