@@ -29,10 +29,10 @@ from measure import aligned_table, machine
 from bitzoo.data.image_store import Pixels
 from bitzoo.models.architecture import ARCHITECTURES
 from bitzoo.models.bit import BiT
+from bitzoo.training import trainer
 from bitzoo.training.distributed import GradientSum
 from bitzoo.training.recipe import Recipe
 from bitzoo.training.schedule import Schedule
-from bitzoo.training.trainer import train
 from bitzoo.training.training_config import TrainingConfig
 
 PROCESSES, CLASSES, IMAGES = 2, 100, 64
@@ -104,7 +104,9 @@ def measure(
     context = torch.multiprocessing.get_context("spawn")
     queue = context.Queue()
     arguments = (port, queue, arch, size, images, micro_batch, rounds)
-    processes = torch.multiprocessing.spawn(_work, arguments, nprocs=PROCESSES, join=False)
+    processes = torch.multiprocessing.spawn(  # type: ignore[no-untyped-call]
+        _work, arguments, nprocs=PROCESSES, join=False
+    )
     samples: list[list[tuple[float, ...]]] = []
     while not samples:
         with contextlib.suppress(Empty):
@@ -144,9 +146,7 @@ def _work(
         }
     )
     torch.set_num_threads(1)
-    import bitzoo.training.trainer as trainer
-
-    trainer.GradientSum = _Alternating  # type: ignore[misc]
+    trainer.GradientSum = _Alternating  # type: ignore[attr-defined]
     steps = 1 + rounds * len(CONTESTANTS)
     recipe = Recipe("noise", size, size, images * PROCESSES, Schedule(0.003, steps))
     model = BiT(ARCHITECTURES[arch], CLASSES)
@@ -165,7 +165,7 @@ def _work(
 
     labels = np.arange(IMAGES) % CLASSES
     options = TrainingConfig(micro_batch=micro_batch, checkpoint_every=0)
-    train(model, recipe, _Noise(size), labels, options, on_step=on_step)
+    trainer.train(model, recipe, _Noise(size), labels, options, on_step=on_step)
     if rank == 0:
         queue.put(samples)
 

@@ -65,7 +65,7 @@ class GradientSum:
             parameter: number for number, bucket in enumerate(self._buckets) for parameter in bucket
         }
         self._hooks = [
-            parameter.register_post_accumulate_grad_hook(self._has_gradient)
+            parameter.register_post_accumulate_grad_hook(self._has_gradient)  # type: ignore[no-untyped-call]
             for parameter in self._bucket_of
         ]
         self._missing: list[int] = []
