@@ -127,9 +127,7 @@ def test_the_same_options_are_the_same_run(killed, tmp_path):
     check_finished(killed, result)
 
 
-def test_without_its_record_the_checkpoint_knows_the_options(
-    killed, tmp_path, monkeypatch, caplog
-):
+def test_without_its_record_the_checkpoint_knows_the_options(killed, tmp_path, monkeypatch, caplog):
     """It has only the SHA-256 of them, which one more word would change."""
     record = json.loads((OLD / "run.json").read_text())
     mark = json.loads((OLD / "checkpoint.json").read_text())["meta"]["started_with"]
