@@ -12,11 +12,13 @@ threads of the first process; waiting is the time in which nothing but the excha
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import socket
 import statistics
 import time
 from collections.abc import Sequence
+from queue import Empty
 from typing import Any
 
 import numpy as np
@@ -102,8 +104,12 @@ def measure(
     context = torch.multiprocessing.get_context("spawn")
     queue = context.Queue()
     arguments = (port, queue, arch, size, images, micro_batch, rounds)
-    torch.multiprocessing.spawn(_work, arguments, nprocs=PROCESSES, join=False)
-    samples: list[list[tuple[float, ...]]] = queue.get()
+    processes = torch.multiprocessing.spawn(_work, arguments, nprocs=PROCESSES, join=False)
+    samples: list[list[tuple[float, ...]]] = []
+    while not samples:
+        with contextlib.suppress(Empty):
+            samples = queue.get(timeout=1)
+        processes.join(timeout=0)  # raises what one of them raised
     head = ("", "median s", "min", "CPU s", "waiting s", "waiting, min")
     table: list[Sequence[str]] = [head]
     for name, own in zip(CONTESTANTS, samples, strict=True):

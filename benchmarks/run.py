@@ -24,6 +24,7 @@ SCRIPTS = {
     "convert": "Conversion",
     "finetune": "Fine-tuning",
     "peers": "Distance from Google's function",
+    "gradient_sum": "Gradients of two processes",
 }
 """Script -> heading of its section."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -12,10 +13,14 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+import numpy.typing as npt
 from PIL import Image
 
-from bitzoo.data.folder import Listing, Row, order_classes
+from bitzoo.data.examples import RowTable
+from bitzoo.data.folder import Listing, order_classes
+from bitzoo.data.label_sets import LabelSets
 from bitzoo.data.problems import DatasetError, Problem, Reason, printable
+from bitzoo.data.record_table import Records, RecordTable
 from bitzoo.data.source_names import HF, SourceName
 from bitzoo.errors import MissingExtraError
 from bitzoo.models.image_files import open_image
@@ -130,9 +135,11 @@ def read_named(name: SourceName, source: str) -> Listing | dict[str, Callable[[]
     ]
     declared = parts[0].classes
     same = all(part.classes == declared for part in parts)
+    classes = declared if same else order_classes(c for part in parts for c in part.classes)
+    tables = [part.rows for part in parts if isinstance(part.rows, RowTable)]
     return Listing(
-        tuple(row for part in parts for row in part.rows),
-        declared if same else order_classes(label for part in parts for label in part.classes),
+        RowTable.joined(tables, classes) if tables else (),
+        classes,
         source,
         tuple(dict.fromkeys(note for part in parts for note in part.notes)),
         tuple(problem for part in parts for problem in part.problems),
@@ -182,9 +189,10 @@ def read_table(
     """List a `datasets.Dataset`, or an object with the same `features`, length and items.
 
     The images are in the one column of type `Image`, the labels in the one of type `ClassLabel`,
-    whose names and order are kept. If the types do not decide, the column names do (`image`, `img`,
-    ..; `label`, `labels`, ..). Rows are decoded when they are used. A table in which every label is
-    -1 or None is unlabelled, as the test splits of competitions are, and lists no rows.
+    whose names and order are kept, or in a sequence of it: several an image. If the types do not
+    decide, the column names do (`image`, `img`, ..; `label`, `labels`, ..). Rows are decoded when
+    they are used. A table in which every label is -1 or None is unlabelled, as the test splits of
+    competitions are, and lists no rows.
 
     Args:
         table: The table.
@@ -205,33 +213,126 @@ def read_table(
     image = _column(table, source, "Image", _IMAGE_COLUMNS, image)
     label = _column(table, source, "ClassLabel", _LABEL_COLUMNS, label)
     pixels, mode = _undecoded(table, image)
-    declared = getattr(table.features[label], "names", None)
+    declared = getattr(_single(table.features[label]), "names", None)
     names = [printable(str(name)) for name in declared] if declared else None
-    values = list(table[label])
+    values = _values(table, label)
     numbers = range(len(values)) if numbers is None else numbers
-    classes = tuple(names) if names else ()
-    rows, problems = [], []
-    columns = _Columns(table, pixels, image)
     others = [str(name) for name in table.features if name not in (image, label)]
-    unlabelled = bool(numbers) and all(_is_unlabelled(values[index]) for index in numbers)
     if hasattr(pixels, "flatten") and FILE_NAME not in table.features:
         others.append(FILE_NAME)
-    for index in numbers:
-        name = "" if unlabelled else _name(values[index], names)
-        key = f"{split}[{index}]" if split else f"row {index}"
-        if name is None:
-            expected = f"0 to {len(names) - 1}" if names else "a whole number or text"
-            detail = f"expected {expected} in {label!r}, found {values[index]!r}"
-            problems.append(Problem(Reason.LABEL, key, detail))
-        else:
-            load = TableImage(pixels, index, image, mode)
-            rows.append(Row(key, name, load=load, extra=_Cells(columns, others, index)))
-    if unlabelled:
+    records = TableRecords(pixels, image, mode, split, _Columns(table, pixels, image), others)
+    meant = np.arange(numbers.start, numbers.stop, dtype=np.uint32)
+    if len(numbers) and _are_unlabelled(values, numbers):
         which = f" of {split}" if split else ""
         found = f"{len(numbers):,} images{which} have no labels, only {values[numbers[0]]!r}"
-        return Listing((), classes, source, (f"not used: its {found}.",), unlabelled=tuple(rows))
-    classes = classes or order_classes(row.label for row in rows)
-    return Listing(tuple(rows), classes, source, problems=tuple(problems))
+        table_of = RecordTable((records,), meant, np.zeros(len(meant), np.int32))
+        note = f"not used: its {found}."
+        classes = tuple(names) if names else ()
+        return Listing((), classes, source, (note,), unlabelled=RowTable(table_of, ("",)))
+    sets, known, wrong = _labels(values, numbers, names)
+    expected = f"0 to {len(names) - 1}" if names else "a whole number or text"
+    problems = tuple(
+        Problem(
+            Reason.LABEL,
+            records.key(numbers[k]),
+            f"expected {expected} in {label!r}, found {_item(values[numbers[k]])!r}",
+        )
+        for k in wrong.tolist()
+    )
+    good = np.ones(len(meant), bool)
+    good[wrong] = False
+    firsts = sets.values[sets.offsets[:-1]]
+    several = sets if sets.single is None else None
+    rows = RowTable(RecordTable((records,), meant[good], firsts, several), known)
+    classes = tuple(names) if names else order_classes(known)
+    return Listing(RowTable.joined([rows], classes), classes, source, problems=problems)
+
+
+def _values(table: Table, label: str) -> Sequence[Any]:
+    """Return the labels of all rows: an array, if each is a whole number."""
+    if hasattr(table, "with_format") and getattr(table.features[label], "names", None):
+        with contextlib.suppress(Exception):  # any library's, for values that make no array
+            found = np.asarray(table.with_format("numpy")[label][:])
+            if found.ndim == 1 and found.dtype.kind in "iu":
+                return found  # type: ignore[return-value]
+    return list(table[label])
+
+
+def _are_unlabelled(values: Sequence[Any], numbers: range) -> bool:
+    if isinstance(values, np.ndarray):
+        return bool((values[numbers.start : numbers.stop] == -1).all())
+    return all(_is_unlabelled(values[index]) for index in numbers)
+
+
+def _labels(
+    values: Sequence[Any], numbers: range, names: Sequence[str] | None
+) -> tuple[LabelSets, tuple[str, ...], npt.NDArray[np.int64]]:
+    """Return the classes of the usable rows, the names of the classes, and which rows are not."""
+    if isinstance(values, np.ndarray) and names:
+        found = values[numbers.start : numbers.stop]
+        good = (found >= 0) & (found < len(names))
+        return LabelSets.of_single(found[good]), tuple(names), np.flatnonzero(~good)
+    index = {name: number for number, name in enumerate(names)} if names else {}
+    sets, wrong = [], []
+    for place, number in enumerate(numbers):
+        value = values[number]
+        items = value if isinstance(value, (list, np.ndarray)) else [value]
+        found_names = [_name(item, names) for item in items]
+        if not found_names or None in found_names:
+            wrong.append(place)
+        else:
+            distinct = dict.fromkeys(map(str, found_names))
+            sets.append([index.setdefault(name, len(index)) for name in distinct])
+    return LabelSets.of(sets), tuple(index), np.array(wrong, np.int64)
+
+
+def _item(value: object) -> object:
+    return value.item() if isinstance(value, np.generic) else value
+
+
+class TableRecords(Records):
+    """The rows of a table.
+
+    Args:
+        table: The images alone, not decoded.
+        column: The column of the images.
+        mode: The mode that they are to have.
+        split: Name of the split; "" for none.
+        columns: The other columns.
+        others: Their names.
+    """
+
+    def __init__(
+        self,
+        table: Any,
+        column: str,
+        mode: str | None,
+        split: str,
+        columns: _Columns,
+        others: Sequence[str],
+    ) -> None:
+        self._table, self._column, self._mode, self._split = table, column, mode, split
+        self._columns, self._others = columns, others
+
+    def __len__(self) -> int:
+        return len(self._table)
+
+    def key(self, number: int) -> str:
+        """Return `SPLIT[17]`, or `row 17`."""
+        return f"{self._split}[{number}]" if self._split else f"row {number}"
+
+    def load(self, number: int) -> TableImage:
+        """Return what loads the image of a row."""
+        return TableImage(self._table, number, self._column, self._mode)
+
+    def extra(self, number: int) -> Mapping[str, str]:
+        """Return the other cells of a row."""
+        return _Cells(self._columns, self._others, number)
+
+    @property
+    def digest(self) -> str:
+        """How rows are named: what they hold shows only when they are read."""
+        return self.key(0)
 
 
 class _Columns(dict[str, list[object]]):
@@ -278,7 +379,9 @@ def _column(table: Table, source: str, kind: str, usual: Sequence[str], asked: s
     features = table.features
     if asked is not None and asked in features:
         return asked
-    of_kind = [name for name in features if type(features[name]).__name__ == kind]
+    of_kind = [name for name in features if type(features[name]).__name__ == kind] or [
+        name for name in features if type(_single(features[name])).__name__ == kind
+    ]
     if asked is None and len(of_kind) == 1:
         return str(of_kind[0])
     for name in usual if asked is None else ():
@@ -296,6 +399,11 @@ def _column(table: Table, source: str, kind: str, usual: Sequence[str], asked: s
         f"dataset.rename_column(..., {usual[0]!r}) and pass the object from Python; of a named "
         f"data set, choose it with ?{usual[0]}=COLUMN."
     )
+
+
+def _single(feature: Any) -> Any:
+    """Return the feature of the items of a sequence; any other as it is."""
+    return getattr(feature, "feature", feature)
 
 
 def _is_unlabelled(value: object) -> bool:

@@ -34,7 +34,7 @@ from bitzoo.data.split_names import resolve_splits
 from bitzoo.data.tar_members import BLOCK
 from bitzoo.data.tar_records import ShardRecords, read_shard
 from bitzoo.errors import StorageError
-from bitzoo.files import Progress, cache_dir
+from bitzoo.files import Progress, cache_dir, user_path
 from bitzoo.locks import file_lock
 
 TASK = "indexing shards"
@@ -141,7 +141,7 @@ def read_shards(name: SourceName, progress: Progress | None = None) -> Listing:
     Raises:
         DatasetError: If there are no such shards, one cannot be opened, or there is no such split.
     """
-    paths = list(dict.fromkeys(map(os.path.abspath, find_shards(name.name))))
+    paths = list(dict.fromkeys(map(os.path.abspath, find_shards(str(user_path(name.name))))))
     shown = _shown_names(paths)
     splits = _splits(paths)
     if name.split is not None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import io
+import json
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -15,14 +16,19 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from PIL import Image
 
 from bitzoo._version import __version__
-from bitzoo.data.folder import Listing, Row
+from bitzoo.data.examples import RowTable
+from bitzoo.data.folder import Listing
 from bitzoo.data.problems import DatasetError, Problem, Reason, join_some, printable
-from bitzoo.data.record_labels import LabelCache, identity_of_files
+from bitzoo.data.record_labels import LabelCache, Labels, identity_of_files
+from bitzoo.data.record_table import Records as StoredRecords
+from bitzoo.data.record_table import RecordTable
 from bitzoo.data.source_names import TFDS, SourceName
 from bitzoo.data.tfds_prepared import Prepared, find_prepared, tfds_library
+from bitzoo.data.tfds_slices import Part, parts_of_slice
 from bitzoo.errors import UsageError, damage_reported
 from bitzoo.files import Progress
 from bitzoo.models.image_files import open_image
@@ -140,13 +146,13 @@ def read_records(source: TfdsSource, progress: Progress | None = None) -> Listin
         raise ValueError("a source without a split is read split by split")
     found = find_prepared(source.name, source.versions)
     features = found.builder.info.features
-    parts = _parts(found, source.split)
+    parts = parts_of_slice(found, source.split)
     records: Records | Examples
     if found.folder:
         records = Records(found.folder, source.split)
     else:
         records = Examples(found.builder, source.split)
-        parts = [_Part(source.split, len(records), range(len(records)))]
+        parts = [Part(source.split, len(records), range(len(records)))]
     image, notes = _feature(found, "Image", source.image)
     if source.rule is None:
         label, more = _feature(found, "ClassLabel", source.label)
@@ -159,23 +165,25 @@ def read_records(source: TfdsSource, progress: Progress | None = None) -> Listin
     values = _labels(found, source, parts, records, wanted, progress)
     shown, notes = repr(f"{found.shown}@{source.split}"), [*found.notes, *notes]
     others = {n: features[n] for n in features if n != label and _is_text(features[n])}
-    rows: list[Row] = []
-    problems, unlabelled = [], bool(values) and set(values) == {_UNLABELLED}
-    keys = (f"{part.split}[{number}]" for part in parts for number in part.numbers)
-    for index, (key, value) in enumerate(zip(keys, values, strict=True)):
-        if unlabelled or 0 <= value < len(classes):
-            load = RecordImage(records, index, image, source.scale)
-            name = "" if unlabelled else classes[value]
-            rows.append(Row(key, name, load=load, extra=_Cells(records, index, others)))
-        else:
-            detail = f"expected a label of 0 to {len(classes) - 1}, found {value}"
-            problems.append(Problem(Reason.LABEL, key, detail))
-    if unlabelled:
+    listed = TfdsRecords(records, parts, image, source.scale, others)
+    numbers = np.arange(len(values), dtype=np.uint32)
+    if len(values) and (values == _UNLABELLED).all():
         notes.append(
-            f"not used: the {len(rows):,} images of {source.split} have no labels, only -1."
+            f"not used: the {len(values):,} images of {source.split} have no labels, only -1."
         )
-        return Listing((), classes, shown, tuple(notes), unlabelled=tuple(rows))
-    return Listing(tuple(rows), classes, shown, tuple(notes), tuple(problems))
+        table = RecordTable((listed,), numbers, np.zeros(len(values), np.int32))
+        return Listing((), classes, shown, tuple(notes), unlabelled=RowTable(table, ("",)))
+    good = (values >= 0) & (values < len(classes))
+    problems = tuple(
+        Problem(
+            Reason.LABEL,
+            listed.key(number),
+            f"expected a label of 0 to {len(classes) - 1}, found {values[number]}",
+        )
+        for number in np.flatnonzero(~good).tolist()
+    )
+    rows = RowTable(RecordTable((listed,), numbers[good], values[good]), classes)
+    return Listing(rows, classes, shown, tuple(notes), problems)
 
 
 # --- records ------------------------------------------------------------------------------------
@@ -281,6 +289,52 @@ class Examples:
         return {name: record[name] for name in features}
 
 
+class TfdsRecords(StoredRecords):
+    """The records of one split or slice.
+
+    Args:
+        records: Where they are stored.
+        parts: What the slice consists of.
+        image: Name of the image's feature.
+        scale: Factor of the pixels' values.
+        others: The other features.
+    """
+
+    def __init__(
+        self,
+        records: Records | Examples,
+        parts: list[Part],
+        image: str,
+        scale: int,
+        others: Mapping[str, Any],
+    ) -> None:
+        self._records, self._parts, self._image = records, parts, image
+        self._scale, self._others = scale, others
+        self._ends = np.cumsum([len(part.numbers) for part in parts])
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def key(self, number: int) -> str:
+        """Return `SPLIT[17]`, the number being that in the whole split."""
+        part = int(np.searchsorted(self._ends, number, side="right"))
+        start = int(self._ends[part - 1]) if part else 0
+        return f"{self._parts[part].split}[{self._parts[part].numbers[number - start]}]"
+
+    def load(self, number: int) -> RecordImage:
+        """Return what loads the image of a record."""
+        return RecordImage(self._records, number, self._image, self._scale)
+
+    def extra(self, number: int) -> Mapping[str, str]:
+        """Return the other features of a record."""
+        return _Cells(self._records, number, self._others)
+
+    @property
+    def digest(self) -> str:
+        """The splits and numbers of the records: what they hold shows only when they are read."""
+        return json.dumps([[p.split, p.numbers.start, p.numbers.stop] for p in self._parts])
+
+
 @dataclass(frozen=True)
 class RecordImage:
     """Loads the image of one record."""
@@ -341,55 +395,6 @@ def _scaled(image: Image.Image, scale: int) -> Image.Image:
 # --- splits and features ------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class _Part:
-    """Records of one split: its name, how many it has in all, and the numbers of those meant."""
-
-    split: str
-    count: int
-    numbers: range
-
-
-def _parts(found: Prepared, split: str) -> list[_Part]:
-    """Return what a slice consists of, in order; nothing for a builder without files.
-
-    Raises:
-        DatasetError: If there is no such split or slice.
-    """
-    if not found.folder:
-        return []
-    splits = found.builder.info.splits
-    counts = {name: splits[name].num_examples for name in splits}
-    try:
-        parts = tfds_library().core.ReadInstruction.from_spec(split).to_absolute(splits)
-    except Exception as error:  # of several kinds, for what a user wrote
-        raise _no_slice(found, split, counts, _said(error)) from error
-    meant = []
-    for part in parts:
-        stop = counts[part.splitname] if part.to is None else part.to
-        numbers = range(part.from_ or 0, stop)
-        if not numbers:
-            raise _no_slice(found, split, counts, f"no record of {part.splitname} is in the slice")
-        meant.append(_Part(part.splitname, counts[part.splitname], numbers))
-    return meant
-
-
-def _said(error: Exception) -> str:
-    """Return TFDS's reason, without the pages around it."""
-    lines = [line.strip() for line in str(error).split("\n") if line.strip()]
-    last = lines[-1] if lines else type(error).__name__
-    return last.split(" See format at")[0].rstrip(". ")
-
-
-def _no_slice(found: Prepared, split: str, counts: Mapping[str, int], why: str) -> DatasetError:
-    there = ", ".join(f"{name} ({count:,})" for name, count in counts.items())
-    return DatasetError(
-        f"{found.shown} has the splits {there}, and slices of them in TFDS's language, such as "
-        f"train[:800]+train[90%:]; it has no {printable(split)!r}: {why}. Correct what stands "
-        "after @."
-    )
-
-
 def _feature(found: Prepared, kind: str, asked: str | None) -> tuple[str, list[str]]:
     """Return the name of the feature of a kind that is meant, and what is to be said of it.
 
@@ -439,22 +444,22 @@ def _is_text(feature: Any) -> bool:
 def _labels(
     found: Prepared,
     source: TfdsSource,
-    parts: list[_Part],
+    parts: list[Part],
     records: Records | Examples,
     wanted: tuple[str, ...],
     progress: Progress | None,
-) -> list[int]:
-    """Return the label of every record."""
+) -> npt.NDArray[np.int32]:
+    """Return the label of every record, (n,)."""
     rule = source.rule
     way = [rule.name, *rule.classes, __version__] if rule else []
     identity = [found.shown, identity_of_files(found.folder), *wanted, *way] if found.folder else []
-    cache, values, start = LabelCache(identity), [], 0
+    cache, values, start = LabelCache(identity), list[Labels](), 0
 
     def read(number: int) -> int:
         decoded = records.values(number - part.numbers.start + start, wanted)
         return int(rule.label(decoded) if rule else decoded[wanted[0]])
 
     for part in parts:
-        values += cache.labels(part.split, part.count, part.numbers, read, progress).tolist()
+        values.append(cache.labels(part.split, part.count, part.numbers, read, progress))
         start += len(part.numbers)
-    return values
+    return np.concatenate(values)

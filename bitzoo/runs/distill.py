@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from bitzoo.catalogue.registry import find_spec
 from bitzoo.data.dataset import DataSource, ImageSet
 from bitzoo.data.unlabelled import read_unlabelled
 from bitzoo.data.validation import DataSummary, inspect
@@ -175,7 +176,14 @@ def distill(
         BitzooError: As `bitzoo.create_model` and `bitzoo.training.trainer.train` raise.
     """
     names = [teacher] if isinstance(teacher, (str, os.PathLike)) else list(teacher)
-    teachers = tuple(map(os.fspath, names))
+    teachers = tuple(os.fspath(name) for name in names)
+    name = os.fspath(student)
+    if not (_architecture(name) or is_location(name) or find_spec(name)):
+        raise UsageError(
+            f"The student must be an architecture, such as R50x1, or a model to start from, found "
+            f"{name!r}, which is neither. Architectures are named by depth and width, as R101x3, "
+            "or by units per block, as R(1,1,1,1)x0.5."
+        )
     if preset is not None:
         find_preset(preset)  # an unknown one is refused before anything is read
     config = DistillConfig(
@@ -213,7 +221,7 @@ def distill(
         weight_decay=weight_decay,
         unlabelled=unlabelled,
     )
-    job = Job(os.fspath(student), data, config)
+    job = Job(name, data, config)
     result = run_job(job, Path(out), 1, progress, callbacks, resume=resume, overwrite=overwrite)
     assert isinstance(result, DistillResult)
     return result

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from bitzoo.data.readers import DataSource
-from bitzoo.data.source_names import HF, library_of, parse, parts_of
+from bitzoo.data.source_names import HF, TAR, library_of, parse, parts_of
 from bitzoo.errors import UsageError, damage_reported
 from bitzoo.files import user_path
 from bitzoo.runs.config import FinetuneConfig, RunConfig
@@ -135,6 +135,8 @@ def _data_place(source: str) -> str:
     if library_of(source) is None:
         return _absolute(source)
     name = parse(source)
+    if name.library == TAR:  # a pattern, of which nothing may exist
+        return source.replace(name.name, os.path.abspath(user_path(name.name)), 1)
     if name.library != HF or not os.path.exists(name.name):
         return source
     return source.replace(name.name, _absolute(name.name), 1)

@@ -140,7 +140,8 @@ def _run(
         config, when = job.config.with_evaluations(recipe, evaluated)
         _tell(callbacks, when)
         name, depth = _name_in(out, job), summary.bit_depth
-        identity = _identity(name, config, images, recipe, network, depth) | kind.identity(job)
+        identity = _identity(name, config, images, recipe, network, depth)
+        identity |= kind.identity(job)
         started, changes = in_main_process(begin)
         if run_dir.kept:
             callbacks.say(f"Kept in {out}, because no run wrote it: {list_names(run_dir.kept)}.")

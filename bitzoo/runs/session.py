@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from bitzoo.data.dataset import ImageSet, Split
+from bitzoo.data.decode_workers import count_cores
 from bitzoo.data.examples import labels_in
 from bitzoo.data.image_store import Pixels, open_pixels, open_whole_images
 from bitzoo.data.kept_checks import KeptChecks
@@ -24,7 +25,12 @@ from bitzoo.errors import CheckpointError
 from bitzoo.inference.evaluate import evaluate_pixels, labels_of
 from bitzoo.inference.features import compute_features
 from bitzoo.inference.metrics import Evaluation
-from bitzoo.inference.processes import gather, join_processes, process_device
+from bitzoo.inference.processes import (
+    gather,
+    join_processes,
+    local_processes,
+    process_device,
+)
 from bitzoo.inference.selection import Selection
 from bitzoo.models.bit import BiT
 from bitzoo.models.preprocessing import EvalTransform
@@ -290,10 +296,12 @@ class Session:
         return self._task.config.freeze
 
     def _open_whole(self, split: Split) -> Pixels:
+        # Unlike those that fill the cache, all processes of a machine decode at the same time.
+        workers = self._task.config.workers or max(1, count_cores() // local_processes())
         opened = open_whole_images(
             split,
             self._task.recipe.crop,
-            workers=self._task.config.workers,
+            workers=workers,
             bit_depth=self._task.summary.bit_depth,
             stand_ins=self._stand_ins(split),
         )

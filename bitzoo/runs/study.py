@@ -100,7 +100,7 @@ def study(
 
         def advanced(count: float, running: Sequence[str]) -> None:
             if isinstance(report, Live):
-                report.show(TASK, count, len(plan.cells), facts=running)
+                report.show(TASK, count, len(plan.cells), facts=[f"{len(running)} at work"])
             elif report:
                 report(TASK, int(count), len(plan.cells))
 

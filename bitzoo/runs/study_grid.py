@@ -329,8 +329,8 @@ def _cell(
     sources: Mapping[str, str],
 ) -> Cell:
     options = dict(common)
-    for _, own in chosen.values():
-        options |= own
+    for _, of_value in chosen.values():
+        options |= of_value
     _require_options(options, f"{name}: pretrain")
     norm = {key: options.pop(key) for key in ("norm", "weight_standardization") if key in options}
     arch = options.pop("arch", None)

@@ -38,12 +38,6 @@ def send_from_main(tensors: Iterable[Tensor]) -> None:
             tensor.detach().copy_(copy)
 
 
-def sum_gradients(model: nn.Module) -> None:
-    """Replace each gradient with its sum over the default process group, if there is one."""
-    with GradientSum(model) as gradients:
-        gradients.finish()
-
-
 class GradientSum:
     """Sums gradients over the default process group, while the backward pass computes others.
 

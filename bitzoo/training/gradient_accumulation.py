@@ -23,7 +23,7 @@ def standardize_once(model: nn.Module) -> SharedKernels:
             with kernels:  # or kernels.begin_step() ... kernels.end_step()
                 for part in batch:
                     loss(part).backward()
-            sum_gradients(model)  # with several processes
+            gradients.finish()  # with several processes, see `GradientSum`
             optimizer.step()
 
     The kernels of a step take as much memory as the weights, and so do their gradients until the

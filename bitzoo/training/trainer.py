@@ -262,8 +262,8 @@ class Trainer:
         if not self.micro_batch:
             crop = self._recipe.crop
             # Batch normalization needs two values for a mean, and maps may be of one pixel.
-            count = 2 if float_buffers(self._model) else 1
-            images = torch.zeros(count, 3, crop, crop, device=self._feed.device)
+            fewest = 2 if self._mixes_images else 1
+            images = torch.zeros(fewest, 3, crop, crop, device=self._feed.device)
             images = images.to(self._feed.dtype, memory_format=self._feed.memory_format)
             with statistics_kept(self._model):
                 chosen = choose_micro_batch(self._logits, images, max(1, len(self._rows)))

@@ -57,6 +57,7 @@ class TestTheModel:
             "completion": "shell",
             "convert": "src_argument",
             "resume": "folder",
+            "study": "file",
             "pretrain": "arch_argument",
         }
         for name, argument in first.items():

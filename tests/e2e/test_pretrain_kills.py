@@ -28,6 +28,8 @@ OPTIONS = {
     "progress": False,
 }
 PRETRAIN = {"recipe": "bit-s", "resolution": 32, "mixup": 0.1}
+DISTILL = {"resolution": 32, "temperature": 2.0, "lr": 0.003}
+TEACHER = "teacher"
 
 
 def run_of(command, folder, *, resume, callbacks=None):
@@ -36,7 +38,7 @@ def run_of(command, folder, *, resume, callbacks=None):
     options = {**OPTIONS, "resume": resume, "callbacks": callbacks}
     if command == "pretrain":
         return bitzoo.pretrain(ARCH, "digits", folder, **PRETRAIN, **options)
-    raise ValueError(command)
+    return bitzoo.distill(TEACHER, ARCH, "digits", folder, **DISTILL, **options)
 
 
 def die():
@@ -131,13 +133,20 @@ def environment(place):
     return {"BITZOO_CACHE": str(place / "cache"), "OMP_NUM_THREADS": "1"}
 
 
-@pytest.fixture(scope="module", params=["pretrain"])
+@pytest.fixture(scope="module", params=["pretrain", "distill"])
 def undisturbed(request, tmp_path_factory):
     """A place with data, the command, and what it finds when nothing disturbs it."""
     place = tmp_path_factory.mktemp(request.param)
     write_digits(place / "digits", per_class=8, val_per_class=3, classes=range(4), size=40)
-    arguments = (compute, str(place), request.param, "whole")
-    found = InProcess(*arguments, environment=environment(place)).result()
+
+    def finished(command, folder):
+        return InProcess(
+            compute, str(place), command, folder, environment=environment(place)
+        ).result()
+
+    if request.param == "distill":
+        finished("pretrain", TEACHER)
+    found = finished(request.param, "whole")
     assert found[:2] == (6, False)
     return place, request.param, found
 

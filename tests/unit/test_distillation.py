@@ -116,7 +116,10 @@ class TestEnsemble:
             Ensemble([])
 
     def test_other_numbers_of_classes(self):
-        teachers = [Teacher(lambda images, k=k: torch.zeros(2, k)) for k in (4, 5)]
+        teachers = [
+            Teacher(lambda images: torch.zeros(2, 4)),
+            Teacher(lambda images: torch.zeros(2, 5)),
+        ]
         with pytest.raises(LayoutError, match=r"\(2, 4\) and \(2, 5\)"):
             Ensemble(teachers)(torch.zeros(2, 3, 1, 1))
 

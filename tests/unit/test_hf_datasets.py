@@ -10,6 +10,8 @@ from PIL import Image
 from tfds_builders import CLASSES, image_bytes
 
 from bitzoo.data.dataset import read_dataset
+from bitzoo.data.examples import ExampleTable
+from bitzoo.data.label_sets import label_sets_of
 from bitzoo.data.problems import DatasetError
 from bitzoo.data.readers import read_listing
 from bitzoo.models.preprocessing import read_rgb
@@ -173,3 +175,33 @@ def test_those_loaded_before_are_read_from_the_cache(tmp_path, monkeypatch):
         shard.rename(place / shard.name.replace("parquet-", "things-"))
     rows = read_listing("hf:owner/things@train[4:6]").rows
     assert [int(row.extra["number"]) for row in rows] == [4, 5]
+
+
+def test_several_labels_an_image():
+    """A sequence of ClassLabel gives an image all its classes, in the order of the cell."""
+    labels = [[1, 0], [2], [0, 2, 0], [1, 2]]
+    names = list(CLASSES)
+    sequence = datasets.Sequence(datasets.ClassLabel(names=names))
+    found = datasets.Dataset.from_dict(
+        {
+            "image": [{"bytes": image_bytes(n, seed=1), "path": None} for n in range(4)],
+            "tags": labels,
+        },
+        features=datasets.Features({"image": datasets.Image(), "tags": sequence}),
+    )
+    images = read_dataset(found)
+    sets = label_sets_of(images.train)
+    assert images.classes == CLASSES
+    assert [sets[row] for row in range(4)] == [(1, 0), (2,), (0, 2), (1, 2)]
+    assert [e.label for e in images.train.examples] == [1, 2, 0, 1]
+    without = found.map(lambda row, number: {"tags": row["tags"][number:]}, with_indices=True)
+    (problem, *_) = read_dataset(without).problems
+    assert problem.subject == "row 1"
+    assert "found []" in problem.detail
+
+
+def test_rows_are_kept_as_arrays():
+    images = read_dataset({"train": table("train"), "val": table("test")})
+    assert isinstance(images.train.examples, ExampleTable)
+    assert [e.key for e in images.val.examples] == [f"val row {n}" for n in range(4)]
+    assert [e.label for e in images.train.examples] == LABELS["train"]

@@ -14,9 +14,10 @@ from training import CLASSES, CROP, make_data, make_model, make_recipe
 
 from bitzoo.cli.finetune import finetune as command
 from bitzoo.cli.finetune import parse_resolution
+from bitzoo.cli.pretrain import pretrain
 from bitzoo.data.sampler import BatchPlan
 from bitzoo.runs import work_log
-from bitzoo.runs.config import FinetuneConfig
+from bitzoo.runs.config import FinetuneConfig, PretrainConfig
 from bitzoo.runs.report.first_batch import show_first_batch
 from bitzoo.runs.report.run_command import command_of
 from bitzoo.runs.run_dir import SESSIONS_NAME, RunDir
@@ -107,6 +108,26 @@ def test_the_command_means_the_same_options(changes: Any):
     for name in FinetuneConfig.__dataclass_fields__:
         if name != "resolution":
             assert getattr(found, name) == getattr(config, name), name
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"recipe": "big_vision", "fraction": 0.5, "weight_decay": 0.001, "resolution": 64},
+        {"batch_size": 64, "epochs": 3.0, "flip": False, "seed": 3, "dtype": "bfloat16"},
+        {"skip_bad": True, "fixed_split": True, "checkpoint_every": 0, "channels_last": False},
+    ],
+)
+def test_the_command_of_a_pretraining_run_means_the_same_options(changes: Any):
+    config = PretrainConfig(**changes)
+    text = command_of("R(1,1,1,1)x0.5", Path("photos"), Path("runs/s"), config)
+    words = shlex.split(text)
+    assert words[:3] == ["bitzoo", "pretrain", "R(1,1,1,1)x0.5"]
+    with click.Context(pretrain) as context:
+        values = pretrain.make_context("pretrain", words[2:], parent=context).params
+    options = {k: v for k, v in values.items() if k in PretrainConfig.__dataclass_fields__}
+    assert PretrainConfig(**options) == config
 
 
 def test_data_without_a_name_have_no_command():

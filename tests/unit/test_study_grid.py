@@ -3,6 +3,7 @@
 import copy
 import itertools
 import re
+from typing import Any
 
 import pytest
 
@@ -11,7 +12,7 @@ from bitzoo.runs.study import read_study
 from bitzoo.runs.study_grid import Transfer, plan_study, shipped_studies
 from bitzoo.runs.study_words import EXECUTION, KINDS, options_of_kind
 
-SMALL = {
+SMALL: dict[str, Any] = {
     "title": "Small",
     "about": "Two\n  lines.",
     "grid": {

@@ -23,7 +23,7 @@ from bitzoo.models.bit import BiT, fold
 from bitzoo.models.layers import Unit, standardize_kernel
 from bitzoo.training import distributed
 from bitzoo.training.activation_checkpointing import checkpoint_blocks, recompute_norms
-from bitzoo.training.distributed import sum_gradients
+from bitzoo.training.distributed import GradientSum
 from bitzoo.training.gradient_accumulation import standardize_once
 
 DEEPER = (3, 1, 2, 1)
@@ -418,17 +418,24 @@ def train_as(rank, folder):
     model = make_model()
     recompute_norms(model)
     kernels = standardize_once(model)
-    with kernels:
-        for row in range(rank, BATCH, WORLD):
-            (loss_of(model, images[[row]], LABELS[[row]]) / BATCH).backward()
-    sum_gradients(model)
-    found["rows shared"] = gradients_of(model)
+    for name, followed in (("at the end", False), ("on the way", True)):
+        model.zero_grad()
+        with GradientSum(model) as gradients:
+            with kernels:
+                rows = range(rank, BATCH, WORLD)
+                for row in rows:
+                    if followed and row == rows[-1]:
+                        gradients.follow()
+                    (loss_of(model, images[[row]], LABELS[[row]]) / BATCH).backward()
+            gradients.finish()
+        found[f"rows shared, {name}"] = gradients_of(model)
 
     model.zero_grad()
-    with kernels:
+    with GradientSum(model) as gradients:
         if rank == 0:  # the other process has no rows, and no gradients
+            gradients.follow()
             loss_of(model, images).backward()
-    sum_gradients(model)
+        gradients.finish()
     found["rows of one process"] = gradients_of(model)
 
     model = make_model()
@@ -447,14 +454,18 @@ class TestSeveralProcesses:
         _, expected = step(make_model(), make_images())
         for rank in range(WORLD):
             found = torch.load(tmp_path / f"{rank}.pt")
-            assert sorted(found) == ["DDP", "rows of one process", "rows shared"]
+            assert len(found) == 4
+            for name, gradient in found["rows shared, at the end"].items():
+                assert torch.equal(found["rows shared, on the way"][name], gradient)
             for gradients in found.values():
                 assert worst(gradients, expected) < 1e-12
 
     def test_one_process_needs_no_group(self):
         model, images = make_model(), make_images()
         _, expected = step(model, images)
-        sum_gradients(model)
+        with GradientSum(model) as gradients:
+            gradients.follow()
+            gradients.finish()
         assert worst(gradients_of(model), expected) == 0
 
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from bitzoo.data.image_store import Pixels
 from bitzoo.data.label_sets import LabelSets
-from bitzoo.data.loader import materialize
+from bitzoo.data.loader import Labels, materialize
 from bitzoo.data.sampler import Batch
 from bitzoo.runs.report.captions import first_batch_note
 from bitzoo.runs.report.run_summary import Gallery, Tile
@@ -27,7 +27,7 @@ _MOST = 16
 def show_first_batch(
     recipe: Recipe,
     pixels: Pixels,
-    labels: LabelSets,
+    labels: Labels,
     classes: Sequence[str],
     *,
     seed: int,
@@ -38,11 +38,13 @@ def show_first_batch(
     Args:
         recipe: The recipe.
         pixels: The training images, as the run opened them.
-        labels: Classes of each.
+        labels: Class of each, or the classes of each.
         classes: Class names.
         seed: The run's seed.
         freeze: Whether only the head was trained, on features of whole images.
     """
+    if not isinstance(labels, LabelSets):
+        labels = LabelSets.of_single(labels)
     batch = batch_plan(recipe, len(labels), seed).batch(0)
     shown = min(_MOST, len(batch))
     if freeze:
