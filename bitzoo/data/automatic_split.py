@@ -6,13 +6,18 @@ image stay on the same side.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+import numpy.typing as npt
 
 from bitzoo.data.problems import join_some
 from bitzoo.data.splits import hold_out
 from bitzoo.errors import UsageError
+
+Labels: TypeAlias = "Sequence[int] | npt.NDArray[np.int64]"
 
 _FRACTIONS = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6, 0.75, 0.9)
 """Fractions to advise, the first that holds out something."""
@@ -39,7 +44,7 @@ class Draw:
 
 
 def draw(
-    labels: Sequence[int],
+    labels: Labels,
     classes: Sequence[str],
     fraction: float,
     seed: int,
@@ -69,7 +74,7 @@ def draw(
     )
     raise UsageError(
         f"`val_fraction` must hold out at least one image, but {fraction:g} of {len(labels)} "
-        f"images in {len(set(labels))} classes holds out none ({kept}). {advice}"
+        f"images in {len(np.unique(labels))} classes holds out none ({kept}). {advice}"
     )
 
 
@@ -87,11 +92,11 @@ def describe(draw: Draw, held: int, total: int, grouped: int) -> str:
     return f"{held:,} of {total:,} images, drawn by class{groups} with seed {draw.seed}{together}"
 
 
-def notes_on(
-    labels: Sequence[int], classes: Sequence[str], positions: Sequence[int]
-) -> Iterator[str]:
+def notes_on(labels: Labels, classes: Sequence[str], positions: Sequence[int]) -> Iterator[str]:
     """Yield what is worth knowing about a draw: the classes of which nothing is held out."""
-    counts, held = Counter(labels), Counter(labels[position] for position in positions)
+    every = np.asarray(labels, np.int64)
+    counts = np.bincount(every, minlength=len(classes)).tolist()
+    held = np.bincount(every[list(positions)], minlength=len(classes)).tolist()
     single = [name for label, name in enumerate(classes) if counts[label] == 1]
     if single:
         yield f"Only in train: the one image of {join_some(single)}."

@@ -424,8 +424,8 @@ def _hold_out(
     seed: int,
     group_by: str | None,
 ) -> tuple[Sequence[Example], Sequence[Example], Draw, tuple[str, ...]]:
-    labels = labels_in(examples).tolist()
     groups = [*groups_in(examples)]
+    labels = labels_in(examples)
     positions = draw(labels, names, fraction, seed, groups if any(groups) else None)
     val, train = pick(examples, positions), without(examples, positions)
     notes = tuple(notes_on(labels, names, positions))
@@ -437,7 +437,7 @@ def _hold_out(
 def _choose(
     examples: Sequence[Example], names: tuple[str, ...], per_class: int, seed: int
 ) -> tuple[Sequence[Example], tuple[str, ...]]:
-    labels = labels_in(examples).tolist()
+    labels = labels_in(examples)
     chosen = pick(examples, choose(labels, names, per_class, seed))
     short = describe_short(labels, names, per_class)
     return chosen, (short,) if short else ()

@@ -143,7 +143,8 @@ def _row(fields: Fields, folder: Path) -> Row | str:
     """Return the row that a line describes, with its split as it is written, or what is wrong."""
     if isinstance(fields, str):
         return fields
-    values, labels = {}, ()
+    values: dict[str, str] = {}
+    labels: tuple[str, ...] = ()
     if _SEVERAL in fields and "label" not in fields:
         found = _several(fields[_SEVERAL])
         if isinstance(found, str):

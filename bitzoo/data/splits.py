@@ -13,12 +13,13 @@ from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+import numpy.typing as npt
 
 _HOLD_OUT = "hold out"
 
 
 def hold_out(
-    labels: Sequence[int],
+    labels: Sequence[int] | npt.NDArray[np.int64],
     classes: Sequence[str],
     fraction: float,
     seed: int,
@@ -52,7 +53,7 @@ def hold_out(
     exact = [fraction * len(positions) for positions in members]
     counts = [min(int(share), limit) for share, limit in zip(exact, limits, strict=True)]
     missing = round(fraction * len(labels)) - sum(counts)
-    ties = [_keys("tie", seed, name, 1)[0] for name in classes]
+    ties = [int(_keys("tie", seed, name, 1)[0]) for name in classes]
     for label in sorted(range(len(classes)), key=lambda c: (counts[c] - exact[c], ties[c])):
         if missing > 0 and counts[label] < limits[label]:
             counts[label] += 1
@@ -62,13 +63,13 @@ def hold_out(
     keys = [0] * len(labels)
     for positions, name in zip(members, classes, strict=True):
         drawn = _keys(_HOLD_OUT, seed, name, len(positions))
-        for position, key in zip(positions, drawn, strict=True):
+        for position, key in zip(positions.tolist(), drawn.tolist(), strict=True):
             keys[position] = key
     gathered: dict[Hashable, list[int]] = {}
     for position, group in enumerate(groups):
         gathered.setdefault(group, []).append(position)
     order = sorted(gathered.values(), key=lambda positions: keys[positions[0]])
-    return _draw_groups(order, labels, counts, limits)
+    return _draw_groups(order, np.asarray(labels).tolist(), counts, limits)
 
 
 def _draw_groups(
@@ -168,7 +169,7 @@ def join_groups(*groupings: Sequence[Hashable]) -> tuple[int, ...]:
 
 
 def choose(
-    labels: Sequence[int], classes: Sequence[str], per_class: int, seed: int
+    labels: Sequence[int] | npt.NDArray[np.int64], classes: Sequence[str], per_class: int, seed: int
 ) -> tuple[int, ...]:
     """Choose `per_class` examples of each class, or all of them if there are fewer.
 
@@ -187,30 +188,32 @@ def choose(
     return _draw("few shot", members, classes, [per_class] * len(classes), seed)
 
 
-def _positions(labels: Sequence[int], num_classes: int) -> list[list[int]]:
-    members: list[list[int]] = [[] for _ in range(num_classes)]
-    for position, label in enumerate(labels):
-        members[label].append(position)
-    return members
+def _positions(
+    labels: Sequence[int] | npt.NDArray[np.int64], num_classes: int
+) -> list[npt.NDArray[np.int64]]:
+    """Return the positions of each class, ascending."""
+    found = np.asarray(labels, np.int64)
+    ends = np.bincount(found, minlength=num_classes).cumsum()
+    return np.split(np.argsort(found, kind="stable"), ends[:-1]) if num_classes else []
 
 
 def _draw(
     purpose: str,
-    members: Iterable[Sequence[int]],
+    members: Iterable[npt.NDArray[np.int64]],
     classes: Sequence[str],
     counts: Sequence[int],
     seed: int,
 ) -> tuple[int, ...]:
-    chosen: list[int] = []
+    chosen = [np.empty(0, np.int64)]
     for positions, name, count in zip(members, classes, counts, strict=True):
         keys = _keys(purpose, seed, name, len(positions))
-        order = sorted(range(len(positions)), key=keys.__getitem__)
-        chosen += [positions[index] for index in order[:count]]
-    return tuple(sorted(chosen))
+        chosen.append(positions[np.argsort(keys, kind="stable")[:count]])
+    return tuple(np.sort(np.concatenate(chosen)).tolist())
 
 
-def _keys(purpose: str, seed: int, name: str, count: int) -> list[int]:
+def _keys(purpose: str, seed: int, name: str, count: int) -> npt.NDArray[np.uint64]:
     """Draw random 64-bit numbers. NumPy promises that raw streams never change across versions."""
     digest = hashlib.sha256(json.dumps([purpose, seed, name]).encode()).digest()
     philox = np.random.Philox(key=int.from_bytes(digest[:16], "little"))
-    return [int(key) for key in philox.random_raw(count)]
+    keys: npt.NDArray[np.uint64] = philox.random_raw(count)
+    return keys

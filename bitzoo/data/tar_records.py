@@ -164,10 +164,11 @@ class _Gathered:
         keys, good = list(self._rows), np.ones(len(self._rows), bool)
         places = np.array(self._images, np.int64).reshape(-1, 2)
         cells = np.array(self._cells, np.int32)
-        without = {int(row): "it has no image" for row in np.flatnonzero(places[:, 0] == 0)}
-        for row in np.flatnonzero((cells == _WITHOUT) & (places[:, 0] > 0)):
-            without[int(row)] = "it has no label: no .cls or .txt, and no .json with one"
-        for row in [row for row in without if not places[row, 0] and cells[row] == _WITHOUT]:
+        nowhere, unlabelled = places[:, 0] == 0, cells == _WITHOUT
+        without = dict.fromkeys(np.flatnonzero(nowhere).tolist(), "it has no image")
+        why = "it has no label: no .cls or .txt, and no .json with one"
+        without |= dict.fromkeys(np.flatnonzero(unlabelled & ~nowhere).tolist(), why)
+        for row in np.flatnonzero(unlabelled & nowhere).tolist():
             if row not in self._bad:  # a .json about the shard, or a text: no record
                 del without[row]
                 good[row] = False
@@ -176,13 +177,12 @@ class _Gathered:
         for row in sorted(bad.keys() | self._empty):
             good[row] = False
             reason = Reason.RECORD if row in bad else Reason.NO_BYTES
-            key = f"{self._shard}/{_text(keys[row])}"
-            self.problems.append(Problem(reason, key, bad.get(row, "")))
+            self.problems.append(Problem(reason, self._named(keys[row]), bad.get(row, "")))
         for row, key in enumerate(keys):
             if good[row] and not _is_text(key):
                 good[row] = False
-                named = f"{self._shard}/{_text(key)}"
-                self.problems.append(Problem(Reason.RECORD, named, "its name is not UTF-8"))
+                said = "its name is not UTF-8"
+                self.problems.append(Problem(Reason.RECORD, self._named(key), said))
         if len(self.problems) > _MOST_PROBLEMS:
             more = len(self.problems) - _MOST_PROBLEMS
             del self.problems[_MOST_PROBLEMS:]
@@ -198,6 +198,9 @@ class _Gathered:
             self.problems,
             self._others,
         )
+
+    def _named(self, key: bytes) -> str:
+        return f"{self._shard}/{_text(key)}"
 
 
 def _names(suffix: bytes, content: bytes) -> tuple[str, ...] | str | None:

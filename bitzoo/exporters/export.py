@@ -286,6 +286,12 @@ def _check_network(model: BiT) -> None:
             "Expected an unfolded network, found a folded one. The export folds it itself, and the "
             "proof needs the original kernels. Export the model before `fold`."
         )
+    if model.stem.border != 0:
+        raise UsageError(
+            "Expected a network with BiT's own numbers, found one with timm's: the reference that "
+            "judges exports does not compute those. `with_timm_numbers` models run in torch, and "
+            "as `bitzoo.optimize` makes them."
+        )
     if model.output_stride != 32:
         raise UsageError(
             f"Expected output_stride 32, found {model.output_stride}: the reference does not "

@@ -41,10 +41,17 @@ def metadata_of(model: BiT, dtype: str = "float32") -> dict[str, str]:
         "activation": known.activation,
         "class_names": json.dumps(names) if names else None,
         "license": known.license,
-        "kernels": f"standardized once, stored as {dtype}; for inference only",
+        "kernels": f"{_made(model)}, stored as {dtype}; for inference only",
         RECORD_KEY: known.to_json(),
     }
     return {key: value for key, value in metadata.items() if value is not None}
+
+
+def _made(model: BiT) -> str:
+    """Return what folding does to the kernels, in words."""
+    form = model.architecture
+    made = "standardized once" if form.weight_standardization else "not standardized"
+    return made + (", with batch normalization folded into them" if form.norm == "batch" else "")
 
 
 def _without_none(facts: dict[str, object]) -> dict[str, object]:

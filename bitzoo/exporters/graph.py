@@ -62,7 +62,11 @@ class Graph(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Return logits, or pooled features if the model has no head."""
-        x = pool_over_zeros(self.stem.convolve(images))
+        x = self.stem.convolve(images)
+        if self.stem.border == 0:
+            x = pool_over_zeros(x)
+        else:  # -inf, a pool's own padding
+            x = F.max_pool2d(x, kernel_size=3, stride=2, padding=1)
         for stage in self.stages.children():
             x = stage(x)
         y: Tensor = self.head(self.norm(x))

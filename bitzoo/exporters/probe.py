@@ -65,10 +65,11 @@ def make_probes(model: BiT, sizes: Sequence[tuple[int, int]] | None = None) -> l
         UsageError: If all outputs are zero for every image, as with an untrained head.
     """
     tensors = google_tensors(model)
+    eps = reference_numpy.EPS if model.architecture.weight_standardization else None
     probes = []
     for size, count in PROBES if sizes is None else sizes:
         images = mosaics(size, count, model.architecture.in_chans)
-        probes.append(Probe(images, reference_numpy.forward(tensors, images)))
+        probes.append(Probe(images, reference_numpy.forward(tensors, images, eps=eps)))
     if not any(probe.expected.any() for probe in probes):
         raise UsageError(
             "The model's head is all zeros, as before training: nothing about an export could be "

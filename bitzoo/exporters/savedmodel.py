@@ -15,7 +15,7 @@ from bitzoo.converters.parity.reference_tensorflow import load_tensorflow
 from bitzoo.exporters.export_formats import NO_OPTIONS, Opened
 from bitzoo.exporters.names import google_tensors
 from bitzoo.exporters.this_processor import processor
-from bitzoo.models.bit import BiT, fold
+from bitzoo.models.bit import BiT
 
 IMAGES = "images_from_minus1_to_1"
 PIXELS = "pixels_from_0_to_255"
@@ -33,22 +33,22 @@ def export_savedmodel(
     the facts as strings.
 
     Args:
-        model: The network, folded or not; it is unchanged.
+        model: The network, folded or not (with batch normalization, not); it is unchanged.
         path: The folder to write; must not exist.
         dtype: Dtype that kernels are stored in; computation stays in float32.
         metadata: Text for the signature ``facts``.
 
     Raises:
         MissingExtraError: If TensorFlow is not installed.
+        FoldedModelError: If batch normalization was folded.
     """
     tf = load_tensorflow()
-    folded = fold(model)
-    output = "logits" if folded.num_classes else "features"
-    channels = folded.architecture.in_chans
+    output = "logits" if model.num_classes else "features"
+    channels = model.architecture.in_chans
     module = tf.Module()
     module.tensors = {
         name: tf.Variable(tf.cast(array, dtype if array.ndim == 4 else "float32"), trainable=False)
-        for name, array in google_tensors(folded).items()
+        for name, array in google_tensors(model, standardized=True).items()
     }
     module.facts = {key: tf.constant(value) for key, value in (metadata or {}).items()}
 

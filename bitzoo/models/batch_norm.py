@@ -108,7 +108,8 @@ class AffineReLU(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Scale, shift and rectify `x` (batch, channels, height, width)."""
         scale, shift = self.weight[:, None, None], self.bias[:, None, None]
-        return F.relu_(torch.addcmul(shift, x, scale))
+        # Scale and shift may be of more digits than a half-precision map.
+        return F.relu_(torch.addcmul(shift, x, scale)).to(x.dtype)
 
 
 @contextlib.contextmanager

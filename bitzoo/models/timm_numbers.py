@@ -27,8 +27,9 @@ def with_timm_numbers(model: AnyBackbone) -> AnyBackbone:
         model = with_timm_numbers(BiT(Architecture.parse("R50x1-BN-noWS"), 1000))
         model.load_state_dict(timm.create_model("resnetv2_50").state_dict())
 
-    Folding, optimizing and exporting keep it. It is a property of this object, not of its tensors:
-    no weight file says it, so such a model is not for saving under a name of bitzoo.
+    Folding and optimizing keep it; `bitzoo.export` refuses it. It is a property of this object, not
+    of its tensors: no weight file says it, so such a model is not for saving under a name of
+    bitzoo.
 
     Args:
         model: A network that is not folded; its architecture needs no batch normalization.

@@ -305,6 +305,7 @@ class Trainer:
             "scaler": self._scaler.state_dict(),
             "seed": self._options.seed,
             "dtype": self._options.dtype,
+            "architecture": self._model.architecture.name,
             "processes": self.processes.num_processes,
             "machines": self.processes.num_processes // local_processes(),
             "backend": dist.get_backend() if dist.is_initialized() else None,

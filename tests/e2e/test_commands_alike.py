@@ -59,6 +59,7 @@ class TestTheModel:
             "resume": "folder",
             "study": "file",
             "pretrain": "arch_argument",
+            "distill": "student_argument",
         }
         for name, argument in first.items():
             if argument is not None:

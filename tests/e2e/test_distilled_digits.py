@@ -18,9 +18,9 @@ from bitzoo.training.recipe import Recipe, Schedule
 from bitzoo.training.trainer import train
 from bitzoo.training.training_config import TrainingConfig
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 SEEDS = (0, 1, 2)
-STEPS, BATCH, LR = 150, 16, 0.003
+STEPS, BATCH, LR = 60, 16, 0.003
 
 
 def split():
@@ -59,7 +59,7 @@ def accuracy(network, held):
 
 def test_distillation_beats_labels(capsys):
     held, few, many = split()
-    taught = learn(many, recipe("softmax_cross_entropy", 250, 32, 0.0), 100)
+    taught = learn(many, recipe("softmax_cross_entropy", 100, 32, 0.0), 100)
     teacher = Ensemble([Teacher(optimize(taught))])
     rows = []
     for seed in SEEDS:

@@ -131,7 +131,7 @@ def run_ids(out):
 
 @pytest.mark.timeout(600)
 def test_killed_twice_and_stopped_once_gives_the_same_table(here):
-    write_study(norms=["batch", "group"], seeds=2, steps=12)
+    write_study(norms=["batch", "group"], steps=12)
     expected = finish("whole")
     assert expected.count("\n") > 10
 
@@ -168,7 +168,7 @@ def test_killed_twice_and_stopped_once_gives_the_same_table(here):
     for name in ("results.json", "results.csv"):
         assert Path("often", name).read_text() == Path("whole", name).read_text()
     after = run_ids("often")
-    assert len(after) == 4
+    assert len(after) == 2
     assert finished.items() <= after.items()  # what was done was not done again
     sessions = [
         len(json.loads((cell / "pretrain/sessions.json").read_text())["sessions"])

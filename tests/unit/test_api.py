@@ -47,6 +47,9 @@ from bitzoo.runs.fewshot_result import FewShotResult, Trial
 from bitzoo.runs.finetune import FinetuneResult
 from bitzoo.runs.measuring import Measured
 from bitzoo.runs.reproduce import Reproduction
+from bitzoo.runs.study_cell import Score
+from bitzoo.runs.study_grid import Cell, StudyPlan
+from bitzoo.runs.study_result import StudyResult
 from bitzoo.runs.vtab_result import RunScore, TaskScore, VtabResult
 from bitzoo.training.hyperrule import Edition, hyperrule
 from bitzoo.zoo.conversion import ConversionResult
@@ -66,6 +69,7 @@ COMMANDS = {
     "publish": "publish",
     "reproduce": "reproduce",
     "resume": "resume",
+    "study": "study",
     "verify": "verify",
     "vtab": "vtab",
 }
@@ -258,6 +262,19 @@ def results():
             EVIL, Path(EVIL),
             {"dtd": TaskScore("dtd", EVIL, (RunScore(0, EVIL, 1, 2),) * 3, (EVIL,))},
             {"svhn": EVIL}, (EVIL,) * 20, stopped=True,
+        ),
+        StudyResult(
+            Path(EVIL),
+            StudyPlan(
+                EVIL, EVIL, EVIL, EVIL, (EVIL,), ("norm",),
+                tuple(Cell({"norm": f"{n}{EVIL}"}, 0, "R50x1", {}, ()) for n in range(20)),
+                (), (EVIL,),
+            ),
+            {
+                Cell({"norm": f"{n}{EVIL}"}, 0, "R50x1", {}, ()).name: {EVIL: Score(0.5, 1, 2)}
+                for n in range(20)
+            },
+            {EVIL: EVIL},
         ),
     ]  # fmt: skip
 

@@ -80,7 +80,7 @@ def test_equals_plain_torch(name):
     for key, found in weights_of(model).items():
         wanted = weights_of(expected)[key]
         moved = (wanted - before[key]).norm()
-        assert (found - wanted).norm() <= 2e-3 * moved + 1e-6, key
+        assert (found - wanted).norm() <= 1e-2 * moved + 1e-6, key
 
 
 @pytest.mark.parametrize("name", RECIPES)

@@ -565,3 +565,17 @@ def test_the_fingerprint_does_not_depend_on_the_place(tmp_path):
     (tmp_path / "moved").mkdir()
     shutil.move(tmp_path / "a.tar", tmp_path / "moved" / "a.tar")
     assert read_dataset(f"tar:{tmp_path}/moved/a.tar").fingerprint == first
+
+
+def test_a_data_set_is_sent_to_other_processes_by_its_place(tmp_path):
+    for number in range(2):
+        write(tmp_path / f"{number}.tar", members(samples(400, number)))
+    images = read_dataset(f"tar:{tmp_path}", val_fraction=0.1)
+    sent = pickle.dumps(images)
+    assert len(sent) < 20_000 < 800 * 28  # numbers and labels, not what the index says of each
+    received = pickle.loads(sent)
+    assert received.train.examples == images.train.examples
+    assert received.val.examples[3].stored() == images.val.examples[3].stored()
+    write(tmp_path / "1.tar", members(samples(5, 7)))
+    with pytest.raises(DatasetError, match="have changed since they were listed"):
+        pickle.loads(sent)

@@ -17,6 +17,7 @@ from bitzoo.converters.key_mapping import layout_of, name_of, slot_of
 from bitzoo.converters.layouts import as_layout, as_oihw, out_axis
 from bitzoo.converters.parity import reference_numpy
 from bitzoo.converters.parity.deviation import Deviation
+from bitzoo.converters.parity.reference_names import reference_name
 from bitzoo.converters.parity.tensorflow_oracles import TensorFlowOracles
 from bitzoo.converters.source import Array, Source
 from bitzoo.converters.state_dict import read_state_dict
@@ -235,7 +236,8 @@ class _Oracles:
         self._as_stored = _GoogleNames(source, inventory, hidden)
         self._rounds = bool(rounding)
         # scaled kernels are those of the release with this eps
-        self._eps = reference_numpy.EPS * source.kernel_scale**2
+        is_standardized = inventory.architecture.weight_standardization
+        self._eps = reference_numpy.EPS * source.kernel_scale**2 if is_standardized else None
         self._exact: tuple[int, Array] = (0, np.empty(0))
         self._second = TensorFlowOracles(
             source,
@@ -288,18 +290,21 @@ def _has_zero_head(source: Source, inventory: Inventory) -> bool:
 
 @contextmanager
 def _computing_in(network: torch.nn.Module, dtype: torch.dtype) -> Iterator[None]:
-    """Cast each layer's parameters to `dtype` just while it runs: one layer's copy at a time."""
+    """Cast each layer's numbers to `dtype` just while it runs: one layer's copy at a time."""
+
+    def numbers_in(layer: torch.nn.Module) -> Iterator[torch.Tensor]:
+        return itertools.chain(layer.parameters(), layer.buffers())
 
     def widen(layer: torch.nn.Module, inputs: object) -> None:
-        for parameter in layer.parameters():
-            kept[parameter] = parameter.data
-            parameter.data = parameter.data.to(dtype)
+        for tensor in numbers_in(layer):
+            kept[tensor] = tensor.data
+            tensor.data = tensor.data.to(dtype)
 
     def restore(layer: torch.nn.Module, inputs: object, output: object) -> None:
-        for parameter in layer.parameters():
-            parameter.data = kept.pop(parameter)
+        for tensor in numbers_in(layer):
+            tensor.data = kept.pop(tensor)
 
-    kept: dict[torch.nn.Parameter, torch.Tensor] = {}
+    kept: dict[torch.Tensor, torch.Tensor] = {}
     # The stem compares its images with its kernels before they are used, so it is one layer here.
     stem = network.get_submodule("stem")
     inner = set(stem.modules()) - {stem}
@@ -329,7 +334,8 @@ class _GoogleNames(Mapping[str, Array]):
         rounding: Mapping[Slot, _Rounded] | None = None,
     ) -> None:
         self._names = source.names
-        self._rounding = {name_of(slot, "npz"): how for slot, how in (rounding or {}).items()}
+        form = inventory.architecture
+        self._rounding = {reference_name(slot, form): how for slot, how in (rounding or {}).items()}
         if source.names in ("npz", "keras"):  # which differ in what the head is called alone
             self._tensors = {
                 name.replace("/head/dense/", "/head/conv2d/"): tensor
@@ -338,11 +344,11 @@ class _GoogleNames(Mapping[str, Array]):
             self.whose = "on the source's own names"
         else:
             self._tensors = {
-                name_of(slot, "npz"): tensor for slot, tensor in inventory.tensors.items()
+                reference_name(slot, form): tensor for slot, tensor in inventory.tensors.items()
             }
             self.whose = "on mapped names"
         for slot in hidden:
-            del self._tensors[name_of(slot, "npz")]
+            del self._tensors[reference_name(slot, form)]
         self.whose += ", without its head of zeros" if hidden else ""
         self.whose += ", rounded alike" if rounding else ""
 

@@ -7,7 +7,8 @@ shows as a difference of logits and cannot cancel out.
 
 Source of every formula: google-research/big_transfer, bit_tf2/models.py and
 bit_tf2/normalization.py; arXiv 1912.11370, 1903.10520 (weight standardization) and 1803.08494
-(group normalization).
+(group normalization). For networks of the paper's ablation, which nobody released: arXiv 1502.03167
+and the defaults of TensorFlow's `BatchNormalization`, under the names of its tensors.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ STRIDES = (1, 2, 2, 2)
 """Stride of each block's first unit."""
 GROUPS = 32
 GROUP_NORM_EPS = 1e-5
+BATCH_NORM_EPS = 1e-3
 EPS = 1e-10
 """What the released networks add to a kernel's variance."""
 BLOCK_BYTES = 32 << 20
@@ -34,7 +36,7 @@ BLOCK_BYTES = 32 << 20
 
 
 def forward(
-    tensors: Mapping[str, Any], images: np.ndarray[Any, Any], *, eps: float = 1e-10
+    tensors: Mapping[str, Any], images: np.ndarray[Any, Any], *, eps: float | None = 1e-10
 ) -> Array:
     """Compute the logits of a BiT checkpoint in float64.
 
@@ -49,7 +51,7 @@ def forward(
             one (a memory map, an HDF5 data set). The head kernel may also be 2-D, as Keras has it.
         images: RGB in [-1, 1], shape (batch, height, width, 3); any size.
         eps: Added to the variance of each kernel in weight standardization; the released
-            networks use 1e-10.
+            networks use 1e-10. None for kernels that are used as they are.
 
     Returns:
         Logits, shape (batch, classes); where the file has no head, the pooled features,
@@ -100,7 +102,7 @@ class _Network:
         unread: Names that no layer has asked for yet.
     """
 
-    def __init__(self, tensors: Mapping[str, Any], eps: float) -> None:
+    def __init__(self, tensors: Mapping[str, Any], eps: float | None) -> None:
         self._tensors = tensors
         self._eps = eps
         self.unread = set(tensors)
@@ -113,10 +115,19 @@ class _Network:
 
     def conv(self, x: Array, scope: str, *, size: int, stride: int = 1) -> Array:
         name = f"{scope}/standardized_conv2d/kernel"
-        blocks = self._kernel_blocks(name, (size, size, x.shape[-1]))
-        return convolve(x, (standardize(block, self._eps) for block in blocks), size, stride)
+        blocks, eps = self._kernel_blocks(name, (size, size, x.shape[-1])), self._eps
+        if eps is None:
+            return convolve(x, blocks, size, stride)
+        return convolve(x, (standardize(block, eps) for block in blocks), size, stride)
 
     def norm_relu(self, x: Array, scope: str) -> Array:
+        if f"{scope}/batch_normalization/gamma" in self.unread:
+            names = ("gamma", "beta", "moving_mean", "moving_variance")
+            vectors = [
+                self._vector(f"{scope}/batch_normalization/{name}", x.shape[-1]) for name in names
+            ]
+            x = batch_norm(x, *vectors)
+            return np.maximum(x, 0, out=x)
         gamma = self._vector(f"{scope}/group_norm/gamma", x.shape[-1])
         beta = self._vector(f"{scope}/group_norm/beta", x.shape[-1])
         x = group_norm(x, gamma, beta)
@@ -232,6 +243,14 @@ def group_norm(x: Array, gamma: Array, beta: Array) -> Array:
     y: Array = x - over_groups(x.mean(axis=(1, 2)))
     variance = over_groups(np.einsum("bhwc,bhwc->bc", y, y) / (height * width))
     y *= gamma / np.sqrt(variance + GROUP_NORM_EPS)
+    y += beta
+    return y
+
+
+def batch_norm(x: Array, gamma: Array, beta: Array, mean: Array, variance: Array) -> Array:
+    """Normalize NHWC `x` with given statistics of each channel; scale and shift."""
+    y: Array = (x - mean) / np.sqrt(variance + BATCH_NORM_EPS)
+    y *= gamma
     y += beta
     return y
 

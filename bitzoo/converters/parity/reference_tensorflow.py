@@ -5,7 +5,8 @@ spells the npz names itself, keeps TensorFlow's layouts (images NHWC, kernels HW
 convolution, pooling and moments to the library that the released networks were trained with.
 
 Source of every formula: google-research/big_transfer, bit_tf2/models.py and
-bit_tf2/normalization.py; arXiv 1912.11370.
+bit_tf2/normalization.py; arXiv 1912.11370. Batch normalization, which only its ablation has: the
+defaults of TensorFlow's `BatchNormalization`, under the names of its tensors.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ STRIDES = (1, 2, 2, 2)
 """Stride of each block's first unit."""
 GROUPS = 32
 GROUP_NORM_EPS = 1e-5
+BATCH_NORM_EPS = 1e-3
 KERNEL_EPS = 1e-10
 
 
@@ -93,7 +95,8 @@ def forward(
             may also be 2-D, as Keras has it.
         images: RGB in [-1, 1], shape (batch, height, width, channels); an array or a tensor.
         dtype: ``float32`` or ``float64``: what everything is computed in.
-        eps: Added to the variance of each kernel; None for kernels that are standardized already.
+        eps: Added to the variance of each kernel; None for kernels that are used as they are, as
+            they are not to be standardized, or are already.
 
     Returns:
         Logits, shape (batch, classes), or pooled features where there is no head.
@@ -108,7 +111,7 @@ def forward(
     for block, stride in enumerate(STRIDES, start=1):
         for unit in itertools.count(1):
             scope = f"resnet/block{block}/unit{unit:02d}"
-            if f"{scope}/a/group_norm/gamma" not in net.names:
+            if f"{scope}/a/standardized_conv2d/kernel" not in net.names:
                 break
             x = _unit(net, x, scope, stride if unit == 1 else 1)
     x = net.tf.reduce_mean(net.norm_relu(x, "resnet"), axis=[1, 2])
@@ -161,6 +164,10 @@ class _Network:
 
     def norm_relu(self, x: TfTensor, scope: str) -> TfTensor:
         tf, shape, channels = self.tf, self.tf.shape(x), x.shape[-1]
+        if f"{scope}/batch_normalization/gamma" in self.names:
+            names = ("moving_mean", "moving_variance", "beta", "gamma")
+            vectors = [self.read(f"{scope}/batch_normalization/{name}") for name in names]
+            return tf.nn.relu(tf.nn.batch_normalization(x, *vectors, BATCH_NORM_EPS))
         groups = tf.reshape(x, [shape[0], shape[1], shape[2], GROUPS, channels // GROUPS])
         mean, variance = tf.nn.moments(groups, axes=[1, 2, 4], keepdims=True)
         groups = (groups - mean) * tf.math.rsqrt(variance + tf.constant(GROUP_NORM_EPS, x.dtype))

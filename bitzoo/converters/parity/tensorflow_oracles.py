@@ -46,7 +46,7 @@ class TensorFlowOracles:
             self.absent.append(f"{_GRAPH}: the head of zeros hides what is before it")
 
     def forward(
-        self, tensors: Mapping[str, Array], images: Array, dtype: str, eps: float
+        self, tensors: Mapping[str, Array], images: Array, dtype: str, eps: float | None
     ) -> tuple[str, Array] | None:
         """Return the oracle's name and the logits of its forward pass; None if it is no witness.
 
@@ -54,7 +54,7 @@ class TensorFlowOracles:
             tensors: As `bitzoo.converters.parity.reference_tensorflow.forward` takes them.
             images: RGB in [-1, 1], shape (batch, height, width, channels).
             dtype: What everything is computed in.
-            eps: Added to the variance of each kernel.
+            eps: Added to the variance of each kernel; None for kernels used as they are.
         """
         if self._process is None:
             return None

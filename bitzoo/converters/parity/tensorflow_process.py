@@ -73,7 +73,7 @@ class TensorFlowProcess:
         return self._running().version
 
     def forward(
-        self, tensors: Mapping[str, Array], images: Array, *, dtype: str, eps: float
+        self, tensors: Mapping[str, Array], images: Array, *, dtype: str, eps: float | None
     ) -> Array:
         """Compute logits as `bitzoo.converters.parity.reference_tensorflow.forward` does.
 
