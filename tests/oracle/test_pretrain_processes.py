@@ -19,9 +19,10 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 ARCH, STEPS, BATCH, TEACHER = "R(1,1,1,1)x0.5", 4, 6, "teacher"
 TOLERANCE = 1e-5
 """The order in which the gradients' addends, float32, are added differs, and nothing else."""
-ADAM_TOLERANCE = 1e-3
-"""Adam divides a gradient by its own size, so the rounding of one near zero moves a weight by a
-part of a whole step, which is 3e-3 here: 4.6e-4 was seen after four."""
+ADAM_SHARE = 0.05
+"""Adam divides a gradient by its own size, so the rounding of one near zero, and its sign, moves a
+weight by as much as a whole step: 2e-3 was seen, in 2 of 147,456 weights. So weights may differ by
+this share of the way that Adam can go, in the root mean square of a tensor."""
 OPTIONS = {
     "steps": STEPS,
     "batch_size": BATCH,
@@ -81,7 +82,7 @@ def alone(request, tmp_path_factory):
 @pytest.mark.parametrize("count", [2, 3])
 def test_the_same_as_one(alone, count):
     place, recipe, (rows, evaluated, _, loss) = alone
-    tolerance = ADAM_TOLERANCE if recipe == "distill" else TOLERANCE
+    uses_adam = recipe == "distill"
     folder = f"of-{count}"
     found = in_processes(count, compute, str(place), recipe, folder)
 
@@ -103,9 +104,14 @@ def test_the_same_as_one(alone, count):
     weights, whole = (load_file(place / name / "model.safetensors") for name in (folder, "one"))
     assert weights.keys() == whole.keys()
     for name, tensor in whole.items():
+        if uses_adam:
+            apart = np.sqrt(np.mean((weights[name] - tensor) ** 2))
+            assert apart < ADAM_SHARE * STEPS * OPTIONS["lr"], name
+            continue
         np.testing.assert_allclose(
-            weights[name], tensor, rtol=tolerance, atol=tolerance, err_msg=name
+            weights[name], tensor, rtol=TOLERANCE, atol=TOLERANCE, err_msg=name
         )
+    tolerance = 1e-3 if uses_adam else TOLERANCE
     for event, number in (("train", STEPS), ("eval", 2)):
         ours, expected = (losses_of(place / name, event) for name in (folder, "one"))
         assert [step for step, _ in ours] == [step for step, _ in expected]
