@@ -30,9 +30,9 @@ TOLERANCE = 1e-10
 magnitude in that tensor; of a loss, relative to it."""
 
 STEP_LRS = [0.0, 0.0006, 0.0012, 0.0018, 0.0024] + [0.003] * 5 + [0.0003] * 6 + [0.00003] * 4
-"""Warmup over 5 steps, then a tenth after step 9 and a hundredth after step 15. With ten times these
-rates the network with batch norm diverges, and twenty steps enlarge a change of the last bit to
-4e-10; with these to 1e-13."""
+"""Warmup over 5 steps, then a tenth after step 9 and a hundredth after step 15. With ten times
+these rates the network with batch norm diverges, and twenty steps enlarge a change of the last bit
+to 4e-10; with these to 1e-13."""
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,9 @@
 """Learning rate, decay and momentum by step, against tables made by hand from the papers' numbers.
 
-Of BiT (arXiv 1912.11370): 0.03 x batch / 256, batches of 4096, 5000 steps of linear warmup, a tenth
-after each of some epochs. Step n, from 0, is made after n x 4096 images. On which side of a boundary
-the step falls that begins exactly there is inferred: the authors' fine-tuning code and TensorFlow's
-`piecewise_constant` leave it the higher rate.
+Of BiT (arXiv 1912.11370): 0.03 x batch / 256, batches of 4096, 5000 steps of linear warmup, a
+tenth after each of some epochs. Step n, from 0, is made after n x 4096 images. On which side of a
+boundary the step falls that begins exactly there is inferred: the authors' fine-tuning code and
+TensorFlow's `piecewise_constant` leave it the higher rate.
 """
 
 import math
@@ -171,7 +171,7 @@ def test_distillation(name, images, epochs, heat, lr, decay, torchs):
     assert (recipe.clip_norm, recipe.mixup_alpha, recipe.flip) == (1.0, 1.0, True)
     assert recipe.loss == "distillation"
     assert recipe.loss_options == {"temperature": heat}
-    # a step at the base rate takes `decay` of a kernel; torch's AdamW multiplies its own by the rate
+    # a step at the base rate takes `decay` of a kernel; torch's AdamW multiplies by the rate
     assert recipe.weight_decay * lr == pytest.approx(decay, rel=1e-12)
     assert recipe.weight_decay == pytest.approx(torchs, rel=0.02)
     middle = warmup + (steps - warmup) // 2
