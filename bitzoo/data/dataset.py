@@ -244,17 +244,13 @@ class Listed:
             names: Names of the network's classes.
             target: Returns an example's class in the network: negative for one that it does not
                 have, which becomes a problem that can be skipped; None for one to leave out.
-
-        Raises:
-            DatasetError: If an image has several classes.
+                An image with several classes has this one from then on.
         """
         splits: dict[str, tuple[Example, ...]] = {}
         unknown = []
         for split, examples in self.splits.items():
             kept = []
             for example in examples:
-                if len(example.classes) > 1:
-                    raise _several(self.source, example, self.classes)
                 label = target(example)
                 if label is not None and label >= 0:
                     kept.append(replace(example, label=label, labels=()))
@@ -327,15 +323,6 @@ def _check_classes(listing: Listing, classes: tuple[str, ...]) -> tuple[str, ...
             "them, or leave their images out: `skip_bad=True`."
         )
     return classes
-
-
-def _several(source: str, example: Example, classes: Sequence[str]) -> DatasetError:
-    names = join_some([classes[label] for label in example.classes])
-    return DatasetError(
-        f"Every image that is evaluated must have one label, but in {source} the image "
-        f"{example.key} has several: {names}. Give data with one label an image; a network that "
-        "was trained on several is evaluated on its held-out images as it is trained."
-    )
 
 
 def _used_classes(rows: Sequence[Row]) -> Collection[str]:

@@ -112,6 +112,7 @@ def evaluate(
     own = _Share.of(device, backend)
     network = load_classifier(model, weights)
     known, title, record = info(network), title_of(model), record_of(network)
+    sigmoid = known.activation == "sigmoid"
     given = own_data(known, title) if data is None else OwnData(data)
     space = output_space(known)
     listed = _listed(given, space.names or (), progress)
@@ -156,6 +157,7 @@ def evaluate(
                 device=own.device,
                 outputs=truth.match.competing,
                 accepted=truth.accepted_by(part.examples),
+                sigmoid=sigmoid,
                 progress=progress,
             )
         return replace(found, rows=found.rows * own.world + own.rank)

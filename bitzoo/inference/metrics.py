@@ -336,7 +336,7 @@ class Evaluation(Displayed):
             rows.append(("macro F1", f"{self.macro_f1:.2%}"))
         return [
             *rows,
-            ("loss", f"{self.loss:.4f}"),
+            ("loss", f"{self.loss:.4f}" + (" (sigmoid, summed over classes)" * self.of_sigmoid)),
             ("classes", f"{len(self.classes):,}"),
             *(self.selection.display_rows() if self.selection else ()),
             *([("matched", self.matched)] if self.matched else ()),

@@ -10,7 +10,7 @@ from pathlib import Path
 from bitzoo.catalogue.class_names import LABEL_SETS
 from bitzoo.catalogue.published_lists import TFDS_SUBSETS
 from bitzoo.data.dataset import DataSource, Example, Listed
-from bitzoo.data.label_space import BY_INDEX, LabelMatch, OutputSpace, match_labels
+from bitzoo.data.label_space import BY_INDEX, NO_OUTPUT, LabelMatch, OutputSpace, match_labels
 from bitzoo.data.output_space import ILSVRC
 from bitzoo.data.real_labels import file_name, read_real_labels, real_targets
 from bitzoo.data.source_names import TFDS, VTAB, library_of, parse
@@ -134,14 +134,26 @@ def find_truth(
     competing = range(space.count) if match.competing is None else match.competing
     ids = () if space.synsets is None else tuple(space.synsets[output] for output in competing)
     if not several:
+        accepted = _own_labels(listed, match)
         own = not space.is_published and set(listed.classes) <= set(space.names or ())
         is_plain = own and match.competing is None
-        return Truth(match, ids, notes=match.notes, is_plain=is_plain)
+        return Truth(match, ids, accepted, match.notes, is_plain)
     real = read_real_labels(None if labels == REAL else labels)
     found = real_targets([file_name(row) for row in listed.rows], real, space, match)
     keys = [row.key for row in listed.rows]
     accepted = dict(zip(keys, found.columns, strict=True))
     return Truth(match, ids, accepted, (*match.notes, *found.notes))
+
+
+def _own_labels(listed: Listed, match: LabelMatch) -> dict[str, tuple[int, ...]] | None:
+    """Return the competing outputs that are right for each image; None if each has one class."""
+    examples = [example for split in listed.splits.values() for example in split]
+    if all(len(example.classes) == 1 for example in examples):
+        return None
+    return {
+        example.key: tuple(sorted({match.targets[c] for c in example.classes} - {NO_OUTPUT}))
+        for example in examples
+    }
 
 
 def _checked(task: str, space: OutputSpace) -> str:
