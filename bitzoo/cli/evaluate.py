@@ -93,16 +93,19 @@ def _print_evaluation(found: Evaluation) -> None:
     """Print the classes, what was counted, and the figures with what was published."""
     rows = [(row["name"], row["correct"], row["count"]) for row in found.per_class if row["count"]]
     print_table(("class", "correct", "images"), rows)
+    if found.several:
+        say("(an image of several labels is counted here once, for its first)")
     selection = found.selection
     assert selection is not None
     say("")
     for sentence in (*filter(None, [found.matched]), *selection.sentences):
         say_wrapped(as_flags(sentence))
     left_out = sum(map(len, selection.skipped.values()))
-    others = [("balanced accuracy", found.balanced_accuracy)]
-    others += [] if found.several else [("macro F1", found.macro_f1)]
+    names = () if found.several else ("balanced accuracy", "macro F1")
+    others = list(zip(names, (found.balanced_accuracy, found.macro_f1), strict=False))
     others += [("top-5", found.top5)] if found.has_top5 else []
-    say(", ".join(f"{name} {value:.2%}" for name, value in others) + f", loss {found.loss:.4f}")
+    loss = f"{'sigmoid loss' if found.of_sigmoid else 'loss'} {found.loss:.4f}"
+    say(", ".join([*(f"{name} {value:.2%}" for name, value in others), loss]))
     for figure in found.published:
         say_wrapped(f"Published: {figure.sentence}")
     say(f"95 % interval of top-1: {in_percent(found.interval)}")

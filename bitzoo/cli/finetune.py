@@ -75,7 +75,7 @@ def hyperrule(
     required=True,
     shell_complete=complete_path,
     help="A folder of class folders, a .csv or .jsonl file, or the name of a data set: hf:NAME, "
-    "tfds:NAME or torchvision:NAME, and @SPLIT.",
+    "tfds:NAME or torchvision:NAME, and @SPLIT, or tar:SHARDS.",
 )
 @click.option("--out", type=PATH, required=True, help="Run folder.")
 @edition_option

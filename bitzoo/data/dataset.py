@@ -129,7 +129,8 @@ def read_dataset(
             - a folder of ImageNet's validation images as they are published, with their labels
               beside them, see `imagenet_devkit`;
             - the name of a data set that a library has prepared, such as `tfds:NAME@SPLIT`,
-              `hf:NAME@SPLIT` or `torchvision:NAME@SPLIT`, see `source_names` and docs/sources.md;
+              `hf:NAME@SPLIT` or `torchvision:NAME@SPLIT`, or `tar:SHARDS`, see `source_names` and
+              docs/sources.md;
             - a `TfdsSource`, or a `datasets.Dataset`, see `hf_datasets.read_table`;
             - `(images, labels)`: uint8 arrays (N, H, W) or (N, H, W, 3) and N ints or strings;
             - several of these by split name: `datasets.DatasetDict`, `{"train": (images,

@@ -258,7 +258,7 @@ def labels_of(split: Split) -> Integers:
     if labels is None:
         raise DatasetError(
             f"Every image must have one class here, but images of {split.name} have several "
-            "labels. Train a network for them with the sigmoid loss."
+            "labels. `bitzoo.pretrain` trains on several, with the recipe bit-m."
         )
     return labels
 

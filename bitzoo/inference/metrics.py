@@ -218,11 +218,14 @@ class Evaluation(Displayed):
     def balanced_accuracy(self) -> float:
         """Mean over the classes with images of their accuracy, in [0, 1]; NaN without images.
 
-        Every class counts the same, however many images it has.
+        NaN also where images may have several labels, as each is of several classes then. Every
+        class counts the same, however many images it has.
 
         Source: K. H. Brodersen et al., "The Balanced Accuracy and Its Posterior Distribution",
         ICPR 2010; for more than two classes, the mean recall.
         """
+        if self.several:
+            return math.nan
         counts, hits, _ = self._totals()
         shares = hits[counts > 0] / counts[counts > 0]
         return _share(math.fsum(shares), len(shares))
@@ -251,7 +254,10 @@ class Evaluation(Displayed):
 
     @property
     def per_class(self) -> list[dict[str, Any]]:
-        """`name`, `count`, `correct` and `accuracy` per class; accuracy is None without images."""
+        """`name`, `count`, `correct` and `accuracy` per class; accuracy is None without images.
+
+        An image with several labels counts once, for the class of the data set or its first label.
+        """
         counts, hits, _ = self._totals()
         return [
             {
@@ -331,8 +337,8 @@ class Evaluation(Displayed):
                 ("top-5", f"{self.top5:.2%} ({self.correct_top5:,} of {self.count:,} images)")
             )
         rows += [("published", figure.sentence) for figure in self.published]
-        rows.append(("balanced accuracy", f"{self.balanced_accuracy:.2%}"))
         if not self.several:
+            rows.append(("balanced accuracy", f"{self.balanced_accuracy:.2%}"))
             rows.append(("macro F1", f"{self.macro_f1:.2%}"))
         return [
             *rows,

@@ -122,7 +122,7 @@ class Architecture:
         channels = STEM_CHANNELS * self.width
         if not (0 < channels <= MAX_CHANNELS) or channels % GROUPS:
             raise ArchitectureError(
-                f"`width` must give a multiple of {GROUPS} stem channels for GroupNorm, found "
+                f"`width` must give a multiple of {GROUPS} stem channels, found "
                 f"{self.width!r}, which gives {channels:g}. Use a positive multiple of "
                 f"{GROUPS / STEM_CHANNELS:g}."
             )

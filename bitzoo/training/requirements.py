@@ -64,7 +64,7 @@ def check_training(
         if recipe.loss not in (SIGMOID, DISTILLATION):
             raise UsageError(
                 f"The loss {recipe.loss} takes one label for each image, found images of several "
-                f"or none. Use the loss {SIGMOID}."
+                f"or none. Give data with one; `bitzoo.pretrain` trains on several, with {SIGMOID}."
             )
         values = labels.values if len(labels.values) else np.zeros(1, np.int32)
     else:

@@ -134,9 +134,9 @@ def _headline(run: RunRecord) -> list[tuple[str, str, str]]:
         if found.has_top5:
             note = f"{found.correct_top5:,} of {found.count:,}"
             facts.append((_percent(found.top5), "top-5 accuracy", note))
-        note = "mean over the classes of their accuracy"
-        facts.append((_percent(found.balanced_accuracy), "balanced accuracy", note))
         if not found.several:
+            note = "mean over the classes of their accuracy"
+            facts.append((_percent(found.balanced_accuracy), "balanced accuracy", note))
             note = "mean over the classes of their F1 score"
             facts.append((_percent(found.macro_f1), "macro F1", note))
         classes = len(run.classes)
