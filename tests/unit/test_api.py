@@ -19,6 +19,7 @@ from bitzoo.catalogue.class_names import class_names
 from bitzoo.catalogue.model_info import Identity, ModelInfo
 from bitzoo.catalogue.protocols import Claim, Protocol
 from bitzoo.catalogue.registry import find_spec
+from bitzoo.catalogue.run_info import TeacherInfo
 from bitzoo.cli.main import app
 from bitzoo.converters.dtypes import CHECKPOINT_DTYPES, DTYPES
 from bitzoo.converters.formats.checkpoint_formats import FORMATS
@@ -44,12 +45,15 @@ from bitzoo.models import layers
 from bitzoo.models.architecture import ARCHITECTURES, Architecture
 from bitzoo.runs.fewshot import Method
 from bitzoo.runs.fewshot_result import FewShotResult, Trial
+from bitzoo.runs.distill import DistillResult
 from bitzoo.runs.finetune import FinetuneResult
 from bitzoo.runs.measuring import Measured
+from bitzoo.runs.pretrain import PretrainResult
 from bitzoo.runs.reproduce import Reproduction
 from bitzoo.runs.study_cell import Score
 from bitzoo.runs.study_grid import Cell, StudyPlan
 from bitzoo.runs.study_result import StudyResult
+from bitzoo.runs.teaching import Teaching
 from bitzoo.runs.vtab_result import RunScore, TaskScore, VtabResult
 from bitzoo.training.hyperrule import Edition, hyperrule
 from bitzoo.zoo.conversion import ConversionResult
@@ -58,6 +62,7 @@ FUNCTIONS = sorted(set(bitzoo.__all__) - {"ModelInfo", "ModelSpec", "__version__
 COMMANDS = {
     "card": "card",
     "convert": "convert",
+    "distill": "distill",
     "evaluate": "evaluate",
     "export": "export",
     "fewshot": "fewshot",
@@ -66,6 +71,7 @@ COMMANDS = {
     "info": "info",
     "list": "list_models",
     "predict": "predict",
+    "pretrain": "pretrain",
     "publish": "publish",
     "reproduce": "reproduce",
     "resume": "resume",
@@ -77,6 +83,9 @@ COMMANDS = {
 
 PRINTING = {"version", "json", "format", "debug", "yes", "list_"}
 """Options that decide only what is asked and printed."""
+
+GIVEN_IN_TWO_WAYS = {"arch", "model", "src", "student"}
+"""What a command works on: its first argument, or an option."""
 
 
 # --- functions ------------------------------------------------------------------------------------
@@ -152,7 +161,7 @@ def test_a_commands_options_are_its_functions_parameters(name):
     named = {option.name.removesuffix("_argument") for option in command.params}
     assert named - printing <= set(parameters)
     for option in command.params:
-        if option.name.removesuffix("_argument") in ("model", "src"):  # two ways to give it
+        if option.name.removesuffix("_argument") in GIVEN_IN_TWO_WAYS:
             continue
         default = parameters[option.name].default if option.name not in printing else None
         if option.name not in printing and not option.required:
@@ -253,6 +262,11 @@ def results():
         Reproduction(figure, None, ()),
         run,
         FinetuneResult(Path("a"), run.recipe, 9, True, None, 0.0, (run, run)),
+        PretrainResult(Path(EVIL), run.recipe, 500, False, evaluation, 9.0),
+        DistillResult(
+            Path(EVIL), run.recipe, 500, False, evaluation, 9.0,
+            teaching=Teaching((TeacherInfo(EVIL, "ab" * 32, EVIL, EVIL, EVIL),) * 20, 2.0, 7, 6, 5, 4),
+        ),
         FewShotResult(
             Path(EVIL), {"method": EVIL, "model": EVIL}, (1, 5), 20, EVIL,
             tuple(Trial(1, run, run, 9, run, 30, EVIL, 5, {EVIL: {"from": 1.0, "to": EVIL}})
@@ -295,9 +309,15 @@ def test_a_result_shows_itself_in_a_few_harmless_lines(result):
         json.dumps(result.to_dict(), allow_nan=False)
 
 
+def leaves(kind):
+    """The classes below one of which no other class is a special case."""
+    below = kind.__subclasses__()
+    return [leaf for sub in below for leaf in leaves(sub)] if below else [kind]
+
+
 def test_results_are_all_shown():
     shown = {type(result) for result in results()}
-    ours = {kind for kind in Displayed.__subclasses__() if kind.__module__.startswith("bitzoo.")}
+    ours = {kind for kind in leaves(Displayed) if kind.__module__.startswith("bitzoo.")}
     assert ours == shown
 
 

@@ -562,7 +562,10 @@ def test_explain_gives_the_reasons():
 
 def test_explain_of_other_recipes():
     upstream = rows(UPSTREAM_S)
-    assert upstream["training images"] == "resize to 224x224, random horizontal flip"
+    assert upstream["training images"] == (
+        "inception crop: a random box of 5 to 100 % of the area, resized to 224x224, "
+        "random horizontal flip"
+    )
     assert upstream["optimizer"] == "SGD, momentum 0.9, weight decay 0.0001"
     assert upstream["learning rate"] == (
         "from 0 to 0.48 over the first 5,000 steps, "
