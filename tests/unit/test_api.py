@@ -43,9 +43,9 @@ from bitzoo.inference.optimize import COMPUTE_DTYPES
 from bitzoo.inference.predict import Guess, Prediction, Predictions
 from bitzoo.models import layers
 from bitzoo.models.architecture import ARCHITECTURES, Architecture
+from bitzoo.runs.distill import DistillResult
 from bitzoo.runs.fewshot import Method
 from bitzoo.runs.fewshot_result import FewShotResult, Trial
-from bitzoo.runs.distill import DistillResult
 from bitzoo.runs.finetune import FinetuneResult
 from bitzoo.runs.measuring import Measured
 from bitzoo.runs.pretrain import PretrainResult
@@ -265,7 +265,9 @@ def results():
         PretrainResult(Path(EVIL), run.recipe, 500, False, evaluation, 9.0),
         DistillResult(
             Path(EVIL), run.recipe, 500, False, evaluation, 9.0,
-            teaching=Teaching((TeacherInfo(EVIL, "ab" * 32, EVIL, EVIL, EVIL),) * 20, 2.0, 7, 6, 5, 4),
+            teaching=Teaching(
+                (TeacherInfo(EVIL, "ab" * 32, EVIL, EVIL, EVIL),) * 20, 2.0, 7, 6, 5, 4
+            ),
         ),
         FewShotResult(
             Path(EVIL), {"method": EVIL, "model": EVIL}, (1, 5), 20, EVIL,
