@@ -104,9 +104,7 @@ def measure(
     context = torch.multiprocessing.get_context("spawn")
     queue = context.Queue()
     arguments = (port, queue, arch, size, images, micro_batch, rounds)
-    processes = torch.multiprocessing.spawn(  # type: ignore[no-untyped-call]
-        _work, arguments, nprocs=PROCESSES, join=False
-    )
+    processes = torch.multiprocessing.spawn(_work, arguments, nprocs=PROCESSES, join=False)
     samples: list[list[tuple[float, ...]]] = []
     while not samples:
         with contextlib.suppress(Empty):

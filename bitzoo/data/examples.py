@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import overload
 
 import numpy as np
 import numpy.typing as npt
@@ -121,11 +122,15 @@ class RowTable(TableView[Row]):
             labels=tuple(self.classes[k] for k in self.table.classes(position)),
         )
 
-    def with_table(self, table: RecordTable) -> Sequence[Row]:
+    def with_table(self, table: RecordTable) -> RowTable:
         """Not for rows, whose splits are beside the table."""
         raise NotImplementedError
 
-    def __getitem__(self, position):  # type: ignore[no-untyped-def, override]
+    @overload
+    def __getitem__(self, position: int) -> Row: ...
+    @overload
+    def __getitem__(self, position: slice) -> tuple[Row, ...]: ...
+    def __getitem__(self, position: int | slice) -> Row | tuple[Row, ...]:
         """Return a row, or several as a tuple."""
         if isinstance(position, slice):
             return tuple(map(self.make, range(len(self))[position]))

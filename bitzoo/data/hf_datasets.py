@@ -136,9 +136,9 @@ def read_named(name: SourceName, source: str) -> Listing | dict[str, Callable[[]
     declared = parts[0].classes
     same = all(part.classes == declared for part in parts)
     classes = declared if same else order_classes(c for part in parts for c in part.classes)
-    tables = [part.rows for part in parts if isinstance(part.rows, RowTable)]
+    rows = [part.rows for part in parts if isinstance(part.rows, RowTable)]
     return Listing(
-        RowTable.joined(tables, classes) if tables else (),
+        RowTable.joined(rows, classes) if rows else (),
         classes,
         source,
         tuple(dict.fromkeys(note for part in parts for note in part.notes)),

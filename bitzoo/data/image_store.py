@@ -257,14 +257,14 @@ class DecodingPixels(Pixels):
         """Decode and return images; an index that occurs twice is decoded once."""
         numbers, positions = np.unique(self._checked(indices), return_inverse=True)
         decoded: dict[int, Pixels8] = {}
-        indices = numbers.tolist()
+        once = numbers.tolist()
 
         def work(place: int) -> None:
             decoded[place] = _read(
-                self._examples, indices[place], self._decoder.decode, self._stand_ins
+                self._examples, once[place], self._decoder.decode, self._stand_ins
             )
 
-        self._decoder.run_each(len(indices), work)
+        self._decoder.run_each(len(once), work)
         return [decoded[position] for position in positions.tolist()]
 
     @property

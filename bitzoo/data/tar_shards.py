@@ -14,7 +14,7 @@ import logging
 import os
 import re
 import stat
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -120,7 +120,8 @@ class TarRecords(Records):
 
     def sizes(self, numbers: npt.NDArray[np.integer[Any]]) -> npt.NDArray[np.int64]:
         """Return how many bytes the images have."""
-        return self._arrays["sizes"][numbers].astype(np.int64)
+        sizes: npt.NDArray[np.int64] = self._arrays["sizes"][numbers].astype(np.int64)
+        return sizes
 
     @property
     def digest(self) -> str:
@@ -254,7 +255,11 @@ def _shown_names(paths: Sequence[str]) -> dict[str, str]:
 
 def _splits(paths: Sequence[str]) -> dict[str, str]:
     """Return the split of each shard, if their names mean several; of folders, if these do."""
-    for part in (lambda path: path.stem, lambda path: path.parent.name):
+    parts: tuple[Callable[[Path], str], ...] = (
+        lambda path: path.stem,
+        lambda path: path.parent.name,
+    )
+    for part in parts:
         words = {path: re.sub(r"\d+", "", part(Path(path))) for path in paths}
         meant = resolve_splits(dict.fromkeys(words.values()))
         if len(set(meant.values())) > 1 and meant.keys() >= set(words.values()):

@@ -58,8 +58,9 @@ def speed_up_compiled(network: nn.Module) -> None:
     def faster(plain: nn.Module) -> nn.Module | None:
         if isinstance(plain, GroupNormReLU):
             return SumsGroupNormReLU(plain)
-        is_pointwise = type(plain) is nn.Conv2d and plain.kernel_size == plain.stride == (1, 1)
-        return PixelLinear(plain) if is_pointwise else None
+        if type(plain) is nn.Conv2d and plain.kernel_size == plain.stride == (1, 1):
+            return PixelLinear(plain)
+        return None
 
     _replace(network, faster)
 

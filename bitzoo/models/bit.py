@@ -76,7 +76,7 @@ class Stage(nn.Module):
         return x
 
 
-def _recompute(unit: Unit, x: Tensor) -> Tensor:
+def _recompute(unit: nn.Module, x: Tensor) -> Tensor:
     how = recomputation_of(unit)
     is_plain = how and torch.compiler.is_compiling()  # that cannot recompute changes of statistics
     y: Tensor = unit(x) if is_plain else checkpoint(unit, x, use_reentrant=False, **how)

@@ -177,7 +177,7 @@ def pretraining(
     steps = steps_of(rule.epochs, images, batch)
     warmup = in_proportion(rule.warmup, steps, rule.steps)
     lr, usual = (rule.lr * size / LR_BATCH for size in (batch, BATCH_SIZE))
-    changes = {}
+    changes: dict[str, dict[str, float]] = {}
     if batch != BATCH_SIZE:
         changes = {
             "batch_size": {"from": BATCH_SIZE, "to": batch},

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
+import numpy.typing as npt
 
 from bitzoo.data.image_store import Pixels
 from bitzoo.data.label_sets import LabelSets
@@ -60,6 +63,7 @@ def check_training(
             f"Every image needs a label, found {len(labels):,} labels for {len(pixels):,} "
             "images. Pass those of one split."
         )
+    values: npt.NDArray[np.integer[Any]]
     if isinstance(labels, LabelSets):
         if recipe.loss not in (SIGMOID, DISTILLATION):
             raise UsageError(

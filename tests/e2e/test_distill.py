@@ -6,6 +6,7 @@ import json
 import shlex
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,10 +19,17 @@ import bitzoo
 from bitzoo.cli.main import app
 from bitzoo.errors import BitzooError, UsageError
 from bitzoo.runs.config import Callbacks
+from bitzoo.runs.distill import DistillResult
 from bitzoo.zoo.model_folder import write_model_folder
 
 STUDENT = "R(1,1,1,1)x0.5"
-SHORT = {"steps": 3, "batch_size": 4, "resolution": 32, "workers": 1, "progress": False}
+SHORT: dict[str, Any] = {
+    "steps": 3,
+    "batch_size": 4,
+    "resolution": 32,
+    "workers": 1,
+    "progress": False,
+}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -142,6 +150,7 @@ class TestResume:
             callbacks=Callbacks(on_step=lambda metrics: steps.append(metrics["step"])),
         )  # fmt: skip
         assert steps == [2, 3]
+        assert isinstance(result, DistillResult)
         assert result.teaching.count == 9
         assert weights(tmp_path / "run") == weights(place / "run")
 
@@ -153,8 +162,9 @@ class TestResume:
             tmp_path / "t", STUDENT, place / "data", tmp_path / "run", **SHORT | {"steps": 1}
         )
         network = bitzoo.create_model(tmp_path / "t", pretrained=True)
+        head: Any = network.get_classifier()
         with torch.no_grad():
-            network.get_classifier().bias[0] += 1.0
+            head.bias[0] += 1.0
         write_model_folder(tmp_path / "t", network, bitzoo.info(network))
         with pytest.raises(UsageError, match="teachers"):
             bitzoo.resume(tmp_path / "run", extend=1, progress=False)
@@ -175,7 +185,7 @@ class TestKinds:
 
     @pytest.mark.slow
     def test_a_student_that_starts_from_a_run(self, place, tmp_path):
-        said = []
+        said: list[str] = []
         result = bitzoo.distill(
             place / "teacher", place / "run", place / "data", tmp_path / "more",
             callbacks=Callbacks(say=said.append), **SHORT,

@@ -71,7 +71,7 @@ def test_shards_train_as_the_same_files(tmp_path, folder, monkeypatch):
     assert ours.evaluation.loss == theirs.evaluation.loss
     assert (tmp_path / "shards" / "split.csv").is_file()
     monkeypatch.setattr(one_run, "CHECKED_BEFORE", 0)
-    said = []
+    said: list[str] = []
     lazy = train(source, tmp_path / "lazy", callbacks=Callbacks(say=said.append))
     assert_equal(weights(tmp_path / "lazy"), weights(tmp_path / "files"))
     assert lazy.evaluation.loss == theirs.evaluation.loss
@@ -89,7 +89,7 @@ def test_bad_images_are_replaced_and_a_resumed_run_is_the_same(tmp_path, folder,
     source = packed(folder)
     with pytest.raises(DatasetError, match=r"not checked in full.*skip_bad=True"):
         train(source, tmp_path / "ends")
-    said = []
+    said: list[str] = []
     train(source, tmp_path / "whole", skip_bad=True, callbacks=Callbacks(say=said.append))
     met = [sentence for sentence in said if "the next image stands in" in sentence]
     assert 1 <= len(met) <= 5

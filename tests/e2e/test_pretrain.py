@@ -207,7 +207,7 @@ class TestSigmoid:
         again = bitzoo.evaluate(workspace / "many", workspace / "pairs.csv", split="val")
         assert (again.count, again.correct) == (len(held_out), hits)
         assert again.loss == pytest.approx(float(loss), rel=1e-5)
-        assert dict(again.display_rows())["loss"].endswith(" (sigmoid, summed over classes)")
+        assert str(dict(again.display_rows())["loss"]).endswith(" (sigmoid, summed over classes)")
 
     def test_activation(self, workspace, trained):
         assert bitzoo.info(workspace / "many").activation == "sigmoid"

@@ -7,6 +7,7 @@ and the metrics read as those of one run.
 import json
 import os
 import signal
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from training import InProcess
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 ARCH = "R(1,1,1,1)x0.5"
-OPTIONS = {
+OPTIONS: dict[str, Any] = {
     "steps": 6,
     "batch_size": 8,
     "micro_batch": 4,  # several, so that kernels are shared within a step
@@ -27,8 +28,8 @@ OPTIONS = {
     "log": "none",
     "progress": False,
 }
-PRETRAIN = {"recipe": "bit-s", "resolution": 32, "mixup": 0.1}
-DISTILL = {"resolution": 32, "temperature": 2.0, "lr": 0.003}
+PRETRAIN: dict[str, Any] = {"recipe": "bit-s", "resolution": 32, "mixup": 0.1}
+DISTILL: dict[str, Any] = {"resolution": 32, "temperature": 2.0, "lr": 0.003}
 TEACHER = "teacher"
 
 
@@ -96,7 +97,7 @@ def while_a_checkpoint_is_written():
             if Dying.files == 2 and self.left == 0:
                 die()
 
-    checkpointing.SafetensorsWriter = Dying
+    checkpointing.SafetensorsWriter = Dying  # type: ignore[attr-defined]
 
 
 def in_an_evaluation():

@@ -3,11 +3,11 @@
 import math
 
 import numpy as np
-import plain_loop
+import plain_training
 import pytest
 import torch
 from compared_loops import BATCH, CROP, IMAGES, STEPS, compare, network, write_photos
-from plain_loop import Net
+from plain_training import Net
 
 from bitzoo.training.distillation import Ensemble, Teacher
 from bitzoo.training.recipe import Recipe, Schedule
@@ -36,7 +36,7 @@ def recipe(temperature, **changes):
 
 def teacher_tensors(seed):
     """A teacher that is sure of something: its logits are spread over several units."""
-    tensors = plain_loop.draw_tensors(Net(), CLASSES, head="random", seed=seed)
+    tensors = plain_training.draw_tensors(Net(), CLASSES, head="random", seed=seed)
     tensors["head.fc.weight"] *= 10
     return tensors
 
@@ -48,7 +48,7 @@ def test_distillation(temperature, teachers, photos):
     asked = []
 
     def plain_teacher(images):
-        logits = [plain_loop.logits_of(Net(), t, images, training=False) for t in drawn]
+        logits = [plain_training.logits_of(Net(), t, images, training=False) for t in drawn]
         assert max(float(logit.std()) for logit in logits) > 0.3
         asked.append(images)
         return sum(logits) / teachers
@@ -63,8 +63,8 @@ def test_distillation(temperature, teachers, photos):
     norms = compare(
         Net(), photos, recipe(temperature), LRS, np.zeros(IMAGES, int),
         np.zeros((IMAGES, CLASSES)),
-        lambda logits, wanted: plain_loop.distillation_loss(logits, wanted, temperature),
-        plain_loop.Adam(0.1), clip=1.0, micro_batch=BATCH, teacher=watched,
+        lambda logits, wanted: plain_training.distillation_loss(logits, wanted, temperature),
+        plain_training.Adam(0.1), clip=1.0, micro_batch=BATCH, teacher=watched,
         plain_teacher=plain_teacher,
     )  # fmt: skip
     assert max(norms) > 1

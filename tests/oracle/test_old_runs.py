@@ -11,10 +11,10 @@ from pathlib import Path
 
 import numpy as np
 import old_run_data
-import plain_loop
+import plain_training
 import pytest
 from checkpoints import as_timm, make_checkpoint, write_npz
-from plain_loop import Draw, Net
+from plain_training import Draw, Net
 from safetensors.numpy import load_file, save_file
 
 import bitzoo
@@ -34,7 +34,7 @@ def plain_run(steps):
     side = old_run_data.SIDE
     kinds = range(len(old_run_data.CLASSES))
     images = [
-        plain_loop.resized(old_run_data.pixels(kind, number), (0, 0, side, side), RESIZE)
+        plain_training.resized(old_run_data.pixels(kind, number), (0, 0, side, side), RESIZE)
         for kind in kinds
         for number in range(old_run_data.TRAIN)
     ]
@@ -45,15 +45,15 @@ def plain_run(steps):
         drawn = plan.batch(step)
         boxes = [(top, left, CROP, CROP) for top, left in zip(drawn.top, drawn.left, strict=True)]
         draw = Draw(list(drawn.indices), boxes, list(drawn.flip), drawn.mix, drawn.lam)
-        batches.append(plain_loop.batch_of(draw, images, targets, CROP))
-    tensors = plain_loop.draw_tensors(Net(), len(kinds))  # a head of zeros
+        batches.append(plain_training.batch_of(draw, images, targets, CROP))
+    tensors = plain_training.draw_tensors(Net(), len(kinds))  # a head of zeros
     given = as_timm(make_checkpoint(num_classes=0))
     for name, array in given.items():
         assert tensors[name].shape == array.shape
         tensors[name] = tensors[name].new_tensor(array)
-    optimizer = plain_loop.Momentum()
-    after, losses, _ = plain_loop.train(
-        Net(), tensors, batches, LRS[:steps], plain_loop.softmax_loss, optimizer
+    optimizer = plain_training.Momentum()
+    after, losses, _ = plain_training.train(
+        Net(), tensors, batches, LRS[:steps], plain_training.softmax_loss, optimizer
     )
     return after, optimizer.buffers, losses
 

@@ -1,12 +1,15 @@
 """The plain loop itself, against Pillow, timm, torch's losses and torch's optimizers."""
 
+from functools import partial
+from typing import Any
+
 import numpy as np
-import plain_loop
+import plain_training
 import pytest
 import torch
 import torch.nn.functional as F
 from images import photo
-from plain_loop import Net
+from plain_training import Net
 
 ROUNDING = 1e-12
 """Relative; the same numbers in float64, summed in another order."""
@@ -22,9 +25,9 @@ def close(found, wanted, tolerance=ROUNDING):
 def test_a_box_is_resized_by_antialiased_bilinear_means(box, size):
     """Pillow rounds twice, to whole numbers: after the rows and after the columns."""
     pixels = np.asarray(photo(seed=1))
-    found = plain_loop.resized(pixels, box, size)
+    found = plain_training.resized(pixels, box, size)
     assert found.dtype == np.uint8
-    assert np.abs(found - plain_loop.averaged(pixels, box, size)).max() <= 1 + 1e-4
+    assert np.abs(found - plain_training.averaged(pixels, box, size)).max() <= 1 + 1e-4
 
 
 def test_the_losses_are_those_of_torch():
@@ -36,20 +39,20 @@ def test_the_losses_are_those_of_torch():
     several = (shares > 0.5).to(torch.float64)
 
     wanted = F.cross_entropy(logits, soft, reduction="none")
-    assert close(plain_loop.softmax_loss(logits, soft), wanted)
+    assert close(plain_training.softmax_loss(logits, soft), wanted)
 
     wanted = F.binary_cross_entropy_with_logits(logits, several, reduction="none").sum(dim=1)
-    assert close(plain_loop.sigmoid_loss(logits, several), wanted)
+    assert close(plain_training.sigmoid_loss(logits, several), wanted)
 
     for heat in (1, 2.5, 10):
         student, target = (F.log_softmax(x / heat, dim=1) for x in (logits, teacher))
         wanted = F.kl_div(student, target, reduction="none", log_target=True).sum(dim=1) * heat**2
-        assert close(plain_loop.distillation_loss(logits, teacher, heat), wanted)
+        assert close(plain_training.distillation_loss(logits, teacher, heat), wanted)
 
 
 OPTIMIZERS = [
-    (plain_loop.Momentum(decay=0.3), torch.optim.SGD, {"momentum": 0.9}),
-    (plain_loop.Adam(decay=0.3), torch.optim.AdamW, {"betas": (0.9, 0.999), "eps": 1e-8}),
+    (plain_training.Momentum(decay=0.3), torch.optim.SGD, {"momentum": 0.9}),
+    (plain_training.Adam(decay=0.3), torch.optim.AdamW, {"betas": (0.9, 0.999), "eps": 1e-8}),
 ]
 
 
@@ -57,7 +60,7 @@ OPTIMIZERS = [
 @pytest.mark.parametrize("clip", [None, 1.0])
 def test_the_optimizers_are_those_of_torch(ours, theirs, options, clip):
     ours = type(ours)(decay=ours.decay)
-    tensors = plain_loop.draw_tensors(Net(), head="random")
+    tensors = plain_training.draw_tensors(Net(), head="random")
     parameters = {name: torch.nn.Parameter(tensor.clone()) for name, tensor in tensors.items()}
     decayed = [p for name, p in parameters.items() if p.ndim == 4]
     others = [p for name, p in parameters.items() if p.ndim == 1]
@@ -70,7 +73,7 @@ def test_the_optimizers_are_those_of_torch(ours, theirs, options, clip):
             shape = parameter.shape
             gradients[name] = torch.randn(shape, generator=random, dtype=torch.float64)
             parameter.grad = gradients[name].clone()
-        gradients, norm = plain_loop.clipped(gradients, clip)
+        gradients, norm = plain_training.clipped(gradients, clip)
         if clip is not None:
             found = torch.nn.utils.get_total_norm([p.grad for p in parameters.values()])
             assert norm == pytest.approx(float(found), rel=1e-12)
@@ -86,7 +89,7 @@ def test_the_optimizers_are_those_of_torch(ours, theirs, options, clip):
 
 def test_short_gradients_are_not_lengthened():
     gradients = {"a": torch.tensor([0.3, 0.4], dtype=torch.float64)}
-    found, norm = plain_loop.clipped(gradients, 1.0)
+    found, norm = plain_training.clipped(gradients, 1.0)
     assert norm == pytest.approx(0.5)
     assert torch.equal(found["a"], gradients["a"])
 
@@ -96,19 +99,20 @@ def test_short_gradients_are_not_lengthened():
 @pytest.mark.parametrize("training", [True, False])
 def test_the_network_is_that_of_timm(norm, standardized, training):
     """With the eps of this network, which differ from timm's defaults."""
-    from functools import partial
-
     from timm.layers import BatchNormAct2d, GroupNormAct, StdConv2d, create_conv2d
     from timm.models.resnetv2 import ResNetV2
 
+    norm_layer: partial[Any]
     if norm == "group":
-        norm_layer = partial(GroupNormAct, num_groups=32, eps=plain_loop.GROUP_EPS)
+        norm_layer = partial(GroupNormAct, num_groups=32, eps=plain_training.GROUP_EPS)
     else:
-        norm_layer = partial(BatchNormAct2d, eps=plain_loop.BATCH_EPS, momentum=0.01)
-    conv_layer = partial(StdConv2d, eps=plain_loop.KERNEL_EPS) if standardized else create_conv2d
+        norm_layer = partial(BatchNormAct2d, eps=plain_training.BATCH_EPS, momentum=0.01)
+    conv_layer = (
+        partial(StdConv2d, eps=plain_training.KERNEL_EPS) if standardized else create_conv2d
+    )
     model = ResNetV2(
         [1, 1, 1, 1],
-        channels=[128, 256, 512, 1024],
+        channels=(128, 256, 512, 1024),
         stem_chs=32,
         num_classes=10,
         stem_type="fixed",
@@ -116,10 +120,10 @@ def test_the_network_is_that_of_timm(norm, standardized, training):
         conv_layer=conv_layer,
     ).double()
     net = Net(norm, standardized)
-    tensors = plain_loop.draw_tensors(net, head="random", seed=3)
+    tensors = plain_training.draw_tensors(net, head="random", seed=3)
     random = torch.Generator().manual_seed(2)
     if norm == "batch":
-        for name in filter(plain_loop.is_buffer, tensors):
+        for name in filter(plain_training.is_buffer, tensors):
             tensors[name] = 0.5 + torch.rand(tensors[name].shape, generator=random).double()
     missing, unexpected = model.load_state_dict(tensors, strict=False)
     assert not unexpected
@@ -128,15 +132,15 @@ def test_the_network_is_that_of_timm(norm, standardized, training):
     model.train(training)
     with torch.no_grad():
         wanted = model(images)
-        found = plain_loop.logits_of(net, tensors, images, training)
+        found = plain_training.logits_of(net, tensors, images, training)
     assert close(found, wanted, 1e-11)
     after = model.state_dict()
-    for name in filter(plain_loop.is_buffer, tensors):
+    for name in filter(plain_training.is_buffer, tensors):
         assert close(tensors[name], after[name], 1e-11), name
 
 
 def test_decay_is_on_kernels_only():
-    tensors = plain_loop.draw_tensors(Net("batch"))
-    decayed = {name for name in tensors if plain_loop.is_kernel(name)}
+    tensors = plain_training.draw_tensors(Net("batch"))
+    decayed = {name for name in tensors if plain_training.is_kernel(name)}
     assert decayed == {name for name, tensor in tensors.items() if tensor.ndim == 4}
     assert len(decayed) == 1 + 4 * 4 + 1

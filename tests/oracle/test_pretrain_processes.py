@@ -6,6 +6,7 @@ The batches are the same bit for bit, the weights within rounding.
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,7 +24,7 @@ ADAM_SHARE = 0.05
 """Adam divides a gradient by its own size, so the rounding of one near zero, and its sign, moves a
 weight by as much as a whole step: 2e-3 was seen, in 2 of 147,456 weights. So weights may differ by
 this share of the way that Adam can go, in the root mean square of a tensor."""
-OPTIONS = {
+OPTIONS: dict[str, Any] = {
     "steps": STEPS,
     "batch_size": BATCH,
     "micro_batch": 2,  # 3, 2 and 1 of them in one, two and three processes
@@ -41,27 +42,28 @@ OPTIONS = {
 def compute(report, place, recipe, folder):
     """Pre-train, and return the rows that this process computed: of each, step, pixels, targets."""
     import bitzoo
+    from bitzoo.data.loader import prefetch
     from bitzoo.training import trainer
 
     os.chdir(place)
     os.environ["BITZOO_CACHE"] = str(Path(place, "cache"))
-    original, rows = trainer.prefetch, []
+    rows: list[tuple[Any, ...]] = []
 
     def recording(*args, **keywords):
-        for part in original(*args, **keywords):
+        for part in prefetch(*args, **keywords):
             numbers = range(BATCH)[part.rows]
             images, targets = part.images.numpy().copy(), part.targets.numpy().copy()
             rows.extend(zip(numbers, images, targets, strict=True))
             yield part
 
-    trainer.prefetch = recording
+    trainer.prefetch = recording  # type: ignore[attr-defined]
     if recipe == "distill":
-        result = bitzoo.distill(TEACHER, ARCH, "digits", folder, temperature=2.0, **OPTIONS)
+        distilled = bitzoo.distill(TEACHER, ARCH, "digits", folder, temperature=2.0, **OPTIONS)
+        found = distilled.evaluation
     else:
-        result = bitzoo.pretrain(ARCH, "digits", folder, recipe=recipe, **OPTIONS)
+        found = bitzoo.pretrain(ARCH, "digits", folder, recipe=recipe, **OPTIONS).evaluation
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
-    found = result.evaluation
     return rows, found.rows.tolist(), found.correct, found.loss
 
 

@@ -1,12 +1,13 @@
 """Twenty steps of pre-training in float64 against the plain loop: the same weights."""
 
 import math
+from typing import Any
 
 import numpy as np
-import plain_loop
+import plain_training
 import pytest
 from compared_loops import BATCH, CROP, IMAGES, STEP_LRS, STEPS, compare, write_photos
-from plain_loop import Net
+from plain_training import Net
 
 from bitzoo.data.label_sets import LabelSets
 from bitzoo.training.recipe import Recipe, Schedule
@@ -40,15 +41,16 @@ def photos(tmp_path_factory):
 
 
 def recipe(**changes):
-    given = {"schedule": STEPWISE, "weight_decay": 0.1, "decayed": "kernels"} | changes
+    given: dict[str, Any] = {"schedule": STEPWISE, "weight_decay": 0.1, "decayed": "kernels"}
+    given |= changes
     return Recipe("test", CROP, CROP, BATCH, augmentation="inception_crop", **given)
 
 
 def test_softmax(photos):
     """As bit-s: SGD, and a decay of the kernels that is large enough to be seen."""
     compare(
-        Net(), photos, recipe(), STEP_LRS, LABELS, ONE_HOT, plain_loop.softmax_loss,
-        plain_loop.Momentum(0.1), micro_batch=3,
+        Net(), photos, recipe(), STEP_LRS, LABELS, ONE_HOT, plain_training.softmax_loss,
+        plain_training.Momentum(0.1), micro_batch=3,
     )  # fmt: skip
 
 
@@ -56,8 +58,8 @@ def test_sigmoid_of_several_labels(photos):
     """As bit-m; the head's biases do not start at zero."""
     compare(
         Net(), photos, recipe(loss="sigmoid_cross_entropy"), STEP_LRS,
-        LabelSets.of(SEVERAL[:IMAGES]), multi_hot(), plain_loop.sigmoid_loss,
-        plain_loop.Momentum(0.1),
+        LabelSets.of(SEVERAL[:IMAGES]), multi_hot(), plain_training.sigmoid_loss,
+        plain_training.Momentum(0.1),
     )  # fmt: skip
 
 
@@ -67,8 +69,8 @@ def test_cosine_and_clipping(photos):
     norms = compare(
         Net(), photos,
         recipe(loss="sigmoid_cross_entropy", schedule=schedule, clip_norm=15.0),
-        COSINE_LRS, LabelSets.of(SEVERAL[:IMAGES]), multi_hot(), plain_loop.sigmoid_loss,
-        plain_loop.Momentum(0.1), clip=15.0,
+        COSINE_LRS, LabelSets.of(SEVERAL[:IMAGES]), multi_hot(), plain_training.sigmoid_loss,
+        plain_training.Momentum(0.1), clip=15.0,
     )  # fmt: skip
     assert min(norms) < 15 < max(norms), norms
 
@@ -79,6 +81,6 @@ def test_cosine_and_clipping(photos):
 def test_the_norm_grid(net, photos):
     """The other three cells; with batch norm also the running statistics."""
     compare(
-        net, photos, recipe(), STEP_LRS, LABELS, ONE_HOT, plain_loop.softmax_loss,
-        plain_loop.Momentum(0.1), micro_batch=BATCH,
+        net, photos, recipe(), STEP_LRS, LABELS, ONE_HOT, plain_training.softmax_loss,
+        plain_training.Momentum(0.1), micro_batch=BATCH,
     )  # fmt: skip

@@ -12,6 +12,8 @@ from safetensors.torch import load_file, save_file
 import bitzoo
 from bitzoo.errors import CheckpointError, UsageError
 from bitzoo.models.architecture import Architecture
+from bitzoo.models.bit import BiT
+from bitzoo.zoo.info import describe
 from bitzoo.zoo.model_folder import write_model_folder
 
 FLOAT = torch.float32
@@ -35,7 +37,7 @@ def test_a_model_folder_gives_the_same_network_back(tmp_path, ending):
     assert torch.equal(loaded(images_of(dtype=FLOAT)), model(images_of(dtype=FLOAT)))
     config = json.loads((tmp_path / "config.json").read_text())
     assert config["architecture"] == TINY + ending
-    described = bitzoo.zoo.info.describe(str(tmp_path))
+    described = describe(str(tmp_path))
     assert described["architecture"] == TINY + ending
     assert described["num_params"] == sum(p.numel() for p in model.parameters())
 
@@ -43,7 +45,7 @@ def test_a_model_folder_gives_the_same_network_back(tmp_path, ending):
 @pytest.mark.parametrize("ending", ENDINGS[1:])
 def test_published_sizes_do_not_claim_timms_names(tmp_path, ending):
     with torch.device("meta"):
-        model = bitzoo.models.bit.BiT(Architecture.parse("R50x1" + ending), CLASSES)
+        model = BiT(Architecture.parse("R50x1" + ending), CLASSES)
     model = model.to_empty(device="cpu")
     write_model_folder(tmp_path, model, bitzoo.info(model))
     assert json.loads((tmp_path / "config.json").read_text())["architecture"] == "R50x1" + ending

@@ -5,6 +5,7 @@ The oracle is `norm_grid.plain_forward` with autograd, and running averages writ
 
 import copy
 import pickle
+from typing import Any
 
 import pytest
 import torch
@@ -57,7 +58,7 @@ def test_a_training_step_equals_autograd_over_plain_operations(ending):
     model, images = make(TINY + ending), images_of(4)
     form = model.architecture
     state = {name: t.clone().requires_grad_() for name, t in model.state_dict().items()}
-    seen = {}
+    seen: dict[str, tuple[Any, ...]] = {}
     logits = plain_forward(
         state,
         images,

@@ -538,7 +538,7 @@ class TestArrays:
         images = read_dataset((pixels[:50], labels[:50]), val_fraction=0.2)
         assert images.classes == tuple("0123456789")
         assert (len(images.train), len(images.val)) == (40, 10)
-        for example in images.train.examples + images.val.examples:
+        for example in (*images.train.examples, *images.val.examples):
             index = int(example.key.removeprefix("row "))
             assert example.label == labels[index]
             grey = np.asarray(read_rgb(example.image()))

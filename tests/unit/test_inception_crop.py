@@ -2,6 +2,8 @@
 
 import io
 from collections import Counter
+from functools import partial
+from typing import Any
 
 import numpy as np
 import pytest
@@ -104,8 +106,8 @@ class TestPixels:
             small = Image.fromarray(inside).resize((CROP, CROP), Image.Resampling.BILINEAR)
             pixels = np.asarray(small, np.float64) / 127.5 - 1
             rows.append(pixels[:, ::-1] if batch.flip[row] else pixels)
-        rows = np.stack(rows).transpose(0, 3, 1, 2)
-        return batch.lam * rows + (1 - batch.lam) * rows[batch.mix]
+        images = np.stack(rows).transpose(0, 3, 1, 2)
+        return batch.lam * images + (1 - batch.lam) * images[batch.mix]
 
     @pytest.mark.parametrize("workers", [1, 3])
     def test_equal_those_made_by_hand_by_any_number_of_workers(self, files, workers):
@@ -130,8 +132,8 @@ class TestPixels:
         assert torch.equal(other[0], whole[0][1::2])
 
     def test_images_in_memory_have_the_same_crops(self, files):
-        loaded = [np.asarray(Image.open(path).convert("RGB")) for path in files]
-        examples = [Example(0, load=lambda image=image: image) for image in loaded]
+        loaded: list[Any] = [np.asarray(Image.open(path).convert("RGB")) for path in files]
+        examples = [Example(0, load=partial(loaded.__getitem__, k)) for k in range(len(files))]
         keys = [CropKey(1, 2, row) for row in range(len(files))]
         with (
             open_split(files) as pixels,

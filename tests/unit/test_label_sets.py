@@ -23,7 +23,8 @@ def test_sets_are_those_that_were_given():
     assert [sets[row] for row in range(len(sets))] == SETS
     assert sets[-1] == (1,)
     assert sets.counts.tolist() == [1, 2, 0, 3, 1]
-    assert (sets.values.dtype, sets.offsets.dtype) == (np.int32, np.int64)
+    assert sets.values.dtype == np.int32
+    assert sets.offsets.dtype == np.int64
     rows = [3, 0, 3, 2]
     assert [sets.take(rows)[k] for k in range(4)] == [SETS[row] for row in rows]
 

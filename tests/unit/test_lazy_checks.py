@@ -11,15 +11,15 @@ import pytest
 import torch
 from PIL import Image
 
-from bitzoo.data import image_check, many_checks
+from bitzoo.data import many_checks
 from bitzoo.data.dataset import Split, read_dataset
-from bitzoo.data.image_check import check_image
+from bitzoo.data.image_check import ImageCheck, check_image
 from bitzoo.data.image_store import open_pixels, open_whole_images
 from bitzoo.data.inception_crop import CropKey, cropped
 from bitzoo.data.kept_checks import KeptChecks, identity_of
 from bitzoo.data.lazy_validation import SAMPLE
 from bitzoo.data.loader import BatchPlan, materialize
-from bitzoo.data.problems import DatasetError, Reason
+from bitzoo.data.problems import DatasetError, Problem, Reason
 from bitzoo.data.stand_ins import StandIns
 from bitzoo.data.validation import inspect
 
@@ -68,11 +68,21 @@ def only_five(monkeypatch):
     monkeypatch.setattr("bitzoo.data.lazy_validation.SAMPLE", 5)
 
 
+def count_checks(monkeypatch):
+    """The names of the images that are checked from now on."""
+    seen = []
+
+    def counted(example):
+        seen.append(example.key)
+        return check_image(example)
+
+    monkeypatch.setattr(many_checks, "check_image", counted)
+    return seen
+
+
 @pytest.mark.parametrize("make", [shards, folder])
 def test_only_a_sample_is_decoded(tmp_path, make, only_five, monkeypatch):
-    seen = []
-    check = many_checks.check_image
-    monkeypatch.setattr(many_checks, "check_image", lambda e: seen.append(e.key) or check(e))
+    seen = count_checks(monkeypatch)
     listed = read_dataset(make(tmp_path, bad=(3, 17)), val_fraction=0.25, seed=1)
     images, summary = inspect(listed, lazily=True)
     assert len(seen) == summary.checked == 10
@@ -144,7 +154,7 @@ class TestStandIns:
 
     @pytest.mark.parametrize("make", [shards, folder])
     def test_the_next_that_decodes_stands_in(self, tmp_path, make):
-        met = []
+        met: list[Problem] = []
         split, stand_ins = self.opened(tmp_path, make, skip_bad=True, on_bad=met.append)
         with open_whole_images(split, 16, workers=2, stand_ins=stand_ins) as pixels:
             keys = [CropKey(7, 0, row) for row in range(COUNT)]
@@ -220,7 +230,7 @@ class TestStandIns:
             images = read_dataset(source)
             with KeptChecks.of(images.source) as kept:
                 stand_ins = StandIns(images.train.examples, skip_bad=True, kept=kept)
-                tried = []
+                tried: list[str] = []
 
                 def decode(example, tried=tried):
                     tried.append(example.key)
@@ -236,15 +246,9 @@ class TestStandIns:
 
 
 class TestKeptChecks:
-    def count(self, monkeypatch):
-        seen = []
-        check = image_check.check_image
-        monkeypatch.setattr(many_checks, "check_image", lambda e: seen.append(e.key) or check(e))
-        return seen
-
     @pytest.mark.parametrize("make", [shards, folder])
     def test_a_second_run_decodes_nothing(self, tmp_path, make, monkeypatch):
-        source, seen = make(tmp_path, bad=BAD), self.count(monkeypatch)
+        source, seen = make(tmp_path, bad=BAD), count_checks(monkeypatch)
         first = inspect(read_dataset(source, val_fraction=0.2), skip_bad=True, keep_checks=True)
         assert len(seen) == COUNT
         again = inspect(read_dataset(source, val_fraction=0.2), skip_bad=True, keep_checks=True)
@@ -259,7 +263,7 @@ class TestKeptChecks:
         ]
 
     def test_a_file_that_changes_is_checked_again(self, tmp_path, monkeypatch):
-        source, seen = folder(tmp_path), self.count(monkeypatch)
+        source, seen = folder(tmp_path), count_checks(monkeypatch)
         inspect(read_dataset(source), keep_checks=True)
         del seen[:]
         one, two, three = sorted((source / "2").iterdir())[:3]
@@ -276,7 +280,7 @@ class TestKeptChecks:
         kept = KeptChecks(tmp_path / "kept")
         example = read_dataset(source).train.examples[5]
         for reason in Reason:
-            kept.add(example, image_check.ImageCheck(reason, "x"))
+            kept.add(example, ImageCheck(reason, "x"))
             known = kept.find(example)
             is_kept = reason in (Reason.NO_BYTES, Reason.DAMAGED, Reason.ANIMATED)
             assert (known is not None and known.reason is reason) == is_kept
@@ -286,7 +290,7 @@ class TestKeptChecks:
         assert identity_of(images.train.examples[0]) is None
 
     def test_a_damaged_file_of_checks_counts_as_none(self, tmp_path, own_cache, monkeypatch):
-        source, seen = folder(tmp_path), self.count(monkeypatch)
+        source, seen = folder(tmp_path), count_checks(monkeypatch)
         inspect(read_dataset(source), keep_checks=True)
         (file,) = (own_cache / "checks").glob("*.checks")
         content = bytearray(file.read_bytes())

@@ -37,6 +37,7 @@ def plain(model, recipe, images, labels):
         {"params": kernels, "weight_decay": decay},
         {"params": others, "weight_decay": decay if recipe.decayed == "all" else 0},
     ]
+    optimizer: torch.optim.Optimizer
     if recipe.optimizer == "adamw":
         optimizer = torch.optim.AdamW(groups, betas=recipe.betas)
     else:

@@ -4,6 +4,7 @@ import math
 import subprocess
 import sys
 from dataclasses import fields
+from typing import Any
 
 import pytest
 
@@ -18,7 +19,7 @@ ILSVRC, I21K, JFT = 1_281_167, 14_197_122, 300_000_000
 # Steps: epochs x images / 4096, rounded up. The base rate is 0.03 x 4096 / 256 = 0.48. An epoch's
 # end e lies within step e x images / 4096: for S 30 x 1,281,167 / 4096 = 9,383.5, so that step
 # 9,383 begins before it and step 9,384 after it.
-TABLE = {
+TABLE: dict[str, dict[str, Any]] = {
     "bit-s": {
         "steps": 28_151,
         "loss": "softmax_cross_entropy",
@@ -214,7 +215,7 @@ class TestRefusals:
 
     def test_of_schedules(self):
         with pytest.raises(UsageError, match="one of step, cosine, found 'linear'"):
-            Schedule(0.1, 5, shape="linear")
+            Schedule(0.1, 5, shape="linear")  # type: ignore[arg-type]
         with pytest.raises(UsageError, match=r"has no boundaries, found \[2\]"):
             Schedule(0.1, 5, boundaries=(2,), shape="cosine")
 

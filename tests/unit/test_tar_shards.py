@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 import tarfile
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,6 +24,7 @@ from bitzoo.data.label_sets import label_sets_of
 from bitzoo.data.problems import DatasetError, Reason
 from bitzoo.data.readers import read_listing
 from bitzoo.data.source_names import parse
+from bitzoo.data.tar_records import read_shard
 from bitzoo.data.tar_shards import find_shards
 from bitzoo.data.validation import inspect
 
@@ -376,7 +378,8 @@ class TestHostile:
             except DatasetError:
                 continue
             for row in rows:
-                assert row.load.place.offset + row.load.place.size <= len(damaged)
+                load: Any = row.load
+                assert load.place.offset + load.place.size <= len(damaged)
 
 
 class TestNames:
@@ -455,11 +458,11 @@ class TestIndex:
     def test_is_read_once(self, tmp_path, own_cache, monkeypatch):
         for number in range(3):
             write(tmp_path / f"{number}.tar", members(samples(5, number)))
-        seen, read = [], tar_shards.read_shard
+        seen = []
 
         def counted(descriptor, name):
             seen.append(name)
-            return read(descriptor, name)
+            return read_shard(descriptor, name)
 
         monkeypatch.setattr(tar_shards, "read_shard", counted)
 
@@ -493,13 +496,13 @@ class TestIndex:
     def test_an_interrupted_indexing_goes_on(self, tmp_path, monkeypatch):
         for number in range(3):
             write(tmp_path / f"{number}.tar", members(samples(5, number)))
-        read, seen = tar_shards.read_shard, []
+        seen = []
 
         def stopped(descriptor, name):
             seen.append(name)
             if name == "2.tar" and len(seen) == 3:
                 raise KeyboardInterrupt
-            return read(descriptor, name)
+            return read_shard(descriptor, name)
 
         monkeypatch.setattr(tar_shards, "read_shard", stopped)
         with pytest.raises(KeyboardInterrupt):

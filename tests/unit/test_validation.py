@@ -172,7 +172,7 @@ class TestSummary:
         assert summary.class_counts["train"] == (20,) * 10
         assert summary.resolution == (8, 8)
         assert summary.traits == {"grayscale": 250}
-        for example in inspected.train.examples + inspected.val.examples:
+        for example in (*inspected.train.examples, *inspected.val.examples):
             assert example.sha256 == hashlib.sha256(example.path.read_bytes()).hexdigest()
         assert [e.label for e in inspected.train.examples] == [
             e.label for e in images.train.examples
@@ -182,7 +182,8 @@ class TestSummary:
         pixels, labels = digits()
         inspected, summary = inspect(read_dataset((pixels[:100], labels[:100]), val_fraction=0.2))
         assert summary.counts == {"train": 80, "val": 20}
-        assert len({e.sha256 for e in inspected.train.examples + inspected.val.examples}) == 100
+        examples = (*inspected.train.examples, *inspected.val.examples)
+        assert len({e.sha256 for e in examples}) == 100
 
     def test_the_fingerprint_is_over_contents(self, tmp_path):
         root = write_digits(tmp_path / "one", per_class=3)

@@ -7,11 +7,11 @@ learning rates, which the tests write down. The rest it computes itself.
 from dataclasses import dataclass
 
 import numpy as np
-import plain_loop
+import plain_training
 import pytest
 import torch
 from images import photo
-from plain_loop import Draw
+from plain_training import Draw
 
 from bitzoo.data.dataset import Example, Split
 from bitzoo.data.image_store import open_whole_images
@@ -107,7 +107,7 @@ def compare(
     Returns:
         The norms of the plain loop's gradients before clipping.
     """
-    tensors = plain_loop.draw_tensors(net, targets.shape[1], head="random")
+    tensors = plain_training.draw_tensors(net, targets.shape[1], head="random")
     model, found = network(net, tensors), []
     with open_whole_images(photos.split, CROP, workers=1) as pixels:
         train(
@@ -117,10 +117,10 @@ def compare(
         )  # fmt: skip
 
     batches = [
-        plain_loop.batch_of(draw, photos.pixels, targets, CROP)
+        plain_training.batch_of(draw, photos.pixels, targets, CROP)
         for draw in draws_of(recipe, photos.pixels)
     ]
-    wanted, losses, norms = plain_loop.train(
+    wanted, losses, norms = plain_training.train(
         net, tensors, batches, lrs, loss, optimizer, clip=clip, teacher=plain_teacher
     )
     assert [lr for lr, _ in found] == pytest.approx(lrs, rel=1e-15)

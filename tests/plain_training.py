@@ -233,7 +233,7 @@ class Draw:
     indices: list
     boxes: list
     flips: list
-    mix: list | None = None
+    mix: np.ndarray | None = None
     lam: float = 1.0
 
 
