@@ -25,6 +25,7 @@ SCRIPTS = {
     "finetune": "Fine-tuning",
     "peers": "Distance from Google's function",
     "gradient_sum": "Gradients of two processes",
+    "distillation": "Distillation",
 }
 """Script -> heading of its section."""
 

@@ -11,9 +11,11 @@ from PIL import Image
 from bitzoo.data.class_counts import describe_classes
 from bitzoo.data.dataset import list_splits, read_dataset
 from bitzoo.data.label_sets import LabelSets, label_sets_of
+from bitzoo.data.output_space import OutputSpace
 from bitzoo.data.problems import DatasetError
 from bitzoo.data.validation import inspect
 from bitzoo.inference.evaluate import labels_of
+from bitzoo.inference.truth import find_truth
 
 SETS = [(2,), (0, 3), (), (3, 1, 2), (1,)]
 
@@ -137,11 +139,16 @@ def test_lines_with_one_label_beside_lines_with_several_are_refused(images):
         read_dataset(file)
 
 
-def test_an_evaluation_refuses_what_it_could_not_count(images):
+def test_an_evaluation_knows_all_labels_of_an_image(images):
     listed = list_splits(write(images, "csv"))
     assert listed.used == {"boat", "dog", "sea"}
-    with pytest.raises(DatasetError, match=r"0\.png has several: sea, boat\."):
-        listed.with_targets(listed.classes, lambda example: example.label)
+    space = OutputSpace(4, "four classes", ("dog", "cat", "sea", "boat"))
+    truth = find_truth(listed, space, None)
+    examples = [example for split in listed.splits.values() for example in split]
+    found = dict(zip((e.key for e in examples), truth.accepted_by(examples), strict=True))
+    names = {key: {truth.names[k] for k in labels} for key, labels in found.items()}
+    assert names == {e.key: {listed.classes[k] for k in e.classes} for e in examples}
+    assert {"sea", "boat"} in names.values()
 
 
 def test_a_class_that_only_lasts_as_a_second_label_is_no_empty_one(images):
