@@ -5,7 +5,8 @@
 scikit-learn's handwritten digits, enlarged to 32x32. The teacher is trained on all training images;
 the student, of the same tiny architecture, sees ten images of each digit: with the teacher's
 outputs as targets and MixUp, or with labels, with MixUp and without. All have the same steps,
-batches, optimizer and schedule; a seed's students start from the same weights and see the same crops.
+batches, optimizer and schedule; students of one seed start from the same weights and see the same
+crops.
 The held-out images are those that nobody was trained on.
 """
 
