@@ -15,7 +15,10 @@ from attacks.engine import FINDINGS
 from attacks.known_faults import EXPECTED
 from attacks.readers import COMMANDS, READERS, TARGETS
 
-pytestmark = pytest.mark.timeout(900)  # a busy machine, and everything in one process
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(900),  # a busy machine, and everything in one process
+]
 INPUTS = 1_200
 """Over all readers; the commands have their share of that."""
 TESTS = Path(__file__).parents[1]

@@ -255,6 +255,7 @@ def test_every_picture_is_as_pillow_decodes_it(pictures):
         assert np.array_equal(again, TRANSFORM.array(found)), path.name
 
 
+@pytest.mark.slow
 def test_training_and_prediction_agree_on_damaged_pictures(pictures, tmp_path):
     """Whatever can be decoded is fine to both; several frames only make training ask which."""
     rng = np.random.default_rng(5)

@@ -345,6 +345,7 @@ class TestResume:
         assert (len(log), result.step, result.stopped) == (6 - stop, 6, False)
         assert result.micro_batch == 4  # as in the checkpoint
 
+    @pytest.mark.slow
     def test_in_a_fresh_process(self, tmp_path, uninterrupted):
         options = TrainingConfig(micro_batch=4)
         run(options=options, folder=tmp_path, on_step=stop_at(1))
