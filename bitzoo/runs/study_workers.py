@@ -22,6 +22,7 @@ from pathlib import Path
 from bitzoo.display import shortened
 from bitzoo.errors import BitzooError
 from bitzoo.locks import taken
+from bitzoo.portable import cores
 from bitzoo.runs.run_dir import METRICS_NAME, read_record
 from bitzoo.runs.study_cell import CELLS, PRETRAIN, read_cell
 from bitzoo.runs.study_grid import Cell
@@ -148,7 +149,7 @@ class Workers:
     @property
     def _share(self) -> int:
         """Threads for each process."""
-        return max(1, available_cores() // self._processes)
+        return max(1, cores() // self._processes)
 
     def _is_done(self, cell: Cell) -> bool:
         if cell.name not in self._done:
@@ -295,13 +296,6 @@ def steps_done(run: Path) -> float:
         return min(1.0, last / steps) if steps else 0.0
     except (KeyError, TypeError, ValueError, OSError):
         return 0.0
-
-
-def available_cores() -> int:
-    """Return how many processors this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def stop_with_parent() -> bool:

@@ -17,9 +17,6 @@ from bitzoo.training.checkpointing import latest_checkpoint
 pytestmark = pytest.mark.slow
 
 
-pytestmark = pytest.mark.slow
-
-
 WORDS = ["finetune", "--model", "small.npz", "--data", "digits", "--out", "run", "--lr", "0.003"]
 WORDS += ["--steps", "50", "--batch-size", "1536", "--micro-batch", "1536", "--resolution", "36,32"]
 WORDS += ["--checkpoint-every", "2"]

@@ -25,9 +25,6 @@ from bitzoo.inference import features
 pytestmark = pytest.mark.slow
 
 
-pytestmark = pytest.mark.slow
-
-
 SMALL: dict[str, Any] = {"resolution": (36, 32), "steps": 2, "batch_size": 8, "lr": 0.03}
 PROBE: dict[str, Any] = {"method": "ridge", "resolution": (36, 32)}
 WORDS: list[object] = ["--resolution", "36,32", "--steps", "2", "--batch-size", "8", "--lr", "0.03"]

@@ -23,9 +23,6 @@ from bitzoo.training.trainer import TrainingError
 pytestmark = pytest.mark.slow
 
 
-pytestmark = pytest.mark.slow
-
-
 STEPS = 5
 OPTIONS = ["--steps", STEPS, "--batch-size", "8", "--lr", "0.03", "--resolution", "36,32"]
 OPTIONS += ["--checkpoint-every", "1", "--micro-batch", "8"]

@@ -21,9 +21,6 @@ from screens import (
 pytestmark = pytest.mark.slow
 
 
-pytestmark = pytest.mark.slow
-
-
 DOCUMENT = Path(__file__).parents[2] / "docs/terminal.md"
 WIDTHS = (*SIZES, (40, 24))
 LIVE = re.compile(r"━|─| left$|step +\d+/|\d/\d+ images")

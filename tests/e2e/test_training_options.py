@@ -29,9 +29,6 @@ from bitzoo.runs.trackers import keep_tensorflow_out
 pytestmark = pytest.mark.slow
 
 
-pytestmark = pytest.mark.slow
-
-
 SHORT: Any = {"batch_size": 8, "lr": 0.03, "resolution": (36, 32), "micro_batch": 8}
 LONG_ENOUGH: Any = {"eval_every": 2, "steps": 12, **SHORT}
 

@@ -12,9 +12,6 @@ from images import write_digits
 pytestmark = pytest.mark.slow
 
 
-pytestmark = pytest.mark.slow
-
-
 CLASSES = 3
 
 

@@ -21,9 +21,6 @@ from bitzoo.zoo.model_folder import write_model_folder
 pytestmark = pytest.mark.slow
 
 
-pytestmark = pytest.mark.slow
-
-
 IN_21K, IN_1K = "BiT-M-R50x1", "BiT-M-R50x1-ILSVRC2012"
 NAMES = ("robin", "wren", "kite")
 OWN = Preprocessing(64, 80, "bicubic", False, "its owner")

@@ -21,9 +21,6 @@ from bitzoo.training.checkpointing import latest_checkpoint
 pytestmark = pytest.mark.slow
 
 
-pytestmark = pytest.mark.slow
-
-
 PACKAGE = Path(bitzoo.__file__).parent
 SIMULATED = Path(__file__).parents[1] / "as_on_windows.py"
 
@@ -33,6 +30,7 @@ GUARDED = {
     "cli/signals": "asks for `setitimer`; makes its list of those that are there",
     "interrupts": "asks for the name",
     "data/decode_workers": "asks for the signal",
+    "data/file_ranges": "asks for the name",
     "converters/limited_process": "runs only where there is `setitimer`, and says so elsewhere",
     "converters/parity/tensorflow_process": "asks for `poll`, and says so elsewhere",
     "converters/parity/tensorflow_worker": "runs only where `tensorflow_process` starts it",

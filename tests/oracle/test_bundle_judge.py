@@ -14,9 +14,6 @@ from bitzoo.converters.open import open_source
 pytestmark = pytest.mark.slow
 
 
-pytestmark = pytest.mark.slow
-
-
 JUDGE = Path(__file__).parents[1] / "bundle_judge.py"
 FORMS = ("kinds", "sharded", "partitioned", "partitioned_sharded", "three_shards")
 OURS = np.arange(60, dtype="<f4").reshape(3, 4, 5)

@@ -22,9 +22,6 @@ from bitzoo.models.layers import GroupNormReLU
 pytestmark = pytest.mark.slow
 
 
-pytestmark = pytest.mark.slow
-
-
 CONVOLUTIONS = 1 + 4 * 4  # the stem, and of each of four units three and a projection
 
 

@@ -15,9 +15,6 @@ from bitzoo.errors import ParityError
 pytestmark = pytest.mark.slow
 
 
-pytestmark = pytest.mark.slow
-
-
 ARRAYS = make_checkpoint()
 IMAGES = np.random.default_rng(0).uniform(-1, 1, (2, 8, 8, 3)).astype(np.float32)
 MEANS = IMAGES.mean((1, 2))

@@ -22,9 +22,6 @@ from bitzoo.converters.parity.verify import convert_and_prove
 pytestmark = pytest.mark.slow
 
 
-pytestmark = pytest.mark.slow
-
-
 ARRAYS = make_checkpoint()
 IMAGES = np.random.default_rng(0).uniform(-1, 1, (1, 40, 40, 3)).astype(np.float32)
 MEANS = IMAGES.mean((1, 2))

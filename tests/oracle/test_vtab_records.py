@@ -14,9 +14,6 @@ from bitzoo.data.readers import read_listing
 pytestmark = pytest.mark.slow
 
 
-pytestmark = pytest.mark.slow
-
-
 tfds = pytest.importorskip("tensorflow_datasets")
 
 SHARDS = 3
