@@ -153,7 +153,7 @@ def test_memory_is_bounded_whatever_the_formats(tmp_path):
 
     def peak(*words):
         code, _, err, memory, _ = watch(*words, "--check", "weights")
-        assert (code, err) == (0, "")
+        assert code == 0, err  # which has lines of progress on a slow machine
         return memory
 
     source = tmp_path / "a.npz"
