@@ -40,16 +40,21 @@ def made(scores, **options):
     return StudyResult(Path("x"), plan, found, {}, **options)
 
 
+OF_SCIPY = 1e-10
+"""scipy 1.13 is 1e-11 from the tangent that the quantile of one degree is; 1.17 is 1e-15."""
+
+
 @pytest.mark.parametrize("degrees", [1, 2, 3, 4, 7, 8, 29, 100])
 @pytest.mark.parametrize("share", [0.6, 0.9, 0.975, 0.999])
 def test_students_quantiles_are_those_of_scipy(degrees, share):
-    assert student_quantile(degrees, share) == pytest.approx(stats.t.ppf(share, degrees), rel=1e-12)
+    expected = stats.t.ppf(share, degrees)
+    assert student_quantile(degrees, share) == pytest.approx(expected, rel=OF_SCIPY)
 
 
 def test_students_interval_is_that_of_scipy():
     values = [0.71, 0.74, 0.69, 0.72]
     expected = stats.t.interval(0.95, 3, np.mean(values), stats.sem(values))
-    assert student(values) == pytest.approx(expected, rel=1e-12)
+    assert student(values) == pytest.approx(expected, rel=OF_SCIPY)
     assert np.isnan(student([0.5])).all()
 
 
