@@ -70,7 +70,7 @@ def test_processes_that_are_done_end_without_a_fault(tmp_path):
     for _ in range(ENDINGS):
         run = start(tmp_path, "exchanges.py")
         out, err = run.communicate(timeout=240)
-        assert (run.returncode, out) == (0, "done\ndone\n"), err
+        assert (run.returncode, out.count("done")) == (0, 2), err  # their lines may be mixed
 
 
 def test_one_that_fails_while_others_owe_it_an_exchange_does_not_wait_for_them(tmp_path):
