@@ -168,7 +168,7 @@ def evaluate(
         truth.ids(counted.examples),
         found.count,
         len(chosen),
-        real=truth.accepted is not None,
+        real=truth.is_real,
         restricted=truth.match.competing is not None,
     )
     return replace(

@@ -37,6 +37,7 @@ class Truth:
             count; None if the match says it.
         notes: What the user must know, as sentences.
         is_plain: Whether the data set's classes are called as the network's own, and all compete.
+        is_real: Whether `accepted` are ReaL's labels, not those of the data set itself.
     """
 
     match: LabelMatch
@@ -44,6 +45,7 @@ class Truth:
     accepted: Mapping[str, tuple[int, ...]] | None = None
     notes: tuple[str, ...] = ()
     is_plain: bool = False
+    is_real: bool = False
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -66,7 +68,9 @@ class Truth:
         if position >= 0:
             return position
         if self.accepted is not None:
-            return next(iter(self.accepted[example.key]), None)
+            # Of images without any label ReaL's notes tell; one whose labels are all unknown to the
+            # network is a problem, as where each image has one class.
+            return next(iter(self.accepted[example.key]), None if self.is_real else position)
         return None if self.match.classes[example.label] in self.match.excused else position
 
     def judgeable(self, examples: Sequence[Example]) -> tuple[Example, ...]:
@@ -142,7 +146,7 @@ def find_truth(
     found = real_targets([file_name(row) for row in listed.rows], real, space, match)
     keys = [row.key for row in listed.rows]
     accepted = dict(zip(keys, found.columns, strict=True))
-    return Truth(match, ids, accepted, (*match.notes, *found.notes))
+    return Truth(match, ids, accepted, (*match.notes, *found.notes), is_real=True)
 
 
 def _own_labels(listed: Listed, match: LabelMatch) -> dict[str, tuple[int, ...]] | None:

@@ -149,6 +149,20 @@ def test_an_evaluation_knows_all_labels_of_an_image(images):
     names = {key: {truth.names[k] for k in labels} for key, labels in found.items()}
     assert names == {e.key: {listed.classes[k] for k in e.classes} for e in examples}
     assert {"sea", "boat"} in names.values()
+    assert not truth.is_real
+
+
+def test_an_image_whose_labels_are_all_unknown_to_a_network_is_a_problem(images):
+    listed = list_splits(write(images, "csv"))
+    space = OutputSpace(2, "two classes", ("dog", "boat"))
+    truth = find_truth(listed, space, None, skip_unknown=True)
+    kept = listed.with_targets(truth.names, truth.target)
+    before = [example for split in listed.splits.values() for example in split]
+    known = {e.key for e in before if {listed.classes[k] for k in e.classes} & {"dog", "boat"}}
+    assert {e.key for split in kept.splits.values() for e in split} == known
+    unknown = {e.key for e in before} - known
+    assert unknown
+    assert {p.subject for p in kept.problems} == unknown
 
 
 def test_a_class_that_only_lasts_as_a_second_label_is_no_empty_one(images):
