@@ -132,6 +132,44 @@ def compute_features(
     return features
 
 
+def find_features(
+    model: BiT,
+    pixels: Pixels,
+    device: torch.device | str | None = None,
+    *,
+    dtype: torch.dtype = torch.float32,
+    backend: str = "eager",
+    cache: Path | None = None,
+    budget_bytes: int = BUDGET_BYTES,
+    work: Work | None = None,
+) -> Features | None:
+    """Return the features of every image if all of them are in the cache; no image is decoded.
+
+    Args:
+        model: As for `compute_features`, as all that is not explained here.
+        pixels: The images.
+        device: Where the features would be computed.
+        dtype: Compute dtype.
+        backend: What would run the network.
+        cache: Folder of the features of all networks.
+        budget_bytes: 0 reads nothing.
+        work: Its `place` is set.
+
+    Returns:
+        As `compute_features`; None if some are missing, or nothing can be cached.
+    """
+    contents = pixels.contents if budget_bytes > 0 else None
+    if contents is None:
+        return None
+    encoder = _encoder(model)
+    place = cache or cache_dir() / TASK
+    folder = place / _key(encoder, contents.prepared, device, dtype, backend)
+    if work is not None:
+        work.place = folder
+    features = np.empty((len(pixels), model.num_features), np.float32)
+    return None if len(read_rows(folder, contents.hashes, features)) else features
+
+
 def _compute(
     network: Runner,
     pixels: Pixels,
