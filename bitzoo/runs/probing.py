@@ -161,7 +161,7 @@ def probe(
         )
         transform = EvalTransform(crop, resize, bit_depth=known.summary.bit_depth)
         way = Way(transform, where, dtype, backend, int(cache_gb * 1e9), workers)
-        notes = (*candidates.notes, *known.notes, *_notes(known, way))
+        notes = (*candidates.notes, *known.notes, *_notes(known, way, len(candidates.models)))
         for note in notes:
             tell(note)
         result = ProbeResult(
@@ -372,13 +372,15 @@ def _settings(known: ProbeData, way: Way, seed: int) -> dict[str, Any]:
     }
 
 
-def _notes(known: ProbeData, way: Way) -> tuple[str, ...]:
+def _notes(known: ProbeData, way: Way, models: int) -> tuple[str, ...]:
     """Return how models are compared, as sentences."""
     resize, crop = way.transform.resize, way.transform.crop
     truth = known.labels[known.judged_rows]
     most = int(np.bincount(truth).max())
+    several = "All models are judged on the same images, so the highest accuracy is optimistic."
     return (
         f"All models see images that are resized to {resize}x{resize}, of which the central "
         f"{crop}x{crop} are taken; choose with `resolution`.",
         f"Always naming the most frequent class would be right for {most / len(truth):.1%}.",
+        *((several,) if models > 1 else ()),
     )
