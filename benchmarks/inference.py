@@ -130,6 +130,8 @@ def interleaved(runs: dict[str, Run], images: Tensor, rounds: int) -> dict[str, 
     for _ in range(rounds):
         for who, run in runs.items():
             run(images)  # warms up its memory and caches again after the others
+            if images.is_cuda:
+                torch.cuda.synchronize()
             began = time.perf_counter()
             run(images)
             if images.is_cuda:
