@@ -50,6 +50,7 @@ from bitzoo.training.checkpointing import (
 )
 from bitzoo.training.distributed import send_from_main
 from bitzoo.training.linear_probe import evaluate_features, train_head
+from bitzoo.training.memory_layout import MemoryLayout
 from bitzoo.training.model_selection import Choice, Keep, ModelSelection
 from bitzoo.training.recipe import INCEPTION_CROP, SIGMOID, TEMPERATURE, Recipe
 from bitzoo.training.trainer import float_buffers, train
@@ -349,6 +350,7 @@ class Session:
             folder=self._run_dir.checkpoints,
             start=start,
             about=self._run_dir.mark,
+            on_layout=self._record_layout,
             on_step=self._record,
             on_part=self._callbacks.on_part if self._is_main else lambda step, part: None,
             on_eval=self._evaluate,
@@ -397,6 +399,15 @@ class Session:
             )
             device, count = self._processes.device, self._processes.num_processes
             self._log.start(device_name(device, count), step)
+
+    def _record_layout(self, layout: MemoryLayout) -> None:
+        if self._is_main:
+            self._log.describe(memory_format=layout.describe())
+            if layout.is_compared:
+                self._callbacks.say(
+                    f"Memory format: {layout.describe()}. It decides the last bits of the result, "
+                    "so the checkpoints keep it."
+                )
 
     def _append(self, record: Mapping[str, Any]) -> None:
         self._run_dir.append(record)
