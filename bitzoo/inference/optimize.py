@@ -14,6 +14,7 @@ from bitzoo.inference.backends import BACKENDS
 from bitzoo.inference.devices import checked_device
 from bitzoo.models.bit import BiT
 from bitzoo.models.image_input import SCALING, require_images, words_for_channels
+from bitzoo.openmp_waiting import tell_once
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -155,6 +156,8 @@ def optimize(
             f"The backend {backend} computes in {' or '.join(names)}, found {dtype}. Choose one of "
             "these as `dtype`, or another `backend`."
         )
+    if target.type == "cpu":
+        tell_once(torch.get_num_threads())
     return Optimized(model, backend, target, wanted)
 
 

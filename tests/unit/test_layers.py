@@ -16,7 +16,7 @@ PACKAGE = Path(bitzoo.__file__).parent
 LAYERS = [
     [
         *("_version", "errors", "locks", "files", "display", "small_files"),
-        *("progress", "progress_line", "interrupts", "portable"),
+        *("progress", "progress_line", "interrupts", "portable", "openmp_waiting"),
     ],
     ["models"],
     ["catalogue", "fetch"],
@@ -41,6 +41,7 @@ SIBLINGS = {
     "locks": {"errors", "portable"},
     "progress": {"progress_line"},
     "progress_line": {"display"},
+    "openmp_waiting": {"portable"},
     "small_files": {"errors", "portable"},
     "zoo": {"converters"},
     "hub": {"exporters"},
