@@ -15,6 +15,7 @@ from bitzoo.inference.devices import checked_device
 from bitzoo.inference.exact_float32 import exact_convolutions
 from bitzoo.models.bit import BiT
 from bitzoo.models.image_input import SCALING, require_images, words_for_channels
+from bitzoo.openmp_waiting import tell_once
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -158,6 +159,8 @@ def optimize(
             f"The backend {backend} computes in {' or '.join(names)}, found {dtype}. Choose one of "
             "these as `dtype`, or another `backend`."
         )
+    if target.type == "cpu":
+        tell_once(torch.get_num_threads())
     return Optimized(model, backend, target, wanted)
 
 

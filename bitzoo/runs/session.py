@@ -34,6 +34,7 @@ from bitzoo.inference.processes import (
 from bitzoo.inference.selection import Selection
 from bitzoo.models.bit import BiT
 from bitzoo.models.preprocessing import EvalTransform
+from bitzoo.openmp_waiting import tell_once
 from bitzoo.runs.config import Callbacks, RunConfig
 from bitzoo.runs.metrics_csv import CSV_NAME, MetricsTable
 from bitzoo.runs.report.artifacts import FinishedRun, write_artifacts
@@ -41,7 +42,7 @@ from bitzoo.runs.run_dir import RunDir
 from bitzoo.runs.teachers import Faculty
 from bitzoo.runs.teaching import Teaching, measure_teaching
 from bitzoo.runs.trackers import Track, chosen_trackers, tracking
-from bitzoo.runs.work_log import WorkLog, device_name
+from bitzoo.runs.work_log import WorkLog, device_name, waiting_of
 from bitzoo.training.checkpointing import (
     Checkpoint,
     checkpoint_path,
@@ -398,7 +399,9 @@ class Session:
                 )
             )
             device, count = self._processes.device, self._processes.num_processes
-            self._log.start(device_name(device, count), step)
+            if device.type == "cpu":
+                tell_once(torch.get_num_threads())
+            self._log.start(device_name(device, count), step, waiting_of(device))
 
     def _record_layout(self, layout: MemoryLayout) -> None:
         if self._is_main:
