@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from bitzoo.runs.fewshot import fewshot
     from bitzoo.runs.finetune import finetune
     from bitzoo.runs.pretrain import pretrain
+    from bitzoo.runs.probing import probe
     from bitzoo.runs.reproduce import reproduce
     from bitzoo.runs.resume import resume
     from bitzoo.runs.study import study
@@ -56,6 +57,7 @@ _HOMES = {
     "optimize": "inference.optimize",
     "predict": "inference.predict",
     "pretrain": "runs.pretrain",
+    "probe": "runs.probing",
     "publish": "hub.publish",
     "reproduce": "runs.reproduce",
     "resume": "runs.resume",
@@ -87,6 +89,7 @@ __all__ = [
     "optimize",
     "predict",
     "pretrain",
+    "probe",
     "publish",
     "reproduce",
     "resume",

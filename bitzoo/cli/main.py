@@ -22,6 +22,7 @@ from bitzoo.cli.finetune import finetune, hyperrule
 from bitzoo.cli.info import info, list_command
 from bitzoo.cli.options import debug_option, version_option
 from bitzoo.cli.pretrain import pretrain
+from bitzoo.cli.probe import probe
 from bitzoo.cli.publish import card, publish
 from bitzoo.cli.quickstart import quickstart
 from bitzoo.cli.reproduce import reproduce
@@ -52,6 +53,7 @@ for _command in (
     study,
     evaluate,
     predict,
+    probe,
     fewshot,
     vtab,
     reproduce,
