@@ -257,6 +257,10 @@ class ShardWriter:
             sync(self._folder)
         return path
 
+    def close(self) -> None:
+        """Remove what was written, unless it has its name."""
+        self._stack.close()
+
     def __enter__(self) -> Self:
         return self
 
@@ -266,7 +270,7 @@ class ShardWriter:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._stack.close()
+        self.close()
 
 
 def write_shard(
