@@ -248,9 +248,9 @@ class TestPoison:
         assert example.sha256 == hashlib.sha256(content).hexdigest()
         assert summary.kept.startswith("Not read again: 11 of 12 images, checked on ")
 
-    @pytest.mark.parametrize("checked_at, trusted", [(11.9, False), (12.1, True)])
+    @pytest.mark.parametrize(("checked_at", "trusted"), [(11.9, False), (12.1, True)])
     def test_a_change_within_a_tick(self, folder, monkeypatch, checked_at, trusted):
-        """Of a file system that counts in steps of two seconds, with all of a file's times at 10."""
+        """Of a file system that counts in steps of two seconds; all times of the files are 10."""
 
         class Stat:
             def __init__(self, real):
@@ -273,7 +273,7 @@ class TestPoison:
         at(100)
         now, _ = inspect(read_dataset(folder), keep_checks=True)
         (example,) = [e for e in now.train.examples if e.path == victim]
-        # 12.1: such a change has another time. That the test gives it the same shows who is trusted.
+        # at 12.1, such a change gets another time: that it has the same shows what is trusted
         assert (example.sha256 == hashlib.sha256(victim.read_bytes()).hexdigest()) != trusted
 
 
