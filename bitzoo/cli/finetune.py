@@ -127,6 +127,9 @@ def hyperrule(
 @click.option("--examples-per-class", type=int, help="Few-shot: use only N images per class.")
 @click.option("--skip-bad", is_flag=True, help="Skip images that cannot be used.")
 @click.option(
+    "--recheck", is_flag=True, help="Read all images to check them, also those checked before."
+)
+@click.option(
     "--cache-gb",
     type=float,
     default=20.0,

@@ -46,6 +46,7 @@ class RunConfig(TrainingConfig):
             `bitzoo.data.validation.inspect`.
         examples_per_class: Few-shot: train on this many images per class.
         skip_bad: Whether to skip images that cannot be used.
+        recheck: Whether to read all images to check them, whatever checks earlier runs have kept.
         cache_gb: Most disk space for decoded images, in GB; 0 decodes at each step.
         workers: Processes that decode; None for one per core.
         class_weights: ``balanced`` weighs classes inversely to their number of images; see
@@ -78,6 +79,7 @@ class RunConfig(TrainingConfig):
     fixed_split: bool = False
     examples_per_class: int | None = None
     skip_bad: bool = False
+    recheck: bool = False
     cache_gb: float = 20.0
     workers: int | None = None
     class_weights: str | None = None

@@ -42,6 +42,7 @@ from bitzoo.runs.run_dir import RunDir
 from bitzoo.runs.teachers import Faculty
 from bitzoo.runs.teaching import Teaching, measure_teaching
 from bitzoo.runs.trackers import Track, chosen_trackers, tracking
+from bitzoo.runs.wanted_rows import evaluation_transform, training_size
 from bitzoo.runs.work_log import WorkLog, device_name, waiting_of
 from bitzoo.training.checkpointing import (
     Checkpoint,
@@ -53,7 +54,7 @@ from bitzoo.training.distributed import send_from_main
 from bitzoo.training.linear_probe import evaluate_features, train_head
 from bitzoo.training.memory_layout import MemoryLayout
 from bitzoo.training.model_selection import Choice, Keep, ModelSelection
-from bitzoo.training.recipe import INCEPTION_CROP, SIGMOID, TEMPERATURE, Recipe
+from bitzoo.training.recipe import SIGMOID, TEMPERATURE, Recipe
 from bitzoo.training.trainer import float_buffers, train
 
 if TYPE_CHECKING:
@@ -117,11 +118,11 @@ class Session:
 
     def __enter__(self) -> Self:
         with self._resources:
-            recipe, images, freeze = self._task.recipe, self._task.images, self._freeze
-            if recipe.augmentation == INCEPTION_CROP:
-                self._pixels: Pixels = self._open_whole(images.train)
-            else:
-                self._pixels = self._open(images.train, recipe.crop if freeze else recipe.resize)
+            recipe, images = self._task.recipe, self._task.images
+            size = training_size(recipe, freeze=self._freeze)
+            self._pixels: Pixels = (
+                self._open_whole(images.train) if size is None else self._open(images.train, size)
+            )
             seen = evaluation_transform(recipe, self._task.summary.bit_depth)
             self._held_out = self._open(images.val, seen) if images.val else None
             self._resources = self._resources.pop_all()
@@ -431,13 +432,6 @@ def training_labels(images: ImageSet) -> Labels:
     sets = label_sets_of(images.train)
     single = sets.single
     return sets if single is None else single
-
-
-def evaluation_transform(recipe: Recipe, bit_depth: int | None) -> EvalTransform:
-    """Return how a recipe prepares test images."""
-    if recipe.eval_resize is None:
-        return EvalTransform.to_square(recipe.crop, bit_depth)
-    return EvalTransform(recipe.crop, recipe.eval_resize, square=False, bit_depth=bit_depth)
 
 
 def _has_ended(start: Checkpoint | None, config: RunConfig) -> bool:
