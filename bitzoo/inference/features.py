@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from bitzoo.data.image_store import Pixels
+from bitzoo.data.image_store import Contents, Pixels
 from bitzoo.files import Progress, cache_dir
 from bitzoo.inference.feature_cache import ROWS, Features, make_room, read_rows, write_rows
 from bitzoo.inference.runner import Runner, batches_of, one_ahead
@@ -92,6 +92,22 @@ def compute_features(
                 hashes = [contents.hashes[row] for row in part.tolist()]
                 is_writable = _keep(place, folder, hashes, features[part], budget_bytes)
     return features
+
+
+def count_missing(model: BiT, contents: Contents, device: torch.device | str | None = None) -> int:
+    """Return how many images have no features in the cache, as `compute_features` would find them.
+
+    Args:
+        model: The network.
+        contents: What names the images' pixels.
+        device: Where they would be computed.
+    """
+    place = cache_dir() / TASK
+    if not place.is_dir():
+        return len(contents.hashes)
+    key = _key(_encoder(model), contents.prepared, device, torch.float32, "eager")
+    rows = np.empty((len(contents.hashes), model.num_features), np.float32)
+    return len(read_rows(place / key, contents.hashes, rows))
 
 
 def _compute(
