@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from bitzoo.runs.distill import distill
     from bitzoo.runs.fewshot import fewshot
     from bitzoo.runs.finetune import finetune
+    from bitzoo.runs.forecast import forecast
     from bitzoo.runs.pretrain import pretrain
     from bitzoo.runs.probing import probe
     from bitzoo.runs.reproduce import reproduce
@@ -48,6 +49,7 @@ _HOMES = {
     "fewshot": "runs.fewshot",
     "finetune": "runs.finetune",
     "fold": "zoo.create",
+    "forecast": "runs.forecast",
     "get_spec": "catalogue.registry",
     "hyperrule": "training.hyperrule",
     "info": "zoo.info",
@@ -80,6 +82,7 @@ __all__ = [
     "fewshot",
     "finetune",
     "fold",
+    "forecast",
     "get_spec",
     "hyperrule",
     "info",

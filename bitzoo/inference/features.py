@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from bitzoo.data.image_store import Pixels
+from bitzoo.data.image_store import Contents, Pixels
 from bitzoo.files import Progress, cache_dir
 from bitzoo.inference.feature_cache import ROWS, Features, make_room, read_rows, write_rows
 from bitzoo.inference.runner import Runner, batches_of, one_ahead
@@ -168,6 +168,22 @@ def find_features(
         work.place = folder
     features = np.empty((len(pixels), model.num_features), np.float32)
     return None if len(read_rows(folder, contents.hashes, features)) else features
+
+
+def count_missing(model: BiT, contents: Contents, device: torch.device | str | None = None) -> int:
+    """Return how many images have no features in the cache, as `compute_features` would find them.
+
+    Args:
+        model: The network.
+        contents: What names the images' pixels.
+        device: Where they would be computed.
+    """
+    place = cache_dir() / TASK
+    if not place.is_dir():
+        return len(contents.hashes)
+    key = _key(_encoder(model), contents.prepared, device, torch.float32, "eager")
+    rows = np.empty((len(contents.hashes), model.num_features), np.float32)
+    return len(read_rows(place / key, contents.hashes, rows))
 
 
 def _compute(

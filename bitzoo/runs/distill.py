@@ -99,6 +99,7 @@ def distill(
     log: str | Sequence[str] | None = None,
     resume: bool = False,
     overwrite: bool = False,
+    time_limit: str | float | None = None,
     progress: Progress | bool | None = None,
     callbacks: Callbacks | None = None,
 ) -> DistillResult:
@@ -164,6 +165,7 @@ def distill(
         resume: Continue the run in `out` from its newest complete checkpoint, if there is one. The
             options must be the same; `bitzoo.resume` needs none, and can change some.
         overwrite: Delete what a run wrote to `out` and start again; other files there stay.
+        time_limit: As for `bitzoo.finetune`.
         progress: As for `bitzoo.finetune`.
         callbacks: Other callbacks during the run.
 
@@ -225,7 +227,12 @@ def distill(
         unlabelled=unlabelled,
     )
     job = Job(name, data, config)
-    result = run_job(job, Path(out), 1, progress, callbacks, resume=resume, overwrite=overwrite)
+    result = run_job(
+        *(job, Path(out), 1, progress, callbacks),
+        resume=resume,
+        overwrite=overwrite,
+        time_limit=time_limit,
+    )
     assert isinstance(result, DistillResult)
     return result
 

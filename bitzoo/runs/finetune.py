@@ -76,6 +76,7 @@ def finetune(
     log: str | Sequence[str] | None = None,
     resume: bool = False,
     overwrite: bool = False,
+    time_limit: str | float | None = None,
     progress: Progress | bool | None = None,
     callbacks: Callbacks | None = None,
 ) -> FinetuneResult:
@@ -148,6 +149,10 @@ def finetune(
         resume: Continue the run in `out` from its newest complete checkpoint, if there is one. The
             options must be the same; `bitzoo.resume` needs none, and can change some.
         overwrite: Delete what a run wrote to `out` and start again; other files there stay.
+        time_limit: For the whole call, with everything before and after training: ``30m``, ``2h``,
+            or seconds. Steps first and then the resolution are reduced until the plan fits, by
+            measured speeds; see `bitzoo.runs.time_limit`. It is no deadline. A run that goes on
+            keeps the plan that it has.
         progress: Called with a task, how much of it is done, and how much there is. Or True for
             lines on stderr, False for none; None shows a live line on a terminal or in a notebook.
         callbacks: Other callbacks during the run; its `progress`, if any, takes precedence.
@@ -159,7 +164,7 @@ def finetune(
     Raises:
         DatasetError: If the data cannot be used for training; lists all problems at once.
         UsageError: If options contradict each other, `out` contains another run, or another
-            process is using it.
+            process is using it; or if no plan fits the time limit.
         BitzooError: As `bitzoo.create_model` and `bitzoo.training.trainer.train` raise.
     """
     if repeats < 1:
@@ -204,7 +209,10 @@ def finetune(
     )
     job = Job(os.fspath(model), data, config)
     result = run_job(
-        job, Path(out), repeats, progress, callbacks, resume=resume, overwrite=overwrite
+        *(job, Path(out), repeats, progress, callbacks),
+        resume=resume,
+        overwrite=overwrite,
+        time_limit=time_limit,
     )
     assert isinstance(result, FinetuneResult)
     return result

@@ -93,7 +93,12 @@ class Session:
     """
 
     def __init__(
-        self, task: Task, run_dir: RunDir, identity: Mapping[str, Any], callbacks: Callbacks
+        self,
+        task: Task,
+        run_dir: RunDir,
+        identity: Mapping[str, Any],
+        callbacks: Callbacks,
+        layout: MemoryLayout | None = None,
     ) -> None:
         """Set up; nothing is opened yet.
 
@@ -102,7 +107,9 @@ class Session:
             run_dir: Where it goes.
             identity: The run's options, as in `run.json`.
             callbacks: Callbacks during the run.
+            layout: The memory format, if it was measured before; as for `train`.
         """
+        self._layout = layout
         self._task, self._run_dir, self._callbacks = task, run_dir, callbacks
         self._identity = identity
         self._processes = join_processes(task.config.device)
@@ -352,6 +359,7 @@ class Session:
             folder=self._run_dir.checkpoints,
             start=start,
             about=self._run_dir.mark,
+            layout=self._layout,
             on_layout=self._record_layout,
             on_step=self._record,
             on_part=self._callbacks.on_part if self._is_main else lambda step, part: None,
