@@ -6,7 +6,6 @@ test holds that. The stand-ins have the signatures of what they stand for.
 
 from __future__ import annotations
 
-import getpass
 import os
 import re
 import threading
@@ -33,6 +32,8 @@ def user_id() -> str:
     if hasattr(os, "getuid"):
         return str(os.getuid())
     try:
+        import getpass  # here, as its import takes longer than the rest of this module's
+
         return re.sub(r"\W", "-", getpass.getuser())
     except (ImportError, KeyError, OSError):
         return "user"
