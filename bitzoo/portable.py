@@ -41,9 +41,14 @@ def user_id() -> str:
 
 def cores() -> int:
     """Return the number of cores that this process may use."""
+    return len(processors())
+
+
+def processors() -> frozenset[int]:
+    """Return the numbers of these cores, as the kernel of Linux counts them."""
     if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+        return frozenset(os.sched_getaffinity(0))
+    return frozenset(range(os.cpu_count() or 1))
 
 
 def physical_memory() -> int:
