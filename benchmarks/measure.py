@@ -198,7 +198,22 @@ def machine() -> str:
     """Return the date, machine and package versions of a measurement, and how threads wait."""
     packages = ", ".join(f"{name} {version(name)}" for name in ("bitzoo", "numpy", "torch", "timm"))
     return (
-        f"{time.strftime('%Y-%m-%d')}, {platform.machine()}, {os.cpu_count()} cores, "
+        f"{time.strftime('%Y-%m-%d')}, {processor()}, {os.cpu_count()} cores{gpu()}, "
         f"Python {platform.python_version()}, {packages}. Threads wait: "
         f"{description(os.environ)}\n"
     )
+
+
+def processor() -> str:
+    """Return the processor's name, or what kind it is where the system does not tell."""
+    about = Path("/proc/cpuinfo")
+    for line in about.read_text().splitlines() if about.is_file() else ():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.machine()
+
+
+def gpu() -> str:
+    """Return the GPU's name after a comma, if the script has loaded torch and there is one."""
+    torch = sys.modules.get("torch")
+    return f", {torch.cuda.get_device_name()}" if torch and torch.cuda.is_available() else ""

@@ -18,10 +18,12 @@ from bitzoo.cli.distill import distill
 from bitzoo.cli.evaluate import evaluate, predict
 from bitzoo.cli.export import export
 from bitzoo.cli.fewshot import fewshot
-from bitzoo.cli.finetune import finetune, hyperrule
+from bitzoo.cli.finetune import finetune
+from bitzoo.cli.hyperrule import hyperrule
 from bitzoo.cli.info import info, list_command
 from bitzoo.cli.options import debug_option, version_option
 from bitzoo.cli.pretrain import pretrain
+from bitzoo.cli.probe import probe
 from bitzoo.cli.publish import card, publish
 from bitzoo.cli.quickstart import quickstart
 from bitzoo.cli.reproduce import reproduce
@@ -52,6 +54,7 @@ for _command in (
     study,
     evaluate,
     predict,
+    probe,
     fewshot,
     vtab,
     reproduce,

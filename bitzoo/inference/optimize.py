@@ -12,6 +12,7 @@ from torch import Tensor
 from bitzoo.errors import LayoutError, UsageError
 from bitzoo.inference.backends import BACKENDS
 from bitzoo.inference.devices import checked_device
+from bitzoo.inference.exact_float32 import exact_convolutions
 from bitzoo.models.bit import BiT
 from bitzoo.models.image_input import SCALING, require_images, words_for_channels
 from bitzoo.openmp_waiting import tell_once
@@ -74,7 +75,8 @@ class Optimized:
         return self._compute(images)
 
     def _compute(self, images: Tensor) -> Tensor:
-        return self._run(images.detach().to(self.device, torch.float32))
+        with exact_convolutions(self.device, self.dtype):
+            return self._run(images.detach().to(self.device, torch.float32))
 
     def _look(self, images: Tensor) -> None:
         self._has_looked = True
@@ -121,8 +123,9 @@ def optimize(
 
     Args:
         model: A classifier or encoder from `bitzoo.create_model`.
-        dtype: Compute dtype: ``float32``, or for speed ``bfloat16`` or ``float16``; the head stays
-            in float32. `deviation` measures the loss of accuracy.
+        dtype: Compute dtype: ``float32``, also on GPUs, whose convolutions torch would let round to
+            TF32; or for speed ``bfloat16`` or ``float16``; the head stays in float32. `deviation`
+            measures the loss of accuracy.
         backend: ``eager``; ``compile`` (torch.compile, which takes a minute per image size, for at
             most eight sizes); ``onnxruntime`` (float32, CPU, extra ``onnx``); ``openvino`` (CPU,
             extra ``openvino``).

@@ -56,6 +56,18 @@ class WorkLog:
         self._sessions = [*self._earlier(), own]
         self._write()
 
+    def describe(self, **facts: str) -> None:
+        """Record more about the session, as text.
+
+        Args:
+            facts: What is recorded, by name; ``memory_format`` is among the `rows`.
+
+        Raises:
+            UsageError: If it cannot be written, as on a full disk.
+        """
+        self._sessions[-1].update(facts)
+        self._write()
+
     def keep(self, *, now: bool = False) -> None:
         """Record how long the session has taken, if that was not done a few seconds ago.
 
@@ -79,12 +91,16 @@ class WorkLog:
         since = f", without the first {first['from_step']:,} steps" if first["from_step"] else ""
         seconds = sum(session["seconds"] for session in self._sessions)
         devices = list(dict.fromkeys(session["device"] for session in self._sessions))
+        formats = dict.fromkeys(
+            found for each in self._sessions if isinstance(found := each.get("memory_format"), str)
+        )
         waits = [str(session["waiting"]) for session in self._sessions if session.get("waiting")]
         return [
             ("started", _minute(datetime.fromisoformat(first["started"]).timestamp())),
             ("finished", _minute(ended)),
             ("duration", f"{_duration(seconds)} to decode, train and evaluate{parts}{since}"),
             ("device", "; ".join(devices)),
+            *([("memory format", "; ".join(formats))] if formats else []),
             *([("threads wait", "; ".join(dict.fromkeys(waits)))] if waits else []),
         ]
 
