@@ -181,11 +181,16 @@ def _compute(
     before = len(features) - len(rows)
     with ThreadPoolExecutor(1) as pool:
         for part in batches_of(rows, ROWS):
-            batches, done = batches_of(part, BATCH), 0
+            count = -(-len(part) // BATCH)
+            size = -(-len(part) // count) if network.has_one_shape else BATCH
+            batches, done = batches_of(part, size), 0
             try:
                 for batch, images in one_ahead(batches, lambda b: pool.submit(pixels.take, b)):
                     decoded, began = images.result(), time.perf_counter()
-                    features[batch] = network(decoded)
+                    # The last batch is smaller by less than the number of batches.
+                    missing = size - len(batch) if network.has_one_shape else 0
+                    filled = np.concatenate([decoded, decoded[:1].repeat(missing, 0)])
+                    features[batch] = network(filled if missing else decoded)[: len(batch)]
                     work.batches.append((len(batch), time.perf_counter() - began))
                     done += len(batch)
                     if progress:

@@ -25,6 +25,7 @@ from bitzoo.errors import CheckpointError
 from bitzoo.inference.evaluate import evaluate_pixels, labels_of
 from bitzoo.inference.features import compute_features
 from bitzoo.inference.metrics import Evaluation
+from bitzoo.inference.optimize import COMPUTE_DTYPES
 from bitzoo.inference.processes import (
     gather,
     join_processes,
@@ -365,8 +366,16 @@ class Session:
         self._go_back_to(0)
 
         def features_of(pixels: Pixels) -> Tensor:
-            budget, report = int(task.config.cache_gb * 1e9), self._callbacks.progress
-            found = compute_features(network, pixels, device, report, budget_bytes=budget)
+            config = task.config
+            found = compute_features(
+                network,
+                pixels,
+                device,
+                self._callbacks.progress,
+                dtype=COMPUTE_DTYPES[config.dtype],
+                backend=config.backend,
+                budget_bytes=int(config.cache_gb * 1e9),
+            )
             return torch.from_numpy(found)
 
         features = features_of(self._pixels)
