@@ -18,7 +18,7 @@ import backward_memory
 import data_rate
 import torch
 import training_rate
-from measure import machine
+from measure import machine, wait_as_commands_do
 from photographs import write_photographs
 
 from bitzoo.models.architecture import ARCHITECTURES
@@ -47,6 +47,7 @@ def main() -> None:
     options = parser.parse_args()
     for name, value in QUICK.items() if options.quick else ():
         setattr(options, name, value)
+    wait_as_commands_do()
     print(machine(), flush=True)
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
         for device in options.devices.split(","):

@@ -7,7 +7,8 @@ speed is listed with the distance of its logits from the same network in float64
 that exceeds 1e-3 in float32 (1e-2 where TF32 is allowed), the contestant computes a different
 function and the benchmark stops.
 The floor is the folded network without its norms: convolutions, pool, additions. Contestants that
-are not installed are skipped with a message.
+are not installed are skipped with a message. The last columns are the same once more beside a busy
+process of another session.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ from tempfile import TemporaryDirectory
 from unittest import mock
 
 import torch
-from measure import aligned_table, machine
+from measure import BESIDE, aligned_table, machine, wait_as_commands_do
+from neighbour import busy_neighbour
 from torch import Tensor, nn
 
 import bitzoo
@@ -61,6 +63,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.quick:
         options.archs, options.batches, options.rounds = "R50x1", "1", 5
+    wait_as_commands_do()
     torch.backends.cudnn.allow_tf32 = options.tf32
     print(machine())
     for name in options.archs.split(","):
@@ -99,16 +102,26 @@ def compare(name: str, model: BiT, batch: int, options: argparse.Namespace) -> s
     rounds = options.rounds if batch == 1 else max(3, options.rounds // 3)
     seconds = interleaved(runs, images, rounds)
     medians = {who: statistics.median(times) for who, times in seconds.items()}
+    beside = {}
+    if images.device.type == "cpu":
+        with busy_neighbour():
+            found = interleaved(runs, images, max(3, rounds // 3))
+        beside = {who: statistics.median(times) for who, times in found.items()}
     rows: list[tuple[str, ...]] = [
         ("", "median ms", "min", "max", "timm / this", "this / floor", "distance")
     ]
+    if beside:
+        rows[0] += BESIDE
     for who, times in seconds.items():
         figures = [f"{1e3 * value:.1f}" for value in (medians[who], min(times), max(times))]
         ratios = [
             f"{medians['timm, float32'] / medians[who]:.2f}",
             f"{medians[who] / medians[FLOOR]:.2f}",
         ]
-        rows.append((who, *figures, *ratios, "" if who == FLOOR else f"{distances[who]:.1e}"))
+        cells = [*figures, *ratios, "" if who == FLOOR else f"{distances[who]:.1e}"]
+        if beside:
+            cells += [f"{1e3 * beside[who]:.1f}", f"{beside[who] / medians[who]:.2f}"]
+        rows.append((who, *cells))
     where = options.device + (", TF32 allowed" if images.is_cuda and options.tf32 else "")
     return aligned_table(f"{name}, batch {batch}, {SIDE} px, {where}", rows)
 

@@ -1,13 +1,13 @@
 """Measure `bitzoo finetune --freeze` beside one pass of optimized inference over the same files.
 
-    python benchmarks/linear_probe.py [--size 128] [--images 400]
+    python benchmarks/linear_probe.py [--size 224] [--images 400] [--forms float32]
 
 Either contestant starts from files and random weights, in a process of its own, with an empty
 cache; Python's start and imports, which both have, are not timed. "inference once" decodes every
 image and runs `bitzoo.optimize`'s network on it, in the same dtype and backend, the next batch
-being decoded meanwhile, as `bitzoo predict` does. "finetune --freeze" is the whole run: checking and
-hashing the files, features, the head's steps by BiT-HyperRule, evaluations, model, report and card.
-A ratio is the median of the ratios per round.
+being decoded meanwhile, as `bitzoo predict` does. "finetune --freeze" is the whole run: checking
+and hashing the files, features, the head's steps by BiT-HyperRule, evaluations, model, report and
+card. A ratio is the median of the ratios per round.
 """
 
 from __future__ import annotations

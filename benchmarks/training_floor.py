@@ -31,10 +31,9 @@ from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
-import timm
 import torch
-from backward_memory import use_plain_modules
 from measure import aligned_table, machine
+from plain_modules import use_plain_modules
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.profiler import ProfilerActivity, profile
@@ -153,7 +152,9 @@ def plain_loop(setting: Setting) -> Step:
 
 
 def timm_loop(setting: Setting) -> Step:
-    """Timm's network."""
+    """The same with timm's network."""
+    import timm
+
     network = timm.create_model(f"resnetv2_{setting.arch[1:]}_bit", num_classes=CLASSES)
     return loop(setting, network.to(memory_format=setting.memory_format).train())  # type: ignore[call-overload]
 

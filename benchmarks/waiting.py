@@ -21,6 +21,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable
 from contextlib import ExitStack, nullcontext
+from typing import Any
 
 from measure import aligned_table, machine
 from neighbour import busy_neighbour
@@ -187,6 +188,7 @@ def inference(batch: int, times: int, peer: bool = False) -> Callable[[], float]
     from bitzoo.models.architecture import ARCHITECTURES
     from bitzoo.models.bit import BiT
 
+    network: Callable[[Any], object]
     images = torch.rand(batch, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(0)) * 2 - 1
     if peer:
         import timm
@@ -231,7 +233,7 @@ def training() -> Callable[[], float]:
         def __len__(self) -> int:
             return len(self.images)
 
-        def rows(self, indices):
+        def rows(self, indices: Any) -> Any:
             return [self.images[index] for index in np.ravel(indices)]
 
         def close(self) -> None:

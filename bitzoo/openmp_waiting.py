@@ -156,12 +156,23 @@ def choose_before_torch() -> None:
     than Linux, with another runtime than libgomp, or for teams of one thread.
     """
     if sys.platform == "linux" and "torch" not in sys.modules and not user_settings(os.environ):
-        sys.meta_path.insert(0, _BeforeTorch())  # type: ignore[arg-type]
+        sys.meta_path.insert(0, _BeforeTorch())
 
 
 def user_settings(environment: Mapping[str, str]) -> list[str]:
     """Return which of `SETTINGS` are set, as `NAME=value`."""
     return [f"{name}={environment[name]}" for name in SETTINGS if environment.get(name)]
+
+
+def sleeps_at_once(environment: Mapping[str, str]) -> bool:
+    """Whether threads are to sleep whenever they wait, by our choice or the user's.
+
+    For other runtimes than OpenMP, which have settings of their own.
+    """
+    policy = environment.get("OMP_WAIT_POLICY", "").strip().lower()
+    return environment.get(SPINS, "").strip() == "0" or (
+        not environment.get(SPINS) and policy == "passive"
+    )
 
 
 def description(environment: Mapping[str, str]) -> str:
@@ -231,7 +242,7 @@ class _BeforeTorch:
     def find_spec(self, name: str, path: object = None, target: object = None) -> None:
         if name != "torch" or self not in sys.meta_path:
             return
-        sys.meta_path.remove(self)  # type: ignore[arg-type]
+        sys.meta_path.remove(self)
         if not _is_gnu(bundled_runtime()):
             return
         threads = team_size(os.environ, cores())
@@ -314,11 +325,11 @@ def _quota(root: Path) -> float | None:
         number, _, rest = line.partition(":")
         controllers, _, group = rest.partition(":")
         if number == "0" and not controllers:
-            base, names = root / "sys/fs/cgroup", ("cpu.max",)
+            base, names = root / "sys/fs/cgroup", ["cpu.max"]
         elif "cpu" in controllers.split(","):
             base, names = (
                 root / "sys/fs/cgroup/cpu",
-                ("cpu.cfs_quota_us", "cpu.cfs_period_us"),
+                ["cpu.cfs_quota_us", "cpu.cfs_period_us"],
             )
         else:
             continue

@@ -18,7 +18,8 @@ from bitzoo.cli.distill import distill
 from bitzoo.cli.evaluate import evaluate, predict
 from bitzoo.cli.export import export
 from bitzoo.cli.fewshot import fewshot
-from bitzoo.cli.finetune import finetune, hyperrule
+from bitzoo.cli.finetune import finetune
+from bitzoo.cli.hyperrule import hyperrule
 from bitzoo.cli.info import info, list_command
 from bitzoo.cli.options import debug_option, version_option
 from bitzoo.cli.pretrain import pretrain

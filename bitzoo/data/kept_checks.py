@@ -20,6 +20,7 @@ import logging
 import os
 import threading
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -122,7 +123,8 @@ class KeptChecks:
         self._by_content: dict[bytes, _Entry] | None = None
         self._has_bad = not all(e.text.startswith(_GOOD) for e in self._known.values())
         self._lock = threading.Lock()
-        self._used: list[int] = []
+        self.used: list[int] = []
+        """When the checks were made that were found, for `describe_kept`."""
 
     @classmethod
     def of(cls, source: str, *, recheck: bool = False) -> KeptChecks:
@@ -145,12 +147,22 @@ class KeptChecks:
 
     def find(self, example: Example) -> ImageCheck | None:
         """Return the check of an image that is the same by its identity; None if there is none."""
-        seen = _look_at(example)
-        found = seen and (self._added.get(seen.identity) or self._known.get(seen.identity))
-        if not found:
+        found = self._find(example)
+        if found is None:
             return None
-        self._used.append(found.at_ns)
+        self.used.append(found.at_ns)
         return _unpacked(found.text)
+
+    def hash_of(self, example: Example) -> str:
+        """Return the `Example.sha256` of an image that is the same by its identity; "" if none."""
+        found = self._find(example)
+        return found.sha256.hex() if found and any(found.sha256) else ""
+
+    def _find(self, example: Example) -> _Entry | None:
+        seen = _look_at(example)
+        if seen is None:
+            return None
+        return self._added.get(seen.identity) or self._known.get(seen.identity)
 
     def find_content(self, sha256: str) -> ImageCheck | None:
         """Return the check of an image by its content; None if there is none."""
@@ -191,23 +203,6 @@ class KeptChecks:
                 if self._by_content is not None:
                     self._by_content[content] = entry
 
-    def said(self, total: int) -> str:
-        """Return a sentence on the images that were found, of so many; "" if there were none."""
-        if not self._used:
-            return ""
-        first, last = (
-            time.strftime("%Y-%m-%d %H:%M", time.localtime(at // 10**9))
-            for at in (min(self._used), max(self._used))
-        )
-        when = f"on {first}" if first == last else f"between {first} and {last}"
-        count = f"{len(self._used):,}" if len(self._used) == total else (
-            f"{len(self._used):,} of {total:,}"
-        )
-        return (
-            f"Not read again: {count} images, checked {when} and unchanged by size, time and "
-            "inode. `recheck=True` reads all."
-        )
-
     def save(self) -> None:
         """Keep what was added, beside what another process has kept in between."""
         with self._lock:
@@ -237,6 +232,27 @@ class KeptChecks:
         trace: TracebackType | None,
     ) -> None:
         self.save()
+
+
+def describe_kept(used: Sequence[int], total: int) -> str:
+    """Return a sentence on the images that were not read again; "" if there are none.
+
+    Args:
+        used: When each of them was checked, `KeptChecks.used`.
+        total: Number of all images.
+    """
+    if not used:
+        return ""
+    first, last = (
+        time.strftime("%Y-%m-%d %H:%M", time.localtime(at // 10**9))
+        for at in (min(used), max(used))
+    )
+    when = f"on {first}" if first == last else f"between {first} and {last}"
+    count = f"{len(used):,}" if len(used) == total else f"{len(used):,} of {total:,}"
+    return (
+        f"Not read again: {count} images, checked {when}, unchanged by size, time and inode. "
+        "`recheck=True` reads all."
+    )
 
 
 def _look_at(example: Example) -> Seen | None:

@@ -18,7 +18,7 @@ from bitzoo.data.image_check import ImageCheck, check_image, hash_content
 from bitzoo.data.kept_checks import KeptChecks
 from bitzoo.data.rows_while_checking import RowKeeper, WantedRows
 from bitzoo.files import Progress
-from bitzoo.models.preprocessing import EvalTransform
+from bitzoo.portable import keep_freed_memory
 
 TASK = "checking images"
 """The task that `progress` is called with."""
@@ -72,6 +72,7 @@ def check_images(
             kept.add(seen, check)
         return check, made[0] if made and check.reason is None else None
 
+    keep_freed_memory()
     done = 0
 
     def advance() -> None:
@@ -120,7 +121,11 @@ def _in_order(
 
 
 def hash_contents(
-    examples: Sequence[Example], *, workers: int | None = None, progress: Progress | None = None
+    examples: Sequence[Example],
+    *,
+    workers: int | None = None,
+    progress: Progress | None = None,
+    kept: KeptChecks | None = None,
 ) -> list[str]:
     """Return each example's `sha256` without checking it; "" for what cannot be read.
 
@@ -130,12 +135,17 @@ def hash_contents(
         examples: The examples.
         workers: Threads; None means one per core that this process may use.
         progress: Called with "reading images", the number done and their total.
+        kept: Checks of earlier runs; images that are among them are not read.
     """
+
+    def work(example: Example) -> str:
+        return (kept.hash_of(example) if kept is not None else "") or hash_content(example)
+
     found: list[str] = []
     with warnings.catch_warnings(), ThreadPoolExecutor(workers or count_cores()) as pool:
         warnings.simplefilter("ignore")
         for start in range(0, len(examples), _SLICE):
-            found += pool.map(hash_content, examples[start : start + _SLICE])
+            found += pool.map(work, examples[start : start + _SLICE])
             if progress is not None:
                 progress("reading images", len(found), len(examples))
     return found

@@ -21,7 +21,7 @@ from bitzoo.data.dataset import Example, ImageSet, Split, fingerprint
 from bitzoo.data.fixed_split import noting_what_stays, with_fixed_split
 from bitzoo.data.groups import NEAR_DUPLICATES, notes_on_groups
 from bitzoo.data.image_check import ImageCheck
-from bitzoo.data.kept_checks import KeptChecks
+from bitzoo.data.kept_checks import KeptChecks, describe_kept
 from bitzoo.data.lazy_validation import inspect_lazily
 from bitzoo.data.many_checks import TASK, check_images, hash_contents
 from bitzoo.data.near_duplicates import (
@@ -106,7 +106,8 @@ def inspect(
             bit_depth=bit_depth,
             kept=kept_checks,
         )
-        return found_lazily[0], _saying(found_lazily[1], kept_checks)
+        images, summary = found_lazily
+        return images, _saying(summary, kept_checks, summary.checked or 0)
     every = [example for split in imageset.splits for example in split.examples]
     if checks is None:
         checks = check_images(
@@ -156,7 +157,7 @@ def inspect(
         near, kept["train"] = drop_from(near, kept["train"], imageset.classes)
     inspected = _keep_only(imageset, kept)
     summary = _summarize(inspected, kept, found, near, depth, training)
-    return inspected, _saying(summary, kept_checks)
+    return inspected, _saying(summary, kept_checks, len(every))
 
 
 __all__ = ["TASK", "DataSummary", "check_images", "hash_contents", "inspect"]
@@ -171,9 +172,10 @@ def _found_in(checked: _Kept) -> Iterator[Problem]:
                 yield Problem(check.reason, example.key, check.detail)
 
 
-def _saying(summary: DataSummary, kept: KeptChecks | None) -> DataSummary:
-    total = summary.checked or sum(summary.counts.values())
-    return replace(summary, kept=kept.said(total)) if kept is not None else summary
+def _saying(summary: DataSummary, kept: KeptChecks | None, total: int) -> DataSummary:
+    if kept is None:
+        return summary
+    return replace(summary, kept=describe_kept(kept.used, total))
 
 
 def _refuse(contradicts: bool) -> None:

@@ -16,7 +16,7 @@ from bitzoo.progress_line import size_of
 REPORT_SECONDS = 5.0
 """Assumed, not measured: what is left after the last evaluation, the report and the card."""
 WRITTEN_PER_SECOND = 200e6
-"""Assumed, not measured: bytes per second of a checkpoint, hashed and synced to an ordinary disk."""
+"""Assumed, not measured: bytes per second of a checkpoint that is hashed and synced to a disk."""
 TOLD_FROM = 60.0
 """Seconds from which on an estimate is worth a line; the bar shows the rest of shorter runs."""
 LONG = 3600.0

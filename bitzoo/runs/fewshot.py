@@ -95,6 +95,7 @@ def fewshot(
     freeze: bool = False,
     val_fraction: float | None = None,
     skip_bad: bool = False,
+    recheck: bool = False,
     cache_gb: float = 20.0,
     workers: int | None = None,
     dtype: str = "float32",
@@ -139,6 +140,7 @@ def fewshot(
         freeze: Whether to train only the head.
         val_fraction: Fraction that is held out if the data set has no split.
         skip_bad: Whether to skip images that cannot be used.
+        recheck: As for `bitzoo.finetune`; of several trials, the first reads all images.
         cache_gb: Most disk space for decoded images, and as much for features, in GB.
         workers: Processes that decode.
         dtype: Dtype of activations.
@@ -171,6 +173,7 @@ def fewshot(
         "flip": flip,
         "freeze": freeze,
         "skip_bad": skip_bad,
+        "recheck": recheck,
         "cache_gb": cache_gb,
         "workers": workers,
         "dtype": dtype,
@@ -273,6 +276,7 @@ class _Finetuning:
 
     def __init__(self, task: _Task, tell: _Told) -> None:
         self._task, self._tell = task, tell
+        self._recheck = task.options["recheck"]
 
     def trial(self, shots: int, run: int) -> Trial | None:
         """Carry out a trial, or go on with it; None if it was stopped before its end."""
@@ -293,8 +297,9 @@ class _Finetuning:
             resume=True,
             progress=task.progress or False,
             callbacks=Callbacks(say=self._tell),
-            **task.options,
+            **{**task.options, "recheck": self._recheck},
         )
+        self._recheck = False
         found = result.evaluation
         if result.stopped or found is None:
             return None
@@ -346,8 +351,10 @@ class _Probe:
             workers=options["workers"],
             progress=task.progress,
             fixed_split=task.has_own_split,
+            keep_checks=True,
+            recheck=options["recheck"],
         )
-        for note in summary.notes:
+        for note in filter(None, [summary.kept, *summary.notes]):
             self._tell(note)
         network = load_classifier(task.model)
         transform = EvalTransform(crop, resize, bit_depth=summary.bit_depth)
@@ -403,7 +410,7 @@ def _checked(
 
 def _settings(task: _Task, method: str) -> dict[str, Any]:
     """Return what determines the results, besides the trials that are asked for."""
-    ignored = {"workers", "device", "cache_gb", *_NO_RESULT}
+    ignored = {"workers", "device", "cache_gb", "recheck", *_NO_RESULT}
     if method == "ridge":
         ignored |= set(_ONLY_FINETUNE)
     options = {name: value for name, value in task.options.items() if name not in ignored}

@@ -23,7 +23,7 @@ from bitzoo.data.stand_ins import StandIns
 from bitzoo.data.validation import DataSummary
 from bitzoo.errors import CheckpointError
 from bitzoo.inference.evaluate import evaluate_pixels, labels_of
-from bitzoo.inference.features import compute_features
+from bitzoo.inference.features import FeatureNetwork
 from bitzoo.inference.metrics import Evaluation
 from bitzoo.inference.optimize import COMPUTE_DTYPES
 from bitzoo.inference.processes import (
@@ -43,6 +43,7 @@ from bitzoo.runs.run_dir import RunDir
 from bitzoo.runs.teachers import Faculty
 from bitzoo.runs.teaching import Teaching, measure_teaching
 from bitzoo.runs.trackers import Track, chosen_trackers, tracking
+from bitzoo.runs.wanted_rows import evaluation_transform, training_size
 from bitzoo.runs.work_log import WorkLog, device_name, waiting_of
 from bitzoo.training.checkpointing import (
     Checkpoint,
@@ -54,7 +55,7 @@ from bitzoo.training.distributed import send_from_main
 from bitzoo.training.linear_probe import evaluate_features, train_head
 from bitzoo.training.memory_layout import MemoryLayout
 from bitzoo.training.model_selection import Choice, Keep, ModelSelection
-from bitzoo.training.recipe import INCEPTION_CROP, SIGMOID, TEMPERATURE, Recipe
+from bitzoo.training.recipe import SIGMOID, TEMPERATURE, Recipe
 from bitzoo.training.trainer import float_buffers, train
 
 if TYPE_CHECKING:
@@ -93,7 +94,12 @@ class Session:
     """
 
     def __init__(
-        self, task: Task, run_dir: RunDir, identity: Mapping[str, Any], callbacks: Callbacks
+        self,
+        task: Task,
+        run_dir: RunDir,
+        identity: Mapping[str, Any],
+        callbacks: Callbacks,
+        layout: MemoryLayout | None = None,
     ) -> None:
         """Set up; nothing is opened yet.
 
@@ -102,7 +108,9 @@ class Session:
             run_dir: Where it goes.
             identity: The run's options, as in `run.json`.
             callbacks: Callbacks during the run.
+            layout: The memory format, if it was measured before; as for `train`.
         """
+        self._layout = layout
         self._task, self._run_dir, self._callbacks = task, run_dir, callbacks
         self._identity = identity
         self._processes = join_processes(task.config.device)
@@ -118,11 +126,11 @@ class Session:
 
     def __enter__(self) -> Self:
         with self._resources:
-            recipe, images, freeze = self._task.recipe, self._task.images, self._freeze
-            if recipe.augmentation == INCEPTION_CROP:
-                self._pixels: Pixels = self._open_whole(images.train)
-            else:
-                self._pixels = self._open(images.train, recipe.crop if freeze else recipe.resize)
+            recipe, images = self._task.recipe, self._task.images
+            size = training_size(recipe, freeze=self._freeze)
+            self._pixels: Pixels = (
+                self._open_whole(images.train) if size is None else self._open(images.train, size)
+            )
             seen = evaluation_transform(recipe, self._task.summary.bit_depth)
             self._held_out = self._open(images.val, seen) if images.val else None
             self._resources = self._resources.pop_all()
@@ -352,6 +360,7 @@ class Session:
             folder=self._run_dir.checkpoints,
             start=start,
             about=self._run_dir.mark,
+            layout=self._layout,
             on_layout=self._record_layout,
             on_step=self._record,
             on_part=self._callbacks.on_part if self._is_main else lambda step, part: None,
@@ -365,18 +374,14 @@ class Session:
         network, labels = task.network.to(device), labels_of(task.images.train)
         self._go_back_to(0)
 
+        config = task.config
+        encoder = FeatureNetwork(
+            network, device, dtype=COMPUTE_DTYPES[config.dtype], backend=config.backend
+        )
+        budget, report = int(config.cache_gb * 1e9), self._callbacks.progress
+
         def features_of(pixels: Pixels) -> Tensor:
-            config = task.config
-            found = compute_features(
-                network,
-                pixels,
-                device,
-                self._callbacks.progress,
-                dtype=COMPUTE_DTYPES[config.dtype],
-                backend=config.backend,
-                budget_bytes=int(config.cache_gb * 1e9),
-            )
-            return torch.from_numpy(found)
+            return torch.from_numpy(encoder.compute(pixels, report, budget_bytes=budget))
 
         features = features_of(self._pixels)
         if self._held_out is not None:
@@ -440,13 +445,6 @@ def training_labels(images: ImageSet) -> Labels:
     sets = label_sets_of(images.train)
     single = sets.single
     return sets if single is None else single
-
-
-def evaluation_transform(recipe: Recipe, bit_depth: int | None) -> EvalTransform:
-    """Return how a recipe prepares test images."""
-    if recipe.eval_resize is None:
-        return EvalTransform.to_square(recipe.crop, bit_depth)
-    return EvalTransform(recipe.crop, recipe.eval_resize, square=False, bit_depth=bit_depth)
 
 
 def _has_ended(start: Checkpoint | None, config: RunConfig) -> bool:

@@ -14,9 +14,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from bitzoo.durations import duration
 from bitzoo.errors import UsageError
+from bitzoo.runs.job import Job
 from bitzoo.training.recipe import Recipe
 
 CROPS = (384, 320, 256, 224, 192, 160, 128)
@@ -138,6 +140,27 @@ def as_before(recipe: Recipe, begun: Recipe) -> Recipe:
         recipe = recipe.override(crop=begun.crop, resize=begun.resize)
     recipe = with_steps(recipe, begun.schedule.steps)
     return replace(recipe, notes=(*recipe.notes, *notes))
+
+
+def fixed(job: Job, recipe: Recipe) -> Job:
+    """Return the job with the options that its plan was made to fit by, if it was.
+
+    So the same options make the same run again, whatever the machine does then.
+
+    Args:
+        job: The job.
+        recipe: Its plan.
+    """
+    config, overrides = job.config, recipe.overrides
+    if not any(note.startswith(_NOTE) for note in recipe.notes):
+        return job
+    changes: dict[str, Any] = {}
+    if config.steps is None and config.epochs is None and "steps" in overrides:
+        changes["steps"] = recipe.schedule.steps
+    if config.resolution is None and "crop" in overrides:
+        both = config.kind == "finetune"
+        changes["resolution"] = (recipe.resize, recipe.crop) if both else recipe.crop
+    return replace(job, config=replace(config, **changes))
 
 
 def nothing_fits(

@@ -47,7 +47,7 @@ from bitzoo.training.graceful_stop import Pace, graceful_stop
 from bitzoo.training.gradient_accumulation import standardize_once
 from bitzoo.training.losses import LOSSES, loss_weights
 from bitzoo.training.memory_layout import MemoryLayout, choose_layout
-from bitzoo.training.micro_batch_size import choose_micro_batch, is_out_of_memory
+from bitzoo.training.micro_batch_size import choose_micro_batch, image_bytes, is_out_of_memory
 from bitzoo.training.model_selection import ModelSelection, Scores
 from bitzoo.training.optimizers import NamedOptimizer
 from bitzoo.training.recipe import INCEPTION_CROP, Recipe
@@ -98,6 +98,7 @@ def train(
     folder: Path | None = None,
     start: Checkpoint | None = None,
     about: Mapping[str, Any] | None = None,
+    layout: MemoryLayout | None = None,
     on_layout: Callable[[MemoryLayout], None] = lambda layout: None,
     on_step: Callable[[dict[str, float]], None] = lambda metrics: None,
     on_part: Callable[[int, float], None] = lambda step, part: None,
@@ -125,6 +126,8 @@ def train(
         folder: Where checkpoints go; None writes none. One is written at the end too.
         start: Checkpoint to resume from; only the main process needs it.
         about: What the metadata of checkpoints say about the run, JSON-serializable.
+        layout: The memory format, where it was measured before the run; None measures it where
+            there is a choice.
         on_layout: Called once, before the first step, with the memory format that the network
             trains in, and what was measured; in every process.
         on_step: Called after each step with `step` (updates made), `loss` (of the whole batch,
@@ -150,7 +153,7 @@ def train(
     pace = Pace()
     with training_form(model, options), graceful_stop(pace) as asked:
         trainer = Trainer(model, recipe, pixels, labels, options, teacher)
-        trainer.begin(start)
+        trainer.begin(start, layout)
         on_layout(trainer.layout)
         loss, saved, stopped, first = None, None, False, trainer.step
         selection = trainer.selection
@@ -257,8 +260,10 @@ class Trainer:
         self.selection = ModelSelection(options.patience)
         self.micro_batch = options.micro_batch or 0
 
-    def begin(self, start: Checkpoint | None) -> None:
+    def begin(self, start: Checkpoint | None, measured: MemoryLayout | None = None) -> None:
         """Restore a checkpoint, choose micro-batch and memory format, agree with other processes.
+
+        `measured` is the memory format where there is a choice, if it was measured before.
 
         Raises:
             TensorMismatchError: If the checkpoint belongs to another network.
@@ -267,13 +272,10 @@ class Trainer:
         if start is not None:
             self._restore(state, start)
         if not self.micro_batch:
-            crop = self._recipe.crop
-            images = torch.zeros(self._fewest, 3, crop, crop, device=self._feed.device)
-            images = images.to(self._feed.dtype, memory_format=self._feed.memory_format)
             with statistics_kept(self._model):
-                chosen = choose_micro_batch(self._logits, images, max(1, len(self._rows)))
+                chosen = choose_micro_batch(self._logits, self._trial(), max(1, len(self._rows)))
             self.micro_batch = chosen
-        layout = self._layout_of(start)
+        layout = self._layout_of(start) or measured
         if self.processes.num_processes > 1:
             agreed: list[Any] = [
                 self.step,
@@ -324,6 +326,16 @@ class Trainer:
             "torch": str(torch.__version__),
         }
 
+    def image_bytes(self) -> int:
+        """Return the bytes that one more image of a micro-batch stores for its backward pass."""
+        with statistics_kept(self._model):
+            return image_bytes(self._logits, self._trial())
+
+    def _trial(self) -> Tensor:
+        crop = self._recipe.crop
+        images = torch.zeros(self.fewest, 3, crop, crop, device=self._feed.device)
+        return images.to(self._feed.dtype, memory_format=self._feed.memory_format)
+
     def time_pass(self, channels_last: bool, count: int) -> float:
         """Return the seconds of a forward and backward pass, the mean over all processes.
 
@@ -369,7 +381,7 @@ class Trainer:
     def _measured_layout(self) -> MemoryLayout:
         steps, rows = self._recipe.schedule.steps - self.step, max(1, len(self._rows))
         most = min(self.micro_batch, rows)
-        return choose_layout(self.time_pass, steps * rows, fewest=self._fewest, most=most)
+        return choose_layout(self.time_pass, steps * rows, fewest=self.fewest, most=most)
 
     def _use(self, layout: MemoryLayout) -> None:
         """Bring network, optimizer and images into a memory format."""
@@ -379,7 +391,7 @@ class Trainer:
         self.layout = layout
 
     @property
-    def _fewest(self) -> int:
+    def fewest(self) -> int:
         """Fewest images of a pass: batch normalization needs two values for a mean."""
         return 2 if self._mixes_images else 1  # and maps may be of one pixel
 

@@ -238,7 +238,7 @@ class TestDamage:
 
 @pytest.mark.parametrize("harm", [False, True], ids=["whole", "damaged"])
 def test_shards_of_earlier_versions(tmp_path: Path, checked: Split, harm: bool) -> None:
-    """They have the hashes and checksums before the pixels. They are read, and not written again."""
+    """They have the hashes and checksums before the pixels. They are read as they are."""
     cache, row = tmp_path / "cache", SIZE * SIZE * 3
     opened(checked, cache).close()
     (now,) = shards(cache)

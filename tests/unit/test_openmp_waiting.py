@@ -30,6 +30,7 @@ from bitzoo.openmp_waiting import (
     choose,
     description,
     measure_load,
+    sleeps_at_once,
     team_size,
 )
 from bitzoo.portable import cores
@@ -81,6 +82,21 @@ def test_the_choice_follows_the_load(load, threads, processes, expected, reason)
 def test_the_size_of_a_team(variable, expected):
     environment = {} if variable is None else {"OMP_NUM_THREADS": variable}
     assert team_size(environment, 6) == expected
+
+
+@pytest.mark.parametrize(
+    ("environment", "expected"),
+    [
+        ({}, False),
+        ({SPINS: "0"}, True),
+        ({SPINS: "1000"}, False),
+        ({"OMP_WAIT_POLICY": "PASSIVE"}, True),
+        ({"OMP_WAIT_POLICY": "passive", SPINS: "1000"}, False),
+        ({"OMP_WAIT_POLICY": "active"}, False),
+    ],
+)
+def test_other_runtimes_are_to_sleep_too(environment, expected):
+    assert sleeps_at_once(environment) == expected
 
 
 # --- the load -------------------------------------------------------------------------------------
