@@ -118,12 +118,14 @@ class Backend:
     Attributes:
         build: Turns model, device and dtype into the function that runs the model.
         dtypes: Supported compute dtypes.
+        has_one_shape: Whether a batch of another size than before costs seconds of preparation.
         devices: Supported device types; empty for all of torch's.
     """
 
     build: Callable[[BiT, torch.device, torch.dtype], Run]
     dtypes: tuple[torch.dtype, ...]
     devices: tuple[str, ...] = ()
+    has_one_shape: bool = False
 
 
 _ALL = (torch.float32, torch.bfloat16, torch.float16)
@@ -132,7 +134,7 @@ BACKENDS = {
     "eager": Backend(_eager, _ALL),
     "compile": Backend(_compile, _ALL),
     "onnxruntime": Backend(_onnxruntime, (torch.float32,), ("cpu",)),
-    "openvino": Backend(_openvino, tuple(_OPENVINO_PRECISIONS), ("cpu",)),
+    "openvino": Backend(_openvino, tuple(_OPENVINO_PRECISIONS), ("cpu",), has_one_shape=True),
 }
 """Name -> backend; ``eager`` needs only torch."""
 
