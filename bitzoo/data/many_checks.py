@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -53,7 +54,8 @@ def check_images(
     Returns:
         A check per example, which other processes can be sent.
     """
-    found = [None if kept is None else kept.find(example) for example in examples]
+    with collecting_later():
+        found = [None if kept is None else kept.find(example) for example in examples]
     missing = [number for number, check in enumerate(found) if check is None]
     ways = [rows.transforms.get(split) for split in splits] if rows else [None] * len(examples)
     keeper = RowKeeper(rows or WantedRows({}, 0), [ways[number] for number in missing])
@@ -118,6 +120,18 @@ def _in_order(
     finally:
         for future in begun:
             future.cancel()
+
+
+@contextlib.contextmanager
+def collecting_later() -> Iterator[None]:
+    """Make many objects at once: Python would look for garbage in all of them again and again."""
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collects:
+            gc.enable()
 
 
 def hash_contents(
