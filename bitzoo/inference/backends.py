@@ -88,10 +88,9 @@ def _onnxruntime(model: BiT, device: torch.device, dtype: torch.dtype) -> Run:
 
 
 def _openvino(model: BiT, device: torch.device, dtype: torch.dtype) -> Run:
-    from bitzoo.exporters.export_formats import import_extra
-    from bitzoo.exporters.openvino import openvino_network
+    from bitzoo.exporters.openvino import openvino_core, openvino_network
 
-    network, core = openvino_network(model), import_extra("openvino", "openvino").Core()
+    network, core = openvino_network(model), openvino_core()
     hints = {"INFERENCE_PRECISION_HINT": _OPENVINO_PRECISIONS[dtype]}
 
     @lru_cache(_SHAPES)
