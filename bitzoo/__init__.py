@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from bitzoo.runs.finetune import finetune
     from bitzoo.runs.forecast import forecast
     from bitzoo.runs.pretrain import pretrain
+    from bitzoo.runs.probing import probe
     from bitzoo.runs.reproduce import reproduce
     from bitzoo.runs.resume import resume
     from bitzoo.runs.study import study
@@ -58,6 +59,7 @@ _HOMES = {
     "optimize": "inference.optimize",
     "predict": "inference.predict",
     "pretrain": "runs.pretrain",
+    "probe": "runs.probing",
     "publish": "hub.publish",
     "reproduce": "runs.reproduce",
     "resume": "runs.resume",
@@ -90,6 +92,7 @@ __all__ = [
     "optimize",
     "predict",
     "pretrain",
+    "probe",
     "publish",
     "reproduce",
     "resume",

@@ -6,9 +6,11 @@ test holds that. The stand-ins have the signatures of what they stand for.
 
 from __future__ import annotations
 
+import ctypes
 import getpass
 import os
 import re
+import sys
 import threading
 from collections.abc import Callable, Sequence
 
@@ -96,3 +98,24 @@ def _preadv(descriptor: int, buffers: Sequence[memoryview], offset: int) -> int:
 
 preadv: Callable[[int, Sequence[memoryview], int], int] = getattr(os, "preadv", _preadv)
 """Fill buffers by position, as `os.preadv`, from any thread; called for every row of a tensor."""
+
+
+def keep_freed_memory() -> None:
+    """Let this process keep what it frees in blocks of up to 32 MB, for what it allocates next.
+
+    GNU's C library gives a block of some hundred kilobytes back to the system when it is freed, and
+    gets it again page by page: for decoded images of 500x400 pixels that took as long as resizing
+    them. It adapts itself to large blocks when such are freed (mallopt(3), M_MMAP_THRESHOLD: up to
+    32 MB, and twice as much is kept); this begins where that ends. Other libraries have no such
+    function, and whoever has set one of its variables, `MALLOC_...`, knows better.
+    """
+    if sys.platform != "linux" or any(name.startswith("MALLOC_") for name in os.environ):
+        return
+    function = getattr(ctypes.CDLL(None), "mallopt", None)
+    if function is not None:
+        function(_M_MMAP_THRESHOLD, 32 << 20)
+        function(_M_TRIM_THRESHOLD, 64 << 20)
+
+
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+"""Numbers of glibc's malloc.h."""

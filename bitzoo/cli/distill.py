@@ -59,7 +59,7 @@ from bitzoo.cli.pretrain import pretrain
 @options_of(
     finetune,
     *("seed", "val_fraction", "split_seed", "eval_split", "fixed_split"),
-    *("skip_bad", "cache_gb", "workers", "dtype", "device", "micro_batch", "compile"),
+    *("skip_bad", "recheck", "cache_gb", "workers", "dtype", "device", "micro_batch", "compile"),
     *("recompute_norms", "checkpoint_blocks", "checkpoint_every", "eval_every", "log"),
     *("channels_last", "resume", "overwrite", "time_limit", "yes"),
 )

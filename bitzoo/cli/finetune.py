@@ -36,7 +36,7 @@ from bitzoo.errors import UsageError
 
 if TYPE_CHECKING:
     from bitzoo.inference.metrics import Evaluation
-    from bitzoo.runs.foresight import Forecast
+    from bitzoo.runs.estimate import Forecast
     from bitzoo.runs.run_result import RunResult
     from bitzoo.training.recipe import Recipe
 
@@ -99,6 +99,9 @@ if TYPE_CHECKING:
 )
 @click.option("--examples-per-class", type=int, help="Few-shot: use only N images per class.")
 @click.option("--skip-bad", is_flag=True, help="Skip images that cannot be used.")
+@click.option(
+    "--recheck", is_flag=True, help="Read all images to check them, also those checked before."
+)
 @click.option(
     "--cache-gb",
     type=float,

@@ -44,7 +44,7 @@ from bitzoo.cli.options import PATH, debug_option, json_option, model_parameter,
 )
 @options_of(
     finetune,
-    *("skip_bad", "cache_gb", "workers", "dtype", "device", "micro_batch", "compile"),
+    *("skip_bad", "recheck", "cache_gb", "workers", "dtype", "device", "micro_batch", "compile"),
     *("recompute_norms", "checkpoint_blocks", "checkpoint_every", "eval_every", "log"),
     *("channels_last", "resume", "overwrite", "time_limit", "yes"),
 )

@@ -1,9 +1,15 @@
-"""Keep the checks of images in the cache, so that a later run need not decode them again.
+"""Keep the checks of images in the cache, so that a later run need not read them again.
 
-An image is known again by where its bytes are and what the file was: path, size, time of the last
-change and inode, and within a shard the place. If any of them differs, it is checked again. What
-depends on the machine rather than the image (a missing file or package, a limit on memory) is not
-kept. A file of the cache holds the checks of one data set by one version of Pillow.
+An image is known again by where its bytes are and what the file was: path, size, times of the last
+changes and inode, and within a shard the place. If any of them differs, it is read again; if it
+then has the content of an image that was checked before, it need not be decoded. What depends on
+the machine rather than the image (a missing file or package, a limit on memory) is not kept. A file
+of the cache holds the checks of one data set by one version of Pillow.
+
+Clocks have ticks: a file that is written again within the tick in which it was written before may
+look the same. So, as git does, an image is known again without reading only if its file was last
+changed at least `TICK_NS` before the check. That needs a file system whose clock is not behind that
+of this machine by more than its files are old, as that of a server may be.
 """
 
 from __future__ import annotations
@@ -13,7 +19,9 @@ import json
 import logging
 import os
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -36,33 +44,66 @@ if TYPE_CHECKING:
 
     from bitzoo.data.examples import Example
 
-_FORM = 1
+TICK_NS = 2_000_000_000
+"""The coarsest clock of a file system in use: FAT counts times in steps of two seconds."""
+_FORM = 2
 """Part of the names of the files; to change with their form, or with what `check_image` finds."""
-_ID_BYTES = 16
+_ID_BYTES, _SHA_BYTES = 16, 32
 _GOOD = b"[null"
 """How the JSON of an image without a problem begins."""
 _KEPT_REASONS = (None, Reason.NO_BYTES, Reason.DAMAGED, Reason.ANIMATED)
 _log = logging.getLogger(__name__)
 
 
-def identity_of(example: Example) -> bytes | None:
-    """Return what an image is known again by, 16 bytes; None if it is only in memory.
+@dataclass(frozen=True)
+class Seen:
+    """What an image was, at a time.
+
+    Attributes:
+        identity: What it is known again by, 16 bytes.
+        at_ns: When it was looked at.
+        is_settled: Whether every later change of its file gives it another identity.
+    """
+
+    identity: bytes
+    at_ns: int
+    is_settled: bool
+
+
+def look_at(example: Example) -> Seen | None:
+    """Look at what an image is known again by; None if it is only in memory.
 
     Raises:
         OSError: If its file is missing.
     """
+    now = time.time_ns()
     if isinstance(example.load, StoredImage):
         place = example.load.place
         if place.identity is None:
             return None
-        path, file, where = place.path, place.identity, (place.offset, place.size)
+        path, file = place.path, place.identity
+        times, where = (file.mtime_ns,), f"{place.offset} {place.size}"
     elif example.path is not None:
-        path, where = os.path.abspath(example.path), (0, -1)
-        file = FileIdentity.of(os.stat(path))
+        path = os.fspath(example.path)
+        path = path if path.startswith("/") else os.path.abspath(path)
+        status = os.stat(path)
+        file = FileIdentity.of(status)
+        # Anybody can set the time of the last change of the content, but not that of the inode's.
+        times, where = (file.mtime_ns, status.st_ctime_ns), ""
     else:
         return None
-    text = json.dumps([path, file.size, file.mtime_ns, file.inode, *where])
-    return hashlib.blake2b(text.encode(), digest_size=_ID_BYTES).digest()
+    text = f"{path}\0{file.size} {times} {file.inode} {where}"
+    identity = hashlib.blake2b(os.fsencode(text), digest_size=_ID_BYTES).digest()
+    return Seen(identity, now, max(times) + TICK_NS < now)
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """A check as it is kept: when it was made, SHA-256 of the content (zeros for none), JSON."""
+
+    at_ns: int
+    sha256: bytes
+    text: bytes
 
 
 class KeptChecks:
@@ -72,37 +113,65 @@ class KeptChecks:
 
     Args:
         path: The file; None keeps nothing beyond this object.
+        recheck: Whether to know nothing of what earlier runs have kept.
     """
 
-    def __init__(self, path: Path | None) -> None:
+    def __init__(self, path: Path | None, *, recheck: bool = False) -> None:
         self._path = path
-        self._known = _load(path)
-        self._added: dict[bytes, bytes] = {}
-        self._has_bad = not all(text.startswith(_GOOD) for text in self._known.values())
+        self._known = {} if recheck else _load(path)
+        self._added: dict[bytes, _Entry] = {}
+        self._by_content: dict[bytes, _Entry] | None = None
+        self._has_bad = not all(e.text.startswith(_GOOD) for e in self._known.values())
         self._lock = threading.Lock()
+        self.used: list[int] = []
+        """When the checks were made that were found, for `describe_kept`."""
 
     @classmethod
-    def of(cls, source: str) -> KeptChecks:
+    def of(cls, source: str, *, recheck: bool = False) -> KeptChecks:
         """Return those of a data set.
 
         Args:
             source: Its display name; images that are the same are known again only under it.
+            recheck: As above.
         """
         text = json.dumps([_FORM, PIL.__version__, source])
         try:
             folder = cache_dir() / "checks"
         except StorageError:
             return cls(None)
-        return cls(folder / f"{hashlib.sha256(text.encode()).hexdigest()}.checks")
+        name = f"{hashlib.sha256(text.encode()).hexdigest()}.checks"
+        return cls(folder / name, recheck=recheck)
 
     def __len__(self) -> int:
         return len(self._known) + len(self._added)
 
     def find(self, example: Example) -> ImageCheck | None:
-        """Return the check of an image; None if there is none."""
-        identity = _identity(example)
-        found = identity and (self._added.get(identity) or self._known.get(identity))
-        return _unpacked(found) if found else None
+        """Return the check of an image that is the same by its identity; None if there is none."""
+        found = self._find(example)
+        if found is None:
+            return None
+        self.used.append(found.at_ns)
+        return _unpacked(found.text)
+
+    def hash_of(self, example: Example) -> str:
+        """Return the `Example.sha256` of an image that is the same by its identity; "" if none."""
+        found = self._find(example)
+        return found.sha256.hex() if found and any(found.sha256) else ""
+
+    def _find(self, example: Example) -> _Entry | None:
+        seen = _look_at(example)
+        if seen is None:
+            return None
+        return self._added.get(seen.identity) or self._known.get(seen.identity)
+
+    def find_content(self, sha256: str) -> ImageCheck | None:
+        """Return the check of an image by its content; None if there is none."""
+        with self._lock:
+            if self._by_content is None:
+                entries = (*self._known.values(), *self._added.values())
+                self._by_content = {entry.sha256: entry for entry in entries}
+            found = self._by_content.get(bytes.fromhex(sha256))
+        return _unpacked(found.text) if found else None
 
     def find_bad(self, example: Example) -> ImageCheck | None:
         """Return the check of an image that cannot be used; None for any other."""
@@ -111,29 +180,28 @@ class KeptChecks:
         found = self.find(example)
         return found if found and found.reason is not None else None
 
-    def add(self, example: Example, check: ImageCheck) -> None:
-        """Add a check; `save` keeps it."""
-        identity = _identity(example)
-        if identity is not None and check.reason in _KEPT_REASONS:
-            with self._lock:
-                self._added[identity] = _packed(check)
-                self._has_bad |= check.reason is not None
+    def look_at(self, example: Example) -> Seen | None:
+        """Look at an image before it is read, for `add`; None if it cannot be known again."""
+        return _look_at(example)
 
-    def checking(self, check: Callable[[Example], ImageCheck]) -> Callable[[Example], ImageCheck]:
-        """Return a check that is made only of what is not known yet.
+    def add(self, seen: Seen | None, check: ImageCheck) -> None:
+        """Add a check; `save` keeps it.
 
         Args:
-            check: Checks an image.
+            seen: What the image was before it was read.
+            check: Its check.
         """
-
-        def checked(example: Example) -> ImageCheck:
-            found = self.find(example)
-            if found is None:
-                found = check(example)
-                self.add(example, found)
-            return found
-
-        return checked
+        if seen is None or check.reason not in _KEPT_REASONS:
+            return
+        content = bytes.fromhex(check.sha256) or bytes(_SHA_BYTES)
+        key = seen.identity if seen.is_settled else content[:_ID_BYTES]
+        if any(key):  # of a bad image that may have changed since, nothing is known
+            entry = _Entry(seen.at_ns, content, _packed(check))
+            with self._lock:
+                self._added[key] = entry
+                self._has_bad |= check.reason is not None
+                if self._by_content is not None:
+                    self._by_content[content] = entry
 
     def save(self) -> None:
         """Keep what was added, beside what another process has kept in between."""
@@ -166,9 +234,30 @@ class KeptChecks:
         self.save()
 
 
-def _identity(example: Example) -> bytes | None:
+def describe_kept(used: Sequence[int], total: int) -> str:
+    """Return a sentence on the images that were not read again; "" if there are none.
+
+    Args:
+        used: When each of them was checked, `KeptChecks.used`.
+        total: Number of all images.
+    """
+    if not used:
+        return ""
+    first, last = (
+        time.strftime("%Y-%m-%d %H:%M", time.localtime(at // 10**9))
+        for at in (min(used), max(used))
+    )
+    when = f"on {first}" if first == last else f"between {first} and {last}"
+    count = f"{len(used):,}" if len(used) == total else f"{len(used):,} of {total:,}"
+    return (
+        f"Not read again: {count} images, checked {when}, unchanged by size, time and inode. "
+        "`recheck=True` reads all."
+    )
+
+
+def _look_at(example: Example) -> Seen | None:
     try:
-        return identity_of(example)
+        return look_at(example)
     except OSError:
         return None
 
@@ -199,23 +288,29 @@ def _unpacked(kept: bytes) -> ImageCheck:
     )
 
 
-def _load(path: Path | None) -> dict[bytes, bytes]:
+def _load(path: Path | None) -> dict[bytes, _Entry]:
     found = read_arrays(path) if path is not None else None
     if found is None:
         return {}
     arrays: dict[str, Any] = found[1]
-    ids, ends, texts = (bytes(arrays[n]) if n != "ends" else arrays[n].tolist() for n in _ARRAYS)
-    starts = [0, *ends[:-1]]
+    ids, contents, texts = (bytes(arrays[name]) for name in ("ids", "contents", "texts"))
+    ends, times = arrays["ends"].tolist(), arrays["times"].tolist()
     return {
-        ids[row * _ID_BYTES : (row + 1) * _ID_BYTES]: texts[start:end]
-        for row, (start, end) in enumerate(zip(starts, ends, strict=True))
+        ids[row * _ID_BYTES : (row + 1) * _ID_BYTES]: _Entry(
+            at, contents[row * _SHA_BYTES : (row + 1) * _SHA_BYTES], texts[start:end]
+        )
+        for row, (at, start, end) in enumerate(zip(times, [0, *ends[:-1]], ends, strict=True))
     }
 
 
-_ARRAYS = ("ids", "ends", "texts")
-
-
-def _write(path: Path, checks: dict[bytes, bytes]) -> None:
-    ends = np.cumsum([len(text) for text in checks.values()], dtype=np.int64)
-    ids, texts = (np.frombuffer(b"".join(part), np.uint8) for part in (checks, checks.values()))
-    write_arrays(path, {}, {"ids": [ids], "ends": [ends], "texts": [texts]})
+def _write(path: Path, checks: dict[bytes, _Entry]) -> None:
+    entries = checks.values()
+    ends = np.cumsum([len(entry.text) for entry in entries], dtype=np.int64)
+    times = np.array([entry.at_ns for entry in entries], np.int64)
+    columns = {
+        "ids": checks,
+        "contents": (entry.sha256 for entry in entries),
+        "texts": (entry.text for entry in entries),
+    }
+    joined = {name: [np.frombuffer(b"".join(c), np.uint8)] for name, c in columns.items()}
+    write_arrays(path, {}, {"ends": [ends], "times": [times], **joined})

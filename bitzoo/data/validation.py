@@ -21,7 +21,7 @@ from bitzoo.data.dataset import Example, ImageSet, Split, fingerprint
 from bitzoo.data.fixed_split import noting_what_stays, with_fixed_split
 from bitzoo.data.groups import NEAR_DUPLICATES, notes_on_groups
 from bitzoo.data.image_check import ImageCheck
-from bitzoo.data.kept_checks import KeptChecks
+from bitzoo.data.kept_checks import KeptChecks, describe_kept
 from bitzoo.data.lazy_validation import inspect_lazily
 from bitzoo.data.many_checks import TASK, check_images, hash_contents
 from bitzoo.data.near_duplicates import (
@@ -31,12 +31,11 @@ from bitzoo.data.near_duplicates import (
     near_groups,
 )
 from bitzoo.data.problems import Problem, Problems, Reason, join_some
+from bitzoo.data.rows_while_checking import WantedRows
 from bitzoo.data.splits import join_groups
 from bitzoo.errors import UsageError
 from bitzoo.files import Progress
-from bitzoo.models.wide_values import (
-    problem_of,
-)
+from bitzoo.models.wide_values import problem_of
 
 
 def inspect(
@@ -52,6 +51,8 @@ def inspect(
     fixed_split: bool = False,
     lazily: bool = False,
     keep_checks: bool = False,
+    recheck: bool = False,
+    rows: WantedRows | None = None,
 ) -> tuple[ImageSet, DataSummary]:
     """Decode every image and validate the data set as a whole.
 
@@ -74,7 +75,11 @@ def inspect(
         lazily: Whether to decode only a sample before training, and leave the others to be checked
             when they are used, see `lazy_validation.inspect_lazily`.
         keep_checks: Whether to keep the checks, and use those of earlier runs of images that are
-            the same by `kept_checks.identity_of`: then nothing is decoded again.
+            the same by `kept_checks.look_at`: then nothing is read again, which
+            `DataSummary.kept` says.
+        recheck: Whether to read and decode all images even so.
+        rows: How the images will be opened after this, see `rows_while_checking`: what is decoded
+            for the check is then put into the pixel cache.
 
     Returns:
         The data set without the skipped items, with each example's `sha256` and the fingerprint
@@ -88,12 +93,12 @@ def inspect(
             its training images as near-duplicates; or if a split that is to stay as it is was
             drawn, or would be changed.
     """
-    kept_checks = KeptChecks.of(imageset.source) if keep_checks else None
+    kept_checks = KeptChecks.of(imageset.source, recheck=recheck) if keep_checks else None
     if fixed_split:
         imageset = with_fixed_split(imageset, drop_near_duplicates=drop_near_duplicates)
     if lazily:
         _refuse(drop_near_duplicates or checks is not None or not training)
-        return inspect_lazily(
+        found_lazily = inspect_lazily(
             imageset,
             skip_bad=skip_bad,
             workers=workers,
@@ -101,9 +106,18 @@ def inspect(
             bit_depth=bit_depth,
             kept=kept_checks,
         )
+        images, summary = found_lazily
+        return images, _saying(summary, kept_checks, summary.checked or 0)
     every = [example for split in imageset.splits for example in split.examples]
     if checks is None:
-        checks = check_images(every, workers=workers, progress=progress, kept=kept_checks)
+        checks = check_images(
+            every,
+            workers=workers,
+            progress=progress,
+            kept=kept_checks,
+            rows=rows,
+            splits=[split.name for split in imageset.splits for _ in split.examples],
+        )
     in_order = iter(checks)
     checked = {
         split.name: [
@@ -142,7 +156,8 @@ def inspect(
     if drop_near_duplicates:
         near, kept["train"] = drop_from(near, kept["train"], imageset.classes)
     inspected = _keep_only(imageset, kept)
-    return inspected, _summarize(inspected, kept, found, near, depth, training)
+    summary = _summarize(inspected, kept, found, near, depth, training)
+    return inspected, _saying(summary, kept_checks, len(every))
 
 
 __all__ = ["TASK", "DataSummary", "check_images", "hash_contents", "inspect"]
@@ -155,6 +170,12 @@ def _found_in(checked: _Kept) -> Iterator[Problem]:
         for example, check in pairs:
             if check.reason is not None:
                 yield Problem(check.reason, example.key, check.detail)
+
+
+def _saying(summary: DataSummary, kept: KeptChecks | None, total: int) -> DataSummary:
+    if kept is None:
+        return summary
+    return replace(summary, kept=describe_kept(kept.used, total))
 
 
 def _refuse(contradicts: bool) -> None:

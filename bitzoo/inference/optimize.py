@@ -12,8 +12,10 @@ from torch import Tensor
 from bitzoo.errors import LayoutError, UsageError
 from bitzoo.inference.backends import BACKENDS
 from bitzoo.inference.devices import checked_device
+from bitzoo.inference.exact_float32 import exact_convolutions
 from bitzoo.models.bit import BiT
 from bitzoo.models.image_input import SCALING, require_images, words_for_channels
+from bitzoo.openmp_waiting import tell_once
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -73,7 +75,8 @@ class Optimized:
         return self._compute(images)
 
     def _compute(self, images: Tensor) -> Tensor:
-        return self._run(images.detach().to(self.device, torch.float32))
+        with exact_convolutions(self.device, self.dtype):
+            return self._run(images.detach().to(self.device, torch.float32))
 
     def _look(self, images: Tensor) -> None:
         self._has_looked = True
@@ -120,8 +123,9 @@ def optimize(
 
     Args:
         model: A classifier or encoder from `bitzoo.create_model`.
-        dtype: Compute dtype: ``float32``, or for speed ``bfloat16`` or ``float16``; the head stays
-            in float32. `deviation` measures the loss of accuracy.
+        dtype: Compute dtype: ``float32``, also on GPUs, whose convolutions torch would let round to
+            TF32; or for speed ``bfloat16`` or ``float16``; the head stays in float32. `deviation`
+            measures the loss of accuracy.
         backend: ``eager``; ``compile`` (torch.compile, which takes a minute per image size, for at
             most eight sizes); ``onnxruntime`` (float32, CPU, extra ``onnx``); ``openvino`` (CPU,
             extra ``openvino``).
@@ -155,6 +159,8 @@ def optimize(
             f"The backend {backend} computes in {' or '.join(names)}, found {dtype}. Choose one of "
             "these as `dtype`, or another `backend`."
         )
+    if target.type == "cpu":
+        tell_once(torch.get_num_threads())
     return Optimized(model, backend, target, wanted)
 
 

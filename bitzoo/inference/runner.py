@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from bitzoo.errors import UsageError
+from bitzoo.inference.exact_float32 import exact_convolutions
 from bitzoo.inference.optimize import COMPUTE_DTYPES, optimize
 from bitzoo.models.bit import BiT
 
@@ -85,7 +86,10 @@ class Runner:
             training = model.training
             reduced = self.dtype != torch.float32
             try:
-                with torch.autocast(self.device.type, self.dtype, enabled=reduced):
+                with (
+                    exact_convolutions(self.device, self.dtype),
+                    torch.autocast(self.device.type, self.dtype, enabled=reduced),
+                ):
                     y: Tensor = model.eval()(images)
             finally:
                 model.train(training)

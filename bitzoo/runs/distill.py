@@ -83,6 +83,7 @@ def distill(
     eval_split: str | None = None,
     fixed_split: bool = False,
     skip_bad: bool = False,
+    recheck: bool = False,
     cache_gb: float = 20.0,
     workers: int | None = None,
     dtype: str = "float32",
@@ -146,6 +147,7 @@ def distill(
         eval_split: Which split is held out of data with both a val and a test split.
         fixed_split: Whether to use the data set's own splits exactly as they are.
         skip_bad: Whether to skip images that cannot be used.
+        recheck: As for `bitzoo.finetune`.
         cache_gb: Most disk space for decoded held-out images, in GB. Training images are decoded at
             each use, as each use takes another crop.
         workers: Processes that decode; None for one per core.
@@ -212,6 +214,7 @@ def distill(
         eval_split=eval_split,
         fixed_split=fixed_split,
         skip_bad=skip_bad,
+        recheck=recheck,
         cache_gb=cache_gb,
         workers=workers,
         log=log,
@@ -255,6 +258,8 @@ def _read(job: Job, callbacks: Callbacks) -> tuple[ImageSet, DataSummary]:
             workers=config.workers,
             progress=callbacks.progress,
             training=False,
+            keep_checks=True,
+            recheck=config.recheck,
         )
         notes = faculty.notes
         images = replace(images, source=job.data_name or images.source)
@@ -283,6 +288,11 @@ def _architecture(student: str) -> Architecture | None:
 def _plan(
     job: Job, images: ImageSet, summary: DataSummary, network: BiT, is_head_kept: bool
 ) -> Recipe:
+    recipe = _recipe(job, images)
+    return replace(recipe, head="kept") if is_head_kept else recipe
+
+
+def _recipe(job: Job, images: ImageSet) -> Recipe:
     config = _config_of(job)
     _, crop = config.resize_and_crop
     recipe = distillation_recipe(
@@ -308,8 +318,7 @@ def _plan(
             f"The student starts from {job.model}. In the paper such a start helps only short "
             "runs: up to 300 epochs of ImageNet it is ahead of random weights, from 600 on behind."
         )
-    head = "kept" if is_head_kept else recipe.head
-    return replace(recipe, notes=tuple(notes), head=head)
+    return replace(recipe, notes=tuple(notes))
 
 
 def _identity(job: Job) -> dict[str, Any]:
@@ -341,4 +350,5 @@ KIND = Kind(
     identity=_identity,
     begin=_begin,
     read=_read,
+    expect=lambda job, images, size: _recipe(job, images),
 )

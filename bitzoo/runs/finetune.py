@@ -9,10 +9,12 @@ from pathlib import Path
 
 import torch
 
+from bitzoo.catalogue.registry import find_spec
 from bitzoo.data.dataset import DataSource, ImageSet
 from bitzoo.data.validation import DataSummary
 from bitzoo.errors import UsageError
 from bitzoo.files import Progress
+from bitzoo.models.architecture import Architecture
 from bitzoo.models.bit import BiT
 from bitzoo.runs.config import Callbacks, FinetuneConfig, Resolution
 from bitzoo.runs.job import Job
@@ -54,6 +56,7 @@ def finetune(
     fixed_split: bool = False,
     examples_per_class: int | None = None,
     skip_bad: bool = False,
+    recheck: bool = False,
     cache_gb: float = 20.0,
     workers: int | None = None,
     dtype: str = "float32",
@@ -118,6 +121,8 @@ def finetune(
         examples_per_class: Few-shot: train on this many images per class, or all of them if there
             are fewer. Those of fewer images are among those of more.
         skip_bad: Whether to skip images that cannot be used.
+        recheck: Whether to read and decode all images to check them, also those that earlier runs
+            have checked and that are unchanged by size, time and inode.
         cache_gb: Most disk space for decoded images, in GB; 0 decodes at each step.
         workers: Processes that decode; None for one per core.
         dtype: Dtype of activations: ``float32``, ``bfloat16`` or ``float16``.
@@ -196,6 +201,7 @@ def finetune(
         fixed_split=fixed_split,
         examples_per_class=examples_per_class,
         skip_bad=skip_bad,
+        recheck=recheck,
         cache_gb=cache_gb,
         workers=workers,
         class_weights=class_weights,
@@ -257,17 +263,27 @@ def network_from_weights(
 def _plan(
     job: Job, images: ImageSet, summary: DataSummary, network: BiT, is_head_kept: bool
 ) -> Recipe:
+    recipe = _recipe(job, images, summary.resolution, network.architecture)
+    return replace(recipe, head="kept") if is_head_kept else recipe
+
+
+def _expect(job: Job, images: ImageSet, size: tuple[int, int]) -> Recipe:
+    known = find_spec(job.model)  # only R152x4 has a rule of its own
+    return _recipe(job, images, size, known.arch_name if known else None)
+
+
+def _recipe(
+    job: Job, images: ImageSet, size: tuple[int, int], architecture: Architecture | str | None
+) -> Recipe:
     config = _config_of(job)
     rule = hyperrule(
         len(images.train),
-        summary.resolution,
+        size,
         config.edition,
-        network.architecture,
+        architecture,
         flip="flip" not in images.label_changing,
         crop="crop" not in images.label_changing,
     )
-    if is_head_kept:
-        rule = replace(rule, head="kept")
     resize, crop = config.resize_and_crop
     return rule.override(
         steps=config.steps,
@@ -293,4 +309,5 @@ KIND = Kind(
     create=_create,
     plan=_plan,
     identity=lambda job: {"pretrained": _config_of(job).pretrained},
+    expect=_expect,
 )

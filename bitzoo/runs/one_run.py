@@ -38,6 +38,7 @@ from bitzoo.runs.run_result import RunResult
 from bitzoo.runs.session import Session, Task
 from bitzoo.runs.step_progress import reported
 from bitzoo.runs.time_limit import as_before, fixed
+from bitzoo.runs.wanted_rows import wanted_rows
 from bitzoo.training.recipe import Recipe
 
 CHECKED_BEFORE = 50_000
@@ -170,7 +171,7 @@ def _run(
         job = kind.begin(job)
         read = kind.read or read_images
         images, summary = in_main_process(lambda: read(job, callbacks))
-        _tell(callbacks, *summary.notes, "\n".join(describe_classes(images)))
+        _tell(callbacks, summary.kept, *summary.notes, "\n".join(describe_classes(images)))
         network, is_kept = kind.create(job, images, callbacks)
         before = record_of(network)
         held_out = held_out_by(images, summary.skipped, before, job.model)
@@ -297,6 +298,7 @@ def read_images(job: Job, callbacks: Callbacks) -> tuple[ImageSet, DataSummary]:
     )
     images = kind.select(job, images)
     large = sum(map(len, images.splits)) > CHECKED_BEFORE
+    lazily = config.checks_while_training and large
     images, summary = inspect(
         images,
         skip_bad=config.skip_bad,
@@ -304,8 +306,10 @@ def read_images(job: Job, callbacks: Callbacks) -> tuple[ImageSet, DataSummary]:
         progress=callbacks.progress,
         drop_near_duplicates=config.drop_near_duplicates,
         fixed_split=config.fixed_split,
-        lazily=config.checks_while_training and large,
-        keep_checks=config.checks_while_training,
+        lazily=lazily,
+        keep_checks=True,
+        recheck=config.recheck,
+        rows=None if lazily else wanted_rows(job, images),
     )
     return replace(images, source=job.data_name or images.source), summary
 

@@ -53,6 +53,7 @@ def pretrain(
     fixed_split: bool = False,
     fraction: float | None = None,
     skip_bad: bool = False,
+    recheck: bool = False,
     cache_gb: float = 20.0,
     workers: int | None = None,
     dtype: str = "float32",
@@ -106,6 +107,7 @@ def pretrain(
         fraction: Share of the training images to use, above 0 and at most 1; those of a smaller
             share are among those of a larger one of the same seed. None is all.
         skip_bad: Whether to skip images that cannot be used.
+        recheck: As for `bitzoo.finetune`.
         cache_gb: Most disk space for decoded held-out images, in GB. Training images are decoded at
             each use, as each use takes another crop.
         workers: Processes that decode; None for one per core.
@@ -166,6 +168,7 @@ def pretrain(
         fixed_split=fixed_split,
         fraction=fraction,
         skip_bad=skip_bad,
+        recheck=recheck,
         cache_gb=cache_gb,
         workers=workers,
         log=log,
@@ -237,6 +240,13 @@ def _select(job: Job, images: ImageSet) -> ImageSet:
 def _plan(
     job: Job, images: ImageSet, summary: DataSummary, network: BiT, is_head_kept: bool
 ) -> Recipe:
+    recipe = _recipe(job, images)
+    if recipe.head_bias:
+        start_head(network, recipe.head_bias)
+    return recipe
+
+
+def _recipe(job: Job, images: ImageSet) -> Recipe:
     config = _config_of(job)
     several = any(label_sets_of(split).single is None for split in images.splits)
     rule = pretraining(
@@ -253,7 +263,7 @@ def _plan(
             f"`resolution` of pre-training is the edge of the crops alone, found {resize} and "
             f"{crop}. Give only {crop}."
         )
-    recipe = rule.override(
+    return rule.override(
         steps=config.steps,
         epochs=config.epochs,
         lr=config.lr,
@@ -262,9 +272,6 @@ def _plan(
         crop=crop,
         flip=config.flip,
     )
-    if recipe.head_bias:
-        start_head(network, recipe.head_bias)
-    return recipe
 
 
 _NO_FLIP = "No mirroring: it would change labels of these data."
@@ -282,4 +289,5 @@ KIND = Kind(
     plan=_plan,
     identity=lambda job: {KEY: PretrainConfig.kind, "pretrained": False},
     select=_select,
+    expect=lambda job, images, size: _recipe(job, images),
 )

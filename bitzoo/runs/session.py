@@ -34,6 +34,7 @@ from bitzoo.inference.processes import (
 from bitzoo.inference.selection import Selection
 from bitzoo.models.bit import BiT
 from bitzoo.models.preprocessing import EvalTransform
+from bitzoo.openmp_waiting import tell_once
 from bitzoo.runs.config import Callbacks, RunConfig
 from bitzoo.runs.metrics_csv import CSV_NAME, MetricsTable
 from bitzoo.runs.report.artifacts import FinishedRun, write_artifacts
@@ -41,7 +42,8 @@ from bitzoo.runs.run_dir import RunDir
 from bitzoo.runs.teachers import Faculty
 from bitzoo.runs.teaching import Teaching, measure_teaching
 from bitzoo.runs.trackers import Track, chosen_trackers, tracking
-from bitzoo.runs.work_log import WorkLog, device_name
+from bitzoo.runs.wanted_rows import evaluation_transform, training_size
+from bitzoo.runs.work_log import WorkLog, device_name, waiting_of
 from bitzoo.training.checkpointing import (
     Checkpoint,
     checkpoint_path,
@@ -52,7 +54,7 @@ from bitzoo.training.distributed import send_from_main
 from bitzoo.training.linear_probe import evaluate_features, train_head
 from bitzoo.training.memory_layout import MemoryLayout
 from bitzoo.training.model_selection import Choice, Keep, ModelSelection
-from bitzoo.training.recipe import INCEPTION_CROP, SIGMOID, TEMPERATURE, Recipe
+from bitzoo.training.recipe import SIGMOID, TEMPERATURE, Recipe
 from bitzoo.training.trainer import float_buffers, train
 
 if TYPE_CHECKING:
@@ -123,11 +125,11 @@ class Session:
 
     def __enter__(self) -> Self:
         with self._resources:
-            recipe, images, freeze = self._task.recipe, self._task.images, self._freeze
-            if recipe.augmentation == INCEPTION_CROP:
-                self._pixels: Pixels = self._open_whole(images.train)
-            else:
-                self._pixels = self._open(images.train, recipe.crop if freeze else recipe.resize)
+            recipe, images = self._task.recipe, self._task.images
+            size = training_size(recipe, freeze=self._freeze)
+            self._pixels: Pixels = (
+                self._open_whole(images.train) if size is None else self._open(images.train, size)
+            )
             seen = evaluation_transform(recipe, self._task.summary.bit_depth)
             self._held_out = self._open(images.val, seen) if images.val else None
             self._resources = self._resources.pop_all()
@@ -406,7 +408,9 @@ class Session:
                 )
             )
             device, count = self._processes.device, self._processes.num_processes
-            self._log.start(device_name(device, count), step)
+            if device.type == "cpu":
+                tell_once(torch.get_num_threads())
+            self._log.start(device_name(device, count), step, waiting_of(device))
 
     def _record_layout(self, layout: MemoryLayout) -> None:
         if self._is_main:
@@ -436,13 +440,6 @@ def training_labels(images: ImageSet) -> Labels:
     sets = label_sets_of(images.train)
     single = sets.single
     return sets if single is None else single
-
-
-def evaluation_transform(recipe: Recipe, bit_depth: int | None) -> EvalTransform:
-    """Return how a recipe prepares test images."""
-    if recipe.eval_resize is None:
-        return EvalTransform.to_square(recipe.crop, bit_depth)
-    return EvalTransform(recipe.crop, recipe.eval_resize, square=False, bit_depth=bit_depth)
 
 
 def _has_ended(start: Checkpoint | None, config: RunConfig) -> bool:
