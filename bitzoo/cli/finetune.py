@@ -36,7 +36,7 @@ from bitzoo.errors import UsageError
 
 if TYPE_CHECKING:
     from bitzoo.inference.metrics import Evaluation
-    from bitzoo.runs.foresight import Forecast
+    from bitzoo.runs.estimate import Forecast
     from bitzoo.runs.run_result import RunResult
     from bitzoo.training.recipe import Recipe
 

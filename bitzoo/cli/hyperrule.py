@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from bitzoo.cli.command import Command
 from bitzoo.cli.console import print_facts, print_json, progress_bar, prose_to_stderr
@@ -67,10 +68,9 @@ def hyperrule(
             )
         _measure(model, data, edition, json, options)
         return
-    known = finetune.params
-    for name, value in options.items():
-        default = next(each.default for each in known if each.name == name)
-        if value != default:
+    context = click.get_current_context()
+    for name in options:
+        if context.get_parameter_source(name) != ParameterSource.DEFAULT:
             flag = f"--{name.replace('_', '-')}"
             raise UsageError(f"{flag} is for --measure. Add that, or leave {flag} out.")
     if data is not None:

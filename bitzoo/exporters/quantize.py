@@ -36,7 +36,7 @@ import numpy.typing as npt
 from bitzoo.exporters.export_formats import import_extra
 from bitzoo.exporters.graph import INPUT
 from bitzoo.exporters.onnx import EMBEDDED_BYTES
-from bitzoo.exporters.openvino import SECTION, openvino_network
+from bitzoo.exporters.openvino import SECTION, openvino_core, openvino_network
 from bitzoo.models.bit import BiT
 
 Images = Iterable[npt.NDArray[np.float32]]
@@ -207,8 +207,7 @@ def kernels_of_onnx(path: Path) -> tuple[int, int]:
 
 def kernels_of_openvino(path: Path) -> tuple[int, int]:
     """Return how many of an IR's convolutions have int8 kernels, and how many there are."""
-    openvino = import_extra("openvino", "openvino")
-    network = openvino.Core().read_model(os.fspath(path))
+    network = openvino_core().read_model(os.fspath(path))
     kernels = [
         _constant_behind(operation.input_value(1).get_node())
         for operation in network.get_ops()

@@ -18,7 +18,7 @@ from bitzoo.training.training_config import TrainingConfig
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-    from bitzoo.runs.foresight import Forecast
+    from bitzoo.runs.estimate import Forecast
 
 Resolution = int | tuple[int | None, int] | None
 """The crop in pixels, or (resize, crop); a resize of None scales with the crop."""
@@ -244,6 +244,7 @@ class Callbacks:
         on_eval: Called with the step and its evaluation.
         confirm: Called before anything is decoded or written, with what the run will take; False
             ends it there. None lets `say` have the text. Without either, nothing is measured.
+        looks_ahead: False measures nothing before the run, whoever hears.
     """
 
     say: Callable[[str], None] = say_nothing
@@ -253,8 +254,9 @@ class Callbacks:
     on_part: Callable[[int, float], None] = lambda step, part: None
     on_eval: Callable[[int, Evaluation], None] = lambda step, evaluation: None
     confirm: Callable[[Forecast], bool] | None = None
+    looks_ahead: bool = True
 
     @property
     def is_heard(self) -> bool:
-        """Whether anybody hears what is said."""
-        return self.confirm is not None or self.say is not say_nothing
+        """Whether anybody is to hear what a run will take."""
+        return self.looks_ahead and (self.confirm is not None or self.say is not say_nothing)

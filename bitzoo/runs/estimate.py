@@ -12,6 +12,7 @@ from typing import Any
 
 from bitzoo.durations import duration
 from bitzoo.progress_line import size_of
+from bitzoo.training.recipe import Recipe
 
 REPORT_SECONDS = 5.0
 """Assumed, not measured: what is left after the last evaluation, the report and the card."""
@@ -193,6 +194,62 @@ class Estimate:
             "measured": self.measured,
             "is_most": self.is_most,
         }
+
+
+@dataclass(frozen=True)
+class Way:
+    """A cheaper way to do about the same.
+
+    Attributes:
+        options: What is to be given, as Python.
+        command: The whole command; None if it cannot be typed, as for arrays.
+        seconds: About how long it takes.
+        how: How that is known.
+    """
+
+    options: str
+    command: str | None
+    seconds: float
+    how: str
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What a run will take, and what would take less.
+
+    Attributes:
+        recipe: The plan.
+        estimate: The estimate.
+        lines: What is to be said of it; nothing of a run of less than a minute.
+        ways: Cheaper ways, the cheapest first; none unless it is long.
+    """
+
+    recipe: Recipe
+    estimate: Estimate
+    lines: tuple[str, ...]
+    ways: tuple[Way, ...] = ()
+
+    @property
+    def text(self) -> str:
+        """All of it as lines."""
+        rows = [
+            f"  about {duration(way.seconds)} ({way.how}): {way.command or f'`{way.options}`'}"
+            for way in self.ways
+        ]
+        return "\n".join([*self.lines, *(["Cheaper ways:"] if rows else []), *rows])
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return it as JSON-ready data."""
+        ways = [
+            {
+                "options": way.options,
+                "command": way.command,
+                "seconds": round(way.seconds, 1),
+                "how": way.how,
+            }
+            for way in self.ways
+        ]
+        return {**self.estimate.to_dict(), "sentences": list(self.lines), "cheaper": ways}
 
 
 def estimate(work: Work, speeds: Speeds, **about: Any) -> Estimate:

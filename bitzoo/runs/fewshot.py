@@ -38,6 +38,7 @@ from bitzoo.runs.probe_size import PROBE_SIZE, probe_size
 from bitzoo.runs.report.fewshot_page import write_fewshot_report
 from bitzoo.runs.run_dir import CHECKPOINTS_NAME, RunDir
 from bitzoo.runs.run_lock import sole_use
+from bitzoo.runs.total import Total
 from bitzoo.training.checkpointing import FILES
 from bitzoo.training.hyperrule import Edition
 from bitzoo.training.ridge import ridge, scores
@@ -201,7 +202,7 @@ def fewshot(
         report = stack.enter_context(shown(progress))
         task = _Task(os.fspath(model), data, images, folder, seed, val_fraction, given, report)
         keep = not discard_weights
-        methods: dict[str, Callable[[_Task, _Told], _Finetuning | _Probe]] = {
+        methods: dict[str, Callable[[_Task, _Told, int], _Finetuning | _Probe]] = {
             "finetune": _Finetuning,
             "ridge": _Probe,
         }
@@ -220,7 +221,8 @@ def fewshot(
         in_main_process(partial(_record, result, keep))  # what is killed is known as what it is
         for note in result.notes:
             tell(note)
-        maker = methods[method](task, tell)
+        left = sum((number, run) not in made for number in numbers for run in range(runs))
+        maker = methods[method](task, tell, left)
         for number in numbers:
             for run in range(runs):
                 if (number, run) in made:
@@ -274,8 +276,9 @@ class _Told:
 class _Finetuning:
     """Trials that are fine-tuning runs."""
 
-    def __init__(self, task: _Task, tell: _Told) -> None:
+    def __init__(self, task: _Task, tell: _Told, left: int) -> None:
         self._task, self._tell = task, tell
+        self._total = Total(left, tell, "trial")
         self._recheck = task.options["recheck"]
 
     def trial(self, shots: int, run: int) -> Trial | None:
@@ -296,7 +299,7 @@ class _Finetuning:
             keep_checkpoints=1,
             resume=True,
             progress=task.progress or False,
-            callbacks=Callbacks(say=self._tell),
+            callbacks=self._total.begin(Callbacks(say=self._tell)),
             **{**task.options, "recheck": self._recheck},
         )
         self._recheck = False
@@ -316,7 +319,7 @@ class _Finetuning:
 class _Probe:
     """Trials in closed form; images are read and features computed for the first of them."""
 
-    def __init__(self, task: _Task, tell: _Told) -> None:
+    def __init__(self, task: _Task, tell: _Told, left: int) -> None:
         self._task, self._tell = task, tell
         self._known: tuple[ImageSet, Features, Features] | None = None
 

@@ -11,8 +11,9 @@ from bitzoo.durations import parse_duration
 from bitzoo.files import Progress
 from bitzoo.inference.processes import in_main_process, process_device
 from bitzoo.runs.config import Callbacks, FinetuneConfig, Resolution
+from bitzoo.runs.estimate import Forecast
 from bitzoo.runs.finetune import KIND
-from bitzoo.runs.foresight import Forecast, Foresight
+from bitzoo.runs.foresight import Foresight
 from bitzoo.runs.job import Job
 from bitzoo.runs.one_run import read_images
 from bitzoo.runs.step_progress import reported

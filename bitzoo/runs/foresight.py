@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,6 @@ from bitzoo.data.dataset import ImageSet, Split
 from bitzoo.data.decode_workers import as_transform
 from bitzoo.data.image_store import Contents
 from bitzoo.data.validation import DataSummary
-from bitzoo.durations import duration
 from bitzoo.errors import BitzooError, UsageError
 from bitzoo.files import cache_dir
 from bitzoo.inference.features import count_missing
@@ -33,7 +32,9 @@ from bitzoo.runs.changes import changed
 from bitzoo.runs.estimate import (
     TOLD_FROM,
     Estimate,
+    Forecast,
     Speeds,
+    Way,
     Work,
     checkpoints_left,
     estimate,
@@ -43,7 +44,8 @@ from bitzoo.runs.job import Job
 from bitzoo.runs.rehearsal import Rehearsal, decoding_seconds, head_step, rehearse
 from bitzoo.runs.report.run_command import command_of
 from bitzoo.runs.run_dir import CHECKPOINTS_NAME
-from bitzoo.runs.session import evaluation_transform, training_labels
+from bitzoo.runs.session import training_labels
+from bitzoo.runs.wanted_rows import evaluation_transform, training_size
 from bitzoo.training.checkpointing import newest_loop
 from bitzoo.training.memory_layout import MemoryLayout
 from bitzoo.training.model_selection import evaluation_interval
@@ -55,62 +57,6 @@ FASTER_CROP = 128
 """And this resolution: what BiT-HyperRule uses for small images."""
 MEASURED = "measured"
 SCALED = "scaled from it by multiply-accumulates"
-
-
-@dataclass(frozen=True)
-class Way:
-    """A cheaper way to do about the same.
-
-    Attributes:
-        options: What is to be given, as Python.
-        command: The whole command; None if it cannot be typed, as for arrays.
-        seconds: About how long it takes.
-        how: How that is known.
-    """
-
-    options: str
-    command: str | None
-    seconds: float
-    how: str
-
-
-@dataclass(frozen=True)
-class Forecast:
-    """What a run will take, and what would take less.
-
-    Attributes:
-        recipe: The plan.
-        estimate: The estimate.
-        lines: What is to be said of it; nothing of a run of less than a minute.
-        ways: Cheaper ways, the cheapest first; none unless it is long.
-    """
-
-    recipe: Recipe
-    estimate: Estimate
-    lines: tuple[str, ...]
-    ways: tuple[Way, ...] = ()
-
-    @property
-    def text(self) -> str:
-        """All of it as lines."""
-        rows = [
-            f"  about {duration(way.seconds)} ({way.how}): {way.command or f'`{way.options}`'}"
-            for way in self.ways
-        ]
-        return "\n".join([*self.lines, *(["Cheaper ways:"] if rows else []), *rows])
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return it as JSON-ready data."""
-        ways = [
-            {
-                "options": way.options,
-                "command": way.command,
-                "seconds": round(way.seconds, 1),
-                "how": way.how,
-            }
-            for way in self.ways
-        ]
-        return {**self.estimate.to_dict(), "sentences": list(self.lines), "cheaper": ways}
 
 
 class Foresight:
@@ -277,9 +223,8 @@ class Foresight:
         depth, images = self._summary.bit_depth, self._images
         seen = evaluation_transform(recipe, depth)
         parts = [] if images.val is None else [(images.val, seen)]
-        if recipe.augmentation != INCEPTION_CROP:
-            size = as_transform(recipe.crop if frozen else recipe.resize, depth)
-            parts.append((images.train, size))
+        if (size := training_size(recipe, freeze=frozen)) is not None:
+            parts.append((images.train, as_transform(size, depth)))
         return parts
 
     def _cache_bytes(self, recipe: Recipe, frozen: bool, all_of_them: int = 0) -> int:

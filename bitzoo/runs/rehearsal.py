@@ -23,7 +23,7 @@ from bitzoo.data.dataset import Split
 from bitzoo.data.decode_workers import Decoder, Pixels8, count_cores
 from bitzoo.data.image_store import Pixels
 from bitzoo.data.inception_crop import CropKey
-from bitzoo.data.loader import materialize
+from bitzoo.data.loader import Labels, materialize
 from bitzoo.errors import BitzooError
 from bitzoo.inference.processes import in_main_process, local_processes, process_device
 from bitzoo.inference.runner import Runner
@@ -35,6 +35,7 @@ from bitzoo.training.memory_layout import MemoryLayout, choose_layout
 from bitzoo.training.micro_batch_size import fitting
 from bitzoo.training.optimizers import OPTIMIZERS
 from bitzoo.training.recipe import INCEPTION_CROP, Recipe
+from bitzoo.training.requirements import check_training
 from bitzoo.training.schedule import Schedule
 from bitzoo.training.trainer import Trainer, batch_plan
 from bitzoo.training.training_config import TrainingConfig
@@ -74,7 +75,7 @@ class Rehearsal:
 def rehearse(
     model: BiT,
     recipe: Recipe,
-    labels: npt.NDArray[np.integer] | object,
+    labels: Labels,
     examples: int,
     config: TrainingConfig,
     *,
@@ -107,6 +108,7 @@ def rehearse(
         speeds = replace(speeds, memory_bytes=_memory(memory, device))
         return Rehearsal(speeds, None, 0, weights, _how(count, judged * count, "forward pass"))
     blank = _Blank(examples, recipe)
+    check_training(model, recipe, blank, labels, has_teacher=teacher is not None)
     plain = replace(config, compile=False)  # compiling takes longer than a rehearsal may
     with training_form(model, plain):
         trainer = Trainer(model, recipe, blank, labels, plain, teacher)

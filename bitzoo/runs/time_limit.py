@@ -184,12 +184,12 @@ def nothing_fits(
         )
         if is_kept
     ]
-    stays = f" ({' and '.join(kept)} stay as they are)" if kept else ""
+    given = f"; {' and '.join(kept)} cannot be reduced" if kept else ""
     minutes = -(-needed / USED_SHARE // 60)
     text = (
         f"No plan fits `time_limit={limit:g}` ({duration(limit)}): the smallest, {steps:,} steps "
-        f"of {recipe.batch_size:,} images at {crop} px{stays}, takes about {duration(needed)} with "
-        f"everything before and after. Give `time_limit={minutes * 60:g}`"
+        f"of {recipe.batch_size:,} images at {crop} px, takes about {duration(needed)} with "
+        f"everything before and after{given}. Give `time_limit={minutes * 60:g}`"
     )
     if frozen is not None:
         text += f", or `freeze=True`, which takes about {duration(frozen)}"
