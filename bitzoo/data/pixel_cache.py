@@ -195,6 +195,14 @@ def find_shards(
             yield shard
 
 
+def missing_from(
+    cache: Path, transform: EvalTransform, wanted: Collection[bytes]
+) -> frozenset[bytes]:
+    """Return which of the wanted images, by their SHA-256, have no decoded pixels in the cache."""
+    found = {digest for shard in find_shards(cache, transform, wanted) for digest in shard.hashes}
+    return frozenset(wanted) - found
+
+
 def remove_damaged(path: Path) -> None:
     """Remove a shard whose content is not what was written, and say so."""
     _log.warning("Removed the damaged shard %s; its images are decoded again", path)

@@ -51,14 +51,25 @@ def export_openvino(
     openvino.save_model(network, os.fspath(path), compress_to_fp16=False)
 
 
-def openvino_network(model: BiT, dtype: str = "float32") -> Any:
-    """Return a network as an `openvino.Model`; arguments and errors as for `export_openvino`."""
+def openvino_network(model: BiT, dtype: str = "float32", *, own_norms: bool = False) -> Any:
+    """Return a network as an `openvino.Model`.
+
+    Args:
+        model: The network, folded or not; it is unchanged.
+        dtype: Dtype that kernels are stored in.
+        own_norms: Whether to normalize groups by OpenVINO's own operation, where channel means are
+            faster in floats.
+
+    Raises:
+        MissingExtraError: If openvino is not installed.
+    """
     openvino = import_extra("openvino", "openvino")
     graph = Graph(model, dtype)
     for parent in list(graph.modules()):
         for name, child in list(parent.named_children()):
             # For groups of one channel, OpenVINO 2026.4 misinterprets the graph of the means.
-            if isinstance(child, GroupNormReLU) and child.num_channels > child.num_groups:
+            is_norm = isinstance(child, GroupNormReLU) and not own_norms
+            if is_norm and child.num_channels > child.num_groups:
                 setattr(parent, name, _ChannelMeansNormReLU(child))
     network = openvino.convert_model(trace(graph))
     network.inputs[0].get_tensor().set_names({INPUT})

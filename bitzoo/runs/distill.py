@@ -99,6 +99,7 @@ def distill(
     log: str | Sequence[str] | None = None,
     resume: bool = False,
     overwrite: bool = False,
+    time_limit: str | float | None = None,
     progress: Progress | bool | None = None,
     callbacks: Callbacks | None = None,
 ) -> DistillResult:
@@ -153,7 +154,8 @@ def distill(
         dtype: Dtype of the student's activations: ``float32``, ``bfloat16`` or ``float16``.
         device: ``cpu``, ``cuda``, ``cuda:1`` or ``mps``; None for a GPU if there is one.
         micro_batch: Most images that a process computes at once; None for as many as fit.
-        channels_last: Memory format; None for channels last on a CPU only.
+        channels_last: Memory format; None for the faster one on a CPU, as measured, and contiguous
+            elsewhere.
         compile: Whether to run the student through `torch.compile`.
         recompute_norms: Half the activation memory, a few percent slower.
         checkpoint_blocks: A quarter of the activation memory, for one more forward pass.
@@ -164,6 +166,7 @@ def distill(
         resume: Continue the run in `out` from its newest complete checkpoint, if there is one. The
             options must be the same; `bitzoo.resume` needs none, and can change some.
         overwrite: Delete what a run wrote to `out` and start again; other files there stay.
+        time_limit: As for `bitzoo.finetune`.
         progress: As for `bitzoo.finetune`.
         callbacks: Other callbacks during the run.
 
@@ -225,7 +228,12 @@ def distill(
         unlabelled=unlabelled,
     )
     job = Job(name, data, config)
-    result = run_job(job, Path(out), 1, progress, callbacks, resume=resume, overwrite=overwrite)
+    result = run_job(
+        *(job, Path(out), 1, progress, callbacks),
+        resume=resume,
+        overwrite=overwrite,
+        time_limit=time_limit,
+    )
     assert isinstance(result, DistillResult)
     return result
 

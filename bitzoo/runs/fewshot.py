@@ -34,6 +34,7 @@ from bitzoo.progress import shown
 from bitzoo.runs.config import Callbacks, Resolution
 from bitzoo.runs.fewshot_result import FewShotResult, Trial, recorded_trials
 from bitzoo.runs.finetune import finetune
+from bitzoo.runs.probe_size import PROBE_SIZE, probe_size
 from bitzoo.runs.report.fewshot_page import write_fewshot_report
 from bitzoo.runs.run_dir import CHECKPOINTS_NAME, RunDir
 from bitzoo.runs.run_lock import sole_use
@@ -46,9 +47,6 @@ from bitzoo.zoo.resolve import WEIGHTS_NAME
 Method = Literal["finetune", "ridge"]
 SHOTS = (1, 5, 10, 25, 100)
 """The numbers of the paper's figures (arXiv 1912.11370, section 4.2)."""
-
-PROBE_SIZE = (256, 224)
-"""Edge to which images are resized, and that of their centre; big_vision, common_fewshot.py."""
 
 _ONLY_FINETUNE = {
     "edition": "paper",
@@ -335,7 +333,7 @@ class _Probe:
             for rows in np.array_split(np.arange(len(truth)), len(truth) // _ROWS + 1)
         )
         changes: dict[str, Mapping[str, Any]] = {}
-        size = _probe_size(task.options["resolution"])
+        size = probe_size(task.options["resolution"])
         for name, usual, value in zip(("resize", "crop"), PROBE_SIZE, size, strict=True):
             if value != usual:
                 changes[name] = {"from": usual, "to": value}
@@ -346,7 +344,7 @@ class _Probe:
     def _read(self) -> tuple[ImageSet, Features, Features]:
         """Return the usable images, and the features of those to train and to evaluate on."""
         task, options = self._task, self._task.options
-        resize, crop = _probe_size(options["resolution"])
+        resize, crop = probe_size(options["resolution"])
         images, summary = inspect(
             task.images,
             skip_bad=options["skip_bad"],
@@ -405,17 +403,9 @@ def _checked(
                 f'`method="ridge"` trains in closed form, so {shown_names} would change '
                 'nothing. Leave it out, or use `method="finetune"`.'
             )
-        _probe_size(options["resolution"])
+        probe_size(options["resolution"])
         compute_dtype(options["dtype"])
     return numbers
-
-
-def _probe_size(resolution: Resolution) -> tuple[int, int]:
-    """Return resize and crop of the probe."""
-    resize, crop = resolution if isinstance(resolution, tuple) else (None, resolution)
-    if crop is None:
-        return PROBE_SIZE
-    return resize or round(PROBE_SIZE[0] * crop / PROBE_SIZE[1]), crop
 
 
 def _settings(task: _Task, method: str) -> dict[str, Any]:
@@ -438,7 +428,7 @@ def _settings(task: _Task, method: str) -> dict[str, Any]:
 
 
 def _notes(task: _Task, method: str, shots: Sequence[int]) -> tuple[str, ...]:
-    resize, crop = _probe_size(task.options["resolution"])
+    resize, crop = probe_size(task.options["resolution"])
     how = _NOTES[method].format(edition=task.options["edition"], resize=resize, crop=crop)
     test = f"All trials are judged on the same images: {_test(task.images)}."
     labels = task.training_labels

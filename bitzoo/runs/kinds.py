@@ -18,6 +18,8 @@ from bitzoo.training.recipe import Recipe
 
 KEY, FINETUNED = "kind", "finetune"
 """Key in `run.json`, and the kind of runs that do not have it."""
+PROBED = "probe"
+"""The kind of a folder that `bitzoo.probe` saved, which is complete when it is written."""
 
 
 def _all(job: Job, images: ImageSet) -> ImageSet:
@@ -68,6 +70,12 @@ def find_kind(name: object) -> Kind:
     Raises:
         UsageError: If there is none, as in a run of a later version.
     """
+    if name == PROBED:
+        raise UsageError(
+            "The folder is a saved probe, whose head was solved in closed form: there is nothing "
+            "to go on with. Save it again with `bitzoo probe --save`, or train from it with "
+            "`bitzoo finetune`."
+        )
     module = _MODULES.get(str(name))
     if module is None:
         raise UsageError(

@@ -21,7 +21,7 @@ from bitzoo.catalogue.protocols import Claim, Protocol
 from bitzoo.catalogue.registry import find_spec
 from bitzoo.catalogue.run_info import TeacherInfo
 from bitzoo.cli.main import app
-from bitzoo.converters.dtypes import CHECKPOINT_DTYPES, DTYPES
+from bitzoo.converters.dtypes import CHECKPOINT_DTYPES
 from bitzoo.converters.formats.checkpoint_formats import FORMATS
 from bitzoo.converters.parity import logits, reference_tensorflow
 from bitzoo.converters.parity.deviation import Deviation
@@ -38,6 +38,7 @@ from bitzoo.hub.staging import Prepared
 from bitzoo.hub.targets import CheckpointFile
 from bitzoo.hub.upload import Plan, Publication
 from bitzoo.inference.backends import BACKENDS
+from bitzoo.inference.exports import EXPORT_DTYPES
 from bitzoo.inference.metrics import Evaluation
 from bitzoo.inference.optimize import COMPUTE_DTYPES
 from bitzoo.inference.predict import Guess, Prediction, Predictions
@@ -180,7 +181,7 @@ def test_every_command_is_a_function():
         ("convert", "check", [check.value for check in Check]),
         ("verify", "check", [check.value for check in Check]),
         ("export", "to", export_formats.FORMATS),
-        ("export", "dtype", DTYPES),
+        ("export", "dtype", EXPORT_DTYPES),
         ("evaluate", "dtype", COMPUTE_DTYPES),
         ("evaluate", "backend", BACKENDS),
         ("predict", "dtype", COMPUTE_DTYPES),
