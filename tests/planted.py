@@ -1,11 +1,11 @@
 """Images whose class is a faint fine pattern, and checkpoints whose features are made to show it.
 
-An image is a coarse background, constant in fields of 2 x 2 pixels, plus or minus faint stripes of
-one pixel, upright or level: four classes. A planted network has stem filters that are those stripes
-and nothing else: at the stem's stride they see whole fields, so that they answer to the stripes
-alone, exactly, whatever the background. Its branches are dead (their last kernels are 0), and its
-projections pass the answers on, so its features are one of four patterns, one for each class. What
-a network with random filters sees is the background, 20 times as strong.
+An image is a coarse background, constant in fields of 2 x 2 pixels, plus or minus faint upright
+stripes of one pixel, plus or minus faint level ones: four classes. A planted network has stem
+filters that are those stripes and nothing else: at the stem's stride they see whole fields, so that
+they answer to the stripes alone, whatever the background. Its branches are dead (their last kernels
+are 0), and its projections pass the answers on, so its features are one of four vectors, one for
+each class. What a network with random filters sees is the background, 25 times as strong.
 """
 
 from pathlib import Path
@@ -15,8 +15,8 @@ from checkpoints import make_checkpoint
 from PIL import Image
 
 SIDE = 32
-CLASSES = ("upright", "upright-inverse", "level", "level-inverse")
-_STRENGTH, _BACKGROUND = 5, 100
+CLASSES = ("plus-plus", "plus-minus", "minus-plus", "minus-minus")
+_STRENGTH, _BACKGROUND = 4, 100
 GROUPS = 32
 
 
@@ -25,7 +25,8 @@ def write_planted_images(root, per_class, seed=0) -> Path:
     random = np.random.default_rng(seed)
     line = np.tile([1, -1], SIDE // 2)
     upright = np.broadcast_to(line, (SIDE, SIDE))
-    patterns = (upright, -upright, upright.T, -upright.T)
+    level = upright.T
+    patterns = (upright + level, upright - level, level - upright, -upright - level)
     for name, pattern in zip(CLASSES, patterns, strict=True):
         folder = Path(root, name)
         folder.mkdir(parents=True, exist_ok=True)

@@ -52,13 +52,12 @@ def test_the_two_planted_of_six_architectures_rank_first(here, tmp_path):
     names = [f"{name}.npz" for name in ("random-a", "planted-a", "random-b", "random-c")]
     names += ["planted-b.npz", "random-d.npz"]
     told: list[str] = []
-    result = bitzoo.probe(
-        "stripes", names, val_fraction=0.25, out=tmp_path / "p", say=told.append, **SMALL
-    )
+    result = bitzoo.probe("stripes", names, folds=4, out=tmp_path / "p", say=told.append, **SMALL)
     first, second, *others = result.models
     assert {first.model, second.model} == {"planted-a.npz", "planted-b.npz"}
-    assert (first.correct, second.correct, first.count) == (12, 12, 12)
-    assert all(row.outcome == "done" and row.correct <= 8 for row in others), result
+    assert (first.correct, second.correct, first.count) == (48, 48, 48)
+    assert (first.correct_lsr, second.correct_lsr) == (48, 48)
+    assert all(row.outcome == "done" and row.correct <= 24 for row in others), result
     assert {row.architecture for row in result.models} == {
         "R(1,1,1,1)x1",
         "R(1,2,1,1)x1",
