@@ -29,7 +29,8 @@ _SLICE = 256
 _AHEAD = 4
 """Images per thread that are begun before the first of them is needed: bounds the memory."""
 
-T, U = TypeVar("T"), TypeVar("U")
+T = TypeVar("T")
+U = TypeVar("U")
 
 
 def check_images(

@@ -16,9 +16,9 @@ that both limits come from are in docs/held-out.md.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -29,9 +29,6 @@ from bitzoo.data.groups import NEAR_DUPLICATES
 from bitzoo.data.problems import join_some
 from bitzoo.errors import UsageError
 from bitzoo.files import Progress
-
-if TYPE_CHECKING:
-    from bitzoo.data.kept_checks import KeptChecks
 
 TASK = "comparing images"
 """The task that `progress` is called with."""
@@ -56,6 +53,9 @@ _WORTH_KEEPING = 10**7
 T = TypeVar("T")
 _Floats: TypeAlias = "npt.NDArray[np.float32]"
 _Arrays: TypeAlias = "dict[str, npt.NDArray[Any]]"
+Kept: TypeAlias = "Callable[[str, Iterable[bytes], Callable[[], _Arrays]], _Arrays]"
+"""Returns the result of a comparison, kept or made: `bitzoo.data.kept_checks.KeptChecks.compared`.
+"""
 
 
 def _cosines() -> npt.NDArray[np.float64]:
@@ -159,7 +159,7 @@ def find_near_duplicates(
     train: Sequence[tuple[Example, bytes]],
     held_out: Sequence[tuple[Example, bytes]],
     progress: Progress | None = None,
-    kept: KeptChecks | None = None,
+    kept: Kept | None = None,
 ) -> NearDuplicates:
     """Find the training images that are near-duplicates of held-out ones.
 
@@ -170,7 +170,7 @@ def find_near_duplicates(
         train: Training images and their signatures.
         held_out: Held-out images and theirs.
         progress: Called with the task, the number of comparisons done and their total.
-        kept: Where the result is kept, and found the next time.
+        kept: Returns the result that was kept, or makes it.
     """
     # by key, so that of equally near images the first by key counts
     ours = sorted((pair for pair in train if pair[1]), key=lambda pair: pair[0].key)
@@ -188,7 +188,7 @@ def find_near_duplicates(
 
 
 def _compare(
-    kept: KeptChecks | None,
+    kept: Kept | None,
     kind: str,
     signatures: Sequence[Sequence[bytes]],
     make: Callable[[], _Arrays],
@@ -197,7 +197,7 @@ def _compare(
     if kept is None or np.prod([len(part) for part in signatures], dtype=float) < _WORTH_KEEPING:
         return make()
     about = [b"".join(part) for part in signatures]
-    return kept.compared(kind, [f"{DISTANCE} {CORRELATION}".encode(), *about], make)
+    return kept(kind, [f"{DISTANCE} {CORRELATION}".encode(), *about], make)
 
 
 def _nearest_of(
@@ -245,14 +245,14 @@ def drop_from(
 def near_groups(
     signatures: Sequence[bytes],
     progress: Progress | None = None,
-    kept: KeptChecks | None = None,
+    kept: Kept | None = None,
 ) -> tuple[int, ...]:
     """Group images that are linked by near-duplicates, directly or through others.
 
     Args:
         signatures: Of each image; those that cannot be compared (b"") are groups of one.
         progress: Called with the task, the number of comparisons done and their total.
-        kept: Where the result is kept, and found the next time.
+        kept: Returns the result that was kept, or makes it.
 
     Returns:
         The group of each image: the position of its group's first member.

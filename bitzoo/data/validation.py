@@ -25,6 +25,7 @@ from bitzoo.data.kept_checks import KeptChecks, describe_kept
 from bitzoo.data.lazy_validation import inspect_lazily
 from bitzoo.data.many_checks import TASK, check_images, collecting_later, hash_contents
 from bitzoo.data.near_duplicates import (
+    Kept,
     NearDuplicates,
     drop_from,
     find_near_duplicates,
@@ -127,7 +128,7 @@ def inspect(
             drop_near_duplicates=drop_near_duplicates,
             bit_depth=bit_depth,
             fixed_split=fixed_split,
-            kept_checks=kept_checks,
+            comparing=None if kept_checks is None else kept_checks.compared,
         )
     return images, _saying(summary, kept_checks, len(every))
 
@@ -142,7 +143,7 @@ def _conclude(
     drop_near_duplicates: bool,
     bit_depth: int | None,
     fixed_split: bool,
-    kept_checks: KeptChecks | None,
+    comparing: Kept | None,
 ) -> tuple[ImageSet, DataSummary]:
     """Judge the data set by the checks of all its images, as `inspect` does."""
     in_order = iter(checks)
@@ -175,11 +176,11 @@ def _conclude(
         raise found.error(skipping=skip_bad)
     imageset, kept = _without_classes(imageset, kept, empty)
     if drawn and drawn.positions is not None:
-        imageset, kept = _draw_again(imageset, kept["train"], drawn, progress, kept_checks)
+        imageset, kept = _draw_again(imageset, kept["train"], drawn, progress, comparing)
     near = NearDuplicates()
     if training and kept.get("val"):
         signed = {name: [(e, check.signature) for e, check in kept[name]] for name in kept}
-        near = find_near_duplicates(signed["train"], signed["val"], progress, kept_checks)
+        near = find_near_duplicates(signed["train"], signed["val"], progress, comparing)
     if drop_near_duplicates:
         near, kept["train"] = drop_from(near, kept["train"], imageset.classes)
     inspected = _keep_only(imageset, kept)
@@ -224,14 +225,14 @@ def _draw_again(
     pairs: list[tuple[Example, ImageCheck]],
     drawn: Draw,
     progress: Progress | None,
-    kept_checks: KeptChecks | None,
+    comparing: Kept | None,
 ) -> tuple[ImageSet, _Kept]:
     """Draw the split from the usable images, with those of equal content on one side."""
     labels = [example.label for example, _ in pairs]
     contents = Counter(example.sha256 for example, _ in pairs)
     groupings: list[Sequence[Hashable]] = [[example.sha256 for example, _ in pairs]]
     if drawn.group_by == NEAR_DUPLICATES:
-        groupings.append(near_groups([c.signature for _, c in pairs], progress, kept_checks))
+        groupings.append(near_groups([c.signature for _, c in pairs], progress, comparing))
     elif drawn.group_by:
         groupings.append([example.group for example, _ in pairs])
     groups = join_groups(*groupings)
