@@ -16,7 +16,7 @@ import copy
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from unittest import mock
@@ -154,13 +154,17 @@ def contestants(name: str, model: BiT, options: argparse.Namespace) -> Iterator[
             print(f"skipped: {error}", file=sys.stderr)
         else:
             yield f"bitzoo {backend}, {dtype}", run
-    if device.type == "cpu" and not is_large and not options.quick:
-        for to in QUANTIZERS:
-            try:
-                yield f"bitzoo {to} file, int8", int8_run(model, to)
-            except MissingExtraError as error:
-                print(f"skipped: {error}", file=sys.stderr)
+    yield from int8_files(model, QUANTIZERS if device.type == "cpu" and not is_large else {})
     yield FLOOR, inference_only(without_norms(model).to(device), channels_last=device.type == "cpu")
+
+
+def int8_files(model: BiT, formats: Iterable[str]) -> Iterator[tuple[str, Run]]:
+    """Yield the name and function of an exported int8 file of each format."""
+    for to in formats:
+        try:
+            yield f"bitzoo {to} file, int8", int8_run(model, to)
+        except MissingExtraError as error:
+            print(f"skipped: {error}", file=sys.stderr)
 
 
 def int8_run(model: BiT, to: str) -> Run:
