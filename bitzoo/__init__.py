@@ -24,7 +24,9 @@ if TYPE_CHECKING:
     from bitzoo.runs.distill import distill
     from bitzoo.runs.fewshot import fewshot
     from bitzoo.runs.finetune import finetune
+    from bitzoo.runs.forecast import forecast
     from bitzoo.runs.pretrain import pretrain
+    from bitzoo.runs.probing import probe
     from bitzoo.runs.reproduce import reproduce
     from bitzoo.runs.resume import resume
     from bitzoo.runs.study import study
@@ -47,6 +49,7 @@ _HOMES = {
     "fewshot": "runs.fewshot",
     "finetune": "runs.finetune",
     "fold": "zoo.create",
+    "forecast": "runs.forecast",
     "get_spec": "catalogue.registry",
     "hyperrule": "training.hyperrule",
     "info": "zoo.info",
@@ -56,6 +59,7 @@ _HOMES = {
     "optimize": "inference.optimize",
     "predict": "inference.predict",
     "pretrain": "runs.pretrain",
+    "probe": "runs.probing",
     "publish": "hub.publish",
     "reproduce": "runs.reproduce",
     "resume": "runs.resume",
@@ -78,6 +82,7 @@ __all__ = [
     "fewshot",
     "finetune",
     "fold",
+    "forecast",
     "get_spec",
     "hyperrule",
     "info",
@@ -87,6 +92,7 @@ __all__ = [
     "optimize",
     "predict",
     "pretrain",
+    "probe",
     "publish",
     "reproduce",
     "resume",

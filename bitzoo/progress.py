@@ -23,11 +23,11 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TextIO
 
+from bitzoo.durations import duration
 from bitzoo.progress_line import (
     Kind,
     columns_of,
     cut,
-    duration,
     finished,
     kind_of,
     line,

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from bitzoo.display import visible
+from bitzoo.durations import duration
 
 _MIN_BAR, _MAX_BAR = 8, 40
 _SHORTEST_NAME = 8
@@ -162,22 +163,6 @@ def size_of(count: float, like: float | None = None) -> str:
         scale += 1
     number = f"{count / 1000**scale:.1f}" if scale else f"{int(count)}"
     return number if like is not None else f"{number} {_UNITS[scale]}"
-
-
-def duration(seconds: float) -> str:
-    """Return a duration in words, to about two digits: "0.4 s", "12 s", "5 min", "1 h 20 min"."""
-    if seconds < 1:
-        return f"{seconds:.1f} s"
-    whole = round(seconds)
-    if whole < 100:
-        return f"{whole} s"
-    minutes = round(seconds / 60)
-    if minutes < 100:
-        return f"{minutes} min"
-    hours, minutes = divmod(minutes, 60)
-    if hours < 48:
-        return f"{hours} h {minutes} min"
-    return f"{hours // 24} d {hours % 24} h"
 
 
 def columns_of(text: str) -> int:

@@ -58,6 +58,13 @@ edition_option = click.option(
 )
 
 
+def time_limit_option(
+    help: str,  # noqa: A002
+) -> Callable[[_Decorated], _Decorated]:
+    """Return the option ``--time-limit``; `bitzoo.durations.parse_duration` reads its text."""
+    return click.option("--time-limit", metavar="DURATION", help=f"{help} 30m, 2h, 1h30m, 90s.")
+
+
 def inference_options(command: _Decorated) -> _Decorated:
     """Add the options for running a network."""
     for option in (

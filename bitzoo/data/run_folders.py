@@ -12,9 +12,10 @@ from bitzoo.small_files import read_json
 RUN_NAME = "run.json"
 RUN_LOCK_NAME = ".bitzoo-run.lock"
 FEWSHOT_NAME = "fewshot.json"
+PROBE_NAME = "probe.json"
 """By any of these files a folder is known as a run folder."""
 
-_KEYS = {RUN_NAME: "recipe", FEWSHOT_NAME: "trials"}
+_KEYS = {RUN_NAME: "recipe", FEWSHOT_NAME: "trials", PROBE_NAME: "models"}
 """What tells such a file from one of the same name that is somebody else's."""
 
 

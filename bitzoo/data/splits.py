@@ -143,6 +143,50 @@ class _Draw:
             self.take(min(possible)[1])
 
 
+def draw_folds(
+    labels: Sequence[int] | npt.NDArray[np.int64],
+    classes: Sequence[str],
+    folds: int,
+    seed: int,
+    groups: Sequence[Hashable] | None = None,
+) -> npt.NDArray[np.int64]:
+    """Divide the examples into stratified folds of about the same size.
+
+    Groups are dealt out one after the other, the largest first, those of one size in seeded order:
+    each to the fold that has the fewest examples of its classes (the sum over its members), of
+    several to the smallest, of several still to the first. So without groups, two folds differ by
+    at most one example of any class.
+
+    Args:
+        labels: Index into `classes` of each example.
+        classes: The name of each class.
+        folds: Number of folds, at least 2.
+        seed: Another seed makes other folds.
+        groups: The group of each example; all of a group are in one fold. Only which are equal
+            matters. None means that every example is its own group.
+
+    Returns:
+        The fold of each example, from 0 to `folds` - 1. With few groups, some may be empty.
+    """
+    known = np.asarray(labels, np.int64)
+    keys = np.zeros(len(known), np.uint64)
+    for positions, name in zip(_positions(known, len(classes)), classes, strict=True):
+        keys[positions] = _keys("folds", seed, name, len(positions))
+    gathered: dict[Hashable, list[int]] = {}
+    for position, group in enumerate(range(len(known)) if groups is None else groups):
+        gathered.setdefault(group, []).append(position)
+    order = sorted(gathered.values(), key=lambda own: (-len(own), int(keys[own[0]])))
+    held, fold_of = np.zeros((len(classes), folds), np.int64), np.zeros(len(known), np.int64)
+    sizes = [0] * folds
+    for own in order:
+        of_own = held[known[own]].sum(axis=0).tolist()
+        fold = min(zip(of_own, sizes, range(folds), strict=True))[2]
+        np.add.at(held[:, fold], known[own], 1)
+        sizes[fold] += len(own)
+        fold_of[own] = fold
+    return fold_of
+
+
 def join_groups(*groupings: Sequence[Hashable]) -> tuple[int, ...]:
     """Return the finest grouping in which all that are equal in one of the groupings are together.
 

@@ -34,6 +34,7 @@ from bitzoo.progress import shown
 from bitzoo.runs.config import Callbacks, Resolution
 from bitzoo.runs.fewshot_result import FewShotResult, Trial, recorded_trials
 from bitzoo.runs.finetune import finetune
+from bitzoo.runs.probe_size import PROBE_SIZE, probe_size
 from bitzoo.runs.report.fewshot_page import write_fewshot_report
 from bitzoo.runs.run_dir import CHECKPOINTS_NAME, RunDir
 from bitzoo.runs.run_lock import sole_use
@@ -46,9 +47,6 @@ from bitzoo.zoo.resolve import WEIGHTS_NAME
 Method = Literal["finetune", "ridge"]
 SHOTS = (1, 5, 10, 25, 100)
 """The numbers of the paper's figures (arXiv 1912.11370, section 4.2)."""
-
-PROBE_SIZE = (256, 224)
-"""Edge to which images are resized, and that of their centre; big_vision, common_fewshot.py."""
 
 _ONLY_FINETUNE = {
     "edition": "paper",
@@ -97,6 +95,7 @@ def fewshot(
     freeze: bool = False,
     val_fraction: float | None = None,
     skip_bad: bool = False,
+    recheck: bool = False,
     cache_gb: float = 20.0,
     workers: int | None = None,
     dtype: str = "float32",
@@ -141,6 +140,7 @@ def fewshot(
         freeze: Whether to train only the head.
         val_fraction: Fraction that is held out if the data set has no split.
         skip_bad: Whether to skip images that cannot be used.
+        recheck: As for `bitzoo.finetune`; of several trials, the first reads all images.
         cache_gb: Most disk space for decoded images, and as much for features, in GB.
         workers: Processes that decode.
         dtype: Dtype of activations.
@@ -173,6 +173,7 @@ def fewshot(
         "flip": flip,
         "freeze": freeze,
         "skip_bad": skip_bad,
+        "recheck": recheck,
         "cache_gb": cache_gb,
         "workers": workers,
         "dtype": dtype,
@@ -275,6 +276,7 @@ class _Finetuning:
 
     def __init__(self, task: _Task, tell: _Told) -> None:
         self._task, self._tell = task, tell
+        self._recheck = task.options["recheck"]
 
     def trial(self, shots: int, run: int) -> Trial | None:
         """Carry out a trial, or go on with it; None if it was stopped before its end."""
@@ -295,8 +297,9 @@ class _Finetuning:
             resume=True,
             progress=task.progress or False,
             callbacks=Callbacks(say=self._tell),
-            **task.options,
+            **{**task.options, "recheck": self._recheck},
         )
+        self._recheck = False
         found = result.evaluation
         if result.stopped or found is None:
             return None
@@ -330,7 +333,7 @@ class _Probe:
             for rows in np.array_split(np.arange(len(truth)), len(truth) // _ROWS + 1)
         )
         changes: dict[str, Mapping[str, Any]] = {}
-        size = _probe_size(task.options["resolution"])
+        size = probe_size(task.options["resolution"])
         for name, usual, value in zip(("resize", "crop"), PROBE_SIZE, size, strict=True):
             if value != usual:
                 changes[name] = {"from": usual, "to": value}
@@ -341,15 +344,17 @@ class _Probe:
     def _read(self) -> tuple[ImageSet, Features, Features]:
         """Return the usable images, and the features of those to train and to evaluate on."""
         task, options = self._task, self._task.options
-        resize, crop = _probe_size(options["resolution"])
+        resize, crop = probe_size(options["resolution"])
         images, summary = inspect(
             task.images,
             skip_bad=options["skip_bad"],
             workers=options["workers"],
             progress=task.progress,
             fixed_split=task.has_own_split,
+            keep_checks=True,
+            recheck=options["recheck"],
         )
-        for note in summary.notes:
+        for note in filter(None, [summary.kept, *summary.notes]):
             self._tell(note)
         network = load_classifier(task.model)
         transform = EvalTransform(crop, resize, bit_depth=summary.bit_depth)
@@ -398,22 +403,14 @@ def _checked(
                 f'`method="ridge"` trains in closed form, so {shown_names} would change '
                 'nothing. Leave it out, or use `method="finetune"`.'
             )
-        _probe_size(options["resolution"])
+        probe_size(options["resolution"])
         compute_dtype(options["dtype"])
     return numbers
 
 
-def _probe_size(resolution: Resolution) -> tuple[int, int]:
-    """Return resize and crop of the probe."""
-    resize, crop = resolution if isinstance(resolution, tuple) else (None, resolution)
-    if crop is None:
-        return PROBE_SIZE
-    return resize or round(PROBE_SIZE[0] * crop / PROBE_SIZE[1]), crop
-
-
 def _settings(task: _Task, method: str) -> dict[str, Any]:
     """Return what determines the results, besides the trials that are asked for."""
-    ignored = {"workers", "device", "cache_gb", *_NO_RESULT}
+    ignored = {"workers", "device", "cache_gb", "recheck", *_NO_RESULT}
     if method == "ridge":
         ignored |= set(_ONLY_FINETUNE)
     options = {name: value for name, value in task.options.items() if name not in ignored}
@@ -431,7 +428,7 @@ def _settings(task: _Task, method: str) -> dict[str, Any]:
 
 
 def _notes(task: _Task, method: str, shots: Sequence[int]) -> tuple[str, ...]:
-    resize, crop = _probe_size(task.options["resolution"])
+    resize, crop = probe_size(task.options["resolution"])
     how = _NOTES[method].format(edition=task.options["edition"], resize=resize, crop=crop)
     test = f"All trials are judged on the same images: {_test(task.images)}."
     labels = task.training_labels

@@ -45,7 +45,7 @@ class Job:
         """Return JSON-ready data, with absolute paths; data in memory are None."""
         return {
             "model": _absolute(self.place or self.model) if self._is_a_place else self.model,
-            "data": _place_of(self.data),
+            "data": place_of(self.data),
             "data_name": data_name,
             "config": asdict(self.config),
         }
@@ -118,12 +118,12 @@ def _absolute(path: str) -> str:
     return os.path.abspath(place) if place.exists() else path
 
 
-def _place_of(data: DataSource) -> str | dict[str, str] | None:
+def place_of(data: DataSource) -> str | dict[str, str] | None:
     """Return where data are, or each of their splits; None if that cannot be written down."""
     if isinstance(data, (str, os.PathLike)):
         return _data_place(os.fspath(data))
     if isinstance(data, Mapping):
-        places = {str(split): _place_of(part) for split, part in data.items()}
+        places = {str(split): place_of(part) for split, part in data.items()}
         found = {split: place for split, place in places.items() if isinstance(place, str)}
         return found if len(found) == len(data) else None
     return None

@@ -18,6 +18,8 @@ from bitzoo.training.recipe import Recipe
 
 KEY, FINETUNED = "kind", "finetune"
 """Key in `run.json`, and the kind of runs that do not have it."""
+PROBED = "probe"
+"""The kind of a folder that `bitzoo.probe` saved, which is complete when it is written."""
 
 
 def _all(job: Job, images: ImageSet) -> ImageSet:
@@ -42,6 +44,9 @@ class Kind:
         select: Chooses among the images of the data set, before they are checked.
         begin: Completes the job before the data are read.
         read: Reads and checks the data in the main process; None reads them as most runs do.
+        expect: Makes the recipe as far as it says how images are resized, of a data set that is
+            listed but not checked, and the height and width of its images. A guess: a wrong one
+            costs time (`bitzoo.data.rows_while_checking`).
     """
 
     config: type[RunConfig]
@@ -52,6 +57,7 @@ class Kind:
     select: Callable[[Job, ImageSet], ImageSet] = _all
     begin: Callable[[Job], Job] = _as_it_is
     read: Callable[[Job, Callbacks], tuple[ImageSet, DataSummary]] | None = None
+    expect: Callable[[Job, ImageSet, tuple[int, int]], Recipe] | None = None
 
 
 _MODULES = {FINETUNED: "finetune", "pretrain": "pretrain", "distill": "distill"}
@@ -64,6 +70,12 @@ def find_kind(name: object) -> Kind:
     Raises:
         UsageError: If there is none, as in a run of a later version.
     """
+    if name == PROBED:
+        raise UsageError(
+            "The folder is a saved probe, whose head was solved in closed form: there is nothing "
+            "to go on with. Save it again with `bitzoo probe --save`, or train from it with "
+            "`bitzoo finetune`."
+        )
     module = _MODULES.get(str(name))
     if module is None:
         raise UsageError(

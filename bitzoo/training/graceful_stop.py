@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+from bitzoo.durations import duration
 from bitzoo.interrupts import heard
-from bitzoo.progress_line import duration
 
 _RECENT = 5
 """Steps whose median says how long a step takes."""

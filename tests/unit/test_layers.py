@@ -16,7 +16,8 @@ PACKAGE = Path(bitzoo.__file__).parent
 LAYERS = [
     [
         *("_version", "errors", "locks", "files", "display", "small_files"),
-        *("progress", "progress_line", "interrupts", "portable"),
+        *("progress", "progress_line", "durations", "interrupts", "portable"),
+        "openmp_waiting",
     ],
     ["models"],
     ["catalogue", "fetch"],
@@ -36,11 +37,13 @@ may import all, and nothing imports it.
 
 SIBLINGS = {
     "fetch": {"catalogue"},
+    "durations": {"errors"},
     "errors": {"display"},
     "files": {"errors", "locks", "portable"},
     "locks": {"errors", "portable"},
-    "progress": {"progress_line"},
-    "progress_line": {"display"},
+    "progress": {"durations", "progress_line"},
+    "progress_line": {"display", "durations"},
+    "openmp_waiting": {"portable"},
     "small_files": {"errors", "portable"},
     "zoo": {"converters"},
     "hub": {"exporters"},

@@ -14,7 +14,6 @@ from screens import Terminal
 from bitzoo import progress as shows
 from bitzoo.progress_line import (
     columns_of,
-    duration,
     finished,
     kind_of,
     line,
@@ -86,16 +85,6 @@ class TestLine:
     )
     def test_what_is_left_of_finished_work(self, task, total, expected):
         assert finished(kind_of(task), total, 12.3) == expected
-
-    @pytest.mark.parametrize(
-        ("seconds", "expected"),
-        [
-            (0.44, "0.4 s"), (12.4, "12 s"), (99, "99 s"), (300, "5 min"),
-            (4800, "80 min"), (7300, "2 h 2 min"), (200_000, "2 d 7 h"),
-        ],
-    )  # fmt: skip
-    def test_durations(self, seconds, expected):
-        assert duration(seconds) == expected
 
     def test_sizes(self):
         assert [size_of(n) for n in (999, 1000, 3.44e9)] == ["999 bytes", "1.0 KB", "3.4 GB"]

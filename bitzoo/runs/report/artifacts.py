@@ -182,8 +182,7 @@ def _record(
         history=history,
         evaluation=found,
         mistakes=mistakes,
-        versions={name: version(name) for name in _PACKAGES}
-        | {"python": platform.python_version(), "machine": platform.machine()},
+        versions=package_versions(),
         folder=str(folder),
         base=info.base.name if info.base else None,
         info=info,
@@ -198,6 +197,12 @@ def _record(
         choice=finished.choice,
         teaching=finished.teaching,
     )
+
+
+def package_versions() -> dict[str, str]:
+    """Return the versions of what results depend on, and the kind of machine."""
+    found = {name: version(name) for name in _PACKAGES}
+    return found | {"python": platform.python_version(), "machine": platform.machine()}
 
 
 def _leakage(finished: FinishedRun) -> Leakage | None:

@@ -7,11 +7,15 @@ from bitzoo.training.recipe import DISTILLATION, INCEPTION_CROP, Recipe
 
 __all__ = ["augmentation", "first_batch_note", "loss_caption", "origin"]
 
+_UNCHANGED = ", which stayed as they were, on"
+
 
 def origin(run: RunRecord) -> tuple[str, str, str]:
     """Return how the network came about: words, what it started from, and words before the data."""
+    if run.options.get("kind") == "probe":
+        return "its head solved in closed form on the features of", run.model, _UNCHANGED
     if run.is_frozen:
-        return "its head trained on the features of", run.model, ", which stayed as they were, on"
+        return "its head trained on the features of", run.model, _UNCHANGED
     if run.teaching is not None:
         start = f"which started from {run.model}, " if run.is_pretrained else ""
         return f"{start}distilled by bitzoo from", run.teaching.names, "on the images of"

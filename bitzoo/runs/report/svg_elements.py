@@ -89,7 +89,7 @@ def draw_axes(
 
     Args:
         svg: Where to.
-        x: The horizontal axis, whose ticks are whole numbers.
+        x: The horizontal axis.
         y: The vertical axis.
         unit: Name of the vertical axis.
         percent: Whether its values are shares.
@@ -104,7 +104,8 @@ def draw_axes(
     add(svg, "line", x1=LEFT, x2=WIDTH - RIGHT, y1=base, y2=base, class_="axis")
     for tick in x.ticks:
         add(svg, "line", x1=x.at(tick), x2=x.at(tick), y1=base, y2=base + 4, class_="axis")
-        add_text(svg, f"{int(tick):,}", x.at(tick), base + 17, "tick mid")
+        text = f"{int(tick):,}" if tick == int(tick) else f"{tick:g}"
+        add_text(svg, text, x.at(tick), base + 17, "tick mid")
     add_text(svg, label, (LEFT + WIDTH - RIGHT) / 2, HEIGHT - 5, "label mid")
     if unit:
         middle = (TOP + base) / 2
