@@ -179,6 +179,23 @@ QUANTIZERS: Mapping[str, Quantize] = MappingProxyType(
 )
 """Format -> what makes its files int8."""
 
+
+def require_quantizer(to: str) -> None:
+    """Raise if the libraries of a format's quantizer are not installed.
+
+    Args:
+        to: A key of `QUANTIZERS`.
+
+    Raises:
+        MissingExtraError: If so.
+    """
+    if to == "openvino":
+        import_extra("openvino", "openvino")
+        _nncf()
+    else:
+        import_extra("onnxruntime.quantization", "onnx")
+
+
 _QUANTIZED = frozenset({"Convolution"})
 _FLOATING = frozenset(
     {

@@ -32,7 +32,7 @@ from bitzoo.exporters.export import (
 from bitzoo.exporters.export import export as export_floats
 from bitzoo.exporters.export_formats import ExportFormat, Opened
 from bitzoo.exporters.file_metadata import metadata_of
-from bitzoo.exporters.quantize import QUANTIZERS
+from bitzoo.exporters.quantize import QUANTIZERS, require_quantizer
 from bitzoo.files import Progress, sha256_of, temporary_folder, user_path
 from bitzoo.inference.calibration import ChosenImages, choose_images, counts_by_class
 from bitzoo.inference.evaluate import evaluate_pixels
@@ -127,6 +127,7 @@ def export(
     form = check_output(to, path, force=force)
     _check_options(to, calibrate, max_loss, calibration_images, judged_images)
     check_source(model, form, path)
+    require_quantizer(to)
     network = load_classifier(model, weights)
     check_network(network)
     if not network.num_classes:

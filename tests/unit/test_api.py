@@ -32,6 +32,7 @@ from bitzoo.display import MAX_LINES, Displayed
 from bitzoo.errors import CheckpointError, HubError, ParityError, UsageError
 from bitzoo.exporters import export_formats
 from bitzoo.exporters.export import ExportReport, Judged
+from bitzoo.exporters.quantize import Quantization
 from bitzoo.hub.publish import BatchPlan, PublishResult, PublishResults
 from bitzoo.hub.repo_manifest import FileRecord
 from bitzoo.hub.staging import Prepared
@@ -39,6 +40,7 @@ from bitzoo.hub.targets import CheckpointFile
 from bitzoo.hub.upload import Plan, Publication
 from bitzoo.inference.backends import BACKENDS
 from bitzoo.inference.exports import EXPORT_DTYPES
+from bitzoo.inference.int8_report import Compared, Int8Report, Speed
 from bitzoo.inference.metrics import Evaluation
 from bitzoo.inference.optimize import COMPUTE_DTYPES
 from bitzoo.inference.predict import Guess, Prediction, Predictions
@@ -249,6 +251,13 @@ def results():
                 )
                 for setting in ("defaults", EVIL)
             ),
+        ),
+        Int8Report(
+            Path(EVIL), "onnx", {"architecture": EVIL, "model_info": known.to_json()},
+            Quantization(EVIL, {EVIL: EVIL}, 17, 17),
+            Compared(200, 180, 179, 3, 2, 190, 0.03), 0.01, {}, {"images": 300}, EVIL,
+            (Speed(1, (1.0, 1.0), (2.0, 2.0)),), {"runtime": EVIL}, (9, 3), {EVIL: "ab" * 32},
+            (EVIL,) * 20,
         ),
         plan,
         publication,
