@@ -18,7 +18,7 @@ import copy
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from unittest import mock
@@ -31,6 +31,8 @@ from torch import Tensor, nn
 import bitzoo
 from bitzoo.cli.quickstart import write_random_checkpoint
 from bitzoo.errors import MissingExtraError
+from bitzoo.exporters.export_formats import FORMATS
+from bitzoo.exporters.quantize import QUANTIZERS
 from bitzoo.models import layers
 from bitzoo.models.architecture import ARCHITECTURES
 from bitzoo.models.bit import BiT
@@ -177,7 +179,30 @@ def contestants(name: str, model: BiT, options: argparse.Namespace) -> Iterator[
             print(f"skipped: {error}", file=sys.stderr)
         else:
             yield f"bitzoo {backend}, {dtype}", run
+    yield from int8_files(model, QUANTIZERS if device.type == "cpu" and not is_large else {})
     yield FLOOR, inference_only(without_norms(model).to(device), channels_last=device.type == "cpu")
+
+
+def int8_files(model: BiT, formats: Iterable[str]) -> Iterator[tuple[str, Run]]:
+    """Yield the name and function of an exported int8 file of each format."""
+    for to in formats:
+        try:
+            yield f"bitzoo {to} file, int8", int8_run(model, to)
+        except MissingExtraError as error:
+            print(f"skipped: {error}", file=sys.stderr)
+
+
+def int8_run(model: BiT, to: str) -> Run:
+    """Return an exported int8 file, calibrated on a few random images: only its speed is real."""
+    form = FORMATS[to]
+    generator = torch.Generator().manual_seed(1)
+    images = torch.rand((8, 3, SIDE, SIDE), generator=generator).numpy() * 2 - 1
+    with TemporaryDirectory() as folder:
+        plain, path = (Path(folder, f"{name}{form.suffix}") for name in ("float32", "int8"))
+        form.writer()(model, plain)
+        QUANTIZERS[to](model, plain, path, [images], len(images), {})
+        opened = form.loader()(path, {})
+    return lambda batch: torch.from_numpy(opened.run(batch.numpy()))
 
 
 def inference_only(network: nn.Module, channels_last: bool = False) -> Run:

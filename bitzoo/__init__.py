@@ -16,9 +16,9 @@ from bitzoo._version import __version__
 if TYPE_CHECKING:
     from bitzoo.catalogue.model_info import ModelInfo
     from bitzoo.catalogue.registry import ModelSpec, get_spec, list_claims, list_models
-    from bitzoo.exporters.export import export
     from bitzoo.hub.publish import card, publish
     from bitzoo.inference.evaluate import evaluate
+    from bitzoo.inference.exports import export
     from bitzoo.inference.optimize import optimize
     from bitzoo.inference.predict import predict
     from bitzoo.runs.distill import distill
@@ -45,7 +45,7 @@ _HOMES = {
     "create_transform": "zoo.info",
     "distill": "runs.distill",
     "evaluate": "inference.evaluate",
-    "export": "exporters.export",
+    "export": "inference.exports",
     "fewshot": "runs.fewshot",
     "finetune": "runs.finetune",
     "fold": "zoo.create",

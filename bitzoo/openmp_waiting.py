@@ -19,7 +19,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from bitzoo.portable import cores
+from bitzoo.portable import cores, processors
 
 SPINS = "GOMP_SPINCOUNT"
 """The variable of libgomp: how often a thread looks before it sleeps."""
@@ -115,8 +115,7 @@ def measure_load(
         pause: Waits between two readings.
     """
     if cpus is None:
-        own = frozenset(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
-        cpus = own or frozenset(range(cores()))
+        cpus = processors()
     before = _times(root, cpus)
     pause()
     after = _times(root, cpus)

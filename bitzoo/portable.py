@@ -6,8 +6,6 @@ test holds that. The stand-ins have the signatures of what they stand for.
 
 from __future__ import annotations
 
-import ctypes
-import getpass
 import os
 import re
 import sys
@@ -35,6 +33,8 @@ def user_id() -> str:
     if hasattr(os, "getuid"):
         return str(os.getuid())
     try:
+        import getpass  # here, as every command loads this module
+
         return re.sub(r"\W", "-", getpass.getuser())
     except (ImportError, KeyError, OSError):
         return "user"
@@ -42,9 +42,14 @@ def user_id() -> str:
 
 def cores() -> int:
     """Return the number of cores that this process may use."""
+    return len(processors())
+
+
+def processors() -> frozenset[int]:
+    """Return the numbers of these cores, as the kernel of Linux counts them."""
     if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+        return frozenset(os.sched_getaffinity(0))
+    return frozenset(range(os.cpu_count() or 1))
 
 
 def physical_memory() -> int:
@@ -111,6 +116,8 @@ def keep_freed_memory() -> None:
     """
     if sys.platform != "linux" or any(name.startswith("MALLOC_") for name in os.environ):
         return
+    import ctypes  # here, as every command loads this module
+
     function = getattr(ctypes.CDLL(None), "mallopt", None)
     if function is not None:
         function(_M_MMAP_THRESHOLD, 32 << 20)

@@ -120,6 +120,12 @@ if TYPE_CHECKING:
 @click.option(
     "--freeze", is_flag=True, help="Train only the head, on cached features (linear probe)."
 )
+@click.option(
+    "--backend",
+    type=click.Choice(["eager", "compile", "onnxruntime", "openvino"]),
+    default="eager",
+    help="With --freeze: library that computes the features.",
+)
 @click.option("--micro-batch", type=int, help="Images computed at once; default: what fits.")
 @click.option("--compile", is_flag=True, help="Run through torch.compile.")
 @click.option(
@@ -164,7 +170,7 @@ if TYPE_CHECKING:
 @click.option(
     "--channels-last/--no-channels-last",
     default=None,
-    help="Memory format; default: channels last on a CPU.",
+    help="Memory format; default: the faster one on a CPU, as measured.",
 )
 @click.option("--resume", is_flag=True, help="Continue the run in --out, if there is one.")
 @click.option("--overwrite", is_flag=True, help="Delete what a run wrote to --out, start again.")

@@ -195,7 +195,7 @@ class CachedPixels(Pixels):
 
     def _row(self, number: int) -> Pixels8:
         shard, row = self._rows[number].tolist()
-        found = self._shards[shard].read(row)
+        found: Pixels8 | None = self._shards[shard].read(row)
         if found is not None:
             return found
         with self._reporting:

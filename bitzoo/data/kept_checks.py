@@ -14,24 +14,26 @@ of this machine by more than its files are old, as that of a server may be.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
 import os
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import PIL
 
 from bitzoo.data.array_files import read_arrays, write_arrays
 from bitzoo.data.brightness import Levels
-from bitzoo.data.file_ranges import FileIdentity, StoredImage
+from bitzoo.data.file_ranges import StoredImage
 from bitzoo.data.image_check import ImageCheck
 from bitzoo.data.problems import Reason
 from bitzoo.errors import StorageError
@@ -49,8 +51,6 @@ TICK_NS = 2_000_000_000
 _FORM = 2
 """Part of the names of the files; to change with their form, or with what `check_image` finds."""
 _ID_BYTES, _SHA_BYTES = 16, 32
-_GOOD = b"[null"
-"""How the JSON of an image without a problem begins."""
 _KEPT_REASONS = (None, Reason.NO_BYTES, Reason.DAMAGED, Reason.ANIMATED)
 _log = logging.getLogger(__name__)
 
@@ -77,33 +77,40 @@ def look_at(example: Example) -> Seen | None:
         OSError: If its file is missing.
     """
     now = time.time_ns()
+    found = _identify(example)
+    return found and Seen(found[0], now, found[1] + TICK_NS < now)
+
+
+def _identify(example: Example) -> tuple[bytes, int] | None:
+    """Return what an image is known again by, and when its file was last changed."""
     if isinstance(example.load, StoredImage):
         place = example.load.place
         if place.identity is None:
             return None
         path, file = place.path, place.identity
-        times, where = (file.mtime_ns,), f"{place.offset} {place.size}"
+        text = f"{path}\0{file.size} {file.mtime_ns} {file.inode} {place.offset} {place.size}"
+        changed = file.mtime_ns
     elif example.path is not None:
         path = os.fspath(example.path)
-        path = path if path.startswith("/") else os.path.abspath(path)
+        if not path.startswith("/"):  # the common case is quick
+            path = os.path.abspath(path)
         status = os.stat(path)
-        file = FileIdentity.of(status)
         # Anybody can set the time of the last change of the content, but not that of the inode's.
-        times, where = (file.mtime_ns, status.st_ctime_ns), ""
+        written, changed = status.st_mtime_ns, status.st_ctime_ns
+        text = f"{path}\0{status.st_size} {written} {status.st_ino} {changed}"
+        changed = max(written, changed)
     else:
         return None
-    text = f"{path}\0{file.size} {times} {file.inode} {where}"
-    identity = hashlib.blake2b(os.fsencode(text), digest_size=_ID_BYTES).digest()
-    return Seen(identity, now, max(times) + TICK_NS < now)
+    return hashlib.blake2b(os.fsencode(text), digest_size=_ID_BYTES).digest(), changed
 
 
-@dataclass(frozen=True)
-class _Entry:
-    """A check as it is kept: when it was made, SHA-256 of the content (zeros for none), JSON."""
+class _Entry(NamedTuple):
+    """A check as it is kept: when it was made, SHA-256 of the content, or zeros, and the rest."""
 
     at_ns: int
     sha256: bytes
-    text: bytes
+    signature: bytes
+    found: list[Any]
 
 
 class KeptChecks:
@@ -117,11 +124,11 @@ class KeptChecks:
     """
 
     def __init__(self, path: Path | None, *, recheck: bool = False) -> None:
-        self._path = path
+        self._path, self._recheck = path, recheck
         self._known = {} if recheck else _load(path)
         self._added: dict[bytes, _Entry] = {}
         self._by_content: dict[bytes, _Entry] | None = None
-        self._has_bad = not all(e.text.startswith(_GOOD) for e in self._known.values())
+        self._has_bad = any(entry.found[0] for entry in self._known.values())
         self._lock = threading.Lock()
         self.used: list[int] = []
         """When the checks were made that were found, for `describe_kept`."""
@@ -151,7 +158,7 @@ class KeptChecks:
         if found is None:
             return None
         self.used.append(found.at_ns)
-        return _unpacked(found.text)
+        return _unpacked(found)
 
     def hash_of(self, example: Example) -> str:
         """Return the `Example.sha256` of an image that is the same by its identity; "" if none."""
@@ -159,10 +166,13 @@ class KeptChecks:
         return found.sha256.hex() if found and any(found.sha256) else ""
 
     def _find(self, example: Example) -> _Entry | None:
-        seen = _look_at(example)
-        if seen is None:
+        try:
+            identity = _identify(example)
+        except OSError:
             return None
-        return self._added.get(seen.identity) or self._known.get(seen.identity)
+        if identity is None:
+            return None
+        return self._added.get(identity[0]) or self._known.get(identity[0])
 
     def find_content(self, sha256: str) -> ImageCheck | None:
         """Return the check of an image by its content; None if there is none."""
@@ -171,7 +181,7 @@ class KeptChecks:
                 entries = (*self._known.values(), *self._added.values())
                 self._by_content = {entry.sha256: entry for entry in entries}
             found = self._by_content.get(bytes.fromhex(sha256))
-        return _unpacked(found.text) if found else None
+        return _unpacked(found) if found else None
 
     def find_bad(self, example: Example) -> ImageCheck | None:
         """Return the check of an image that cannot be used; None for any other."""
@@ -182,7 +192,10 @@ class KeptChecks:
 
     def look_at(self, example: Example) -> Seen | None:
         """Look at an image before it is read, for `add`; None if it cannot be known again."""
-        return _look_at(example)
+        try:
+            return look_at(example)
+        except OSError:
+            return None
 
     def add(self, seen: Seen | None, check: ImageCheck) -> None:
         """Add a check; `save` keeps it.
@@ -196,12 +209,35 @@ class KeptChecks:
         content = bytes.fromhex(check.sha256) or bytes(_SHA_BYTES)
         key = seen.identity if seen.is_settled else content[:_ID_BYTES]
         if any(key):  # of a bad image that may have changed since, nothing is known
-            entry = _Entry(seen.at_ns, content, _packed(check))
+            entry = _packed(seen.at_ns, content, check)
             with self._lock:
                 self._added[key] = entry
                 self._has_bad |= check.reason is not None
                 if self._by_content is not None:
                     self._by_content[content] = entry
+
+    def compared(
+        self, kind: str, about: Iterable[bytes], make: Callable[[], dict[str, npt.NDArray[Any]]]
+    ) -> dict[str, npt.NDArray[Any]]:
+        """Return the result of a comparison of all images; what was kept, if it is of the same.
+
+        Args:
+            kind: Which comparison; of each, the latest result is kept.
+            about: All that the result depends on.
+            make: Makes the result.
+        """
+        digest = hashlib.blake2b(digest_size=32)
+        for part in about:
+            digest.update(b"%d " % len(part) + part)
+        path = self._path and self._path.with_suffix(f".{kind}")
+        before = None if path is None or self._recheck else read_arrays(path)
+        if before is not None and before[0] == {"of": digest.hexdigest()}:
+            return before[1]
+        made = make()
+        if path is not None:
+            with contextlib.suppress(OSError), file_lock(path):
+                write_arrays(path, {"of": digest.hexdigest()}, {n: [a] for n, a in made.items()})
+        return made
 
     def save(self) -> None:
         """Keep what was added, beside what another process has kept in between."""
@@ -255,62 +291,66 @@ def describe_kept(used: Sequence[int], total: int) -> str:
     )
 
 
-def _look_at(example: Example) -> Seen | None:
-    try:
-        return look_at(example)
-    except OSError:
-        return None
-
-
-def _packed(check: ImageCheck) -> bytes:
+def _packed(at_ns: int, content: bytes, check: ImageCheck) -> _Entry:
     levels = check.levels
     wide = levels.wide if levels else None
     found = [
         check.reason and check.reason.name,
-        *(check.detail, check.sha256, check.size, check.traits, check.signature.hex()),
+        *(check.detail, check.size, check.traits),
         levels and [levels.low, levels.high],
         wide and [wide.lowest, wide.highest, wide.exact],
     ]
-    return json.dumps(found).encode()
+    return _Entry(at_ns, content, check.signature, found)
 
 
-def _unpacked(kept: bytes) -> ImageCheck:
-    reason, detail, sha256, size, traits, signature, levels, wide = json.loads(kept)
-    values = wide and WideRange(*wide)
+def _unpacked(entry: _Entry) -> ImageCheck:
+    reason, detail, size, traits, levels, wide = entry.found
+    values = WideRange(*wide) if wide else None
     return ImageCheck(
         Reason[reason] if reason else None,
         detail,
-        sha256,
+        "" if reason else entry.sha256.hex(),
         tuple(size),
         tuple(traits),
-        bytes.fromhex(signature),
+        entry.signature,
         Levels(tuple(levels[0]), tuple(levels[1]), values) if levels else None,
     )
 
 
 def _load(path: Path | None) -> dict[bytes, _Entry]:
-    found = read_arrays(path) if path is not None else None
-    if found is None:
+    read = read_arrays(path) if path is not None else None
+    if read is None:
         return {}
-    arrays: dict[str, Any] = found[1]
-    ids, contents, texts = (bytes(arrays[name]) for name in ("ids", "contents", "texts"))
-    ends, times = arrays["ends"].tolist(), arrays["times"].tolist()
+    arrays: dict[str, Any] = read[1]
+    ids, contents, signatures, texts = (bytes(arrays[name]) for name in _BYTES)
+    times, ends = arrays["times"].tolist(), arrays["ends"].tolist()
+    rows = zip(times, [0, *ends[:-1]], ends, json.loads(texts), strict=True)
     return {
         ids[row * _ID_BYTES : (row + 1) * _ID_BYTES]: _Entry(
-            at, contents[row * _SHA_BYTES : (row + 1) * _SHA_BYTES], texts[start:end]
+            at,
+            contents[row * _SHA_BYTES : (row + 1) * _SHA_BYTES],
+            signatures[start:end],
+            found,
         )
-        for row, (at, start, end) in enumerate(zip(times, [0, *ends[:-1]], ends, strict=True))
+        for row, (at, start, end, found) in enumerate(rows)
     }
+
+
+_BYTES = ("ids", "contents", "signatures", "texts")
 
 
 def _write(path: Path, checks: dict[bytes, _Entry]) -> None:
     entries = checks.values()
-    ends = np.cumsum([len(entry.text) for entry in entries], dtype=np.int64)
-    times = np.array([entry.at_ns for entry in entries], np.int64)
-    columns = {
-        "ids": checks,
-        "contents": (entry.sha256 for entry in entries),
-        "texts": (entry.text for entry in entries),
+    columns = (
+        b"".join(checks),
+        b"".join(entry.sha256 for entry in entries),
+        b"".join(entry.signature for entry in entries),
+        json.dumps([entry.found for entry in entries]).encode(),
+    )
+    arrays: dict[str, list[npt.NDArray[Any]]] = {
+        name: [np.frombuffer(column, np.uint8)]
+        for name, column in zip(_BYTES, columns, strict=True)
     }
-    joined = {name: [np.frombuffer(b"".join(c), np.uint8)] for name, c in columns.items()}
-    write_arrays(path, {}, {"ends": [ends], "times": [times], **joined})
+    arrays["times"] = [np.array([entry.at_ns for entry in entries], np.int64)]
+    arrays["ends"] = [np.cumsum([len(entry.signature) for entry in entries], dtype=np.int64)]
+    write_arrays(path, {}, arrays)

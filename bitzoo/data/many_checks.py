@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -28,7 +29,8 @@ _SLICE = 256
 _AHEAD = 4
 """Images per thread that are begun before the first of them is needed: bounds the memory."""
 
-T, U = TypeVar("T"), TypeVar("U")
+T = TypeVar("T")
+U = TypeVar("U")
 
 
 def check_images(
@@ -53,7 +55,8 @@ def check_images(
     Returns:
         A check per example, which other processes can be sent.
     """
-    found = [None if kept is None else kept.find(example) for example in examples]
+    with collecting_later():
+        found = [None if kept is None else kept.find(example) for example in examples]
     missing = [number for number, check in enumerate(found) if check is None]
     ways = [rows.transforms.get(split) for split in splits] if rows else [None] * len(examples)
     keeper = RowKeeper(rows or WantedRows({}, 0), [ways[number] for number in missing])
@@ -118,6 +121,18 @@ def _in_order(
     finally:
         for future in begun:
             future.cancel()
+
+
+@contextlib.contextmanager
+def collecting_later() -> Iterator[None]:
+    """Make many objects at once: Python would look for garbage in all of them again and again."""
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collects:
+            gc.enable()
 
 
 def hash_contents(

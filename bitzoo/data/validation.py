@@ -23,8 +23,9 @@ from bitzoo.data.groups import NEAR_DUPLICATES, notes_on_groups
 from bitzoo.data.image_check import ImageCheck
 from bitzoo.data.kept_checks import KeptChecks, describe_kept
 from bitzoo.data.lazy_validation import inspect_lazily
-from bitzoo.data.many_checks import TASK, check_images, hash_contents
+from bitzoo.data.many_checks import TASK, check_images, collecting_later, hash_contents
 from bitzoo.data.near_duplicates import (
+    Kept,
     NearDuplicates,
     drop_from,
     find_near_duplicates,
@@ -98,7 +99,7 @@ def inspect(
         imageset = with_fixed_split(imageset, drop_near_duplicates=drop_near_duplicates)
     if lazily:
         _refuse(drop_near_duplicates or checks is not None or not training)
-        found_lazily = inspect_lazily(
+        images, summary = inspect_lazily(
             imageset,
             skip_bad=skip_bad,
             workers=workers,
@@ -106,7 +107,6 @@ def inspect(
             bit_depth=bit_depth,
             kept=kept_checks,
         )
-        images, summary = found_lazily
         return images, _saying(summary, kept_checks, summary.checked or 0)
     every = [example for split in imageset.splits for example in split.examples]
     if checks is None:
@@ -118,10 +118,38 @@ def inspect(
             rows=rows,
             splits=[split.name for split in imageset.splits for _ in split.examples],
         )
+    with collecting_later():
+        images, summary = _conclude(
+            imageset,
+            checks,
+            skip_bad=skip_bad,
+            progress=progress,
+            training=training,
+            drop_near_duplicates=drop_near_duplicates,
+            bit_depth=bit_depth,
+            fixed_split=fixed_split,
+            comparing=None if kept_checks is None else kept_checks.compared,
+        )
+    return images, _saying(summary, kept_checks, len(every))
+
+
+def _conclude(
+    imageset: ImageSet,
+    checks: Sequence[ImageCheck],
+    *,
+    skip_bad: bool,
+    progress: Progress | None,
+    training: bool,
+    drop_near_duplicates: bool,
+    bit_depth: int | None,
+    fixed_split: bool,
+    comparing: Kept | None,
+) -> tuple[ImageSet, DataSummary]:
+    """Judge the data set by the checks of all its images, as `inspect` does."""
     in_order = iter(checks)
     checked = {
         split.name: [
-            (replace(example, sha256=check.sha256), check)
+            (example.with_content(check.sha256), check)
             for example, check in zip(split.examples, in_order, strict=False)
         ]
         for split in imageset.splits
@@ -148,16 +176,15 @@ def inspect(
         raise found.error(skipping=skip_bad)
     imageset, kept = _without_classes(imageset, kept, empty)
     if drawn and drawn.positions is not None:
-        imageset, kept = _draw_again(imageset, kept["train"], drawn, progress)
+        imageset, kept = _draw_again(imageset, kept["train"], drawn, progress, comparing)
     near = NearDuplicates()
     if training and kept.get("val"):
         signed = {name: [(e, check.signature) for e, check in kept[name]] for name in kept}
-        near = find_near_duplicates(signed["train"], signed["val"], progress)
+        near = find_near_duplicates(signed["train"], signed["val"], progress, comparing)
     if drop_near_duplicates:
         near, kept["train"] = drop_from(near, kept["train"], imageset.classes)
     inspected = _keep_only(imageset, kept)
-    summary = _summarize(inspected, kept, found, near, depth, training)
-    return inspected, _saying(summary, kept_checks, len(every))
+    return inspected, _summarize(inspected, kept, found, near, depth, training)
 
 
 __all__ = ["TASK", "DataSummary", "check_images", "hash_contents", "inspect"]
@@ -198,13 +225,14 @@ def _draw_again(
     pairs: list[tuple[Example, ImageCheck]],
     drawn: Draw,
     progress: Progress | None,
+    comparing: Kept | None,
 ) -> tuple[ImageSet, _Kept]:
     """Draw the split from the usable images, with those of equal content on one side."""
     labels = [example.label for example, _ in pairs]
     contents = Counter(example.sha256 for example, _ in pairs)
     groupings: list[Sequence[Hashable]] = [[example.sha256 for example, _ in pairs]]
     if drawn.group_by == NEAR_DUPLICATES:
-        groupings.append(near_groups([check.signature for _, check in pairs], progress))
+        groupings.append(near_groups([c.signature for _, c in pairs], progress, comparing))
     elif drawn.group_by:
         groupings.append([example.group for example, _ in pairs])
     groups = join_groups(*groupings)

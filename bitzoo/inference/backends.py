@@ -88,10 +88,9 @@ def _onnxruntime(model: BiT, device: torch.device, dtype: torch.dtype) -> Run:
 
 
 def _openvino(model: BiT, device: torch.device, dtype: torch.dtype) -> Run:
-    from bitzoo.exporters.export_formats import import_extra
-    from bitzoo.exporters.openvino import openvino_network
+    from bitzoo.exporters.openvino import openvino_core, openvino_network
 
-    network, core = openvino_network(model), import_extra("openvino", "openvino").Core()
+    network, core = openvino_network(model), openvino_core()
     hints = {"INFERENCE_PRECISION_HINT": _OPENVINO_PRECISIONS[dtype]}
 
     @lru_cache(_SHAPES)
@@ -118,12 +117,14 @@ class Backend:
     Attributes:
         build: Turns model, device and dtype into the function that runs the model.
         dtypes: Supported compute dtypes.
+        has_one_shape: Whether a batch of another size than before costs seconds of preparation.
         devices: Supported device types; empty for all of torch's.
     """
 
     build: Callable[[BiT, torch.device, torch.dtype], Run]
     dtypes: tuple[torch.dtype, ...]
     devices: tuple[str, ...] = ()
+    has_one_shape: bool = False
 
 
 _ALL = (torch.float32, torch.bfloat16, torch.float16)
@@ -132,7 +133,7 @@ BACKENDS = {
     "eager": Backend(_eager, _ALL),
     "compile": Backend(_compile, _ALL),
     "onnxruntime": Backend(_onnxruntime, (torch.float32,), ("cpu",)),
-    "openvino": Backend(_openvino, tuple(_OPENVINO_PRECISIONS), ("cpu",)),
+    "openvino": Backend(_openvino, tuple(_OPENVINO_PRECISIONS), ("cpu",), has_one_shape=True),
 }
 """Name -> backend; ``eager`` needs only torch."""
 

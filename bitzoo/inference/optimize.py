@@ -143,10 +143,32 @@ def optimize(
             f"Only a classifier or encoder can be optimized, found {type(model).__name__}. Pass a "
             "model that bitzoo.create_model returns without `features_only`."
         )
-    kind = BACKENDS.get(backend)
+    target = next(model.parameters()).device if device is None else torch.device(device)
+    wanted = require_backend(backend, dtype, target)
+    if target.type == "cpu":
+        tell_once(torch.get_num_threads())
+    return Optimized(model, backend, target, wanted)
+
+
+def require_backend(
+    backend: str, dtype: str | torch.dtype, device: torch.device | str
+) -> torch.dtype:
+    """Check that a backend computes in a dtype and on a device.
+
+    Args:
+        backend: As for `optimize`, and so the others.
+        dtype: Compute dtype.
+        device: Where to compute.
+
+    Returns:
+        The dtype.
+
+    Raises:
+        UsageError: If the backend is unknown, or does not.
+    """
+    kind, target = BACKENDS.get(backend), torch.device(device)
     if kind is None:
         raise UsageError(f"`backend` must be one of {', '.join(BACKENDS)}, found {backend!r}.")
-    target = next(model.parameters()).device if device is None else torch.device(device)
     if kind.devices and target.type not in kind.devices:
         raise UsageError(
             f"The backend {backend} runs on {' or '.join(kind.devices)}, found {target.type}. "
@@ -159,9 +181,7 @@ def optimize(
             f"The backend {backend} computes in {' or '.join(names)}, found {dtype}. Choose one of "
             "these as `dtype`, or another `backend`."
         )
-    if target.type == "cpu":
-        tell_once(torch.get_num_threads())
-    return Optimized(model, backend, target, wanted)
+    return wanted
 
 
 def chosen_device(device: torch.device | str | None, backend: str) -> torch.device:

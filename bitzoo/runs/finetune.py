@@ -14,6 +14,8 @@ from bitzoo.data.dataset import DataSource, ImageSet
 from bitzoo.data.validation import DataSummary
 from bitzoo.errors import UsageError
 from bitzoo.files import Progress
+from bitzoo.inference.backends import BACKENDS
+from bitzoo.inference.optimize import chosen_device, require_backend
 from bitzoo.models.architecture import Architecture
 from bitzoo.models.bit import BiT
 from bitzoo.runs.config import Callbacks, FinetuneConfig, Resolution
@@ -62,6 +64,7 @@ def finetune(
     dtype: str = "float32",
     device: str | None = None,
     freeze: bool = False,
+    backend: str = "eager",
     micro_batch: int | None = None,
     channels_last: bool | None = None,
     compile: bool = False,  # noqa: A002
@@ -128,8 +131,11 @@ def finetune(
         dtype: Dtype of activations: ``float32``, ``bfloat16`` or ``float16``.
         device: ``cpu``, ``cuda``, ``cuda:1`` or ``mps``; None for a GPU if there is one.
         freeze: Whether to train only the head, on cached features (linear probe).
+        backend: What computes these features, in `dtype`; see `bitzoo.optimize`. Only with
+            `freeze`.
         micro_batch: Most images that a process computes at once; None for as many as fit.
-        channels_last: Memory format; None for channels last on a CPU only.
+        channels_last: Memory format; None for the faster one on a CPU, as measured, and contiguous
+            elsewhere.
         compile: Whether to run through `torch.compile`.
         recompute_norms: Half the activation memory, a few percent slower.
         checkpoint_blocks: A quarter of the activation memory, for one more forward pass.
@@ -169,10 +175,15 @@ def finetune(
     """
     if repeats < 1:
         raise UsageError(f"`repeats` must be at least 1, found {repeats}.")
+    if freeze:  # before the data are read
+        where = chosen_device(device, backend)
+        require_backend(backend, dtype, where)
+        device = device or (where.type if BACKENDS[backend].devices else None)
     config = FinetuneConfig(
         seed=seed,
         dtype=dtype,
         freeze=freeze,
+        backend=backend,
         micro_batch=micro_batch,
         channels_last=channels_last,
         compile=compile,

@@ -329,8 +329,10 @@ def _identity(
         "patience": config.patience,
         "eval_every": config.eval_every,
     }
+    computed = {} if config.backend == "eager" else {"backend": config.backend}
     return {
         **depth,
+        **computed,
         **(selected if config.selects else {}),
         "numpy": _numpy_release(),
         "model": model,

@@ -114,7 +114,8 @@ def pretrain(
         dtype: Dtype of activations: ``float32``, ``bfloat16`` or ``float16``.
         device: ``cpu``, ``cuda``, ``cuda:1`` or ``mps``; None for a GPU if there is one.
         micro_batch: Most images that a process computes at once; None for as many as fit.
-        channels_last: Memory format; None for channels last on a CPU only.
+        channels_last: Memory format; None for the faster one on a CPU, as measured, and contiguous
+            elsewhere.
         compile: Whether to run through `torch.compile`.
         recompute_norms: Half the activation memory, a few percent slower.
         checkpoint_blocks: A quarter of the activation memory, for one more forward pass.

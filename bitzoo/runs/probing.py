@@ -71,6 +71,7 @@ def probe(
     seed: int = 0,
     resolution: Resolution = None,
     skip_bad: bool = False,
+    recheck: bool = False,
     time_limit: str | float | None = None,
     cache_gb: float = 20.0,
     workers: int | None = None,
@@ -114,6 +115,7 @@ def probe(
         resolution: The crop in pixels, or (resize, crop), for all models; default (256, 224), as
             big_vision's few-shot evaluation.
         skip_bad: Whether to skip images that cannot be used.
+        recheck: Whether to read all images to check them, whatever earlier checks were kept.
         time_limit: Stop after this time (``30m``, ``2h``, or seconds). The models with the fewest
             parameters come first; what was not reached is listed as not tried.
         cache_gb: Most disk space for features, and as much for decoded images, in GB.
@@ -156,13 +158,17 @@ def probe(
             eval_split=eval_split,
             seed=seed,
             skip_bad=skip_bad,
+            recheck=recheck,
+            transform=EvalTransform(crop, resize),
+            # as in `Images.for_networks`: a single network takes them as they are decoded
+            cache_bytes=int(cache_gb * 1e9) if len(candidates.models) > 1 else 0,
             workers=workers,
             progress=report,
         )
         transform = EvalTransform(crop, resize, bit_depth=known.summary.bit_depth)
         way = Way(transform, where, dtype, backend, int(cache_gb * 1e9), workers)
         notes = (*candidates.notes, *known.notes, *_notes(known, way))
-        for note in notes:
+        for note in filter(None, [known.summary.kept, *notes]):
             tell(note)
         result = ProbeResult(
             known.images.source,

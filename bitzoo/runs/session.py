@@ -23,8 +23,9 @@ from bitzoo.data.stand_ins import StandIns
 from bitzoo.data.validation import DataSummary
 from bitzoo.errors import CheckpointError
 from bitzoo.inference.evaluate import evaluate_pixels, labels_of
-from bitzoo.inference.features import compute_features
+from bitzoo.inference.features import FeatureNetwork
 from bitzoo.inference.metrics import Evaluation
+from bitzoo.inference.optimize import COMPUTE_DTYPES
 from bitzoo.inference.processes import (
     gather,
     join_processes,
@@ -373,10 +374,14 @@ class Session:
         network, labels = task.network.to(device), labels_of(task.images.train)
         self._go_back_to(0)
 
+        config = task.config
+        encoder = FeatureNetwork(
+            network, device, dtype=COMPUTE_DTYPES[config.dtype], backend=config.backend
+        )
+        budget, report = int(config.cache_gb * 1e9), self._callbacks.progress
+
         def features_of(pixels: Pixels) -> Tensor:
-            budget, report = int(task.config.cache_gb * 1e9), self._callbacks.progress
-            found = compute_features(network, pixels, device, report, budget_bytes=budget)
-            return torch.from_numpy(found)
+            return torch.from_numpy(encoder.compute(pixels, report, budget_bytes=budget))
 
         features = features_of(self._pixels)
         if self._held_out is not None:

@@ -60,6 +60,7 @@ class TestTheModel:
             "study": "file",
             "pretrain": "arch_argument",
             "distill": "student_argument",
+            "probe": "models_argument",
         }
         for name, argument in first.items():
             if argument is not None:

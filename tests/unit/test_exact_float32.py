@@ -1,30 +1,33 @@
 """Convolutions are kept from TF32 where float32 is asked for, and the setting comes back."""
 
+from typing import Any
+
 import pytest
 import torch
 
 from bitzoo.inference.exact_float32 import exact_convolutions
 
 CUDA = torch.device("cuda")
+CUDNN: Any = torch.backends.cudnn
 
 
 def by_the_older_interface(tf32):
-    torch.backends.cudnn.allow_tf32 = tf32
+    CUDNN.allow_tf32 = tf32
 
 
 def by_the_newer_interface(tf32):
-    torch.backends.cudnn.conv.fp32_precision = "tf32" if tf32 else "ieee"
-    torch.backends.cudnn.rnn.fp32_precision = "ieee"
+    CUDNN.conv.fp32_precision = "tf32" if tf32 else "ieee"
+    CUDNN.rnn.fp32_precision = "ieee"
 
 
 def is_allowed():
-    return torch.backends.cudnn.conv.fp32_precision == "tf32"
+    return CUDNN.conv.fp32_precision == "tf32"
 
 
 @pytest.fixture(params=[by_the_older_interface, by_the_newer_interface])
 def choose(request):
     yield request.param
-    torch.backends.cudnn.allow_tf32 = True  # torch's own setting, for both interfaces
+    CUDNN.allow_tf32 = True  # torch's own setting, for both interfaces
     assert is_allowed()
 
 
@@ -38,8 +41,8 @@ def test_float32_on_a_gpu_is_exact(choose, tf32):
 
 def test_whoever_reads_the_older_interface_meanwhile_is_answered():
     with exact_convolutions(CUDA, torch.float32):
-        assert torch.backends.cudnn.allow_tf32 is False
-    assert torch.backends.cudnn.allow_tf32 is True
+        assert CUDNN.allow_tf32 is False
+    assert CUDNN.allow_tf32 is True
 
 
 def test_the_setting_comes_back_after_a_failure(choose):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from bitzoo.errors import UsageError
-from bitzoo.training.ridge import L2, RidgeSystem, ridge, scores
+from bitzoo.training.ridge import L2, STRENGTHS, RidgeSystem, choose_strength, ridge, scores
 
 
 def formula(support, labels, num_classes, test, l2=1024.0):
@@ -59,6 +59,50 @@ def test_any_strength_of_one_decomposition(l2):
         expected = formula(features[:60], labels[:60], 5, features[60:], strength)
         found = scores(features[60:], *system.solve(strength))
         assert np.abs(found - expected).max() < 1e-6
+
+
+def refitted(features, labels, num_classes, l2):
+    """Each example by a classifier that is solved without it; standardized as all of them are."""
+    x = np.asarray(features, np.float64)
+    standard = (x - x.mean(0)) / (x.std(0) + 1e-5)
+    inputs = np.hstack([standard, np.full((len(x), 1), 100.0)])
+    targets = np.where(np.arange(num_classes) == labels[:, None], 1.0, -1.0)
+    found = np.empty_like(targets)
+    for row in range(len(x)):
+        kept = np.arange(len(x)) != row
+        square = inputs[kept].T @ inputs[kept] + l2 * np.eye(inputs.shape[1])
+        found[row] = inputs[row] @ np.linalg.solve(square, inputs[kept].T @ targets[kept])
+    return found, targets
+
+
+@pytest.mark.parametrize(("count", "width"), [(50, 12), (25, 40), (41, 40), (40, 40), (2, 5)])
+@pytest.mark.parametrize("l2", [1.0, 64.0, L2, 2.0**20])
+def test_leave_one_out_is_refitting_without_each(count, width, l2):
+    features, labels = examples(count, width, 4, 5)
+    features[:, 3] = 1.25
+    expected, targets = refitted(features, labels, 4, l2)
+    system = RidgeSystem(features, labels, 4)
+    np.testing.assert_allclose(system.leave_one_out(l2), expected, rtol=0, atol=1e-8)
+    found = system.judge(l2)
+    assert (found.correct, found.count) == (int((expected.argmax(1) == labels).sum()), count)
+    assert found.squared_error == pytest.approx(((expected - targets) ** 2).mean(), rel=1e-9)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_strength_is_chosen_by_what_is_right_then_by_the_error(seed):
+    features, labels = examples(40, 15, 3, seed)
+    strengths = (0.25, 16.0, 256.0, 4096.0, 2.0**18)
+    judged = {}
+    for l2 in strengths:
+        expected, targets = refitted(features, labels, 3, l2)
+        hits = int((expected.argmax(1) == labels).sum())
+        judged[l2] = (hits, -((expected - targets) ** 2).mean())
+    system = RidgeSystem(features, labels, 3)
+    assert choose_strength(system, strengths).l2 == max(judged, key=lambda l2: judged[l2])
+    assert len(STRENGTHS) == 31
+    assert L2 in STRENGTHS
+    with pytest.raises(UsageError, match="at least one number"):
+        choose_strength(system, ())
 
 
 @pytest.mark.parametrize("count", [12, 80])

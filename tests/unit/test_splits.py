@@ -4,7 +4,7 @@ from collections import Counter
 
 import pytest
 
-from bitzoo.data.splits import hold_out, join_groups
+from bitzoo.data.splits import draw_folds, hold_out, join_groups
 
 LABELS = [0] * 9 + [1] * 5 + [2] + [0] * 3 + [3] * 20
 RECORDED = {
@@ -78,3 +78,33 @@ def test_groupings_join():
     assert join_groups(content, person) == (0, 1, 0, 0, 4, 5)
     chain = [0, 1, 1, 2, 2, 3], [0, 0, 1, 1, 2, 2]
     assert join_groups(*chain) == (0,) * 6
+
+
+class TestFolds:
+    @pytest.mark.parametrize("folds", [2, 5, 7])
+    def test_they_are_as_even_as_those_of_scikit_learn(self, folds):
+        """Every class, and all of them, as evenly as whole numbers allow."""
+        import numpy as np
+        from sklearn.model_selection import StratifiedKFold
+
+        labels = np.random.default_rng(0).permutation(np.repeat(range(4), [37, 9, 61, 20]))
+        found = draw_folds(labels, "abcd", folds, 0)
+        theirs = StratifiedKFold(folds).split(labels[:, None], labels)
+        ours = [np.bincount(labels[found == fold], minlength=4) for fold in range(folds)]
+        expected = [np.bincount(labels[test], minlength=4) for _, test in theirs]
+        for label in range(4):
+            assert sorted(row[label] for row in ours) == sorted(row[label] for row in expected)
+        sizes = sorted(row.sum() for row in ours)
+        assert sizes[-1] - sizes[0] <= 1
+        assert (found == draw_folds(labels, "abcd", folds, 0)).all()
+        assert (found != draw_folds(labels, "abcd", folds, 1)).any()
+
+    def test_groups_are_in_one_fold(self):
+        labels = [i % 3 for i in range(90)]
+        groups = [i // 4 for i in range(90)]
+        found = draw_folds(labels, "abc", 5, 0, groups).tolist()
+        assert len({*zip(groups, found, strict=True)}) == len(set(groups))
+        assert all(abs(count - 18) <= 4 for count in Counter(found).values())
+
+    def test_few_groups_leave_folds_empty(self):
+        assert sorted({*draw_folds([0, 0, 1, 1], "ab", 3, 0, "xxyy").tolist()}) == [0, 1]
