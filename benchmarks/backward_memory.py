@@ -23,45 +23,19 @@ from typing import Any
 import timm
 import torch
 from measure import aligned_table, in_subprocess, peak_bytes
+from plain_modules import use_plain_modules
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.nn import functional as F
 
 from bitzoo.models.architecture import ARCHITECTURES
 from bitzoo.models.bit import BiT
-from bitzoo.models.layers import GroupNormReLU, StdConv2d
 from bitzoo.training.activation_checkpointing import checkpoint_blocks, recompute_norms
 from bitzoo.training.gradient_accumulation import standardize_once
 
 CLASSES = 10
 COMPARED = 8
 """Images on which losses and gradients are compared; also the number of micro-batches."""
-
-
-class PlainStdConv2d(StdConv2d):
-    """Weight standardization as in the released code: mean, variance, division."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Convolve with the standardized kernel."""
-        variance, mean = torch.var_mean(self.weight, dim=(1, 2, 3), keepdim=True, correction=0)
-        kernel = (self.weight - mean) / torch.sqrt(variance + 1e-10)
-        return F.conv2d(x, kernel, None, self.stride, self.padding, self.dilation)
-
-
-class PlainNorm(GroupNormReLU):
-    """nn.GroupNorm, then a ReLU that is not in place."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Normalize and rectify."""
-        return F.relu(nn.GroupNorm.forward(self, x))
-
-
-def use_plain_modules(model: nn.Module) -> None:
-    for module in model.modules():
-        if isinstance(module, StdConv2d):
-            module.__class__ = PlainStdConv2d
-        elif isinstance(module, GroupNormReLU):
-            module.__class__ = PlainNorm
 
 
 def recompute_everything(model: nn.Module) -> None:

@@ -1,6 +1,6 @@
 """Measure fine-tuning: memory stored per step, images/s of training, and images/s of data loading.
 
-    python benchmarks/finetune.py [--parts memory,training,data] [--quick]
+    python benchmarks/finetune.py [--parts memory,training,data] [--devices cpu,cuda] [--quick]
 
 `backward_memory`, `training_rate` and `data_rate` describe how each is measured. If there is a GPU,
 its tables follow the CPU's. Photographs and caches go to a temporary folder; the data part needs
@@ -18,7 +18,7 @@ import backward_memory
 import data_rate
 import torch
 import training_rate
-from measure import machine
+from measure import machine, wait_as_commands_do
 from photographs import write_photographs
 
 from bitzoo.models.architecture import ARCHITECTURES
@@ -40,17 +40,20 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=10, help="steps per turn of training")
     parser.add_argument("--images", type=int, default=5_000)
+    there = "cpu,cuda" if torch.cuda.is_available() else "cpu"
+    parser.add_argument("--devices", default=there, help="comma-separated; default all there are")
     parser.add_argument("--folder", type=Path, help="folder for temporary files")
     parser.add_argument("--quick", action="store_true", help="finish within a minute")
     options = parser.parse_args()
     for name, value in QUICK.items() if options.quick else ():
         setattr(options, name, value)
+    wait_as_commands_do()
     print(machine(), flush=True)
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
-        for device in ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",):
+        for device in options.devices.split(","):
             for table in tables(options, device, Path(folder)):
                 print(table, flush=True)
-    if not torch.cuda.is_available():
+    if "cuda" not in options.devices:
         print("GPU: not measured")
 
 

@@ -17,6 +17,16 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TypeVar
 
+from bitzoo.openmp_waiting import (
+    REASON,
+    SPINS,
+    choose,
+    description,
+    measure_load,
+    team_size,
+    user_settings,
+)
+
 T = TypeVar("T")
 
 _ENVIRONMENT = {
@@ -125,23 +135,37 @@ def table(
 
 
 def rate_table(
-    title: str, samples: Mapping[str, Sequence[Sample]], images: int, baseline: str
+    title: str,
+    samples: Mapping[str, Sequence[Sample]],
+    images: int,
+    baseline: str,
+    beside: Mapping[str, Sequence[Sample]] | None = None,
 ) -> str:
     """Return a Markdown table of images/s: median, minimum, maximum, peak memory, ratio.
 
-    Each sample's seconds are for `images` images.
+    Each sample's seconds are for `images` images. `beside` are those beside a busy process.
     """
     rates = {name: [images / sample.seconds for sample in runs] for name, runs in samples.items()}
     base = statistics.median(rates[baseline])
     rows: list[tuple[str, ...]] = [
         ("", "median images/s", "min", "max", "peak MB", f"rate / {baseline}")
     ]
+    if beside:
+        rows[0] += BESIDE
     for name, found in rates.items():
         peak = max(sample.peak_bytes for sample in samples[name]) / 1e6
         median = statistics.median(found)
         cells = [f"{rate:.1f}" for rate in (median, min(found), max(found))]
-        rows.append((name, *cells, f"{peak:.0f}" if peak else "", f"{median / base:.2f}"))
+        cells += [f"{peak:.0f}" if peak else "", f"{median / base:.2f}"]
+        if beside:
+            rate = statistics.median(images / sample.seconds for sample in beside[name])
+            cells += [f"{rate:.1f}", f"{rate / median:.2f}"]
+        rows.append((name, *cells))
     return aligned_table(title, rows)
+
+
+BESIDE = ("beside a busy process", "/ quiet")
+"""Headers of the columns with what was measured beside a `neighbour.busy_neighbour`."""
 
 
 def aligned_table(title: str, rows: Sequence[Sequence[str]]) -> str:
@@ -158,10 +182,38 @@ def aligned_table(title: str, rows: Sequence[Sequence[str]]) -> str:
     return "\n".join([f"### {title}", "", *lines]) + "\n"
 
 
+def wait_as_commands_do() -> None:
+    """Start this script again with what a command of bitzoo would choose for OpenMP's threads.
+
+    The runtime reads it when torch is loaded, and then for all contestants.
+    """
+    if sys.platform == "linux" and not user_settings(os.environ):
+        load = measure_load()
+        choice = choose(load, team_size(os.environ, load.cpus))
+        os.environ |= {SPINS: str(choice.spins), REASON: choice.reason}
+        os.execv(sys.executable, sys.orig_argv)
+
+
 def machine() -> str:
-    """Return one line with the date, machine and package versions of a measurement."""
+    """Return the date, machine and package versions of a measurement, and how threads wait."""
     packages = ", ".join(f"{name} {version(name)}" for name in ("bitzoo", "numpy", "torch", "timm"))
     return (
-        f"{time.strftime('%Y-%m-%d')}, {platform.machine()}, {os.cpu_count()} cores, "
-        f"Python {platform.python_version()}, {packages}\n"
+        f"{time.strftime('%Y-%m-%d')}, {processor()}, {os.cpu_count()} cores{gpu()}, "
+        f"Python {platform.python_version()}, {packages}. Threads wait: "
+        f"{description(os.environ)}\n"
     )
+
+
+def processor() -> str:
+    """Return the processor's name, or what kind it is where the system does not tell."""
+    about = Path("/proc/cpuinfo")
+    for line in about.read_text().splitlines() if about.is_file() else ():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.machine()
+
+
+def gpu() -> str:
+    """Return the GPU's name after a comma, if the script has loaded torch and there is one."""
+    torch = sys.modules.get("torch")
+    return f", {torch.cuda.get_device_name()}" if torch and torch.cuda.is_available() else ""

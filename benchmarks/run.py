@@ -20,6 +20,7 @@ RESULTS = HERE / "RESULTS.md"
 SCRIPTS = {
     "startup": "Start-up",
     "inference": "Inference",
+    "waiting": "Beside a busy process",
     "load": "Loading",
     "convert": "Conversion",
     "finetune": "Fine-tuning",

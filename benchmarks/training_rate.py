@@ -2,7 +2,8 @@
 
 Part of `finetune.py`. Every turn is a separate process that trains from random weights; the first
 steps, in which workers start and caches are filled, are not counted. Peak is that of the process
-itself, without workers, or on a GPU, torch's allocations.
+itself, without workers, or on a GPU, torch's allocations. On a CPU, all is done once more beside a
+busy process of another session.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from typing import Any
 import plain_loop
 import torch
 from measure import Sample, in_subprocess, interleave, peak_bytes, rate_table
+from neighbour import busy_neighbour
 from photographs import CLASSES
 
 import bitzoo
@@ -60,7 +62,11 @@ def report(config: TrainingConfig, rounds: int, *, only_two: bool = False) -> st
         f"batch {config.batch}, {config.device}"
     )
     images = config.batch * (config.steps - WARM_UP)
-    return rate_table(title, interleave(contestants, rounds), images, baseline="plain loop")
+    quiet, beside = interleave(contestants, rounds), None
+    if config.device == "cpu":
+        with busy_neighbour():
+            beside = interleave(contestants, max(1, rounds // 3))
+    return rate_table(title, quiet, images, "plain loop", beside)
 
 
 OURS: dict[str, dict[str, Any]] = {

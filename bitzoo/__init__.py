@@ -16,14 +16,15 @@ from bitzoo._version import __version__
 if TYPE_CHECKING:
     from bitzoo.catalogue.model_info import ModelInfo
     from bitzoo.catalogue.registry import ModelSpec, get_spec, list_claims, list_models
-    from bitzoo.exporters.export import export
     from bitzoo.hub.publish import card, publish
     from bitzoo.inference.evaluate import evaluate
+    from bitzoo.inference.exports import export
     from bitzoo.inference.optimize import optimize
     from bitzoo.inference.predict import predict
     from bitzoo.runs.distill import distill
     from bitzoo.runs.fewshot import fewshot
     from bitzoo.runs.finetune import finetune
+    from bitzoo.runs.forecast import forecast
     from bitzoo.runs.pretrain import pretrain
     from bitzoo.runs.probing import probe
     from bitzoo.runs.reproduce import reproduce
@@ -44,10 +45,11 @@ _HOMES = {
     "create_transform": "zoo.info",
     "distill": "runs.distill",
     "evaluate": "inference.evaluate",
-    "export": "exporters.export",
+    "export": "inference.exports",
     "fewshot": "runs.fewshot",
     "finetune": "runs.finetune",
     "fold": "zoo.create",
+    "forecast": "runs.forecast",
     "get_spec": "catalogue.registry",
     "hyperrule": "training.hyperrule",
     "info": "zoo.info",
@@ -80,6 +82,7 @@ __all__ = [
     "fewshot",
     "finetune",
     "fold",
+    "forecast",
     "get_spec",
     "hyperrule",
     "info",

@@ -89,6 +89,17 @@ class ParityError(BitzooError):
     report: object = None
 
 
+class AccuracyLossError(BitzooError):
+    """A file of fewer bits is right on fewer images than was allowed.
+
+    Attributes:
+        report: What was measured, if there is a report.
+    """
+
+    exit_code = 1
+    report: object = None
+
+
 class UsageError(BitzooError, ValueError):
     """Options that contradict each other or an output that may not be overwritten."""
 

@@ -6,9 +6,9 @@ test holds that. The stand-ins have the signatures of what they stand for.
 
 from __future__ import annotations
 
-import getpass
 import os
 import re
+import sys
 import threading
 from collections.abc import Callable, Sequence
 
@@ -33,6 +33,8 @@ def user_id() -> str:
     if hasattr(os, "getuid"):
         return str(os.getuid())
     try:
+        import getpass  # here, as every command loads this module
+
         return re.sub(r"\W", "-", getpass.getuser())
     except (ImportError, KeyError, OSError):
         return "user"
@@ -40,9 +42,14 @@ def user_id() -> str:
 
 def cores() -> int:
     """Return the number of cores that this process may use."""
+    return len(processors())
+
+
+def processors() -> frozenset[int]:
+    """Return the numbers of these cores, as the kernel of Linux counts them."""
     if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+        return frozenset(os.sched_getaffinity(0))
+    return frozenset(range(os.cpu_count() or 1))
 
 
 def physical_memory() -> int:
@@ -96,3 +103,26 @@ def _preadv(descriptor: int, buffers: Sequence[memoryview], offset: int) -> int:
 
 preadv: Callable[[int, Sequence[memoryview], int], int] = getattr(os, "preadv", _preadv)
 """Fill buffers by position, as `os.preadv`, from any thread; called for every row of a tensor."""
+
+
+def keep_freed_memory() -> None:
+    """Let this process keep what it frees in blocks of up to 32 MB, for what it allocates next.
+
+    GNU's C library gives a block of some hundred kilobytes back to the system when it is freed, and
+    gets it again page by page: for decoded images of 500x400 pixels that took as long as resizing
+    them. It adapts itself to large blocks when such are freed (mallopt(3), M_MMAP_THRESHOLD: up to
+    32 MB, and twice as much is kept); this begins where that ends. Other libraries have no such
+    function, and whoever has set one of its variables, `MALLOC_...`, knows better.
+    """
+    if sys.platform != "linux" or any(name.startswith("MALLOC_") for name in os.environ):
+        return
+    import ctypes  # here, as every command loads this module
+
+    function = getattr(ctypes.CDLL(None), "mallopt", None)
+    if function is not None:
+        function(_M_MMAP_THRESHOLD, 32 << 20)
+        function(_M_TRIM_THRESHOLD, 64 << 20)
+
+
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+"""Numbers of glibc's malloc.h."""

@@ -41,6 +41,7 @@ KINDS: Mapping[str, Kind] = {
     "decoding": Kind("decoding", "decoded", "images"),
     "features": Kind("features", "computed the features of", "images"),
     "training": Kind("training", "trained", "steps", is_told=True),
+    "calibrate": Kind("calibrating", "calibrated on", "images"),
     "evaluate": Kind("evaluating", "evaluated", "images"),
     "predict": Kind("classifying", "classified", "images"),
     "load": Kind("loading", "loaded", "bytes"),

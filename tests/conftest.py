@@ -9,6 +9,9 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     # One worker a core, and the processes that it starts: more threads only wait for each other.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+# Whatever else runs beside the tests, threads give way, and no command says that it chose so.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 for name in ("COLUMNS", "LINES", "NO_COLOR", "FORCE_COLOR", "CLICOLOR_FORCE"):
     # What a command prints is then that of its own terminal, whatever the tests are started from.
     os.environ.pop(name, None)

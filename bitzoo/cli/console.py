@@ -166,6 +166,21 @@ def _wrap(text: str, width: int) -> list[str]:
     ) or [""]
 
 
+def is_answered() -> bool:
+    """Whether there is a terminal on which a question can be asked and answered."""
+    return sys.stdin is not None and sys.stdin.isatty() and sys.stderr.isatty()
+
+
+def ask(question: str) -> bool:
+    """Ask on stderr; returns whether the answer is yes. No answer is no."""
+    import click
+
+    try:
+        return click.confirm(question, err=True)
+    except click.Abort:  # no terminal and no answer
+        return False
+
+
 def print_report(report: ParityReport) -> None:
     """Print the proof: what was compared, found and allowed, why so much, and the verdict."""
     groups = report.weights.by_change()

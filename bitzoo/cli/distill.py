@@ -59,14 +59,20 @@ from bitzoo.cli.pretrain import pretrain
 @options_of(
     finetune,
     *("seed", "val_fraction", "split_seed", "eval_split", "fixed_split"),
-    *("skip_bad", "cache_gb", "workers", "dtype", "device", "micro_batch", "compile"),
+    *("skip_bad", "recheck", "cache_gb", "workers", "dtype", "device", "micro_batch", "compile"),
     *("recompute_norms", "checkpoint_blocks", "checkpoint_every", "eval_every", "log"),
-    *("channels_last", "resume", "overwrite"),
+    *("channels_last", "resume", "overwrite", "time_limit", "yes"),
 )
 @json_option
 @debug_option
 def distill(
-    student: str, teacher: tuple[str, ...], data: str, out: Path, json: bool, **options: Any
+    student: str,
+    teacher: tuple[str, ...],
+    data: str,
+    out: Path,
+    json: bool,
+    yes: bool,
+    **options: Any,
 ) -> None:
     """Distill teachers into STUDENT: it learns to be the same function.
 
@@ -79,4 +85,5 @@ def distill(
     from bitzoo.runs import distill as runs
 
     work = functools.partial(runs.distill, teacher, student, data, out, **options)
-    carry_out(work, device=options["device"], freeze=False, json=json)
+    yes = yes or options["time_limit"] is not None
+    carry_out(work, device=options["device"], freeze=False, yes=yes, json=json)

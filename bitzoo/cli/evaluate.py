@@ -12,7 +12,14 @@ import click
 from bitzoo.cli.command import Command, as_flags
 from bitzoo.cli.completers import complete_model, complete_path
 from bitzoo.cli.console import in_line, print_json, print_table, progress_bar, say, say_wrapped
-from bitzoo.cli.options import debug_option, inference_options, json_option, weights_option
+from bitzoo.cli.finetune import finetune
+from bitzoo.cli.options import (
+    debug_option,
+    inference_options,
+    json_option,
+    options_of,
+    weights_option,
+)
 from bitzoo.display import in_percent
 
 if TYPE_CHECKING:
@@ -47,6 +54,7 @@ if TYPE_CHECKING:
     "protocol of the data.",
 )
 @click.option("--skip-bad", is_flag=True, help="Leave out images that cannot be used.")
+@options_of(finetune, "recheck")
 @click.option(
     "--format", type=click.Choice(["table", "json"]), default="table", help="What to print."
 )
@@ -98,7 +106,7 @@ def _print_evaluation(found: Evaluation) -> None:
     selection = found.selection
     assert selection is not None
     say("")
-    for sentence in (*filter(None, [found.matched]), *selection.sentences):
+    for sentence in (*filter(None, [found.kept, found.matched]), *selection.sentences):
         say_wrapped(as_flags(sentence))
     left_out = sum(map(len, selection.skipped.values()))
     names = () if found.several else ("balanced accuracy", "macro F1")

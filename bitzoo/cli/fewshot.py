@@ -19,8 +19,15 @@ from bitzoo.cli.console import (
     say,
     say_wrapped,
 )
-from bitzoo.cli.finetune import parse_resolution
-from bitzoo.cli.options import PATH, debug_option, edition_option, json_option, model_parameter
+from bitzoo.cli.finetune import finetune, parse_resolution
+from bitzoo.cli.options import (
+    PATH,
+    debug_option,
+    edition_option,
+    json_option,
+    model_parameter,
+    options_of,
+)
 
 _SHOTS = "1,5,10,25,100"
 
@@ -73,6 +80,7 @@ def _parse_shots(context: click.Context, parameter: click.Parameter, text: str) 
     help="Fraction to hold out; default 0.1 if the data has no split.",
 )
 @click.option("--skip-bad", is_flag=True, help="Skip images that cannot be used.")
+@options_of(finetune, "recheck")
 @click.option(
     "--cache-gb",
     type=float,

@@ -1,4 +1,4 @@
-"""`bitzoo finetune` and `bitzoo hyperrule`."""
+"""`bitzoo finetune`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ import click
 from bitzoo.cli.command import Command, as_flags
 from bitzoo.cli.completers import complete_path
 from bitzoo.cli.console import (
+    ask,
     in_line,
+    is_answered,
     print_facts,
     print_json,
     progress_bar,
@@ -21,51 +23,22 @@ from bitzoo.cli.console import (
     say,
     say_wrapped,
 )
-from bitzoo.cli.options import PATH, debug_option, edition_option, json_option, model_parameter
+from bitzoo.cli.options import (
+    PATH,
+    debug_option,
+    edition_option,
+    json_option,
+    model_parameter,
+    time_limit_option,
+)
+from bitzoo.durations import duration
 from bitzoo.errors import UsageError
 
 if TYPE_CHECKING:
     from bitzoo.inference.metrics import Evaluation
+    from bitzoo.runs.estimate import Forecast
     from bitzoo.runs.run_result import RunResult
-    from bitzoo.training.hyperrule import Edition
     from bitzoo.training.recipe import Recipe
-
-
-@click.command("hyperrule", cls=Command, logs=False)
-@click.option(
-    "--examples", "num_examples", type=int, required=True, help="Number of training images."
-)
-@click.option(
-    "--size", "resolution", required=True, help="Size of the images, HEIGHTxWIDTH: 480x640."
-)
-@edition_option
-@model_parameter("model", required=False, help="The same as MODEL.")
-@click.option("--flip/--no-flip", default=True, help="Whether mirroring keeps the labels right.")
-@click.option("--crop/--no-crop", default=True, help="Whether cropping keeps the labels right.")
-@json_option
-@debug_option
-def hyperrule(
-    num_examples: int,
-    resolution: str,
-    edition: Edition,
-    model: str | None,
-    flip: bool,
-    crop: bool,
-    json: bool,
-) -> None:
-    """Print the plan of BiT-HyperRule for a data set.
-
-    MODEL matters only for R152x4; without it, the plan is that of every other network.
-    """
-    from bitzoo.training import hyperrule as rule
-    from bitzoo.training.recipe_text import explain
-
-    size = parse_size(resolution)
-    recipe = rule.hyperrule(num_examples, size, edition, model, flip=flip, crop=crop)
-    if json:
-        print_json(recipe.to_dict())
-    else:
-        print_facts(explain(recipe))
 
 
 @click.command("finetune", cls=Command, no_args_is_help=True)
@@ -127,6 +100,9 @@ def hyperrule(
 @click.option("--examples-per-class", type=int, help="Few-shot: use only N images per class.")
 @click.option("--skip-bad", is_flag=True, help="Skip images that cannot be used.")
 @click.option(
+    "--recheck", is_flag=True, help="Read all images to check them, also those checked before."
+)
+@click.option(
     "--cache-gb",
     type=float,
     default=20.0,
@@ -143,6 +119,12 @@ def hyperrule(
 @click.option("--device", help="cpu, cuda, cuda:1 or mps; default: a GPU if there is one.")
 @click.option(
     "--freeze", is_flag=True, help="Train only the head, on cached features (linear probe)."
+)
+@click.option(
+    "--backend",
+    type=click.Choice(["eager", "compile", "onnxruntime", "openvino"]),
+    default="eager",
+    help="With --freeze: library that computes the features.",
 )
 @click.option("--micro-batch", type=int, help="Images computed at once; default: what fits.")
 @click.option("--compile", is_flag=True, help="Run through torch.compile.")
@@ -188,13 +170,15 @@ def hyperrule(
 @click.option(
     "--channels-last/--no-channels-last",
     default=None,
-    help="Memory format; default: channels last on a CPU.",
+    help="Memory format; default: the faster one on a CPU, as measured.",
 )
 @click.option("--resume", is_flag=True, help="Continue the run in --out, if there is one.")
 @click.option("--overwrite", is_flag=True, help="Delete what a run wrote to --out, start again.")
+@time_limit_option("Make a plan that ends within:")
+@click.option("--yes", is_flag=True, help="Do not ask before a run of hours.")
 @json_option
 @debug_option
-def finetune(model: str, data: str, out: Path, json: bool, **options: Any) -> None:
+def finetune(model: str, data: str, out: Path, json: bool, yes: bool, **options: Any) -> None:
     """Fine-tune MODEL on your images, by BiT-HyperRule.
 
     MODEL is a catalogue name, a checkpoint file, or a run folder.
@@ -205,11 +189,12 @@ def finetune(model: str, data: str, out: Path, json: bool, **options: Any) -> No
 
     options["resolution"] = parse_resolution(options["resolution"])
     work = functools.partial(runs.finetune, model, data, out, **options)
-    carry_out(work, device=options["device"], freeze=options["freeze"], json=json)
+    yes = yes or options["time_limit"] is not None
+    carry_out(work, device=options["device"], freeze=options["freeze"], yes=yes, json=json)
 
 
 def carry_out(
-    work: Callable[..., RunResult], *, device: str | None, freeze: bool, json: bool
+    work: Callable[..., RunResult], *, device: str | None, freeze: bool, yes: bool, json: bool
 ) -> None:
     """Do the work of a run, show it, and print its result; only the main process prints.
 
@@ -217,6 +202,7 @@ def carry_out(
         work: Takes the keywords `progress` and `callbacks`, as `bitzoo.finetune`.
         device: Where it computes; None chooses.
         freeze: Whether only the head is trained.
+        yes: Whether not to ask before what takes long.
         json: Whether stdout gets the result as JSON, and stderr everything else.
     """
     from bitzoo.inference.processes import join_processes
@@ -227,7 +213,12 @@ def carry_out(
         work(progress=False, callbacks=Callbacks())
         return
     told = _Told(freeze)
-    callbacks = Callbacks(say=_say, on_start=told.recipe, on_eval=told.evaluation)
+    callbacks = Callbacks(
+        say=_say,
+        on_start=told.recipe,
+        on_eval=told.evaluation,
+        confirm=functools.partial(_confirmed, yes),
+    )
     with prose_to_stderr(json), progress_bar() as progress:
         result = work(progress=progress, callbacks=callbacks)
     if json:
@@ -238,18 +229,6 @@ def carry_out(
     summary = result.summary()
     if len(summary["top1"]) > 1:
         say(f"median top-1 {summary['median']:.2%}, standard deviation {summary['stdev']:.2%}")
-
-
-def parse_size(text: str) -> tuple[int, int]:
-    """Return ``HxW`` or ``S`` as height and width.
-
-    Raises:
-        UsageError: If it is neither.
-    """
-    parts = text.lower().split("x")
-    if len(parts) > 2 or not all(part.isdecimal() for part in parts):
-        raise UsageError(f"--size must look like 480x640 (height x width) or 224, found {text!r}.")
-    return int(parts[0]), int(parts[-1])
 
 
 def parse_resolution(text: str | None) -> tuple[int | None, int] | None:
@@ -268,6 +247,37 @@ def parse_resolution(text: str | None) -> tuple[int | None, int] | None:
 
 def _say(text: str) -> None:
     say(as_flags(text))
+
+
+def _confirmed(yes: bool, forecast: Forecast) -> bool:
+    """Say what a run will take, and ask whether to begin if that is long."""
+    print_forecast(forecast)
+    if yes or not forecast.ways:
+        return True
+    if not is_answered():
+        say_wrapped("There is no terminal to ask on, so it begins. Stop it as any other command.")
+        return True
+    if ask("Begin?"):
+        return True
+    raise UsageError("Not confirmed; nothing was started. Use --yes to skip the question.")
+
+
+def print_forecast(forecast: Forecast) -> None:
+    """Print what a run will take, and a table of cheaper ways; a command stays in one line."""
+    for line in forecast.lines:
+        say_wrapped(as_flags(line))
+    if not forecast.ways:
+        return
+    rows = [
+        (f"about {duration(way.seconds)}", way.how, way.command or way.options)
+        for way in forecast.ways
+    ]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = [
+        f"  {takes:<{widths[0]}}  {how:<{widths[1]}}  {in_line(command)}"
+        for takes, how, command in rows
+    ]
+    say("\n".join(["Cheaper ways:", *lines]))
 
 
 class _Told:

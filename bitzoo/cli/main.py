@@ -18,7 +18,8 @@ from bitzoo.cli.distill import distill
 from bitzoo.cli.evaluate import evaluate, predict
 from bitzoo.cli.export import export
 from bitzoo.cli.fewshot import fewshot
-from bitzoo.cli.finetune import finetune, hyperrule
+from bitzoo.cli.finetune import finetune
+from bitzoo.cli.hyperrule import hyperrule
 from bitzoo.cli.info import info, list_command
 from bitzoo.cli.options import debug_option, version_option
 from bitzoo.cli.pretrain import pretrain
@@ -30,6 +31,7 @@ from bitzoo.cli.resume import resume
 from bitzoo.cli.signals import exit_on_signals
 from bitzoo.cli.study import study
 from bitzoo.cli.vtab import vtab
+from bitzoo.openmp_waiting import choose_before_torch
 
 
 @click.group(context_settings=SETTINGS)
@@ -78,6 +80,7 @@ def convert_main() -> None:
 def _run(command: click.Command) -> None:
     """Run a command, which reports its own errors; click's own printing may fail too."""
     exit_on_signals()
+    choose_before_torch()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # file names may not be valid text
             stream.reconfigure(errors="backslashreplace")

@@ -44,13 +44,13 @@ from bitzoo.cli.options import PATH, debug_option, json_option, model_parameter,
 )
 @options_of(
     finetune,
-    *("skip_bad", "cache_gb", "workers", "dtype", "device", "micro_batch", "compile"),
+    *("skip_bad", "recheck", "cache_gb", "workers", "dtype", "device", "micro_batch", "compile"),
     *("recompute_norms", "checkpoint_blocks", "checkpoint_every", "eval_every", "log"),
-    *("channels_last", "resume", "overwrite"),
+    *("channels_last", "resume", "overwrite", "time_limit", "yes"),
 )
 @json_option
 @debug_option
-def pretrain(arch: str, data: str, out: Path, json: bool, **options: Any) -> None:
+def pretrain(arch: str, data: str, out: Path, json: bool, yes: bool, **options: Any) -> None:
     """Pre-train a network from random weights, by BiT's recipe.
 
     ARCH is an architecture: R50x1, R101x3, R(1,1,1,1)x0.5 (units per block, width). The run folder
@@ -61,4 +61,5 @@ def pretrain(arch: str, data: str, out: Path, json: bool, **options: Any) -> Non
     from bitzoo.runs import pretrain as runs
 
     work = functools.partial(runs.pretrain, arch, data, out, **options)
-    carry_out(work, device=options["device"], freeze=False, json=json)
+    yes = yes or options["time_limit"] is not None
+    carry_out(work, device=options["device"], freeze=False, yes=yes, json=json)

@@ -18,8 +18,14 @@ from bitzoo.cli.console import (
     say,
     say_wrapped,
 )
-from bitzoo.cli.finetune import parse_resolution
-from bitzoo.cli.options import PATH, debug_option, json_option, time_limit_option
+from bitzoo.cli.finetune import finetune, parse_resolution
+from bitzoo.cli.options import (
+    PATH,
+    debug_option,
+    json_option,
+    options_of,
+    time_limit_option,
+)
 
 
 @click.command("probe", cls=Command, no_args_is_help=True)
@@ -61,6 +67,7 @@ from bitzoo.cli.options import PATH, debug_option, json_option, time_limit_optio
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of split and folds.")
 @click.option("--resolution", help="CROP or RESIZE,CROP in pixels; default 256,224.")
 @click.option("--skip-bad", is_flag=True, help="Skip images that cannot be used.")
+@options_of(finetune, "recheck")
 @time_limit_option("Stop after this time; the rest is not tried:")
 @click.option(
     "--cache-gb",

@@ -13,7 +13,7 @@ import click
 
 from bitzoo.cli.command import Command, describe_error
 from bitzoo.cli.completers import complete_model
-from bitzoo.cli.console import print_facts, print_json, print_table, progress_bar, say
+from bitzoo.cli.console import ask, print_facts, print_json, print_table, progress_bar, say
 from bitzoo.cli.options import PATH, debug_option, json_option
 from bitzoo.errors import UsageError
 
@@ -72,7 +72,7 @@ def publish(
             show, question = partial(_print_plan, plan), f"Publish to {plan.prepared.repo}?"
         if not json:
             show()
-        if yes or _ask(question):
+        if yes or ask(question):
             return True
         raise UsageError("Not confirmed; nothing was sent. Use --yes to skip the question.")
 
@@ -251,13 +251,6 @@ def _print_done(done: Publication) -> None:
         say(f"Pull request: {done.pull_request}")
     if done.tag:
         say(f"Tag: {done.tag}")
-
-
-def _ask(question: str) -> bool:
-    try:
-        return click.confirm(question, err=True)
-    except click.Abort:  # no terminal and no answer
-        return False
 
 
 @contextmanager

@@ -52,4 +52,4 @@ def resume(folder: Path, json: bool, **options: Any) -> None:
 
     work = functools.partial(runs.resume, folder, **options)
     freeze = (read_record(folder) or {}).get("freeze") is True
-    carry_out(work, device=options["device"], freeze=freeze, json=json)
+    carry_out(work, device=options["device"], freeze=freeze, yes=True, json=json)

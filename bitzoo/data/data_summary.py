@@ -26,6 +26,8 @@ class DataSummary:
             them, or what the caller said. None without such images.
         checked: How many images were decoded, if not all: what else is said here of what images
             hold is said of these.
+        kept: A sentence on the images that were not read again, as the checks of earlier runs were
+            kept; "" if all were. It says how this summary came about, and is no part of it.
     """
 
     counts: dict[str, int]
@@ -37,3 +39,4 @@ class DataSummary:
     near_duplicates: NearDuplicates = field(default_factory=NearDuplicates)
     bit_depth: int | None = None
     checked: int | None = None
+    kept: str = field(default="", compare=False)

@@ -47,7 +47,7 @@ from bitzoo.models.preprocessing import (
     read_rgb_file,
 )
 from bitzoo.models.wide_values import is_wide_grey
-from bitzoo.portable import cores
+from bitzoo.portable import cores, keep_freed_memory
 
 if TYPE_CHECKING:
     from bitzoo.data.dataset import Example
@@ -300,6 +300,7 @@ def serve(**transform: Any) -> None:
     if hasattr(signal, "SIGPIPE"):
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # if the parent was killed, end silently
     warnings.simplefilter("ignore")  # Pillow's, about broken EXIF data: validation says what counts
+    keep_freed_memory()
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # so that nothing can print between the pixels
     resize = EvalTransform(**transform)

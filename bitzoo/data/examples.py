@@ -53,6 +53,10 @@ class Example:
         content: Callable[[], bytes] | None = getattr(self.load, "content", None)
         return content
 
+    def with_content(self, sha256: str) -> Example:
+        """Return the example with another `sha256`; faster than `dataclasses.replace`."""
+        return Example(self.label, self.path, self.load, self.key, sha256, self.group, self.labels)
+
     def image(self) -> ImageLike:
         """Return what `bitzoo.models.preprocessing.read_rgb` takes: the path, or the image."""
         return self.load_image() if self.path is None else self.path

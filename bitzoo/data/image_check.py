@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,24 +46,41 @@ class ImageCheck:
     levels: Levels | None = None
 
 
-def check_image(example: Example) -> ImageCheck:
+def check_image(
+    example: Example,
+    *,
+    known: Callable[[str], ImageCheck | None] = lambda sha256: None,
+    use: Callable[[Image.Image, str], object] = lambda rgb, sha256: None,
+) -> ImageCheck:
     """Decode one image as training does, and report what is wrong or special about it.
 
     Whatever `read_rgb` reads is fine, except for animated and multi-page files: only their owner
     knows which frame is meant.
+
+    Args:
+        example: The image.
+        known: Returns the check of an image with that `Example.sha256`, if it was made before; then
+            a file is not decoded.
+        use: Called with the decoded image, 8-bit RGB and upright, and its `Example.sha256`: that of
+            the very bytes that were decoded. Not for an image of more than 8 bits per channel: how
+            it is read is known only when all images have been seen.
     """
     try:
         if example.stored is not None:
             content = example.stored()
         elif example.path is None:
-            return _examine(example.load_image())
+            return _examine(example.load_image(), "", use)
         else:
             refused = _refuse_file(example.path)
             if refused is not None:
                 return refused
             content = read_image_file(example.path)  # once: what is hashed is what is checked
+        digest = hashlib.sha256(content).hexdigest()
+        before = known(digest)
+        if before is not None:
+            return before
         with open_image(io.BytesIO(content)) as image:
-            return _examine(image, hashlib.sha256(content).hexdigest())
+            return _examine(image, digest, use)
     except Exception as error:  # a damaged file makes Pillow's decoders raise nearly anything
         return _explain(error, example)
 
@@ -90,7 +107,9 @@ def _refuse_file(path: Path) -> ImageCheck | None:
     return None
 
 
-def _examine(image: Image.Image, digest: str = "") -> ImageCheck:
+def _examine(
+    image: Image.Image, digest: str, use: Callable[[Image.Image, str], object]
+) -> ImageCheck:
     deep = is_deep_colour(image)
     traits = tuple(_traits(image, deep))
     wide = range_of(image, "The image", deep) if deep or is_wide_grey(image) else None
@@ -99,6 +118,8 @@ def _examine(image: Image.Image, digest: str = "") -> ImageCheck:
     size = rgb.height, rgb.width
     digest = digest or hash_of_image(image)
     levels = Levels.of(rgb, wide)
+    if wide is None:
+        use(rgb, digest)
     if image.format not in _SINGLE_IMAGE_FORMATS and has_more_frames(image):
         return ImageCheck(Reason.ANIMATED, f"{image.format} of {_count(image)} frames or pages")
     # a signature is of the shapes, whichever of the values is white

@@ -16,7 +16,7 @@ that both limits come from are in docs/held-out.md.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias, TypeVar
 
@@ -47,9 +47,15 @@ _SAMPLED = 512
 _FLAT = 2.0
 """Standard deviation of the grey levels below which there is nothing to compare but noise."""
 _BLOCK = 2048
+_WORTH_KEEPING = 10**7
+"""Comparisons, which take a tenth of a second, from which on their result is kept."""
 
 T = TypeVar("T")
 _Floats: TypeAlias = "npt.NDArray[np.float32]"
+_Arrays: TypeAlias = "dict[str, npt.NDArray[Any]]"
+Kept: TypeAlias = "Callable[[str, Iterable[bytes], Callable[[], _Arrays]], _Arrays]"
+"""Returns the result of a comparison, kept or made: `bitzoo.data.kept_checks.KeptChecks.compared`.
+"""
 
 
 def _cosines() -> npt.NDArray[np.float64]:
@@ -153,6 +159,7 @@ def find_near_duplicates(
     train: Sequence[tuple[Example, bytes]],
     held_out: Sequence[tuple[Example, bytes]],
     progress: Progress | None = None,
+    kept: Kept | None = None,
 ) -> NearDuplicates:
     """Find the training images that are near-duplicates of held-out ones.
 
@@ -163,27 +170,50 @@ def find_near_duplicates(
         train: Training images and their signatures.
         held_out: Held-out images and theirs.
         progress: Called with the task, the number of comparisons done and their total.
+        kept: Returns the result that was kept, or makes it.
     """
     # by key, so that of equally near images the first by key counts
     ours = sorted((pair for pair in train if pair[1]), key=lambda pair: pair[0].key)
     theirs = sorted((pair for pair in held_out if pair[1]), key=lambda pair: pair[0].key)
-    nearest = np.full(len(ours), DISTANCE + 1, dtype=np.int16)
-    whose = np.zeros(len(ours), dtype=np.int64)
-    affected = np.zeros(len(theirs), dtype=bool)
     left, right = [data for _, data in ours], [data for _, data in theirs]
+    found = _compare(kept, "near", [left, right], lambda: _nearest_of(left, right, progress))
+    nearest, whose = found["nearest"], found["whose"]
+    pairs = [
+        Pair(ours[row][0], theirs[whose[row]][0], int(nearest[row]))
+        for row in np.flatnonzero(nearest <= DISTANCE)
+    ]
+    pairs.sort(key=lambda pair: (pair.distance, pair.held_out.key, pair.train.key))
+    affected = tuple(theirs[column][0].key for column in found["affected"].tolist())
+    return NearDuplicates(tuple(pairs), affected)
+
+
+def _compare(
+    kept: Kept | None,
+    kind: str,
+    signatures: Sequence[Sequence[bytes]],
+    make: Callable[[], _Arrays],
+) -> _Arrays:
+    """Return the result of a comparison; of many images, it is kept."""
+    if kept is None or np.prod([len(part) for part in signatures], dtype=float) < _WORTH_KEEPING:
+        return make()
+    about = [b"".join(part) for part in signatures]
+    return kept(kind, [f"{DISTANCE} {CORRELATION}".encode(), *about], make)
+
+
+def _nearest_of(
+    left: Sequence[bytes], right: Sequence[bytes], progress: Progress | None
+) -> _Arrays:
+    """Return for each image the distance of the nearest and which that is, and all affected."""
+    nearest = np.full(len(left), DISTANCE + 1, dtype=np.int16)
+    whose = np.zeros(len(left), dtype=np.int64)
+    affected = np.zeros(len(right), dtype=bool)
     for rows, columns, distances in _near_blocks(left, right, progress):
         best = distances.argmin(1)
         least = distances[np.arange(len(distances)), best]
         closer = least < nearest[rows]
         nearest[rows[closer]], whose[rows[closer]] = least[closer], best[closer] + columns.start
         affected[columns] |= (distances <= DISTANCE).any(0)
-    pairs = [
-        Pair(ours[row][0], theirs[whose[row]][0], int(nearest[row]))
-        for row in np.flatnonzero(nearest <= DISTANCE)
-    ]
-    pairs.sort(key=lambda pair: (pair.distance, pair.held_out.key, pair.train.key))
-    found = tuple(theirs[column][0].key for column in np.flatnonzero(affected))
-    return NearDuplicates(tuple(pairs), found)
+    return {"nearest": nearest, "whose": whose, "affected": np.flatnonzero(affected)}
 
 
 def drop_from(
@@ -212,26 +242,37 @@ def drop_from(
     return replace(found, dropped=True), left
 
 
-def near_groups(signatures: Sequence[bytes], progress: Progress | None = None) -> tuple[int, ...]:
+def near_groups(
+    signatures: Sequence[bytes],
+    progress: Progress | None = None,
+    kept: Kept | None = None,
+) -> tuple[int, ...]:
     """Group images that are linked by near-duplicates, directly or through others.
 
     Args:
         signatures: Of each image; those that cannot be compared (b"") are groups of one.
         progress: Called with the task, the number of comparisons done and their total.
+        kept: Returns the result that was kept, or makes it.
 
     Returns:
         The group of each image: the position of its group's first member.
     """
     compared = np.array([index for index, data in enumerate(signatures) if data], dtype=np.int64)
     data = [signatures[index] for index in compared]
+    own = _compare(kept, "groups", [data, data], lambda: {"group": _groups_of(data, progress)})
     group = np.arange(len(signatures))
+    group[compared] = compared[own["group"]]
+    return tuple(group.tolist())
+
+
+def _groups_of(data: Sequence[bytes], progress: Progress | None) -> npt.NDArray[np.int64]:
+    group = np.arange(len(data), dtype=np.int64)
     for rows, columns, distances in _near_blocks(data, data, progress, once=True):
         for row, near in zip(rows, distances <= DISTANCE, strict=True):
-            linked = np.unique(group[compared[columns][near]])
-            linked = np.union1d(linked, group[compared[row]])
+            linked = np.union1d(np.unique(group[columns][near]), group[row])
             if len(linked) > 1:
                 group[np.isin(group, linked[1:])] = linked[0]
-    return tuple(group.tolist())
+    return group
 
 
 def _near_blocks(

@@ -2,10 +2,13 @@
 
 A shard is a file of up to `SHARD_BYTES`, in a folder per image size and decoder::
 
-    pixels/448-pillow-11.0.0-2/<hash of all its SHA-256>-<count>.shard
+    pixels/448-pillow-11.0.0-2/<hash of all its SHA-256>-<count>.rows
+        count x 448x448x3  the pixels, uint8, RGB
         count x 32 bytes   SHA-256 of each image's content, as `Example.sha256`
         count x 4 bytes    CRC-32C of each image's pixels, little-endian
-        count x 448x448x3  the pixels, uint8, RGB
+
+Earlier versions wrote the same parts with the pixels last, and the suffix ``.shard``; such shards
+are read as well.
 
 The folder's name says how images were resized if not simply to a square, bilinear:
 `224-of-256-short-bicubic-pillow-...` has the central 224 pixels of images whose shorter edge was
@@ -18,10 +21,11 @@ added, in new shards. A shard gets its name by an atomic rename once its bytes a
 an interrupted build loses at most the shard being written. Nothing is ever appended or patched, so
 there is no index to keep consistent, and removing a file is always safe.
 
-Disks and people change bytes: a row is checked against its checksum when it is first used.
+Disks and people change bytes: a row is copied and the copy is compared with its checksum each time
+that it is read.
 
-A shard in use carries a shared lock (flock), which the kernel drops with the last process that maps
-it; when the cache needs room, shards without a lock are removed, least recently used first.
+A shard in use carries a shared lock (flock), which the kernel drops with the last process that has
+it open; when the cache needs room, shards without a lock are removed, least recently used first.
 """
 
 from __future__ import annotations
@@ -33,22 +37,24 @@ import logging
 import os
 import shutil
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from types import TracebackType
+from typing import TYPE_CHECKING
 
 import google_crc32c
 import numpy as np
-import numpy.typing as npt
 import PIL
 
 from bitzoo.data.decode_workers import Decoder, Pixels8
-from bitzoo.files import remove_unfinished, replaced
+from bitzoo.files import remove_unfinished, sync, workspace
 from bitzoo.locks import hold_shared, is_held
 from bitzoo.models.preprocessing import EvalTransform
-from bitzoo.portable import pwrite
+from bitzoo.portable import pread, pwrite
 
 if TYPE_CHECKING:
+    from typing_extensions import Self
+
     from bitzoo.data.dataset import Example
 
 SHARD_BYTES = 1 << 30
@@ -62,30 +68,67 @@ DECODER = f"pillow-{PIL.__version__}-2"
 _HASH_BYTES, _SUM_BYTES = 32, 4
 ROW_HEAD_BYTES = _HASH_BYTES + _SUM_BYTES
 """Bytes of a row besides its pixels."""
-_SUFFIX = ".shard"
+_SUFFIX, _EARLIER = ".rows", ".shard"
 _log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
 class Shard:
-    """An open shard. Its pixels stay readable even after its file is removed.
+    """An open shard. Its rows stay readable even after its file is removed.
+
+    Safe to use from several threads. The file is read, not mapped: whoever truncates a mapped file
+    ends the process.
 
     Attributes:
         path: Its file.
         hashes: SHA-256 of each image.
-        sums: uint32 (count,), the CRC-32C of each image's pixels.
-        pixels: uint8 (count, size, size, 3), mapped into memory.
     """
 
-    path: Path
-    hashes: list[bytes]
-    sums: npt.NDArray[np.uint32]
-    pixels: Pixels8
+    def __init__(self, path: Path, size: int) -> None:
+        """Open a shard.
 
-    def is_intact(self, row: int) -> bool:
-        """Whether an image's pixels are those that were written; reads them once."""
-        data = cast("bytes", self.pixels[row])  # taken without a copy, as it is read-only
-        return int(google_crc32c.value(data)) == int(self.sums[row])
+        Args:
+            path: Its file.
+            size: Edge of its images in pixels.
+
+        Raises:
+            OSError: If it cannot be read.
+            ValueError: If it is damaged.
+        """
+        self._descriptor = -1
+        self.path, self._shape = path, (size, size, 3)
+        count = int(path.stem.rpartition("-")[2])
+        self._descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+        hold_shared(self._descriptor)  # until it is closed
+        rest = count * row_bytes(size)
+        if count < 1 or os.fstat(self._descriptor).st_size != rest + count * ROW_HEAD_BYTES:
+            raise ValueError("its length is another")
+        early = path.suffix == _EARLIER
+        self._start = count * ROW_HEAD_BYTES if early else 0
+        head = pread(self._descriptor, count * ROW_HEAD_BYTES, 0 if early else rest)
+        ends = range(_HASH_BYTES, count * _HASH_BYTES + 1, _HASH_BYTES)
+        self.hashes = [head[end - _HASH_BYTES : end] for end in ends]
+        if path.stem != _name(self.hashes).removesuffix(_SUFFIX):
+            raise ValueError("its name is that of others")
+        self._sums = np.frombuffer(head[count * _HASH_BYTES :], "<u4").tolist()
+
+    def read(self, row: int) -> Pixels8 | None:
+        """Return a copy of an image, read-only; None if it is not what was written.
+
+        What is compared with the checksum is the copy: what happens to the file in between or
+        later, changes nothing of it.
+        """
+        step = row_bytes(self._shape[0])
+        try:
+            data = pread(self._descriptor, step, self._start + row * step)
+        except OSError:
+            return None
+        if len(data) != step or int(google_crc32c.value(data)) != self._sums[row]:
+            return None
+        return np.frombuffer(data, np.uint8).reshape(self._shape)
+
+    def __del__(self) -> None:
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
 
 
 def row_bytes(size: int) -> int:
@@ -96,6 +139,20 @@ def row_bytes(size: int) -> int:
 def rows_per_shard(size: int) -> int:
     """Number of images per shard."""
     return max(1, min(SHARD_ROWS, SHARD_BYTES // row_bytes(size)))
+
+
+def bytes_of(transform: EvalTransform, count: int) -> int:
+    """Bytes that so many images take, as shards."""
+    return count * (row_bytes(transform.crop) + ROW_HEAD_BYTES)
+
+
+def locate(found: Sequence[Shard]) -> dict[bytes, tuple[int, int]]:
+    """Return content hash -> index of the shard, row in it."""
+    return {
+        digest: (number, row)
+        for number, shard in enumerate(found)
+        for row, digest in enumerate(shard.hashes)
+    }
 
 
 def folder_of(cache: Path, transform: EvalTransform) -> Path:
@@ -113,17 +170,37 @@ def way_of(transform: EvalTransform) -> str:
 
 
 def find_shards(
-    cache: Path, transform: EvalTransform, wanted: Collection[bytes]
+    cache: Path, transform: EvalTransform, wanted: Collection[bytes] | None = None
 ) -> Iterator[Shard]:
-    """Open the shards that hold any of the wanted images, and remove damaged ones."""
-    for path in sorted(folder_of(cache, transform).glob(f"*{_SUFFIX}")):
-        shard = _open_shard(path, transform.crop)
-        if shard is None:
+    """Open the shards that hold any of the wanted images, and remove damaged ones.
+
+    Args:
+        cache: Folder of all shards.
+        transform: How their images were made.
+        wanted: SHA-256 of images; None opens every shard and counts none as used now.
+    """
+    for path in _shards_in(folder_of(cache, transform)):
+        try:
+            shard = Shard(path, transform.crop)
+        except ValueError:
             remove_damaged(path)
+            continue
+        except OSError:  # another process has just removed it, or it may not be read
+            continue
+        if wanted is None:
+            yield shard
         elif any(digest in wanted for digest in shard.hashes):
             with contextlib.suppress(OSError):  # another user's cache can still be read
                 os.utime(path)  # the time of last use, for `make_room`
             yield shard
+
+
+def missing_from(
+    cache: Path, transform: EvalTransform, wanted: Collection[bytes]
+) -> frozenset[bytes]:
+    """Return which of the wanted images, by their SHA-256, have no decoded pixels in the cache."""
+    found = {digest for shard in find_shards(cache, transform, wanted) for digest in shard.hashes}
+    return frozenset(wanted) - found
 
 
 def remove_damaged(path: Path) -> None:
@@ -131,6 +208,77 @@ def remove_damaged(path: Path) -> None:
     _log.warning("Removed the damaged shard %s; its images are decoded again", path)
     with contextlib.suppress(OSError):  # of another user's cache
         path.unlink()
+
+
+class ShardWriter:
+    """A shard that is being written, row by row; it gets its name when it is complete.
+
+    A context manager: without `finish`, nothing is kept. The caller holds the cache's lock.
+
+    Args:
+        cache: Folder of all shards.
+        transform: What its images went through.
+
+    Raises:
+        OSError: Here and in the methods, if the disk is full or the folder cannot be written.
+    """
+
+    def __init__(self, cache: Path, transform: EvalTransform) -> None:
+        self._folder, self._step = folder_of(cache, transform), row_bytes(transform.crop)
+        self._heads: dict[int, tuple[bytes, bytes]] = {}
+        self._stack = contextlib.ExitStack()
+        self._folder.mkdir(parents=True, exist_ok=True)
+        self._part = self._stack.enter_context(workspace(self._folder)) / "part"
+        try:
+            self._file = self._stack.enter_context(self._part.open("wb", buffering=0))
+        except BaseException:
+            self._stack.close()
+            raise
+
+    def __len__(self) -> int:
+        return len(self._heads)
+
+    def put(self, row: int, digest: bytes, pixels: bytes) -> None:
+        """Write a row; rows may come in any order, from any thread, each of them once.
+
+        Args:
+            row: Its number.
+            digest: SHA-256 of the image's content.
+            pixels: Its pixels: `bytes`, which nothing changes while the checksum is taken.
+        """
+        checksum = int(google_crc32c.value(pixels)).to_bytes(_SUM_BYTES, "little")
+        # not through a memory map: on a full disk that would be a bus error
+        _write_at(self._file.fileno(), pixels, row * self._step)
+        self._heads[row] = digest, checksum
+
+    def finish(self) -> Path:
+        """Give the shard its name, once its bytes are on the disk, and return it."""
+        heads = [self._heads[row] for row in range(len(self._heads))]
+        hashes = [digest for digest, _ in heads]
+        tail = b"".join(hashes) + b"".join(checksum for _, checksum in heads)
+        with self._stack:
+            _write_at(self._file.fileno(), tail, len(heads) * self._step)
+            self._file.close()
+            sync(self._part)  # otherwise a power cut could leave zeros under a valid name
+            path = self._folder / _name(hashes)
+            os.replace(self._part, path)
+            sync(self._folder)
+        return path
+
+    def close(self) -> None:
+        """Remove what was written, unless it has its name."""
+        self._stack.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
 
 
 def write_shard(
@@ -151,27 +299,21 @@ def write_shard(
         UsageError: If an image cannot be decoded, or is not the one with that SHA-256 any more.
         OSError: If the disk is full or the folder cannot be written. Nothing is kept.
     """
-    hashes = [digest for digest, _ in contents]
-    folder = folder_of(cache, decoder.transform)
-    folder.mkdir(parents=True, exist_ok=True)
-    # durable: otherwise a power cut could leave zeros under a valid name
-    with (
-        replaced(folder / _name(hashes), durable=True) as part,
-        part.open("wb", buffering=0) as file,
-    ):
-        _write_at(file.fileno(), b"".join(hashes), 0)
-        sums_at, step = len(hashes) * _HASH_BYTES, row_bytes(decoder.transform.crop)
-        start = len(hashes) * ROW_HEAD_BYTES
+    with ShardWriter(cache, decoder.transform) as shard:
 
         def store(number: int, pixels: Pixels8) -> None:
-            data = bytes(pixels.data)  # the checksum takes nothing that could change
-            checksum = int(google_crc32c.value(data)).to_bytes(_SUM_BYTES, "little")
-            # not through a memory map: on a full disk that would be a bus error
-            _write_at(file.fileno(), data, start + number * step)
-            _write_at(file.fileno(), checksum, sums_at + number * _SUM_BYTES)
+            shard.put(number, contents[number][0], pixels.tobytes())
 
         examples = [replace(example, sha256=digest.hex()) for digest, example in contents]
         decoder.decode_each(examples, store, advance)
+        shard.finish()
+
+
+def has_room(cache: Path, needed: int, budget: int) -> bool:
+    """Whether `make_room` would succeed, all shards counting that no process uses."""
+    sizes = {path: path.stat().st_size for path in _shards_in(cache, "*/")}
+    excess = _excess(cache, needed, budget, sum(sizes.values()))
+    return excess <= 0 or excess <= sum(size for path, size in sizes.items() if not is_held(path))
 
 
 def make_room(cache: Path, needed: int, budget: int, keep: Collection[Path]) -> bool:
@@ -193,12 +335,11 @@ def make_room(cache: Path, needed: int, budget: int, keep: Collection[Path]) -> 
     for folder in cache.glob("*/"):
         remove_unfinished(folder)
     sizes, order = {}, []
-    for path in cache.glob(f"*/*{_SUFFIX}"):
+    for path in _shards_in(cache, "*/"):
         status = path.stat()
         sizes[path] = status.st_size
         order.append((status.st_mtime_ns, path))
-    free = shutil.disk_usage(cache).free - RESERVE_BYTES
-    excess = needed + max(sum(sizes.values()) - budget, -free)
+    excess = _excess(cache, needed, budget, sum(sizes.values()))
     idle = [path for _, path in sorted(order) if path not in keep and not is_held(path)]
     if excess > sum(sizes[path] for path in idle):
         return False
@@ -210,24 +351,16 @@ def make_room(cache: Path, needed: int, budget: int, keep: Collection[Path]) -> 
     return True
 
 
-def _open_shard(path: Path, size: int) -> Shard | None:
-    count_text = path.stem.rpartition("-")[2]
-    try:
-        with path.open("rb") as file:
-            hold_shared(file)  # the map keeps a duplicate of the descriptor, and with it the lock
-            data = np.memmap(file, np.uint8, "r")
-        count = int(count_text)
-    except (OSError, ValueError):
-        return None
-    sums_at, start = count * _HASH_BYTES, count * ROW_HEAD_BYTES
-    if count < 1 or len(data) != start + count * row_bytes(size):
-        return None
-    head = data[:sums_at].tobytes()
-    hashes = [head[i : i + _HASH_BYTES] for i in range(0, sums_at, _HASH_BYTES)]
-    if path.name != _name(hashes):
-        return None
-    sums = np.frombuffer(data[sums_at:start].tobytes(), "<u4")
-    return Shard(path, hashes, sums, np.asarray(data[start:]).reshape(count, size, size, 3))
+def _excess(cache: Path, needed: int, budget: int, used: int) -> int:
+    """Return by how many bytes the cache or the disk would be too small."""
+    free = shutil.disk_usage(cache).free - RESERVE_BYTES
+    return needed + max(used - budget, -free)
+
+
+def _shards_in(folder: Path, below: str = "") -> list[Path]:
+    return sorted(
+        path for suffix in (_SUFFIX, _EARLIER) for path in folder.glob(f"{below}*{suffix}")
+    )
 
 
 def _name(hashes: Sequence[bytes]) -> str:

@@ -105,6 +105,7 @@ class StandIns:
 
     def _report(self, number: int, example: Example, error: BitzooError) -> None:
         """Remember a bad image, or end the run with it."""
+        seen = None if self._kept is None else self._kept.look_at(example)
         check = check_image(example)
         if not self._skip_bad:
             problem = _problem(example, check, str(error))
@@ -114,6 +115,8 @@ class StandIns:
                 "`skip_bad=True`: then the next image stands in for one that cannot be used."
             ) from error
         self._remember(number, example, check, str(error))
+        if self._kept is not None:
+            self._kept.add(seen, check)
 
     def _remember(self, number: int, example: Example, check: ImageCheck, said: str) -> None:
         problem = _problem(example, check, said)
@@ -121,8 +124,6 @@ class StandIns:
             if number in self._bad:
                 return
             self._bad[number] = problem
-        if self._kept is not None:
-            self._kept.add(example, check)
         if self._on_bad is not None:
             self._on_bad(problem)
 

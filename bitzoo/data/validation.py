@@ -21,22 +21,22 @@ from bitzoo.data.dataset import Example, ImageSet, Split, fingerprint
 from bitzoo.data.fixed_split import noting_what_stays, with_fixed_split
 from bitzoo.data.groups import NEAR_DUPLICATES, notes_on_groups
 from bitzoo.data.image_check import ImageCheck
-from bitzoo.data.kept_checks import KeptChecks
+from bitzoo.data.kept_checks import KeptChecks, describe_kept
 from bitzoo.data.lazy_validation import inspect_lazily
-from bitzoo.data.many_checks import TASK, check_images, hash_contents
+from bitzoo.data.many_checks import TASK, check_images, collecting_later, hash_contents
 from bitzoo.data.near_duplicates import (
+    Kept,
     NearDuplicates,
     drop_from,
     find_near_duplicates,
     near_groups,
 )
 from bitzoo.data.problems import Problem, Problems, Reason, join_some
+from bitzoo.data.rows_while_checking import WantedRows
 from bitzoo.data.splits import join_groups
 from bitzoo.errors import UsageError
 from bitzoo.files import Progress
-from bitzoo.models.wide_values import (
-    problem_of,
-)
+from bitzoo.models.wide_values import problem_of
 
 
 def inspect(
@@ -52,6 +52,8 @@ def inspect(
     fixed_split: bool = False,
     lazily: bool = False,
     keep_checks: bool = False,
+    recheck: bool = False,
+    rows: WantedRows | None = None,
 ) -> tuple[ImageSet, DataSummary]:
     """Decode every image and validate the data set as a whole.
 
@@ -74,7 +76,11 @@ def inspect(
         lazily: Whether to decode only a sample before training, and leave the others to be checked
             when they are used, see `lazy_validation.inspect_lazily`.
         keep_checks: Whether to keep the checks, and use those of earlier runs of images that are
-            the same by `kept_checks.identity_of`: then nothing is decoded again.
+            the same by `kept_checks.look_at`: then nothing is read again, which
+            `DataSummary.kept` says.
+        recheck: Whether to read and decode all images even so.
+        rows: How the images will be opened after this, see `rows_while_checking`: what is decoded
+            for the check is then put into the pixel cache.
 
     Returns:
         The data set without the skipped items, with each example's `sha256` and the fingerprint
@@ -88,12 +94,12 @@ def inspect(
             its training images as near-duplicates; or if a split that is to stay as it is was
             drawn, or would be changed.
     """
-    kept_checks = KeptChecks.of(imageset.source) if keep_checks else None
+    kept_checks = KeptChecks.of(imageset.source, recheck=recheck) if keep_checks else None
     if fixed_split:
         imageset = with_fixed_split(imageset, drop_near_duplicates=drop_near_duplicates)
     if lazily:
         _refuse(drop_near_duplicates or checks is not None or not training)
-        return inspect_lazily(
+        images, summary = inspect_lazily(
             imageset,
             skip_bad=skip_bad,
             workers=workers,
@@ -101,13 +107,49 @@ def inspect(
             bit_depth=bit_depth,
             kept=kept_checks,
         )
+        return images, _saying(summary, kept_checks, summary.checked or 0)
     every = [example for split in imageset.splits for example in split.examples]
     if checks is None:
-        checks = check_images(every, workers=workers, progress=progress, kept=kept_checks)
+        checks = check_images(
+            every,
+            workers=workers,
+            progress=progress,
+            kept=kept_checks,
+            rows=rows,
+            splits=[split.name for split in imageset.splits for _ in split.examples],
+        )
+    with collecting_later():
+        images, summary = _conclude(
+            imageset,
+            checks,
+            skip_bad=skip_bad,
+            progress=progress,
+            training=training,
+            drop_near_duplicates=drop_near_duplicates,
+            bit_depth=bit_depth,
+            fixed_split=fixed_split,
+            comparing=None if kept_checks is None else kept_checks.compared,
+        )
+    return images, _saying(summary, kept_checks, len(every))
+
+
+def _conclude(
+    imageset: ImageSet,
+    checks: Sequence[ImageCheck],
+    *,
+    skip_bad: bool,
+    progress: Progress | None,
+    training: bool,
+    drop_near_duplicates: bool,
+    bit_depth: int | None,
+    fixed_split: bool,
+    comparing: Kept | None,
+) -> tuple[ImageSet, DataSummary]:
+    """Judge the data set by the checks of all its images, as `inspect` does."""
     in_order = iter(checks)
     checked = {
         split.name: [
-            (replace(example, sha256=check.sha256), check)
+            (example.with_content(check.sha256), check)
             for example, check in zip(split.examples, in_order, strict=False)
         ]
         for split in imageset.splits
@@ -134,11 +176,11 @@ def inspect(
         raise found.error(skipping=skip_bad)
     imageset, kept = _without_classes(imageset, kept, empty)
     if drawn and drawn.positions is not None:
-        imageset, kept = _draw_again(imageset, kept["train"], drawn, progress)
+        imageset, kept = _draw_again(imageset, kept["train"], drawn, progress, comparing)
     near = NearDuplicates()
     if training and kept.get("val"):
         signed = {name: [(e, check.signature) for e, check in kept[name]] for name in kept}
-        near = find_near_duplicates(signed["train"], signed["val"], progress)
+        near = find_near_duplicates(signed["train"], signed["val"], progress, comparing)
     if drop_near_duplicates:
         near, kept["train"] = drop_from(near, kept["train"], imageset.classes)
     inspected = _keep_only(imageset, kept)
@@ -155,6 +197,12 @@ def _found_in(checked: _Kept) -> Iterator[Problem]:
         for example, check in pairs:
             if check.reason is not None:
                 yield Problem(check.reason, example.key, check.detail)
+
+
+def _saying(summary: DataSummary, kept: KeptChecks | None, total: int) -> DataSummary:
+    if kept is None:
+        return summary
+    return replace(summary, kept=describe_kept(kept.used, total))
 
 
 def _refuse(contradicts: bool) -> None:
@@ -177,13 +225,14 @@ def _draw_again(
     pairs: list[tuple[Example, ImageCheck]],
     drawn: Draw,
     progress: Progress | None,
+    comparing: Kept | None,
 ) -> tuple[ImageSet, _Kept]:
     """Draw the split from the usable images, with those of equal content on one side."""
     labels = [example.label for example, _ in pairs]
     contents = Counter(example.sha256 for example, _ in pairs)
     groupings: list[Sequence[Hashable]] = [[example.sha256 for example, _ in pairs]]
     if drawn.group_by == NEAR_DUPLICATES:
-        groupings.append(near_groups([check.signature for _, check in pairs], progress))
+        groupings.append(near_groups([c.signature for _, c in pairs], progress, comparing))
     elif drawn.group_by:
         groupings.append([example.group for example, _ in pairs])
     groups = join_groups(*groupings)

@@ -144,7 +144,7 @@ class ExportReport(Displayed):
     @property
     def report(self) -> Path:
         """The file next to it with these figures."""
-        return _report_of(self.path)
+        return report_of(self.path)
 
     def display_rows(self) -> list[tuple[str, object]]:
         """Return readable names and values."""
@@ -211,33 +211,45 @@ def export(
         BitzooError: As `bitzoo.create_model` raises.
     """
     path = user_path(out)
-    form = _check_output(to, path, dtype, force=force)
-    _check_source(model, form, path)
+    _check_dtype(dtype)
+    form = check_output(to, path, force=force)
+    check_source(model, form, path)
     network = load_classifier(model, weights)
-    _check_network(network)
+    check_network(network)
     size = _stored_bytes(network, dtype)
     require_room(path, size)
     probes = make_probes(network)
     metadata = metadata_of(network, dtype)
     if form.exact:
         metadata[EXACT_KEY] = form.exact.format(name=path.name)
-    with disk_errors(path, size), _aside(path, form) as aside:
+    with disk_errors(path, size), aside_of(path, form) as aside:
         form.writer()(network, aside, dtype=dtype, metadata=metadata)
         judged = tuple(_judge(form, setting, aside, probes, dtype) for setting in form.settings)
         report = ExportReport(path, to, dtype, metadata, judged)
         report.require()
         text = json.dumps(report.to_dict(), indent=2) + "\n"
-        _report_of(aside).write_text(text, encoding="utf-8")
+        report_of(aside).write_text(text, encoding="utf-8")
     return report
 
 
-def _check_output(to: str, path: Path, dtype: str, *, force: bool) -> ExportFormat:
-    """Raise what would fail in the end anyway, before weights are fetched and read."""
-    if to not in FORMATS or dtype not in DTYPES:
-        raise UsageError(
-            f"`to` must be one of {', '.join(FORMATS)} and `dtype` one of {', '.join(DTYPES)}, "
-            f"found {to!r} and {dtype!r}."
-        )
+def _check_dtype(dtype: str) -> None:
+    if dtype not in DTYPES:
+        raise UsageError(f"`dtype` must be one of {', '.join(DTYPES)}, found {dtype!r}.")
+
+
+def check_output(to: str, path: Path, *, force: bool) -> ExportFormat:
+    """Raise what would fail in the end anyway, before weights are fetched and read.
+
+    Args:
+        to: A key of `FORMATS`.
+        path: The output.
+        force: Whether it may replace an earlier one.
+
+    Raises:
+        UsageError: If there is no such format, or the output cannot be there.
+    """
+    if to not in FORMATS:
+        raise UsageError(f"`to` must be one of {', '.join(FORMATS)}, found {to!r}.")
     form = FORMATS[to]
     if not path.name.endswith(form.suffix):
         raise UsageError(f"{path}: a file of format {to} must end in {form.suffix}. Rename `out`.")
@@ -257,7 +269,7 @@ def _check_output(to: str, path: Path, dtype: str, *, force: bool) -> ExportForm
     return form
 
 
-def _check_source(model: Classifier, form: ExportFormat, path: Path) -> None:
+def check_source(model: Classifier, form: ExportFormat, path: Path) -> None:
     """Raise if the output would replace what the model is read from."""
     if not isinstance(model, (str, os.PathLike)):
         return
@@ -279,7 +291,7 @@ def _stored_bytes(model: BiT, dtype: str) -> int:
     )
 
 
-def _check_network(model: BiT) -> None:
+def check_network(model: BiT) -> None:
     """Raise if the reference cannot compute the network."""
     if model.folded:
         raise FoldedModelError(
@@ -315,7 +327,7 @@ def _judge(
 
 
 @contextmanager
-def _aside(path: Path, form: ExportFormat) -> Iterator[Path]:
+def aside_of(path: Path, form: ExportFormat) -> Iterator[Path]:
     """Provide a path of the same name in a temporary folder; its files are then moved to `path`.
 
     `path` itself is moved last, so that it appears only when everything is complete.
@@ -338,8 +350,9 @@ def _remove(place: Path) -> None:
 
 
 def _places(form: ExportFormat, path: Path) -> list[Path]:
-    return [_report_of(path), *form.places(path)]
+    return [report_of(path), *form.places(path)]
 
 
-def _report_of(path: Path) -> Path:
+def report_of(path: Path) -> Path:
+    """Return the path of the report on an exported file."""
     return path.with_name(path.name + EXPORT_REPORT_SUFFIX)

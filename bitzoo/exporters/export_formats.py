@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
-from collections.abc import Callable, Mapping
+import sys
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
@@ -170,16 +172,40 @@ FORMATS = {
 """Value of the option `to` -> the format."""
 
 
+_REPORTERS = {"openvino": "openvino_telemetry", "nncf": "openvino_telemetry"}
+"""Libraries that report how they are used to their makers -> what they do it with, if it is there.
+
+OpenVINO does so at every conversion, unasked, by a fork of the whole process for each report.
+"""
+
+
 def import_extra(module: str, extra: str) -> Any:
-    """Import a library that an extra installs.
+    """Import a library that an extra installs, so that it reports nothing to its makers.
+
+    One that the caller has imported already stays as it is.
 
     Raises:
         MissingExtraError: If it is not installed.
     """
+    reporter = _REPORTERS.get(module)
     try:
-        return importlib.import_module(module)
+        with _hidden(reporter) if reporter else contextlib.nullcontext():
+            return importlib.import_module(module)
     except ImportError as error:
         raise MissingExtraError(
             f"Writing this format needs {module}, which is not installed or cannot be loaded "
             f"({error}). Install it: pip install 'bitzoo[{extra}]'."
         ) from error
+
+
+@contextlib.contextmanager
+def _hidden(module: str) -> Iterator[None]:
+    """Make a module seem not to be installed, which those that would use it are written for."""
+    if module in sys.modules:  # the caller's
+        yield
+        return
+    sys.modules[module] = None  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        del sys.modules[module]

@@ -15,7 +15,7 @@ from bitzoo.exporters.this_processor import processor
 from bitzoo.models.bit import BiT
 
 OPSET = 20
-_EMBEDDED_BYTES = 1 << 30
+EMBEDDED_BYTES = 1 << 30
 """More bytes of parameters go to a separate file, ``NAME.onnx.data``: protobuf allows 2 GiB."""
 
 
@@ -51,7 +51,7 @@ def export_onnx(
     _forget_origin(program.model)
     program.model.metadata_props.update(metadata or {})
     stored = sum(parameter.nbytes for parameter in graph.parameters())
-    program.save(os.fspath(path), external_data=stored > _EMBEDDED_BYTES)
+    program.save(os.fspath(path), external_data=stored > EMBEDDED_BYTES)
 
 
 def load_onnx(path: Path, options: Mapping[str, str] = NO_OPTIONS) -> Opened:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -51,14 +52,25 @@ def export_openvino(
     openvino.save_model(network, os.fspath(path), compress_to_fp16=False)
 
 
-def openvino_network(model: BiT, dtype: str = "float32") -> Any:
-    """Return a network as an `openvino.Model`; arguments and errors as for `export_openvino`."""
+def openvino_network(model: BiT, dtype: str = "float32", *, own_norms: bool = False) -> Any:
+    """Return a network as an `openvino.Model`.
+
+    Args:
+        model: The network, folded or not; it is unchanged.
+        dtype: Dtype that kernels are stored in.
+        own_norms: Whether to normalize groups by OpenVINO's own operation, where channel means are
+            faster in floats.
+
+    Raises:
+        MissingExtraError: If openvino is not installed.
+    """
     openvino = import_extra("openvino", "openvino")
     graph = Graph(model, dtype)
     for parent in list(graph.modules()):
         for name, child in list(parent.named_children()):
             # For groups of one channel, OpenVINO 2026.4 misinterprets the graph of the means.
-            if isinstance(child, GroupNormReLU) and child.num_channels > child.num_groups:
+            is_norm = isinstance(child, GroupNormReLU) and not own_norms
+            if is_norm and child.num_channels > child.num_groups:
                 setattr(parent, name, _ChannelMeansNormReLU(child))
     network = openvino.convert_model(trace(graph))
     network.inputs[0].get_tensor().set_names({INPUT})
@@ -95,6 +107,21 @@ class _ChannelMeansNormReLU(nn.Module):
         return groups.mean(2, keepdim=True).expand_as(groups).reshape(means.shape)
 
 
+@cache
+def openvino_core() -> Any:
+    """Return the `openvino.Core` of this process, which lasts as long as the process.
+
+    Each one gives the thread that creates it another stack for signal handlers (for the registers
+    of AMX), and gives back the one before when it is removed. Two that are removed in the order in
+    which they were created leave a stack that is gone, and the next Ctrl-C ends the process with a
+    segmentation fault (OpenVINO 2026.4).
+
+    Raises:
+        MissingExtraError: If openvino is not installed.
+    """
+    return import_extra("openvino", "openvino").Core()
+
+
 def load_openvino(path: Path, options: Mapping[str, str] = NO_OPTIONS) -> Opened:
     """Open an IR with OpenVINO on the CPU.
 
@@ -102,8 +129,7 @@ def load_openvino(path: Path, options: Mapping[str, str] = NO_OPTIONS) -> Opened
         path: The ``.xml``.
         options: Properties to compile with; by default OpenVINO chooses its precision.
     """
-    openvino = import_extra("openvino", "openvino")
-    core = openvino.Core()
+    openvino, core = import_extra("openvino", "openvino"), openvino_core()
     network = core.compile_model(os.fspath(path), "CPU", dict(options))
 
     precision = network.get_property(PRECISION[1]).get_type_name()

@@ -7,6 +7,7 @@ A backend turns a model into a function from images (batch, channels, height, wi
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from bitzoo.files import temporary_folder
 from bitzoo.inference.cpu_layers import speed_up, speed_up_compiled
 from bitzoo.models.bit import BiT, fold
+from bitzoo.openmp_waiting import sleeps_at_once
 
 Run = Callable[[Tensor], Tensor]
 
@@ -73,20 +75,22 @@ def _padded(run: Run) -> Run:
 
 
 def _onnxruntime(model: BiT, device: torch.device, dtype: torch.dtype) -> Run:
+    from bitzoo.exporters.export_formats import NO_OPTIONS
     from bitzoo.exporters.onnx import export_onnx, load_onnx
 
+    # Beside a program that needs the same processors, its spinning threads took 1.6 times as long.
+    settings = _NO_SPINNING if sleeps_at_once(os.environ) else NO_OPTIONS
     with temporary_folder() as folder:
         path = folder / "model.onnx"
         export_onnx(model, path)
-        run = load_onnx(path).run
+        run = load_onnx(path, settings).run
     return lambda images: torch.from_numpy(run(images.numpy()))
 
 
 def _openvino(model: BiT, device: torch.device, dtype: torch.dtype) -> Run:
-    from bitzoo.exporters.export_formats import import_extra
-    from bitzoo.exporters.openvino import openvino_network
+    from bitzoo.exporters.openvino import openvino_core, openvino_network
 
-    network, core = openvino_network(model), import_extra("openvino", "openvino").Core()
+    network, core = openvino_network(model), openvino_core()
     hints = {"INFERENCE_PRECISION_HINT": _OPENVINO_PRECISIONS[dtype]}
 
     @lru_cache(_SHAPES)
@@ -97,6 +101,8 @@ def _openvino(model: BiT, device: torch.device, dtype: torch.dtype) -> Run:
 
     return lambda images: torch.from_numpy(compiled(tuple(images.shape))(images.numpy())[0].copy())
 
+
+_NO_SPINNING = {"session.intra_op.allow_spinning": "0"}
 
 _SHAPES = 4
 """How many image shapes stay compiled for OpenVINO; kernels for any shape would be slower."""
@@ -111,12 +117,14 @@ class Backend:
     Attributes:
         build: Turns model, device and dtype into the function that runs the model.
         dtypes: Supported compute dtypes.
+        has_one_shape: Whether a batch of another size than before costs seconds of preparation.
         devices: Supported device types; empty for all of torch's.
     """
 
     build: Callable[[BiT, torch.device, torch.dtype], Run]
     dtypes: tuple[torch.dtype, ...]
     devices: tuple[str, ...] = ()
+    has_one_shape: bool = False
 
 
 _ALL = (torch.float32, torch.bfloat16, torch.float16)
@@ -125,7 +133,7 @@ BACKENDS = {
     "eager": Backend(_eager, _ALL),
     "compile": Backend(_compile, _ALL),
     "onnxruntime": Backend(_onnxruntime, (torch.float32,), ("cpu",)),
-    "openvino": Backend(_openvino, tuple(_OPENVINO_PRECISIONS), ("cpu",)),
+    "openvino": Backend(_openvino, tuple(_OPENVINO_PRECISIONS), ("cpu",), has_one_shape=True),
 }
 """Name -> backend; ``eager`` needs only torch."""
 

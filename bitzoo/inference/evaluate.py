@@ -15,10 +15,13 @@ from torch import nn
 
 from bitzoo.data.dataset import DataSource, Example, ImageSet, Listed, Split, list_splits
 from bitzoo.data.decode_workers import count_cores
+from bitzoo.data.image_check import ImageCheck
 from bitzoo.data.image_store import open_pixels
+from bitzoo.data.kept_checks import KeptChecks, describe_kept
 from bitzoo.data.label_sets import label_sets_of
 from bitzoo.data.label_space import output_space
 from bitzoo.data.problems import DatasetError
+from bitzoo.data.rows_while_checking import WantedRows
 from bitzoo.data.validation import DataSummary, check_images, inspect
 from bitzoo.errors import BitzooError, UsageError
 from bitzoo.files import Progress
@@ -50,6 +53,7 @@ def evaluate(
     labels: str | os.PathLike[str] | None = None,
     outputs: str | None = None,
     skip_bad: bool = False,
+    recheck: bool = False,
     batch_size: int = 32,
     dtype: str = "float32",
     backend: str = "eager",
@@ -89,6 +93,8 @@ def evaluate(
             what the published protocol of the data does; it is said.
         skip_bad: Whether to leave out images that cannot be judged: damaged ones, and those of
             classes that the network does not have. They are listed in the result.
+        recheck: Whether to read and decode all images to check them, also those that were checked
+            before and are unchanged by size, time and inode.
         batch_size: Images per batch.
         dtype: Compute dtype: ``float32``, or ``bfloat16`` or ``float16``, which are faster.
         backend: What runs the network; see `bitzoo.optimize`.
@@ -118,12 +124,15 @@ def evaluate(
     listed = _listed(given, space.names or (), progress)
     truth = find_truth(listed, space, task_of(given.source), labels, outputs, skip_bad)
     listed = listed.with_targets(truth.names, truth.target)
-    workers = workers or max(1, count_cores() // local_processes())
-    chosen, selection = select(listed, split, record, title, workers=workers, progress=progress)
+    workers, budget = workers or max(1, count_cores() // local_processes()), int(cache_gb * 1e9)
+    kept = KeptChecks.of(listed.source, recheck=recheck)
+    chosen, selection = select(
+        listed, split, record, title, workers=workers, progress=progress, kept=kept
+    )
     examples = truth.judgeable(chosen)
     transform = create_transform(network)
     counted, summary = _inspect(
-        listed, examples, truth.names, own, transform, skip_bad, workers, progress
+        listed, examples, truth.names, own, transform, skip_bad, workers, progress, kept, budget
     )
     if not counted.examples:
         raise _nothing_to_count()
@@ -142,7 +151,7 @@ def evaluate(
         with open_pixels(
             part,
             transform,
-            budget_bytes=int(cache_gb * 1e9),
+            budget_bytes=budget,
             workers=workers,
             progress=progress,
         ) as pixels:
@@ -175,6 +184,7 @@ def evaluate(
         found,
         selection=selection,
         matched=truth.how,
+        kept=summary.kept,
         published=published_about(known, about, transform),
     )
 
@@ -219,11 +229,28 @@ def _inspect(
     skip_bad: bool,
     workers: int,
     progress: Progress | None,
+    kept: KeptChecks,
+    budget: int,
 ) -> tuple[Split, DataSummary]:
-    """Check that the images can be read, each process its share, and return those that can."""
-    parts = in_all_processes(
-        lambda: check_images(examples[own.rank :: own.world], workers=workers, progress=progress)
-    )
+    """Check that the images can be read, each process its share, and return those that can.
+
+    Of several processes, each would wait for the others to fill the cache: they only check.
+    """
+    share = examples[own.rank :: own.world]
+
+    def check_share() -> tuple[list[ImageCheck], list[int]]:
+        checks = check_images(
+            share,
+            workers=workers,
+            progress=progress,
+            kept=kept,
+            rows=WantedRows({"": transform}, budget) if own.world == 1 else None,
+            splits=[""] * len(share),
+        )
+        return checks, kept.used
+
+    done = in_all_processes(check_share)
+    parts = [checks for checks, _ in done]
     images, summary = inspect(
         ImageSet(
             tuple(names),
@@ -237,7 +264,8 @@ def _inspect(
         bit_depth=transform.bit_depth,
         checks=[parts[row % own.world][row // own.world] for row in range(len(examples))],
     )
-    return images.val or images.train, summary
+    used = [at for _, times in done for at in times]
+    return images.val or images.train, replace(summary, kept=describe_kept(used, len(examples)))
 
 
 def _nothing_to_count() -> UsageError:

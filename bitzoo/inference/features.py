@@ -17,13 +17,14 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from bitzoo.data.image_store import Pixels
+from bitzoo.data.image_store import Contents, Pixels
 from bitzoo.files import Progress, cache_dir
 from bitzoo.inference.feature_cache import ROWS, Features, make_room, read_rows, write_rows
 from bitzoo.inference.runner import Runner, batches_of, one_ahead
@@ -71,6 +72,72 @@ _VERSION = 1
 _log = logging.getLogger(__name__)
 
 
+class FeatureNetwork:
+    """A network without its head, prepared for its backend when the first image needs it.
+
+    For several sets of images: preparing takes OpenVINO longer than a hundred images.
+    """
+
+    def __init__(
+        self,
+        model: BiT,
+        device: torch.device | str | None = None,
+        *,
+        dtype: torch.dtype = torch.float32,
+        backend: str = "eager",
+    ) -> None:
+        """Prepare nothing yet; the arguments are those of `compute_features`."""
+        self._encoder = _encoder(model)
+        self._how = device, dtype, backend
+        self._keys: dict[str, str] = {}
+
+    @cached_property
+    def _runner(self) -> Runner:
+        return Runner(self._encoder, *self._how)
+
+    def key(self, prepared: str) -> str:
+        """Return the name of all that determines features besides the images' contents."""
+        if prepared not in self._keys:
+            self._keys[prepared] = _key(self._encoder, prepared, *self._how)
+        return self._keys[prepared]
+
+    def compute(
+        self,
+        pixels: Pixels,
+        progress: Progress | None = None,
+        *,
+        cache: Path | None = None,
+        budget_bytes: int = BUDGET_BYTES,
+        work: Work | None = None,
+    ) -> Features:
+        """Return the pooled features of every image, as `compute_features` does."""
+        features = np.empty((len(pixels), self._encoder.num_features), np.float32)
+
+        def parts_of(rows: npt.NDArray[np.int64]) -> Iterator[npt.NDArray[np.int64]]:
+            """Compute the features of rows, and yield the rows of each part that is done."""
+            if not len(rows):
+                return iter(())
+            return _compute(self._runner, pixels, features, rows, work or Work(), progress)
+
+        contents = pixels.contents if budget_bytes > 0 else None
+        if contents is None:
+            deque(parts_of(np.arange(len(features))), maxlen=0)
+            return features
+        place = cache or cache_dir() / TASK
+        folder = place / self.key(contents.prepared)
+        if work is not None:
+            work.place = folder
+        if not len(read_rows(folder, contents.hashes, features)):
+            return features  # which needs neither a lock nor write permission
+        with _locked(folder) as is_writable:
+            missing = read_rows(folder, contents.hashes, features)
+            for part in parts_of(missing):
+                if is_writable:
+                    hashes = [contents.hashes[row] for row in part.tolist()]
+                    is_writable = _keep(place, folder, hashes, features[part], budget_bytes)
+        return features
+
+
 def compute_features(
     model: BiT,
     pixels: Pixels,
@@ -104,32 +171,8 @@ def compute_features(
     Returns:
         float32 (n, num_features), on the CPU.
     """
-    features = np.empty((len(pixels), model.num_features), np.float32)
-    encoder = _encoder(model)
-
-    def parts_of(rows: npt.NDArray[np.int64]) -> Iterator[npt.NDArray[np.int64]]:
-        """Compute the features of rows, and yield the rows of each part that is done."""
-        network = Runner(encoder, device, dtype, backend) if len(rows) else None
-        own = work or Work()
-        return _compute(network, pixels, features, rows, own, progress) if network else iter(())
-
-    contents = pixels.contents if budget_bytes > 0 else None
-    if contents is None:
-        deque(parts_of(np.arange(len(features))), maxlen=0)
-        return features
-    place = cache or cache_dir() / TASK
-    folder = place / _key(encoder, contents.prepared, device, dtype, backend)
-    if work is not None:
-        work.place = folder
-    if not len(read_rows(folder, contents.hashes, features)):
-        return features  # which needs neither a lock nor write permission
-    with _locked(folder) as is_writable:
-        missing = read_rows(folder, contents.hashes, features)
-        for part in parts_of(missing):
-            if is_writable:
-                hashes = [contents.hashes[row] for row in part.tolist()]
-                is_writable = _keep(place, folder, hashes, features[part], budget_bytes)
-    return features
+    network = FeatureNetwork(model, device, dtype=dtype, backend=backend)
+    return network.compute(pixels, progress, cache=cache, budget_bytes=budget_bytes, work=work)
 
 
 def find_features(
@@ -170,6 +213,22 @@ def find_features(
     return None if len(read_rows(folder, contents.hashes, features)) else features
 
 
+def count_missing(model: BiT, contents: Contents, device: torch.device | str | None = None) -> int:
+    """Return how many images have no features in the cache, as `compute_features` would find them.
+
+    Args:
+        model: The network.
+        contents: What names the images' pixels.
+        device: Where they would be computed.
+    """
+    place = cache_dir() / TASK
+    if not place.is_dir():
+        return len(contents.hashes)
+    key = _key(_encoder(model), contents.prepared, device, torch.float32, "eager")
+    rows = np.empty((len(contents.hashes), model.num_features), np.float32)
+    return len(read_rows(place / key, contents.hashes, rows))
+
+
 def _compute(
     network: Runner,
     pixels: Pixels,
@@ -181,11 +240,16 @@ def _compute(
     before = len(features) - len(rows)
     with ThreadPoolExecutor(1) as pool:
         for part in batches_of(rows, ROWS):
-            batches, done = batches_of(part, BATCH), 0
+            count = -(-len(part) // BATCH)
+            size = -(-len(part) // count) if network.has_one_shape else BATCH
+            batches, done = batches_of(part, size), 0
             try:
                 for batch, images in one_ahead(batches, lambda b: pool.submit(pixels.take, b)):
                     decoded, began = images.result(), time.perf_counter()
-                    features[batch] = network(decoded)
+                    # The last batch is smaller by less than the number of batches.
+                    missing = size - len(batch) if network.has_one_shape else 0
+                    filled = np.concatenate([decoded, decoded[:1].repeat(missing, 0)])
+                    features[batch] = network(filled if missing else decoded)[: len(batch)]
                     work.batches.append((len(batch), time.perf_counter() - began))
                     done += len(batch)
                     if progress:

@@ -39,6 +39,34 @@ def wilson(hits: int, count: int, z: float = Z_95) -> tuple[float, float]:
     return low, high
 
 
+def paired_difference(lost: int, gained: int, count: int, z: float = Z_95) -> tuple[float, float]:
+    """Return an interval of by how much the first of two classifiers is right more often.
+
+    Both judged the same images, so what says something is only where they differ. With half an
+    image added to each of the four cells of the table (right or wrong, by either), so that it says
+    something of few images too: ``d -+ z sqrt((b + c) - (b - c)^2 / n) / n`` with b = lost + 1/2,
+    c = gained + 1/2, n = count + 2 and d = (b - c) / n.
+
+    Source: A. Agresti and Y. Min, "Simple improved confidence intervals for comparing matched
+    proportions", Statistics in Medicine 24 (2005), p. 729-740 (the Wald interval with 2 added).
+
+    Args:
+        lost: Images that only the first had right.
+        gained: Images that only the second had right.
+        count: All images.
+        z: How many standard deviations; the default is for 95 %.
+
+    Returns:
+        Lower and upper end, in [-1, 1]; NaN without images.
+    """
+    if not count:
+        return math.nan, math.nan
+    b, c, n = lost + 0.5, gained + 0.5, count + 2
+    middle = (b - c) / n
+    reach = z * math.sqrt(b + c - (b - c) ** 2 / n) / n
+    return max(-1.0, middle - reach), min(1.0, middle + reach)
+
+
 def student(values: Sequence[float], share: float = 0.95) -> tuple[float, float]:
     """Return Student's interval of the mean of a normal population of which values were drawn.
 

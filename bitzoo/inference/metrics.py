@@ -64,6 +64,8 @@ class Evaluation(Displayed):
         several: Whether images may have several labels.
         of_sigmoid: Whether scores and losses are those of a sigmoid, not of a softmax.
         published: What others published about the model on this data set.
+        kept: A sentence on the images that were not read to check them, as an earlier check was
+            kept (`bitzoo.data.kept_checks`); "" if all were.
     """
 
     classes: tuple[str, ...]
@@ -79,6 +81,7 @@ class Evaluation(Displayed):
     several: bool = False
     published: tuple[Published, ...] = ()
     of_sigmoid: bool = False
+    kept: str = ""
 
     @classmethod
     def of_logits(

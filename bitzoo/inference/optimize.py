@@ -12,8 +12,10 @@ from torch import Tensor
 from bitzoo.errors import LayoutError, UsageError
 from bitzoo.inference.backends import BACKENDS
 from bitzoo.inference.devices import checked_device
+from bitzoo.inference.exact_float32 import exact_convolutions
 from bitzoo.models.bit import BiT
 from bitzoo.models.image_input import SCALING, require_images, words_for_channels
+from bitzoo.openmp_waiting import tell_once
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -73,7 +75,8 @@ class Optimized:
         return self._compute(images)
 
     def _compute(self, images: Tensor) -> Tensor:
-        return self._run(images.detach().to(self.device, torch.float32))
+        with exact_convolutions(self.device, self.dtype):
+            return self._run(images.detach().to(self.device, torch.float32))
 
     def _look(self, images: Tensor) -> None:
         self._has_looked = True
@@ -120,8 +123,9 @@ def optimize(
 
     Args:
         model: A classifier or encoder from `bitzoo.create_model`.
-        dtype: Compute dtype: ``float32``, or for speed ``bfloat16`` or ``float16``; the head stays
-            in float32. `deviation` measures the loss of accuracy.
+        dtype: Compute dtype: ``float32``, also on GPUs, whose convolutions torch would let round to
+            TF32; or for speed ``bfloat16`` or ``float16``; the head stays in float32. `deviation`
+            measures the loss of accuracy.
         backend: ``eager``; ``compile`` (torch.compile, which takes a minute per image size, for at
             most eight sizes); ``onnxruntime`` (float32, CPU, extra ``onnx``); ``openvino`` (CPU,
             extra ``openvino``).
@@ -139,10 +143,32 @@ def optimize(
             f"Only a classifier or encoder can be optimized, found {type(model).__name__}. Pass a "
             "model that bitzoo.create_model returns without `features_only`."
         )
-    kind = BACKENDS.get(backend)
+    target = next(model.parameters()).device if device is None else torch.device(device)
+    wanted = require_backend(backend, dtype, target)
+    if target.type == "cpu":
+        tell_once(torch.get_num_threads())
+    return Optimized(model, backend, target, wanted)
+
+
+def require_backend(
+    backend: str, dtype: str | torch.dtype, device: torch.device | str
+) -> torch.dtype:
+    """Check that a backend computes in a dtype and on a device.
+
+    Args:
+        backend: As for `optimize`, and so the others.
+        dtype: Compute dtype.
+        device: Where to compute.
+
+    Returns:
+        The dtype.
+
+    Raises:
+        UsageError: If the backend is unknown, or does not.
+    """
+    kind, target = BACKENDS.get(backend), torch.device(device)
     if kind is None:
         raise UsageError(f"`backend` must be one of {', '.join(BACKENDS)}, found {backend!r}.")
-    target = next(model.parameters()).device if device is None else torch.device(device)
     if kind.devices and target.type not in kind.devices:
         raise UsageError(
             f"The backend {backend} runs on {' or '.join(kind.devices)}, found {target.type}. "
@@ -155,7 +181,7 @@ def optimize(
             f"The backend {backend} computes in {' or '.join(names)}, found {dtype}. Choose one of "
             "these as `dtype`, or another `backend`."
         )
-    return Optimized(model, backend, target, wanted)
+    return wanted
 
 
 def chosen_device(device: torch.device | str | None, backend: str) -> torch.device:

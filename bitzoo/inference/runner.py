@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from bitzoo.errors import UsageError
+from bitzoo.inference.backends import BACKENDS
+from bitzoo.inference.exact_float32 import exact_convolutions
 from bitzoo.inference.optimize import COMPUTE_DTYPES, optimize
 from bitzoo.models.bit import BiT
 
@@ -49,6 +51,7 @@ class Runner:
         first = next(model.parameters(), torch.empty(0))
         self.device = first.device if device is None else torch.device(device)
         self.dtype = dtype
+        self.has_one_shape = BACKENDS[backend].has_one_shape if backend in BACKENDS else False
         self.limit = 1 << 30
         self.forward: Callable[[Tensor], Tensor] = (
             optimize(model, dtype=dtype, backend=backend, device=device)
@@ -85,7 +88,10 @@ class Runner:
             training = model.training
             reduced = self.dtype != torch.float32
             try:
-                with torch.autocast(self.device.type, self.dtype, enabled=reduced):
+                with (
+                    exact_convolutions(self.device, self.dtype),
+                    torch.autocast(self.device.type, self.dtype, enabled=reduced),
+                ):
                     y: Tensor = model.eval()(images)
             finally:
                 model.train(training)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from bitzoo.data.dataset import Example, ImageSet, Listed
+from bitzoo.data.kept_checks import KeptChecks
 from bitzoo.data.problems import Problems, join_some
 from bitzoo.data.split_record import (
     HELD_OUT,
@@ -109,6 +110,7 @@ def select(
     *,
     workers: int | None = None,
     progress: Progress | None = None,
+    kept: KeptChecks | None = None,
 ) -> tuple[tuple[Example, ...], Selection]:
     """Choose the images to count.
 
@@ -123,6 +125,7 @@ def select(
         title: Name of the network.
         workers: Threads that read; None for one per core.
         progress: Called while contents are compared.
+        kept: Checks of earlier runs.
 
     Returns:
         The examples, and what they are. `Selection.trained_on` is not known yet: see `judged`.
@@ -153,7 +156,7 @@ def select(
     if own or (record is None and split in listed.splits):
         return _of_the_data(listed, split, split or str(own), notes)
     if record is not None:
-        hashes = hash_contents(everything, workers=workers, progress=progress)
+        hashes = hash_contents(everything, workers=workers, progress=progress, kept=kept)
         examples = [replace(e, sha256=sha) for e, sha in zip(everything, hashes, strict=True)]
         return _by_record(listed.source, examples, split, record, title, notes)
     if split is not None:

@@ -12,8 +12,9 @@ import importlib
 import os
 import re
 import stat
+import sys
 from pathlib import Path
-from typing import IO, TypeAlias
+from typing import IO, Any, TypeAlias
 
 from PIL import Image, UnidentifiedImageError
 
@@ -153,7 +154,13 @@ def has_more_frames(image: Image.Image) -> bool:
 
 
 def _identify(file: ImageFile) -> Image.Image:
-    image = Image.open(file, formats=list(readable_formats()))
+    formats = list(readable_formats())
+    # Files are decoded several at a time, one in each thread or process: a decoder with threads of
+    # its own, by default one for each processor, would only take the processors from the others.
+    avif: Any = sys.modules.get("PIL.AvifImagePlugin")
+    if avif is not None and not avif.DEFAULT_MAX_THREADS:  # 0: nobody has chosen
+        avif.DEFAULT_MAX_THREADS = 1
+    image = Image.open(file, formats=formats)
     # Of a file that has a name, Pillow maps the pixels if it can, and then reads other pixels of a
     # damaged TIFF than from the same bytes in memory; and who truncates the file ends the process.
     image.filename = ""
@@ -177,7 +184,7 @@ def _register_heif() -> None:
             "HEIC needs the package pillow-heif, which is not installed. Install it: "
             'pip install "bitzoo[heif]", or convert the images to JPEG.'
         ) from error
-    heif.register_heif_opener()
+    heif.register_heif_opener(decode_threads=1)  # see `_identify`
 
 
 def _module(opener: object) -> str:

@@ -18,6 +18,8 @@ from bitzoo.training.training_config import TrainingConfig
 if TYPE_CHECKING:
     from typing_extensions import Self
 
+    from bitzoo.runs.estimate import Forecast
+
 Resolution = int | tuple[int | None, int] | None
 """The crop in pixels, or (resize, crop); a resize of None scales with the crop."""
 
@@ -46,6 +48,7 @@ class RunConfig(TrainingConfig):
             `bitzoo.data.validation.inspect`.
         examples_per_class: Few-shot: train on this many images per class.
         skip_bad: Whether to skip images that cannot be used.
+        recheck: Whether to read all images to check them, whatever checks earlier runs have kept.
         cache_gb: Most disk space for decoded images, in GB; 0 decodes at each step.
         workers: Processes that decode; None for one per core.
         class_weights: ``balanced`` weighs classes inversely to their number of images; see
@@ -78,6 +81,7 @@ class RunConfig(TrainingConfig):
     fixed_split: bool = False
     examples_per_class: int | None = None
     skip_bad: bool = False
+    recheck: bool = False
     cache_gb: float = 20.0
     workers: int | None = None
     class_weights: str | None = None
@@ -222,6 +226,10 @@ class DistillConfig(RunConfig):
         return self.teacher_places
 
 
+def say_nothing(text: str) -> None:
+    """Say nothing."""
+
+
 @dataclass(frozen=True)
 class Callbacks:
     """Callbacks during a run; all are optional.
@@ -234,11 +242,21 @@ class Callbacks:
         on_part: Called within a step, with the number of updates made and the fraction of the next
             one's images that are done: 0.0 when it begins, then after each micro-batch.
         on_eval: Called with the step and its evaluation.
+        confirm: Called before anything is decoded or written, with what the run will take; False
+            ends it there. None lets `say` have the text. Without either, nothing is measured.
+        looks_ahead: False measures nothing before the run, whoever hears.
     """
 
-    say: Callable[[str], None] = lambda text: None
+    say: Callable[[str], None] = say_nothing
     progress: Progress | None = None
     on_start: Callable[[Recipe], None] = lambda recipe: None
     on_step: Callable[[Mapping[str, float]], None] = lambda metrics: None
     on_part: Callable[[int, float], None] = lambda step, part: None
     on_eval: Callable[[int, Evaluation], None] = lambda step, evaluation: None
+    confirm: Callable[[Forecast], bool] | None = None
+    looks_ahead: bool = True
+
+    @property
+    def is_heard(self) -> bool:
+        """Whether anybody is to hear what a run will take."""
+        return self.looks_ahead and (self.confirm is not None or self.say is not say_nothing)

@@ -83,6 +83,7 @@ def distill(
     eval_split: str | None = None,
     fixed_split: bool = False,
     skip_bad: bool = False,
+    recheck: bool = False,
     cache_gb: float = 20.0,
     workers: int | None = None,
     dtype: str = "float32",
@@ -98,6 +99,7 @@ def distill(
     log: str | Sequence[str] | None = None,
     resume: bool = False,
     overwrite: bool = False,
+    time_limit: str | float | None = None,
     progress: Progress | bool | None = None,
     callbacks: Callbacks | None = None,
 ) -> DistillResult:
@@ -145,13 +147,15 @@ def distill(
         eval_split: Which split is held out of data with both a val and a test split.
         fixed_split: Whether to use the data set's own splits exactly as they are.
         skip_bad: Whether to skip images that cannot be used.
+        recheck: As for `bitzoo.finetune`.
         cache_gb: Most disk space for decoded held-out images, in GB. Training images are decoded at
             each use, as each use takes another crop.
         workers: Processes that decode; None for one per core.
         dtype: Dtype of the student's activations: ``float32``, ``bfloat16`` or ``float16``.
         device: ``cpu``, ``cuda``, ``cuda:1`` or ``mps``; None for a GPU if there is one.
         micro_batch: Most images that a process computes at once; None for as many as fit.
-        channels_last: Memory format; None for channels last on a CPU only.
+        channels_last: Memory format; None for the faster one on a CPU, as measured, and contiguous
+            elsewhere.
         compile: Whether to run the student through `torch.compile`.
         recompute_norms: Half the activation memory, a few percent slower.
         checkpoint_blocks: A quarter of the activation memory, for one more forward pass.
@@ -162,6 +166,7 @@ def distill(
         resume: Continue the run in `out` from its newest complete checkpoint, if there is one. The
             options must be the same; `bitzoo.resume` needs none, and can change some.
         overwrite: Delete what a run wrote to `out` and start again; other files there stay.
+        time_limit: As for `bitzoo.finetune`.
         progress: As for `bitzoo.finetune`.
         callbacks: Other callbacks during the run.
 
@@ -210,6 +215,7 @@ def distill(
         eval_split=eval_split,
         fixed_split=fixed_split,
         skip_bad=skip_bad,
+        recheck=recheck,
         cache_gb=cache_gb,
         workers=workers,
         log=log,
@@ -222,7 +228,12 @@ def distill(
         unlabelled=unlabelled,
     )
     job = Job(name, data, config)
-    result = run_job(job, Path(out), 1, progress, callbacks, resume=resume, overwrite=overwrite)
+    result = run_job(
+        *(job, Path(out), 1, progress, callbacks),
+        resume=resume,
+        overwrite=overwrite,
+        time_limit=time_limit,
+    )
     assert isinstance(result, DistillResult)
     return result
 
@@ -248,6 +259,8 @@ def _read(job: Job, callbacks: Callbacks) -> tuple[ImageSet, DataSummary]:
             workers=config.workers,
             progress=callbacks.progress,
             training=False,
+            keep_checks=True,
+            recheck=config.recheck,
         )
         notes = faculty.notes
         images = replace(images, source=job.data_name or images.source)
@@ -276,6 +289,11 @@ def _architecture(student: str) -> Architecture | None:
 def _plan(
     job: Job, images: ImageSet, summary: DataSummary, network: BiT, is_head_kept: bool
 ) -> Recipe:
+    recipe = _recipe(job, images)
+    return replace(recipe, head="kept") if is_head_kept else recipe
+
+
+def _recipe(job: Job, images: ImageSet) -> Recipe:
     config = _config_of(job)
     _, crop = config.resize_and_crop
     recipe = distillation_recipe(
@@ -301,8 +319,7 @@ def _plan(
             f"The student starts from {job.model}. In the paper such a start helps only short "
             "runs: up to 300 epochs of ImageNet it is ahead of random weights, from 600 on behind."
         )
-    head = "kept" if is_head_kept else recipe.head
-    return replace(recipe, notes=tuple(notes), head=head)
+    return replace(recipe, notes=tuple(notes))
 
 
 def _identity(job: Job) -> dict[str, Any]:
@@ -334,4 +351,5 @@ KIND = Kind(
     identity=_identity,
     begin=_begin,
     read=_read,
+    expect=lambda job, images, size: _recipe(job, images),
 )

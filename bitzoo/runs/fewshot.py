@@ -38,6 +38,7 @@ from bitzoo.runs.probe_size import PROBE_SIZE, probe_size
 from bitzoo.runs.report.fewshot_page import write_fewshot_report
 from bitzoo.runs.run_dir import CHECKPOINTS_NAME, RunDir
 from bitzoo.runs.run_lock import sole_use
+from bitzoo.runs.total import Total
 from bitzoo.training.checkpointing import FILES
 from bitzoo.training.hyperrule import Edition
 from bitzoo.training.ridge import ridge, scores
@@ -95,6 +96,7 @@ def fewshot(
     freeze: bool = False,
     val_fraction: float | None = None,
     skip_bad: bool = False,
+    recheck: bool = False,
     cache_gb: float = 20.0,
     workers: int | None = None,
     dtype: str = "float32",
@@ -139,6 +141,7 @@ def fewshot(
         freeze: Whether to train only the head.
         val_fraction: Fraction that is held out if the data set has no split.
         skip_bad: Whether to skip images that cannot be used.
+        recheck: As for `bitzoo.finetune`; of several trials, the first reads all images.
         cache_gb: Most disk space for decoded images, and as much for features, in GB.
         workers: Processes that decode.
         dtype: Dtype of activations.
@@ -171,6 +174,7 @@ def fewshot(
         "flip": flip,
         "freeze": freeze,
         "skip_bad": skip_bad,
+        "recheck": recheck,
         "cache_gb": cache_gb,
         "workers": workers,
         "dtype": dtype,
@@ -198,7 +202,7 @@ def fewshot(
         report = stack.enter_context(shown(progress))
         task = _Task(os.fspath(model), data, images, folder, seed, val_fraction, given, report)
         keep = not discard_weights
-        methods: dict[str, Callable[[_Task, _Told], _Finetuning | _Probe]] = {
+        methods: dict[str, Callable[[_Task, _Told, int], _Finetuning | _Probe]] = {
             "finetune": _Finetuning,
             "ridge": _Probe,
         }
@@ -217,7 +221,8 @@ def fewshot(
         in_main_process(partial(_record, result, keep))  # what is killed is known as what it is
         for note in result.notes:
             tell(note)
-        maker = methods[method](task, tell)
+        left = sum((number, run) not in made for number in numbers for run in range(runs))
+        maker = methods[method](task, tell, left)
         for number in numbers:
             for run in range(runs):
                 if (number, run) in made:
@@ -271,8 +276,10 @@ class _Told:
 class _Finetuning:
     """Trials that are fine-tuning runs."""
 
-    def __init__(self, task: _Task, tell: _Told) -> None:
+    def __init__(self, task: _Task, tell: _Told, left: int) -> None:
         self._task, self._tell = task, tell
+        self._total = Total(left, tell, "trial")
+        self._recheck = task.options["recheck"]
 
     def trial(self, shots: int, run: int) -> Trial | None:
         """Carry out a trial, or go on with it; None if it was stopped before its end."""
@@ -292,9 +299,10 @@ class _Finetuning:
             keep_checkpoints=1,
             resume=True,
             progress=task.progress or False,
-            callbacks=Callbacks(say=self._tell),
-            **task.options,
+            callbacks=self._total.begin(Callbacks(say=self._tell)),
+            **{**task.options, "recheck": self._recheck},
         )
+        self._recheck = False
         found = result.evaluation
         if result.stopped or found is None:
             return None
@@ -311,7 +319,7 @@ class _Finetuning:
 class _Probe:
     """Trials in closed form; images are read and features computed for the first of them."""
 
-    def __init__(self, task: _Task, tell: _Told) -> None:
+    def __init__(self, task: _Task, tell: _Told, left: int) -> None:
         self._task, self._tell = task, tell
         self._known: tuple[ImageSet, Features, Features] | None = None
 
@@ -346,8 +354,10 @@ class _Probe:
             workers=options["workers"],
             progress=task.progress,
             fixed_split=task.has_own_split,
+            keep_checks=True,
+            recheck=options["recheck"],
         )
-        for note in summary.notes:
+        for note in filter(None, [summary.kept, *summary.notes]):
             self._tell(note)
         network = load_classifier(task.model)
         transform = EvalTransform(crop, resize, bit_depth=summary.bit_depth)
@@ -403,7 +413,7 @@ def _checked(
 
 def _settings(task: _Task, method: str) -> dict[str, Any]:
     """Return what determines the results, besides the trials that are asked for."""
-    ignored = {"workers", "device", "cache_gb", *_NO_RESULT}
+    ignored = {"workers", "device", "cache_gb", "recheck", *_NO_RESULT}
     if method == "ridge":
         ignored |= set(_ONLY_FINETUNE)
     options = {name: value for name, value in task.options.items() if name not in ignored}

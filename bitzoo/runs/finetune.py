@@ -9,10 +9,14 @@ from pathlib import Path
 
 import torch
 
+from bitzoo.catalogue.registry import find_spec
 from bitzoo.data.dataset import DataSource, ImageSet
 from bitzoo.data.validation import DataSummary
 from bitzoo.errors import UsageError
 from bitzoo.files import Progress
+from bitzoo.inference.backends import BACKENDS
+from bitzoo.inference.optimize import chosen_device, require_backend
+from bitzoo.models.architecture import Architecture
 from bitzoo.models.bit import BiT
 from bitzoo.runs.config import Callbacks, FinetuneConfig, Resolution
 from bitzoo.runs.job import Job
@@ -54,11 +58,13 @@ def finetune(
     fixed_split: bool = False,
     examples_per_class: int | None = None,
     skip_bad: bool = False,
+    recheck: bool = False,
     cache_gb: float = 20.0,
     workers: int | None = None,
     dtype: str = "float32",
     device: str | None = None,
     freeze: bool = False,
+    backend: str = "eager",
     micro_batch: int | None = None,
     channels_last: bool | None = None,
     compile: bool = False,  # noqa: A002
@@ -73,6 +79,7 @@ def finetune(
     log: str | Sequence[str] | None = None,
     resume: bool = False,
     overwrite: bool = False,
+    time_limit: str | float | None = None,
     progress: Progress | bool | None = None,
     callbacks: Callbacks | None = None,
 ) -> FinetuneResult:
@@ -117,13 +124,18 @@ def finetune(
         examples_per_class: Few-shot: train on this many images per class, or all of them if there
             are fewer. Those of fewer images are among those of more.
         skip_bad: Whether to skip images that cannot be used.
+        recheck: Whether to read and decode all images to check them, also those that earlier runs
+            have checked and that are unchanged by size, time and inode.
         cache_gb: Most disk space for decoded images, in GB; 0 decodes at each step.
         workers: Processes that decode; None for one per core.
         dtype: Dtype of activations: ``float32``, ``bfloat16`` or ``float16``.
         device: ``cpu``, ``cuda``, ``cuda:1`` or ``mps``; None for a GPU if there is one.
         freeze: Whether to train only the head, on cached features (linear probe).
+        backend: What computes these features, in `dtype`; see `bitzoo.optimize`. Only with
+            `freeze`.
         micro_batch: Most images that a process computes at once; None for as many as fit.
-        channels_last: Memory format; None for channels last on a CPU only.
+        channels_last: Memory format; None for the faster one on a CPU, as measured, and contiguous
+            elsewhere.
         compile: Whether to run through `torch.compile`.
         recompute_norms: Half the activation memory, a few percent slower.
         checkpoint_blocks: A quarter of the activation memory, for one more forward pass.
@@ -143,6 +155,10 @@ def finetune(
         resume: Continue the run in `out` from its newest complete checkpoint, if there is one. The
             options must be the same; `bitzoo.resume` needs none, and can change some.
         overwrite: Delete what a run wrote to `out` and start again; other files there stay.
+        time_limit: For the whole call, with everything before and after training: ``30m``, ``2h``,
+            or seconds. Steps first and then the resolution are reduced until the plan fits, by
+            measured speeds; see `bitzoo.runs.time_limit`. It is no deadline. A run that goes on
+            keeps the plan that it has.
         progress: Called with a task, how much of it is done, and how much there is. Or True for
             lines on stderr, False for none; None shows a live line on a terminal or in a notebook.
         callbacks: Other callbacks during the run; its `progress`, if any, takes precedence.
@@ -154,15 +170,20 @@ def finetune(
     Raises:
         DatasetError: If the data cannot be used for training; lists all problems at once.
         UsageError: If options contradict each other, `out` contains another run, or another
-            process is using it.
+            process is using it; or if no plan fits the time limit.
         BitzooError: As `bitzoo.create_model` and `bitzoo.training.trainer.train` raise.
     """
     if repeats < 1:
         raise UsageError(f"`repeats` must be at least 1, found {repeats}.")
+    if freeze:  # before the data are read
+        where = chosen_device(device, backend)
+        require_backend(backend, dtype, where)
+        device = device or (where.type if BACKENDS[backend].devices else None)
     config = FinetuneConfig(
         seed=seed,
         dtype=dtype,
         freeze=freeze,
+        backend=backend,
         micro_batch=micro_batch,
         channels_last=channels_last,
         compile=compile,
@@ -191,6 +212,7 @@ def finetune(
         fixed_split=fixed_split,
         examples_per_class=examples_per_class,
         skip_bad=skip_bad,
+        recheck=recheck,
         cache_gb=cache_gb,
         workers=workers,
         class_weights=class_weights,
@@ -198,7 +220,10 @@ def finetune(
     )
     job = Job(os.fspath(model), data, config)
     result = run_job(
-        job, Path(out), repeats, progress, callbacks, resume=resume, overwrite=overwrite
+        *(job, Path(out), repeats, progress, callbacks),
+        resume=resume,
+        overwrite=overwrite,
+        time_limit=time_limit,
     )
     assert isinstance(result, FinetuneResult)
     return result
@@ -249,17 +274,27 @@ def network_from_weights(
 def _plan(
     job: Job, images: ImageSet, summary: DataSummary, network: BiT, is_head_kept: bool
 ) -> Recipe:
+    recipe = _recipe(job, images, summary.resolution, network.architecture)
+    return replace(recipe, head="kept") if is_head_kept else recipe
+
+
+def _expect(job: Job, images: ImageSet, size: tuple[int, int]) -> Recipe:
+    known = find_spec(job.model)  # only R152x4 has a rule of its own
+    return _recipe(job, images, size, known.arch_name if known else None)
+
+
+def _recipe(
+    job: Job, images: ImageSet, size: tuple[int, int], architecture: Architecture | str | None
+) -> Recipe:
     config = _config_of(job)
     rule = hyperrule(
         len(images.train),
-        summary.resolution,
+        size,
         config.edition,
-        network.architecture,
+        architecture,
         flip="flip" not in images.label_changing,
         crop="crop" not in images.label_changing,
     )
-    if is_head_kept:
-        rule = replace(rule, head="kept")
     resize, crop = config.resize_and_crop
     return rule.override(
         steps=config.steps,
@@ -285,4 +320,5 @@ KIND = Kind(
     create=_create,
     plan=_plan,
     identity=lambda job: {"pretrained": _config_of(job).pretrained},
+    expect=_expect,
 )

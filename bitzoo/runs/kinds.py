@@ -44,6 +44,9 @@ class Kind:
         select: Chooses among the images of the data set, before they are checked.
         begin: Completes the job before the data are read.
         read: Reads and checks the data in the main process; None reads them as most runs do.
+        expect: Makes the recipe as far as it says how images are resized, of a data set that is
+            listed but not checked, and the height and width of its images. A guess: a wrong one
+            costs time (`bitzoo.data.rows_while_checking`).
     """
 
     config: type[RunConfig]
@@ -54,6 +57,7 @@ class Kind:
     select: Callable[[Job, ImageSet], ImageSet] = _all
     begin: Callable[[Job], Job] = _as_it_is
     read: Callable[[Job, Callbacks], tuple[ImageSet, DataSummary]] | None = None
+    expect: Callable[[Job, ImageSet, tuple[int, int]], Recipe] | None = None
 
 
 _MODULES = {FINETUNED: "finetune", "pretrain": "pretrain", "distill": "distill"}

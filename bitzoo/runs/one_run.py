@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import os
-from dataclasses import replace
+import time
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +20,15 @@ from bitzoo.data.dataset import ImageSet, read_dataset
 from bitzoo.data.split_record import write_split
 from bitzoo.data.validation import DataSummary, inspect
 from bitzoo.display import list_names
-from bitzoo.errors import UsageError
+from bitzoo.durations import parse_duration
+from bitzoo.errors import BitzooError, UsageError
 from bitzoo.files import Progress, write_json
 from bitzoo.inference.processes import in_main_process, join_processes, process_device
 from bitzoo.inference.selection import held_out_by, record_of
 from bitzoo.models.bit import BiT
 from bitzoo.runs.changes import Change, changed, record_change
 from bitzoo.runs.config import Callbacks, RunConfig
+from bitzoo.runs.foresight import Foresight
 from bitzoo.runs.job import Job
 from bitzoo.runs.kinds import find_kind
 from bitzoo.runs.report.leakage import measure_leakage
@@ -34,6 +37,8 @@ from bitzoo.runs.run_lock import sole_use
 from bitzoo.runs.run_result import RunResult
 from bitzoo.runs.session import Session, Task
 from bitzoo.runs.step_progress import reported
+from bitzoo.runs.time_limit import as_before, fixed
+from bitzoo.runs.wanted_rows import wanted_rows
 from bitzoo.training.recipe import Recipe
 
 CHECKED_BEFORE = 50_000
@@ -53,6 +58,7 @@ def run_job(
     resume: bool,
     overwrite: bool,
     change: Change | None = None,
+    time_limit: str | float | None = None,
 ) -> RunResult:
     """Carry out a job, once or with several seeds.
 
@@ -65,16 +71,43 @@ def run_job(
         resume: Whether to continue the run in the folder, if there is one.
         overwrite: Whether to delete what a run wrote to the folder and start again.
         change: What to change in the run that is resumed.
+        time_limit: For the whole call, as for `bitzoo.durations.parse_duration`; a run that goes on
+            keeps the plan that it has.
     """
     callbacks = callbacks or Callbacks()
+    most = None if time_limit is None else parse_duration(time_limit)
     with reported(callbacks.progress or progress, callbacks) as callbacks:
+        ahead = _Ahead(time.monotonic(), most, repeats)
         if repeats == 1:
-            return _run(job, out, resume, overwrite, callbacks, change or Change())
-        return _repeat(job, out, repeats, resume, overwrite, callbacks)
+            return _run(job, out, resume, overwrite, callbacks, change or Change(), ahead)
+        return _repeat(job, out, repeats, resume, overwrite, callbacks, ahead)
+
+
+@dataclass(frozen=True)
+class _Ahead:
+    """What is known of the time of a call.
+
+    Attributes:
+        began: When it began, by the monotonic clock.
+        limit: Seconds that it may take; None for no limit.
+        repeats: Runs that are left, this one included; 0 if they have been looked at already.
+        like: The recipe of the first run of several, whose plan the others have.
+    """
+
+    began: float
+    limit: float | None
+    repeats: int
+    like: Recipe | None = None
 
 
 def _repeat(
-    job: Job, out: Path, repeats: int, resume: bool, overwrite: bool, callbacks: Callbacks
+    job: Job,
+    out: Path,
+    repeats: int,
+    resume: bool,
+    overwrite: bool,
+    callbacks: Callbacks,
+    ahead: _Ahead,
 ) -> RunResult:
     """Run with one seed after another, unless a run is stopped."""
     run_dir, runs, first = RunDir(out), list[RunResult](), job.config.seed
@@ -89,9 +122,11 @@ def _repeat(
         in_main_process(begin)
         for seed in range(first, first + repeats):
             own = replace(job, config=replace(job.config, seed=seed))
-            runs.append(_run(own, out / f"seed-{seed}", resume, overwrite, callbacks, Change()))
+            place = out / f"seed-{seed}"
+            runs.append(_run(own, place, resume, overwrite, callbacks, Change(), ahead))
             if runs[-1].stopped:
                 break
+            ahead = replace(ahead, repeats=0, like=runs[0].recipe)
         evaluated = [run for run in runs if run.evaluation]
         evaluated.sort(key=lambda run: run.evaluation.top1 if run.evaluation else 0.0)
         middle = evaluated[(len(evaluated) - 1) // 2] if evaluated else runs[-1]
@@ -104,7 +139,13 @@ def _repeat(
 
 
 def _run(
-    job: Job, out: Path, resume: bool, overwrite: bool, callbacks: Callbacks, change: Change
+    job: Job,
+    out: Path,
+    resume: bool,
+    overwrite: bool,
+    callbacks: Callbacks,
+    change: Change,
+    ahead: _Ahead,
 ) -> RunResult:
     """Run once."""
     process_device(job.config.device)  # before the data are read, if there is no such device
@@ -130,12 +171,22 @@ def _run(
         job = kind.begin(job)
         read = kind.read or read_images
         images, summary = in_main_process(lambda: read(job, callbacks))
-        _tell(callbacks, *summary.notes, "\n".join(describe_classes(images)))
+        _tell(callbacks, summary.kept, *summary.notes, "\n".join(describe_classes(images)))
         network, is_kept = kind.create(job, images, callbacks)
         before = record_of(network)
         held_out = held_out_by(images, summary.skipped, before, job.model)
         _tell(callbacks, *(held_out.notes if held_out else ()))
         recipe = kind.plan(job, images, summary, network, is_kept)
+        begun = read_record(out) if resume else None
+        sight = Foresight(
+            *(job, _planned_before(recipe, begun, ahead), network, images, summary, out),
+            record=begun,
+            extend=change.extend,
+            repeats=max(1, ahead.repeats),
+            overwrite=overwrite,
+        )
+        recipe = _look_ahead(sight, ahead, callbacks, is_new=begun is None)
+        job = fixed(job, recipe)
         evaluated = len(images.val) if images.val else 0
         config, when = job.config.with_evaluations(recipe, evaluated)
         _tell(callbacks, when)
@@ -149,7 +200,7 @@ def _run(
         callbacks.on_start(recipe)
         now = {**started, "recipe": recipe.to_dict(), "dtype": config.dtype}
         task = Task(network, recipe, images, summary, config, held_out, job.data, job.faculty)
-        with Session(task, run_dir, now, callbacks) as session:
+        with Session(task, run_dir, now, callbacks, sight.layout) as session:
             steps, stopped, rate = session.train()
             final, choice, more = None, None, dict[str, Any]()
             if not stopped:
@@ -165,6 +216,41 @@ def _run(
     leakage = measure_leakage(summary, final, images)
     result = kind.result(out, recipe, steps, stopped, final, rate, leakage=leakage, choice=choice)
     return replace(result, **more)
+
+
+def _planned_before(recipe: Recipe, begun: dict[str, Any] | None, ahead: _Ahead) -> Recipe:
+    """Return the plan as it was made to fit when this run, or the first of several, began."""
+    if ahead.like is not None:
+        return as_before(recipe, ahead.like)
+    if begun is None:
+        return recipe
+    try:
+        return as_before(recipe, Recipe.from_dict(begun["recipe"]))
+    except (BitzooError, KeyError, TypeError):
+        return recipe  # a damaged record, which is reported when the run is opened
+
+
+def _look_ahead(sight: Foresight, ahead: _Ahead, callbacks: Callbacks, *, is_new: bool) -> Recipe:
+    """Say what the run will take, ask where that is wanted, and return the plan."""
+    heard = in_main_process(lambda: callbacks.is_heard)
+    limited = ahead.limit is not None and is_new and ahead.like is None
+    if sight.steps_left < 1 or not ahead.repeats or not (heard or limited):
+        return sight.recipe
+    if limited:
+        assert ahead.limit is not None
+        sight.fit_in(ahead.limit / ahead.repeats, time.monotonic() - ahead.began)
+    elif ahead.limit is not None:
+        _tell(callbacks, "The run goes on with the plan that it has; `time_limit` changes nothing.")
+    found = sight.forecast()
+
+    def tell() -> None:
+        if callbacks.confirm is None:
+            _tell(callbacks, found.text)
+        elif not callbacks.confirm(found):
+            raise UsageError("Not confirmed; nothing was started.")
+
+    in_main_process(tell)
+    return sight.recipe
 
 
 def _tell(callbacks: Callbacks, *sentences: str) -> None:
@@ -212,6 +298,7 @@ def read_images(job: Job, callbacks: Callbacks) -> tuple[ImageSet, DataSummary]:
     )
     images = kind.select(job, images)
     large = sum(map(len, images.splits)) > CHECKED_BEFORE
+    lazily = config.checks_while_training and large
     images, summary = inspect(
         images,
         skip_bad=config.skip_bad,
@@ -219,8 +306,10 @@ def read_images(job: Job, callbacks: Callbacks) -> tuple[ImageSet, DataSummary]:
         progress=callbacks.progress,
         drop_near_duplicates=config.drop_near_duplicates,
         fixed_split=config.fixed_split,
-        lazily=config.checks_while_training and large,
-        keep_checks=config.checks_while_training,
+        lazily=lazily,
+        keep_checks=True,
+        recheck=config.recheck,
+        rows=None if lazily else wanted_rows(job, images),
     )
     return replace(images, source=job.data_name or images.source), summary
 
@@ -240,8 +329,10 @@ def _identity(
         "patience": config.patience,
         "eval_every": config.eval_every,
     }
+    computed = {} if config.backend == "eager" else {"backend": config.backend}
     return {
         **depth,
+        **computed,
         **(selected if config.selects else {}),
         "numpy": _numpy_release(),
         "model": model,

@@ -53,6 +53,7 @@ def pretrain(
     fixed_split: bool = False,
     fraction: float | None = None,
     skip_bad: bool = False,
+    recheck: bool = False,
     cache_gb: float = 20.0,
     workers: int | None = None,
     dtype: str = "float32",
@@ -68,6 +69,7 @@ def pretrain(
     log: str | Sequence[str] | None = None,
     resume: bool = False,
     overwrite: bool = False,
+    time_limit: str | float | None = None,
     progress: Progress | bool | None = None,
     callbacks: Callbacks | None = None,
 ) -> PretrainResult:
@@ -105,13 +107,15 @@ def pretrain(
         fraction: Share of the training images to use, above 0 and at most 1; those of a smaller
             share are among those of a larger one of the same seed. None is all.
         skip_bad: Whether to skip images that cannot be used.
+        recheck: As for `bitzoo.finetune`.
         cache_gb: Most disk space for decoded held-out images, in GB. Training images are decoded at
             each use, as each use takes another crop.
         workers: Processes that decode; None for one per core.
         dtype: Dtype of activations: ``float32``, ``bfloat16`` or ``float16``.
         device: ``cpu``, ``cuda``, ``cuda:1`` or ``mps``; None for a GPU if there is one.
         micro_batch: Most images that a process computes at once; None for as many as fit.
-        channels_last: Memory format; None for channels last on a CPU only.
+        channels_last: Memory format; None for the faster one on a CPU, as measured, and contiguous
+            elsewhere.
         compile: Whether to run through `torch.compile`.
         recompute_norms: Half the activation memory, a few percent slower.
         checkpoint_blocks: A quarter of the activation memory, for one more forward pass.
@@ -122,6 +126,7 @@ def pretrain(
         resume: Continue the run in `out` from its newest complete checkpoint, if there is one. The
             options must be the same; `bitzoo.resume` needs none, and can change some.
         overwrite: Delete what a run wrote to `out` and start again; other files there stay.
+        time_limit: As for `bitzoo.finetune`.
         progress: As for `bitzoo.finetune`.
         callbacks: Other callbacks during the run.
 
@@ -164,13 +169,19 @@ def pretrain(
         fixed_split=fixed_split,
         fraction=fraction,
         skip_bad=skip_bad,
+        recheck=recheck,
         cache_gb=cache_gb,
         workers=workers,
         log=log,
     )
     pretraining(recipe, 1)  # an unknown recipe is refused before the data are read
     job = Job(name, data, config)
-    result = run_job(job, Path(out), 1, progress, callbacks, resume=resume, overwrite=overwrite)
+    result = run_job(
+        *(job, Path(out), 1, progress, callbacks),
+        resume=resume,
+        overwrite=overwrite,
+        time_limit=time_limit,
+    )
     assert isinstance(result, PretrainResult)
     return result
 
@@ -230,6 +241,13 @@ def _select(job: Job, images: ImageSet) -> ImageSet:
 def _plan(
     job: Job, images: ImageSet, summary: DataSummary, network: BiT, is_head_kept: bool
 ) -> Recipe:
+    recipe = _recipe(job, images)
+    if recipe.head_bias:
+        start_head(network, recipe.head_bias)
+    return recipe
+
+
+def _recipe(job: Job, images: ImageSet) -> Recipe:
     config = _config_of(job)
     several = any(label_sets_of(split).single is None for split in images.splits)
     rule = pretraining(
@@ -246,7 +264,7 @@ def _plan(
             f"`resolution` of pre-training is the edge of the crops alone, found {resize} and "
             f"{crop}. Give only {crop}."
         )
-    recipe = rule.override(
+    return rule.override(
         steps=config.steps,
         epochs=config.epochs,
         lr=config.lr,
@@ -255,9 +273,6 @@ def _plan(
         crop=crop,
         flip=config.flip,
     )
-    if recipe.head_bias:
-        start_head(network, recipe.head_bias)
-    return recipe
 
 
 _NO_FLIP = "No mirroring: it would change labels of these data."
@@ -275,4 +290,5 @@ KIND = Kind(
     plan=_plan,
     identity=lambda job: {KEY: PretrainConfig.kind, "pretrained": False},
     select=_select,
+    expect=lambda job, images, size: _recipe(job, images),
 )

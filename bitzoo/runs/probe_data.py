@@ -17,12 +17,15 @@ from bitzoo.data.dataset import (
     read_dataset,
 )
 from bitzoo.data.groups import NEAR_DUPLICATES
+from bitzoo.data.kept_checks import KeptChecks, describe_kept
 from bitzoo.data.near_duplicates import NearDuplicates, near_groups
+from bitzoo.data.rows_while_checking import WantedRows
 from bitzoo.data.splits import draw_folds, join_groups
 from bitzoo.data.validation import DataSummary, check_images, inspect
 from bitzoo.errors import UsageError
 from bitzoo.files import Progress
 from bitzoo.inference.evaluate import labels_of
+from bitzoo.models.preprocessing import EvalTransform
 
 Rows = npt.NDArray[np.int64]
 
@@ -74,6 +77,9 @@ def read_probe_data(
     eval_split: str | None,
     seed: int,
     skip_bad: bool,
+    recheck: bool,
+    transform: EvalTransform,
+    cache_bytes: int,
     workers: int | None,
     progress: Progress | None,
 ) -> ProbeData:
@@ -90,6 +96,9 @@ def read_probe_data(
         eval_split: Which is held out of data with both a val and a test split.
         seed: Seed of the held-out choice, or of the folds.
         skip_bad: Whether to skip images that cannot be used.
+        recheck: Whether to read all images to check them, whatever earlier checks were kept.
+        transform: How the images will be prepared.
+        cache_bytes: Most bytes of the cache of decoded images; 0 if they are not to be kept.
         workers: Threads that decode.
         progress: Called with a task, how much of it is done, and how much there is.
 
@@ -117,14 +126,18 @@ def read_probe_data(
             f"A probe needs images to be judged on, and {images.source} has none. Leave out "
             "`val_fraction`, or use all images in turn, with `folds=5`."
         )
+    rows = WantedRows({"train": transform, "val": transform}, cache_bytes)
     if folds is not None:
-        return _in_folds(images, folds, group_by, seed, skip_bad, workers, progress)
+        return _in_folds(images, folds, group_by, seed, skip_bad, recheck, rows, workers, progress)
     images, summary = inspect(
         images,
         skip_bad=skip_bad,
         workers=workers,
         progress=progress,
         drop_near_duplicates=drop_near_duplicates,
+        keep_checks=True,
+        recheck=recheck,
+        rows=rows,
     )
     assert images.val is not None
     learn, judge = len(images.train), len(images.val)
@@ -163,11 +176,21 @@ def _in_folds(
     group_by: str | None,
     seed: int,
     skip_bad: bool,
+    recheck: bool,
+    rows: WantedRows,
     workers: int | None,
     progress: Progress | None,
 ) -> ProbeData:
     every = [example for split in images.splits for example in split.examples]
-    checks = check_images(every, workers=workers, progress=progress)
+    kept_checks = KeptChecks.of(images.source, recheck=recheck)
+    checks = check_images(
+        every,
+        workers=workers,
+        progress=progress,
+        kept=kept_checks,
+        rows=rows,
+        splits=[split.name for split in images.splits for _ in split.examples],
+    )
     signatures = {check.sha256: check.signature for check in checks}
     images, summary = inspect(
         images, skip_bad=skip_bad, workers=workers, progress=progress, checks=checks
@@ -186,7 +209,9 @@ def _in_folds(
     )
     whole = replace(whole, fingerprint=fingerprint(whole))
     labels = labels_of(whole.train)
-    alike = near_groups([signatures.get(e.sha256, b"") for e in examples], progress)
+    alike = near_groups(
+        [signatures.get(e.sha256, b"") for e in examples], progress, kept_checks.compared
+    )
     groupings: list[Sequence[Hashable]] = [[example.sha256 for example in examples]]
     if group_by == NEAR_DUPLICATES:
         groupings.append(alike)
@@ -224,6 +249,7 @@ def _in_folds(
         class_counts={"train": tuple(counts.tolist())},
         notes=kept,
         near_duplicates=NearDuplicates(),
+        kept=describe_kept(kept_checks.used, len(every)),
     )
     return ProbeData(
         whole,

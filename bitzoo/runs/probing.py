@@ -20,6 +20,7 @@ import torch
 
 from bitzoo.data.dataset import DataSource, Split
 from bitzoo.data.run_folders import PROBE_NAME
+from bitzoo.display import list_names
 from bitzoo.durations import parse_duration
 from bitzoo.errors import BitzooError, UsageError
 from bitzoo.files import Progress, write_json
@@ -71,6 +72,7 @@ def probe(
     seed: int = 0,
     resolution: Resolution = None,
     skip_bad: bool = False,
+    recheck: bool = False,
     time_limit: str | float | None = None,
     cache_gb: float = 20.0,
     workers: int | None = None,
@@ -114,6 +116,7 @@ def probe(
         resolution: The crop in pixels, or (resize, crop), for all models; default (256, 224), as
             big_vision's few-shot evaluation.
         skip_bad: Whether to skip images that cannot be used.
+        recheck: Whether to read all images to check them, whatever earlier checks were kept.
         time_limit: Stop after this time (``30m``, ``2h``, or seconds). The models with the fewest
             parameters come first; what was not reached is listed as not tried.
         cache_gb: Most disk space for features, and as much for decoded images, in GB.
@@ -141,6 +144,12 @@ def probe(
     candidates = find_candidates(models, download=download)
     if take is not None and save is None:
         raise UsageError("`take` names the model to save. Say where, with `save`.")
+    names = [own.name for own in candidates.models]
+    if take is not None and os.fspath(take) not in names:
+        raise UsageError(
+            f"`take` must be one of the models that are tried ({list_names(names)}), found "
+            f"{os.fspath(take)!r}."
+        )
     tell = say or (lambda text: None)
     with ExitStack() as stack:
         report = stack.enter_context(shown(progress))
@@ -156,13 +165,17 @@ def probe(
             eval_split=eval_split,
             seed=seed,
             skip_bad=skip_bad,
+            recheck=recheck,
+            transform=EvalTransform(crop, resize),
+            # as in `Images.for_networks`: a single network takes them as they are decoded
+            cache_bytes=int(cache_gb * 1e9) if len(candidates.models) > 1 else 0,
             workers=workers,
             progress=report,
         )
         transform = EvalTransform(crop, resize, bit_depth=known.summary.bit_depth)
         way = Way(transform, where, dtype, backend, int(cache_gb * 1e9), workers)
         notes = (*candidates.notes, *known.notes, *_notes(known, way, len(candidates.models)))
-        for note in notes:
+        for note in filter(None, [known.summary.kept, *notes]):
             tell(note)
         result = ProbeResult(
             known.images.source,
@@ -188,7 +201,7 @@ def probe(
             )
             _write(result)
         if save is not None:
-            result = _saved(result, candidates.models, work, data, Path(save), take)
+            result = _saved(result, work, data, Path(save), take)
             result = replace(result, seconds=round(time.monotonic() - began, 3))
             _write(result)
     return result
@@ -334,7 +347,6 @@ def _write(result: ProbeResult) -> None:
 
 def _saved(
     result: ProbeResult,
-    candidates: Sequence[Candidate],
     work: _Work,
     data: DataSource,
     folder: Path,
@@ -345,9 +357,6 @@ def _saved(
     row = next((own for own in result.models if own.model == name), None)
     if row is None or not row.is_done:
         why = f"{name}: {row.outcome}: {row.reason}" if row else result.advice.why
-        if take is not None and row is None:
-            tried = ", ".join(own.name for own in candidates)
-            why = f"`take` must be one of the models that are tried ({tried}), found {name!r}."
         raise UsageError(f"Nothing is saved in {folder}. {why}")
     network = load_classifier(row.model)
     head = work.head(network)

@@ -23,8 +23,10 @@ from bitzoo.data.stand_ins import StandIns
 from bitzoo.data.validation import DataSummary
 from bitzoo.errors import CheckpointError
 from bitzoo.inference.evaluate import evaluate_pixels, labels_of
-from bitzoo.inference.features import compute_features
+from bitzoo.inference.exact_float32 import rounds_to_tf32
+from bitzoo.inference.features import FeatureNetwork
 from bitzoo.inference.metrics import Evaluation
+from bitzoo.inference.optimize import COMPUTE_DTYPES
 from bitzoo.inference.processes import (
     gather,
     join_processes,
@@ -34,6 +36,7 @@ from bitzoo.inference.processes import (
 from bitzoo.inference.selection import Selection
 from bitzoo.models.bit import BiT
 from bitzoo.models.preprocessing import EvalTransform
+from bitzoo.openmp_waiting import tell_once
 from bitzoo.runs.config import Callbacks, RunConfig
 from bitzoo.runs.metrics_csv import CSV_NAME, MetricsTable
 from bitzoo.runs.report.artifacts import FinishedRun, write_artifacts
@@ -41,7 +44,8 @@ from bitzoo.runs.run_dir import RunDir
 from bitzoo.runs.teachers import Faculty
 from bitzoo.runs.teaching import Teaching, measure_teaching
 from bitzoo.runs.trackers import Track, chosen_trackers, tracking
-from bitzoo.runs.work_log import WorkLog, device_name
+from bitzoo.runs.wanted_rows import evaluation_transform, training_size
+from bitzoo.runs.work_log import WorkLog, device_name, waiting_of
 from bitzoo.training.checkpointing import (
     Checkpoint,
     checkpoint_path,
@@ -50,12 +54,19 @@ from bitzoo.training.checkpointing import (
 )
 from bitzoo.training.distributed import send_from_main
 from bitzoo.training.linear_probe import evaluate_features, train_head
+from bitzoo.training.memory_layout import MemoryLayout
 from bitzoo.training.model_selection import Choice, Keep, ModelSelection
-from bitzoo.training.recipe import INCEPTION_CROP, SIGMOID, TEMPERATURE, Recipe
+from bitzoo.training.recipe import SIGMOID, TEMPERATURE, Recipe
 from bitzoo.training.trainer import float_buffers, train
 
 if TYPE_CHECKING:
     from typing_extensions import Self
+
+_TF32 = (
+    "On this GPU, the convolutions of float32 training round their factors to TF32 (10 bits), as "
+    "torch is set; evaluations do not. NVIDIA_TF32_OVERRIDE=0 in the environment trains without, "
+    "which took 2.2 times as long on an H100."
+)
 
 
 @dataclass(frozen=True)
@@ -90,7 +101,12 @@ class Session:
     """
 
     def __init__(
-        self, task: Task, run_dir: RunDir, identity: Mapping[str, Any], callbacks: Callbacks
+        self,
+        task: Task,
+        run_dir: RunDir,
+        identity: Mapping[str, Any],
+        callbacks: Callbacks,
+        layout: MemoryLayout | None = None,
     ) -> None:
         """Set up; nothing is opened yet.
 
@@ -99,7 +115,9 @@ class Session:
             run_dir: Where it goes.
             identity: The run's options, as in `run.json`.
             callbacks: Callbacks during the run.
+            layout: The memory format, if it was measured before; as for `train`.
         """
+        self._layout = layout
         self._task, self._run_dir, self._callbacks = task, run_dir, callbacks
         self._identity = identity
         self._processes = join_processes(task.config.device)
@@ -115,11 +133,11 @@ class Session:
 
     def __enter__(self) -> Self:
         with self._resources:
-            recipe, images, freeze = self._task.recipe, self._task.images, self._freeze
-            if recipe.augmentation == INCEPTION_CROP:
-                self._pixels: Pixels = self._open_whole(images.train)
-            else:
-                self._pixels = self._open(images.train, recipe.crop if freeze else recipe.resize)
+            recipe, images = self._task.recipe, self._task.images
+            size = training_size(recipe, freeze=self._freeze)
+            self._pixels: Pixels = (
+                self._open_whole(images.train) if size is None else self._open(images.train, size)
+            )
             seen = evaluation_transform(recipe, self._task.summary.bit_depth)
             self._held_out = self._open(images.val, seen) if images.val else None
             self._resources = self._resources.pop_all()
@@ -349,6 +367,8 @@ class Session:
             folder=self._run_dir.checkpoints,
             start=start,
             about=self._run_dir.mark,
+            layout=self._layout,
+            on_layout=self._record_layout,
             on_step=self._record,
             on_part=self._callbacks.on_part if self._is_main else lambda step, part: None,
             on_eval=self._evaluate,
@@ -361,10 +381,14 @@ class Session:
         network, labels = task.network.to(device), labels_of(task.images.train)
         self._go_back_to(0)
 
+        config = task.config
+        encoder = FeatureNetwork(
+            network, device, dtype=COMPUTE_DTYPES[config.dtype], backend=config.backend
+        )
+        budget, report = int(config.cache_gb * 1e9), self._callbacks.progress
+
         def features_of(pixels: Pixels) -> Tensor:
-            budget, report = int(task.config.cache_gb * 1e9), self._callbacks.progress
-            found = compute_features(network, pixels, device, report, budget_bytes=budget)
-            return torch.from_numpy(found)
+            return torch.from_numpy(encoder.compute(pixels, report, budget_bytes=budget))
 
         features = features_of(self._pixels)
         if self._held_out is not None:
@@ -396,7 +420,22 @@ class Session:
                 )
             )
             device, count = self._processes.device, self._processes.num_processes
-            self._log.start(device_name(device, count), step)
+            name, config = device_name(device, count), self._task.config
+            if device.type == "cpu":
+                tell_once(torch.get_num_threads())
+            if not config.freeze and rounds_to_tf32(device, COMPUTE_DTYPES[config.dtype]):
+                name += ", convolutions in TF32"
+                self._callbacks.say(_TF32)
+            self._log.start(name, step, waiting_of(device))
+
+    def _record_layout(self, layout: MemoryLayout) -> None:
+        if self._is_main:
+            self._log.describe(memory_format=layout.describe())
+            if layout.is_compared:
+                self._callbacks.say(
+                    f"Memory format: {layout.describe()}. It decides the last bits of the result, "
+                    "so the checkpoints keep it."
+                )
 
     def _append(self, record: Mapping[str, Any]) -> None:
         self._run_dir.append(record)
@@ -417,13 +456,6 @@ def training_labels(images: ImageSet) -> Labels:
     sets = label_sets_of(images.train)
     single = sets.single
     return sets if single is None else single
-
-
-def evaluation_transform(recipe: Recipe, bit_depth: int | None) -> EvalTransform:
-    """Return how a recipe prepares test images."""
-    if recipe.eval_resize is None:
-        return EvalTransform.to_square(recipe.crop, bit_depth)
-    return EvalTransform(recipe.crop, recipe.eval_resize, square=False, bit_depth=bit_depth)
 
 
 def _has_ended(start: Checkpoint | None, config: RunConfig) -> bool:

@@ -31,6 +31,7 @@ from bitzoo.runs.report.artifacts import EVALUATION_NAME
 from bitzoo.runs.report.vtab_report import VTAB_REPORT_NAME, write_vtab_report
 from bitzoo.runs.run_dir import RunDir, read_record
 from bitzoo.runs.run_lock import sole_use
+from bitzoo.runs.total import Total
 from bitzoo.runs.vtab_result import RunScore, TaskScore, VtabResult
 from bitzoo.small_files import read_json
 from bitzoo.training.checked_values import whole
@@ -113,7 +114,8 @@ def vtab(
         device: ``cpu``, ``cuda``, ``cuda:1`` or ``mps``; None for a GPU if there is one.
         freeze: Whether to train only the head, on cached features (linear probe).
         micro_batch: Most images that a process computes at once; None for as many as fit.
-        channels_last: Memory format; None for channels last on a CPU only.
+        channels_last: Memory format; None for the faster one on a CPU, as measured, and contiguous
+            elsewhere.
         compile: Whether to run through `torch.compile`.
         recompute_norms: Half the activation memory, a few percent slower.
         checkpoint_blocks: A quarter of the activation memory, for one more forward pass.
@@ -163,7 +165,8 @@ def vtab(
     )
     chosen, callbacks = chosen_tasks(tasks), callbacks or Callbacks()
     seeds = range(seed, seed + whole("`runs`", runs, 1))
-    work = _Work(os.fspath(model), Path(out), config, seeds, callbacks, progress)
+    total = Total(0, callbacks.say)
+    work = _Work(os.fspath(model), Path(out), config, seeds, callbacks, progress, total)
     with contextlib.ExitStack() as stack:
         in_main_process(lambda: work.take(stack))
         prepared, skipped = in_main_process(lambda: _divide(chosen))
@@ -171,6 +174,7 @@ def vtab(
             callbacks.say(
                 f"Skipped, as their data are not prepared ({len(skipped)}): {', '.join(skipped)}."
             )
+        total.left = len(prepared) * runs
         found: dict[str, TaskScore] = {}
         records: list[Mapping[str, Any]] = []
         for number, (task, version) in enumerate(prepared.items(), start=1):
@@ -261,6 +265,7 @@ class _Work:
     seeds: range
     callbacks: Callbacks
     progress: Progress | bool | None
+    total: Total
 
     def take(self, stack: contextlib.ExitStack) -> None:
         """Keep other calls out of the folder until `stack` is unwound."""
@@ -294,7 +299,7 @@ class _Work:
                     place,
                     1,
                     self.progress,
-                    self.callbacks if number == 0 else quiet,
+                    self.total.begin(self.callbacks if number == 0 else quiet),
                     resume=True,
                     overwrite=False,
                 )
@@ -310,6 +315,7 @@ class _Work:
             records.append(record)
             score = RunScore(seed, f"{task.name}/{place.name}", correct, count)
             scores.append(score)
+            self.total.left -= 1
             self.callbacks.say(
                 f"{task.name}, seed {seed}: top-1 {score.top1:.2%} ({correct:,} of {count:,})"
             )

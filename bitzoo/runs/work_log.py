@@ -7,6 +7,7 @@ counts twice: it is the time that the run took.
 
 from __future__ import annotations
 
+import os
 import time
 from datetime import datetime, timezone
 from typing import Any
@@ -15,6 +16,7 @@ import torch
 
 from bitzoo.errors import CheckpointError
 from bitzoo.files import write_json
+from bitzoo.openmp_waiting import description
 from bitzoo.runs.run_dir import SESSIONS_NAME, RunDir
 from bitzoo.small_files import read_json
 
@@ -37,19 +39,33 @@ class WorkLog:
         self._written = 0.0
         self._sessions: list[dict[str, Any]] = []
 
-    def start(self, device: str, step: int) -> None:
+    def start(self, device: str, step: int, waiting: str = "") -> None:
         """Record the session.
 
         Args:
             device: What it computes on.
             step: Number of updates made before it.
+            waiting: How the threads of a CPU wait for each other.
 
         Raises:
             UsageError: If it cannot be written, as on a full disk.
         """
         started = datetime.fromtimestamp(self._started, timezone.utc).isoformat(timespec="seconds")
         own = {"started": started, "from_step": step, "device": device, "seconds": 0.0}
+        own |= {"waiting": waiting} if waiting else {}
         self._sessions = [*self._earlier(), own]
+        self._write()
+
+    def describe(self, **facts: str) -> None:
+        """Record more about the session, as text.
+
+        Args:
+            facts: What is recorded, by name; ``memory_format`` is among the `rows`.
+
+        Raises:
+            UsageError: If it cannot be written, as on a full disk.
+        """
+        self._sessions[-1].update(facts)
         self._write()
 
     def keep(self, *, now: bool = False) -> None:
@@ -75,11 +91,17 @@ class WorkLog:
         since = f", without the first {first['from_step']:,} steps" if first["from_step"] else ""
         seconds = sum(session["seconds"] for session in self._sessions)
         devices = list(dict.fromkeys(session["device"] for session in self._sessions))
+        formats = dict.fromkeys(
+            found for each in self._sessions if isinstance(found := each.get("memory_format"), str)
+        )
+        waits = [str(session["waiting"]) for session in self._sessions if session.get("waiting")]
         return [
             ("started", _minute(datetime.fromisoformat(first["started"]).timestamp())),
             ("finished", _minute(ended)),
             ("duration", f"{_duration(seconds)} to decode, train and evaluate{parts}{since}"),
             ("device", "; ".join(devices)),
+            *([("memory format", "; ".join(formats))] if formats else []),
+            *([("threads wait", "; ".join(dict.fromkeys(waits)))] if waits else []),
         ]
 
     def _earlier(self) -> list[dict[str, Any]]:
@@ -111,6 +133,13 @@ def device_name(device: torch.device, processes: int = 1) -> str:
     else:
         name = device.type
     return name if processes == 1 else f"{processes} processes, each with {name}"
+
+
+def waiting_of(device: torch.device) -> str:
+    """Return how the threads that compute wait for each other; empty if there is but one."""
+    if device.type != "cpu" or torch.get_num_threads() < 2:
+        return ""
+    return description(os.environ)
 
 
 def _is_session(entry: object) -> bool:

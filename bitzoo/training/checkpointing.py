@@ -9,6 +9,7 @@ there is recognized as damaged.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -126,6 +127,23 @@ def latest_checkpoint(folder: Path) -> Checkpoint | None:
     if files:
         _log.warning("%s has no undamaged checkpoint: the run cannot be resumed.", folder)
     return None
+
+
+def newest_loop(folder: Path) -> tuple[int, dict[str, Any]]:
+    """Return the step of the newest checkpoint and what its trainer recorded, unchecked.
+
+    For statements in advance: nothing but the header is read, so a damaged file may be named.
+
+    Returns:
+        The number of updates made and `Trainer.facts`; (0, {}) if there is no readable one.
+    """
+    files = _files(folder)
+    for step in sorted(files, reverse=True):
+        with contextlib.suppress(Exception):  # damaged in any way
+            with safe_open(files[step], framework="pt") as file:
+                record = json.loads(file.metadata()["bitzoo_checkpoint"])
+            return step, dict(record["meta"]["loop"])
+    return 0, {}
 
 
 def read_checkpoint(path: Path) -> Checkpoint:

@@ -78,22 +78,25 @@ def train_head(
     )
     head = model.get_classifier()
     assert isinstance(head, nn.Conv2d)
-    optimizer = torch.optim.SGD(
-        head.parameters(), lr=0.0, momentum=recipe.momentum, weight_decay=recipe.weight_decay
-    )
+    parameters = list(head.parameters())
+    momenta = [torch.zeros_like(parameter) for parameter in parameters]
     targets = F.one_hot(torch.from_numpy(labels.astype(np.int64)), model.num_classes).float()
     weights = loss_weights(recipe, labels, model.num_classes, head.weight.device)
     step, selection, best = 0, ModelSelection(options.patience), None
     while step < steps and not selection.is_exhausted:
         batch = plan.batch(step)
-        optimizer.param_groups[0]["lr"] = recipe.schedule.lr_at(step)
         inputs, wanted = (_mixed(rows, batch).to(head.weight) for rows in (features, targets))
         logits = head(inputs[:, :, None, None]).flatten(1)
         loss = LOSSES[recipe.loss](logits, wanted, weights, recipe.loss_options).sum()
         loss = loss / recipe.batch_size
-        optimizer.zero_grad()
-        torch.autograd.backward(loss)
-        optimizer.step()
+        # The same operations as torch.optim.SGD, whose first use imports torch's whole compiler: that
+        # takes longer than all steps of the head.
+        gradients = torch.autograd.grad(loss, parameters)
+        with torch.no_grad():
+            for parameter, momentum, gradient in zip(parameters, momenta, gradients, strict=True):
+                decayed = gradient.add(parameter, alpha=recipe.weight_decay)
+                momentum.mul_(recipe.momentum).add_(decayed)
+                parameter.add_(momentum, alpha=-recipe.schedule.lr_at(step))
         step += 1
         on_step({"step": step, "loss": loss.item(), "lr": recipe.schedule.lr_at(step - 1)})
         if step < steps and every and step % every == 0:

@@ -41,12 +41,27 @@ def choose_micro_batch(forward: Callable[[Tensor], Tensor], images: Tensor, rows
         images: A few images as the network takes them, (n, channels, height, width).
         rows: Number of images to compute, at least 1.
     """
+    return fitting(image_bytes(forward, images), rows, images.device)
+
+
+def image_bytes(forward: Callable[[Tensor], Tensor], images: Tensor) -> int:
+    """Return the bytes that one more image stores for a backward pass, at least 1; as above."""
     twice = torch.cat([images, images])
     all_of_them = saved_bytes(forward, twice) - saved_bytes(forward, images)
-    each = max(1, all_of_them // len(images))
-    fitting = memory_for_maps(images.device) // each
+    return max(1, all_of_them // len(images))
+
+
+def fitting(each: int, rows: int, device: torch.device) -> int:
+    """Return how many images to compute at once: `rows`, or a half, a quarter, ... of it.
+
+    Args:
+        each: Bytes that an image stores.
+        rows: Number of images to compute, at least 1.
+        device: Where they are stored.
+    """
+    most = memory_for_maps(device) // each
     chosen = rows
-    while chosen > max(1, fitting):
+    while chosen > max(1, most):
         chosen = -(-chosen // 2)
     return chosen
 

@@ -17,8 +17,8 @@ import gc
 import logging
 import math
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Iterable, Mapping
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -29,13 +29,11 @@ from torch import Tensor
 
 from bitzoo.data.image_store import Pixels
 from bitzoo.data.loader import BatchPlan, Feed, Labels, MicroBatch, prefetch
-from bitzoo.errors import BitzooError, TensorMismatchError
+from bitzoo.errors import BitzooError
 from bitzoo.inference.optimize import COMPUTE_DTYPES
 from bitzoo.inference.processes import join_processes, local_processes, process_device
 from bitzoo.models.batch_norm import statistics_kept
 from bitzoo.models.bit import BiT
-from bitzoo.models.layers import StdConv2d
-from bitzoo.training import activation_checkpointing
 from bitzoo.training.batch_statistics import (
     dependence_on_micro_batch,
     require_equal_shares,
@@ -43,16 +41,19 @@ from bitzoo.training.batch_statistics import (
     synchronize_statistics,
 )
 from bitzoo.training.checkpointing import Checkpoint, save_checkpoint
+from bitzoo.training.continuation import copy_state, warn_of_rounding
 from bitzoo.training.distributed import GradientSum, send_from_main
 from bitzoo.training.graceful_stop import Pace, graceful_stop
-from bitzoo.training.gradient_accumulation import SharingConv2d, recast, standardize_once
+from bitzoo.training.gradient_accumulation import standardize_once
 from bitzoo.training.losses import LOSSES, loss_weights
-from bitzoo.training.micro_batch_size import choose_micro_batch, is_out_of_memory
+from bitzoo.training.memory_layout import MemoryLayout, choose_layout
+from bitzoo.training.micro_batch_size import choose_micro_batch, image_bytes, is_out_of_memory
 from bitzoo.training.model_selection import ModelSelection, Scores
 from bitzoo.training.optimizers import NamedOptimizer
 from bitzoo.training.recipe import INCEPTION_CROP, Recipe
 from bitzoo.training.requirements import check_training
 from bitzoo.training.training_config import TrainingConfig
+from bitzoo.training.training_form import training_form
 
 _log = logging.getLogger(__name__)
 
@@ -97,6 +98,8 @@ def train(
     folder: Path | None = None,
     start: Checkpoint | None = None,
     about: Mapping[str, Any] | None = None,
+    layout: MemoryLayout | None = None,
+    on_layout: Callable[[MemoryLayout], None] = lambda layout: None,
     on_step: Callable[[dict[str, float]], None] = lambda metrics: None,
     on_part: Callable[[int, float], None] = lambda step, part: None,
     on_eval: Callable[[int], Scores | None] = lambda step: None,
@@ -123,6 +126,10 @@ def train(
         folder: Where checkpoints go; None writes none. One is written at the end too.
         start: Checkpoint to resume from; only the main process needs it.
         about: What the metadata of checkpoints say about the run, JSON-serializable.
+        layout: The memory format, where it was measured before the run; None measures it where
+            there is a choice.
+        on_layout: Called once, before the first step, with the memory format that the network
+            trains in, and what was measured; in every process.
         on_step: Called after each step with `step` (updates made), `loss` (of the whole batch,
             before the update), `lr` and `images_per_s`; in every process, with the same loss.
         on_part: Called within a step, with the number of updates made and the fraction of this
@@ -144,9 +151,10 @@ def train(
     steps = recipe.schedule.steps
     check_training(model, recipe, pixels, labels, has_teacher=teacher is not None)
     pace = Pace()
-    with _training_form(model, options), graceful_stop(pace) as asked:
+    with training_form(model, options), graceful_stop(pace) as asked:
         trainer = Trainer(model, recipe, pixels, labels, options, teacher)
-        trainer.begin(start)
+        trainer.begin(start, layout)
+        on_layout(trainer.layout)
         loss, saved, stopped, first = None, None, False, trainer.step
         selection = trainer.selection
         spared = selection.best
@@ -207,6 +215,7 @@ class Trainer:
         step: Number of updates made; also the index of the next one.
         selection: The evaluations so far.
         micro_batch: Most images that a process computes at once.
+        layout: The memory format; that of the run from `begin` on.
         on_part: Called within a step with the fraction of this process's images that are done: 0.0
             when it begins, then after each micro-batch but the last.
     """
@@ -227,7 +236,8 @@ class Trainer:
         if next(model.parameters()).dtype == torch.float64:  # a network in float64 stays so
             dtype = torch.float64
         self._wide = torch.promote_types(dtype, torch.float32)
-        layout = _layout(options, device)
+        self.layout = _usual_layout(options, device)
+        layout = self.layout.memory_format
         model.to(device, memory_format=layout)  # type: ignore[call-overload]
         features = model.forward_features
         self._features = torch.compile(features) if options.compile else features
@@ -250,8 +260,10 @@ class Trainer:
         self.selection = ModelSelection(options.patience)
         self.micro_batch = options.micro_batch or 0
 
-    def begin(self, start: Checkpoint | None) -> None:
-        """Restore a checkpoint, choose the micro-batch, and synchronize with other processes.
+    def begin(self, start: Checkpoint | None, measured: MemoryLayout | None = None) -> None:
+        """Restore a checkpoint, choose micro-batch and memory format, agree with other processes.
+
+        `measured` is the memory format where there is a choice, if it was measured before.
 
         Raises:
             TensorMismatchError: If the checkpoint belongs to another network.
@@ -260,14 +272,10 @@ class Trainer:
         if start is not None:
             self._restore(state, start)
         if not self.micro_batch:
-            crop = self._recipe.crop
-            # Batch normalization needs two values for a mean, and maps may be of one pixel.
-            fewest = 2 if self._mixes_images else 1
-            images = torch.zeros(fewest, 3, crop, crop, device=self._feed.device)
-            images = images.to(self._feed.dtype, memory_format=self._feed.memory_format)
             with statistics_kept(self._model):
-                chosen = choose_micro_batch(self._logits, images, max(1, len(self._rows)))
+                chosen = choose_micro_batch(self._logits, self._trial(), max(1, len(self._rows)))
             self.micro_batch = chosen
+        layout = self._layout_of(start) or measured
         if self.processes.num_processes > 1:
             agreed: list[Any] = [
                 self.step,
@@ -275,13 +283,16 @@ class Trainer:
                 self._scaler.state_dict(),
                 self.selection,
                 self._optimizer.updates,
+                layout,
             ]
             dist.broadcast_object_list(agreed, src=0)
-            self.step, self.micro_batch, scaling, self.selection, updates = agreed
+            self.step, self.micro_batch, scaling, self.selection, updates, layout = agreed
             self._scaler.load_state_dict(scaling)
             if updates is not None:
                 self._optimizer.updates = updates
             send_from_main(state.values())
+        self._use(layout or self._measured_layout())
+        if self.processes.num_processes > 1:
             synchronize_statistics(self._model)
         if self._mixes_images:
             self._say_what_is_mixed()
@@ -302,6 +313,7 @@ class Trainer:
             **selected,
             **({} if counted is None else {"updates": counted}),
             "micro_batch": self.micro_batch,
+            "layout": self.layout.to_dict(),
             "scaler": self._scaler.state_dict(),
             "seed": self._options.seed,
             "dtype": self._options.dtype,
@@ -313,6 +325,75 @@ class Trainer:
             "device": self._feed.device.type,
             "torch": str(torch.__version__),
         }
+
+    def image_bytes(self) -> int:
+        """Return the bytes that one more image of a micro-batch stores for its backward pass."""
+        with statistics_kept(self._model):
+            return image_bytes(self._logits, self._trial())
+
+    def _trial(self) -> Tensor:
+        crop = self._recipe.crop
+        images = torch.zeros(self.fewest, 3, crop, crop, device=self._feed.device)
+        return images.to(self._feed.dtype, memory_format=self._feed.memory_format)
+
+    def time_pass(self, channels_last: bool, count: int) -> float:
+        """Return the seconds of a forward and backward pass, the mean over all processes.
+
+        All of them must call this. Nothing else changes: see `bitzoo.training.memory_layout`. The
+        network stays in the memory format of the pass.
+
+        Args:
+            channels_last: The memory format.
+            count: Number of images, each of the recipe's crop.
+
+        Returns:
+            Infinity if any process ran out of memory.
+        """
+        self._use(MemoryLayout(channels_last))
+        feed, crop = self._feed, self._recipe.crop
+        drawn = torch.rand((count, 3, crop, crop), generator=torch.Generator().manual_seed(0))
+        images = drawn.mul_(2).sub_(1).to(feed.device, feed.dtype)
+        images = images.contiguous(memory_format=feed.memory_format)
+        targets = torch.full((count, feed.num_classes), 1 / feed.num_classes, device=feed.device)
+        began = time.perf_counter()
+        try:
+            with statistics_kept(self._model):
+                loss = self._losses(images, targets).sum() / self._recipe.batch_size
+                torch.autograd.backward(loss)
+            float(loss.detach())  # a GPU is done by then
+            seconds = time.perf_counter() - began
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            seconds = math.inf
+        self._optimizer.torch.zero_grad()
+        return self._sum(seconds)[0] / self.processes.num_processes
+
+    def _layout_of(self, start: Checkpoint | None) -> MemoryLayout | None:
+        """Return the memory format that is not to be measured; None if it is."""
+        if self._options.channels_last is not None or self._feed.device.type != "cpu":
+            return self.layout
+        if start is not None and start.meta["loop"].get("device", "cpu") == "cpu":
+            record = start.meta["loop"].get("layout")  # none from before formats were measured
+            return MemoryLayout.from_dict(record) if record else self.layout
+        return self.layout if self._options.compile else None  # compiling for both takes minutes
+
+    def _measured_layout(self) -> MemoryLayout:
+        steps, rows = self._recipe.schedule.steps - self.step, max(1, len(self._rows))
+        most = min(self.micro_batch, rows)
+        return choose_layout(self.time_pass, steps * rows, fewest=self.fewest, most=most)
+
+    def _use(self, layout: MemoryLayout) -> None:
+        """Bring network, optimizer and images into a memory format."""
+        if layout.channels_last != self.layout.channels_last:
+            layout.convert(self._model, self._optimizer.state().values())
+            self._feed = replace(self._feed, memory_format=layout.memory_format)
+        self.layout = layout
+
+    @property
+    def fewest(self) -> int:
+        """Fewest images of a pass: batch normalization needs two values for a mean."""
+        return 2 if self._mixes_images else 1  # and maps may be of one pixel
 
     def updates(self) -> Generator[float]:
         """Make the remaining updates; yields the loss of each, the same in all processes.
@@ -383,7 +464,7 @@ class Trainer:
         try:
             with self._kernels if shared else contextlib.nullcontext():
                 for part in parts:
-                    loss = self._losses(part).sum() / self._recipe.batch_size
+                    loss = self._losses(part.images, part.targets).sum() / self._recipe.batch_size
                     done += len(part.images)
                     if done == len(self._rows):
                         gradients.follow()
@@ -399,9 +480,9 @@ class Trainer:
                 raise self._too_large() from error  # the others wait for statistics of this batch
         return 0.0, False  # outside the handler, so that the failed step's tensors are released
 
-    def _losses(self, part: MicroBatch) -> Tensor:
-        targets = self._teacher(part.images) if self._teacher else part.targets
-        logits, options = self._logits(part.images), self._recipe.loss_options
+    def _losses(self, images: Tensor, targets: Tensor) -> Tensor:
+        targets = self._teacher(images) if self._teacher else targets
+        logits, options = self._logits(images), self._recipe.loss_options
         targets = targets.to(logits.dtype)
         return LOSSES[self._recipe.loss](logits, targets, self._class_weights, options)
 
@@ -456,17 +537,7 @@ class Trainer:
         )
 
     def _restore(self, state: Mapping[str, Tensor], start: Checkpoint) -> None:
-        found = {name: tuple(tensor.shape) for name, tensor in start.state.items()}
-        wanted = {name: tuple(tensor.shape) for name, tensor in state.items()}
-        if found != wanted:
-            diff = [f"- {name} {shape}" for name, shape in wanted.items() - found.items()]
-            diff += [f"+ {name} {shape}" for name, shape in found.items() - wanted.items()]
-            raise TensorMismatchError(
-                f"{start.path} belongs to another network: missing (-) and extra (+) tensors "
-                f"{', '.join(sorted(diff)[:8])}. Resume with the options that the run began with."
-            )
-        for name, tensor in state.items():
-            tensor.detach().copy_(start.state[name])
+        copy_state(state, start)
         if (updates := start.meta["loop"].get("updates")) is not None:
             self._optimizer.updates = updates
         then, now = start.meta["loop"], self.facts()
@@ -476,15 +547,7 @@ class Trainer:
         if self._scaler.is_enabled() and then["scaler"]:
             self._scaler.load_state_dict(then["scaler"])
         self._say_if_batches_differ(then)
-        for name in ("processes", "machines", "threads", "device", "torch"):
-            if then.get(name, now[name]) != now[name]:
-                _log.warning(
-                    "The run had %s %s, now it has %s: training continues, but the result may "
-                    "differ in the last bits from an uninterrupted run.",
-                    name,
-                    then[name],
-                    now[name],
-                )
+        warn_of_rounding(then, now)
 
     def _say_what_is_mixed(self) -> None:
         recipe, count, most = self._recipe, self.processes.num_processes, self.micro_batch
@@ -507,11 +570,11 @@ class Trainer:
             )
 
 
-def _layout(options: TrainingConfig, device: torch.device) -> torch.memory_format:
+def _usual_layout(options: TrainingConfig, device: torch.device) -> MemoryLayout:
     wanted = options.channels_last
     if wanted is None:  # CUDA's group normalization has no channels-last kernel and copies
         wanted = device.type == "cpu"
-    return torch.channels_last if wanted else torch.contiguous_format
+    return MemoryLayout(wanted)
 
 
 def batch_plan(recipe: Recipe, examples: int, seed: int) -> BatchPlan:
@@ -531,29 +594,6 @@ def batch_plan(recipe: Recipe, examples: int, seed: int) -> BatchPlan:
 def float_buffers(model: BiT) -> dict[str, Tensor]:
     """Return what training changes besides the parameters: the averages of batch norms, by name."""
     return {name: tensor for name, tensor in model.named_buffers() if tensor.is_floating_point()}
-
-
-@contextlib.contextmanager
-def _training_form(model: BiT, options: TrainingConfig) -> Iterator[None]:
-    """Put the model into its training form; afterwards restore the plain form, in eval mode."""
-    before = {parameter: parameter.requires_grad for parameter in model.parameters()}
-    activation_checkpointing.recompute_norms(model, options.recompute_norms)
-    activation_checkpointing.checkpoint_blocks(model, options.checkpoint_blocks)
-    if options.freeze:
-        model.requires_grad_(False)
-        model.head.requires_grad_(True)
-    model.train()
-    try:
-        yield
-    finally:
-        activation_checkpointing.recompute_norms(model, False)
-        activation_checkpointing.checkpoint_blocks(model, False)
-        recast(model, StdConv2d, SharingConv2d, enable=False)
-        synchronize_statistics(model, enable=False)
-        for parameter, required in before.items():
-            parameter.requires_grad_(required)
-            parameter.grad = None
-        model.eval()
 
 
 def _is_due(step: int, every: int) -> bool:

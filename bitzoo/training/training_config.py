@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import get_args
 
 from bitzoo.errors import UsageError
+from bitzoo.inference.backends import BACKENDS
 from bitzoo.inference.optimize import COMPUTE_DTYPES
 from bitzoo.training.model_selection import Keep
 
@@ -23,8 +24,11 @@ class TrainingConfig:
             float16 also scales losses.
         device: ``cpu``, ``cuda``, ``cuda:1`` or ``mps``; None for a GPU if there is one.
         freeze: Whether to train only the head.
+        backend: What computes the features of a run that trains only the head, a key of
+            `bitzoo.inference.backends.BACKENDS`; `dtype` is then theirs.
         micro_batch: Most images that a process computes at once; None chooses automatically.
-        channels_last: Memory format; None uses channels last on the CPU only.
+        channels_last: Memory format; None uses the faster one on a CPU, as measured by
+            `bitzoo.training.memory_layout`, and contiguous elsewhere.
         compile: Whether to use `torch.compile`.
         recompute_norms: See `bitzoo.training.activation_checkpointing`.
         checkpoint_blocks: See `bitzoo.training.activation_checkpointing`.
@@ -47,6 +51,7 @@ class TrainingConfig:
     dtype: str = "float32"
     device: str | None = None
     freeze: bool = False
+    backend: str = "eager"
     micro_batch: int | None = None
     channels_last: bool | None = None
     compile: bool = False
@@ -62,6 +67,15 @@ class TrainingConfig:
         if self.dtype not in COMPUTE_DTYPES:
             raise UsageError(
                 f"`dtype` must be one of {', '.join(COMPUTE_DTYPES)}, found {self.dtype!r}."
+            )
+        if self.backend not in BACKENDS:
+            raise UsageError(
+                f"`backend` must be one of {', '.join(BACKENDS)}, found {self.backend!r}."
+            )
+        if self.backend != "eager" and not self.freeze:
+            raise UsageError(
+                f"`backend={self.backend!r}` computes features that only the head is trained on. "
+                "Add `freeze=True`, or leave it out."
             )
         if self.keep not in (None, *get_args(Keep)):
             raise UsageError(

@@ -33,7 +33,7 @@ _log = logging.getLogger(__name__)
 @overload
 def create_model(
     model: Place,
-    pretrained: bool | Place = ...,
+    pretrained: bool | Place | None = ...,
     *,
     num_classes: int | None = ...,
     in_chans: int | None = ...,
@@ -49,7 +49,7 @@ def create_model(
 @overload
 def create_model(
     model: Place,
-    pretrained: bool | Place = ...,
+    pretrained: bool | Place | None = ...,
     *,
     num_classes: int | None = ...,
     in_chans: int | None = ...,
@@ -65,7 +65,7 @@ def create_model(
 @overload
 def create_model(
     model: Place,
-    pretrained: bool | Place = ...,
+    pretrained: bool | Place | None = ...,
     *,
     num_classes: int | None = ...,
     in_chans: int | None = ...,
@@ -80,7 +80,7 @@ def create_model(
 
 def create_model(
     model: Place,
-    pretrained: bool | Place = False,
+    pretrained: bool | Place | None = None,
     *,
     num_classes: int | None = None,
     in_chans: int | None = None,
@@ -104,7 +104,8 @@ def create_model(
         pretrained: True for the weights that belong to `model`; otherwise the path of a checkpoint
             in any format that bitzoo converts, the path of a folder with `model.safetensors` and
             optionally `config.json`, an http(s) address, or ``hub:organisation/name@revision``.
-            False for random weights and a zero head.
+            False for random weights and a zero head. None is True for a checkpoint, whose weights
+            are the reason to name it, and False for a catalogue name, as in timm.
         num_classes: None (or the file's own count) keeps the file's head; another count gives a
             new head that starts at zero; 0 gives pooled features.
         in_chans: Channels of the images. None keeps those of the weights, 3 for all catalogue
@@ -128,6 +129,8 @@ def create_model(
         CheckpointError: If the file is damaged, or its architecture is not that of the name.
         DownloadError: If the weights cannot be fetched.
     """
+    if pretrained is None:
+        pretrained = is_location(model)
     spec, place = _resolve(model, pretrained, progress, weights)
     indices = tuple(out_indices) if features_only else None
     wanted = _Wanted(num_classes, in_chans, indices, output_stride)

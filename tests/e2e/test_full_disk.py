@@ -181,5 +181,5 @@ def test_decoded_images(data):
     code, _, err = InProcess(*arguments, environment=environment).result()
     assert code == 2  # the weights do not fit either
     assert [path for path in data.rglob("*") if ".bitzoo-" in path.name] == []
-    assert [path for path in data.rglob("*.shard") if path.stat().st_size > LIMIT] == []
+    assert [path for path in data.rglob("*.rows") if path.stat().st_size > LIMIT] == []
     assert err.count("Images are decoded at every step: the cache ") == 1

@@ -53,7 +53,7 @@ def test_two_processes_find_what_one_finds(place):
     assert two == one
     assert two["count"] == 11
     assert [row["count"] for row in two["per_class"]] == [4, 3, 4]
-    assert list((place / "cache-2").rglob("*.shard"))
+    assert list((place / "cache-2").rglob("*.rows"))
 
 
 def test_what_a_person_reads(place):

@@ -30,13 +30,13 @@ from bitzoo.catalogue.model_info import ModelInfo
 from bitzoo.catalogue.registry import get_spec
 from bitzoo.cli import main
 from bitzoo.cli.export import export as command
-from bitzoo.converters.dtypes import DTYPES
 from bitzoo.converters.parity.reference_tensorflow import load_tensorflow
 from bitzoo.errors import FoldedModelError, MissingExtraError, ParityError, StorageError, UsageError
 from bitzoo.exporters import graph, probe, torch_export
 from bitzoo.exporters.export import export
 from bitzoo.exporters.export_formats import FORMATS, Setting
 from bitzoo.exporters.file_metadata import metadata_of
+from bitzoo.inference.exports import EXPORT_DTYPES
 from bitzoo.models.architecture import Architecture
 from bitzoo.models.bit import BiT, fold
 from bitzoo.zoo.model_folder import write_model_folder
@@ -312,7 +312,7 @@ def test_names_and_shapes_of_onnx(exported):
 
 @SLOW
 def test_parameters_too_large_for_one_file(tmp_path, arrays, model, monkeypatch):
-    monkeypatch.setattr("bitzoo.exporters.onnx._EMBEDDED_BYTES", 1 << 20)
+    monkeypatch.setattr("bitzoo.exporters.onnx.EMBEDDED_BYTES", 1 << 20)
     export(model, "onnx", tmp_path / "a.onnx")
     assert files_in(tmp_path) == ["a.onnx", "a.onnx.data", "a.onnx.export.json"]
     assert (tmp_path / "a.onnx").stat().st_size < 1 << 20
@@ -564,7 +564,7 @@ def test_what_an_export_never_replaces(tmp_path, model, folder):
         ("onnx", "a.pt2", "float32", r"format onnx must end in \.onnx"),
         ("onnx", "none/a.onnx", "float32", "there is no folder"),
         ("tflite", "a.tflite", "float32", "`to` must be one of onnx, openvino"),
-        ("onnx", "a.onnx", "int8", "found 'onnx' and 'int8'"),
+        ("onnx", "a.onnx", "int4", "must be one of float32, float16, bfloat16, found 'int4'"),
     ],
 )
 def test_options_that_cannot_be(tmp_path, model, to, name, dtype, says):
@@ -662,7 +662,7 @@ def test_the_command_fails_where_the_file_deviates(
 def test_the_command_knows_every_format():
     choices: dict[str, Any] = {option.name: option.type for option in command.params}
     assert tuple(choices["to"].choices) == tuple(FORMATS)
-    assert tuple(choices["dtype"].choices) == DTYPES
+    assert tuple(choices["dtype"].choices) == EXPORT_DTYPES
 
 
 @pytest.mark.full_size

@@ -21,7 +21,7 @@ from bitzoo.catalogue.protocols import Claim, Protocol
 from bitzoo.catalogue.registry import find_spec
 from bitzoo.catalogue.run_info import TeacherInfo
 from bitzoo.cli.main import app
-from bitzoo.converters.dtypes import CHECKPOINT_DTYPES, DTYPES
+from bitzoo.converters.dtypes import CHECKPOINT_DTYPES
 from bitzoo.converters.formats.checkpoint_formats import FORMATS
 from bitzoo.converters.parity import logits, reference_tensorflow
 from bitzoo.converters.parity.deviation import Deviation
@@ -32,12 +32,15 @@ from bitzoo.display import MAX_LINES, Displayed
 from bitzoo.errors import CheckpointError, HubError, ParityError, UsageError
 from bitzoo.exporters import export_formats
 from bitzoo.exporters.export import ExportReport, Judged
+from bitzoo.exporters.quantize import Quantization
 from bitzoo.hub.publish import BatchPlan, PublishResult, PublishResults
 from bitzoo.hub.repo_manifest import FileRecord
 from bitzoo.hub.staging import Prepared
 from bitzoo.hub.targets import CheckpointFile
 from bitzoo.hub.upload import Plan, Publication
 from bitzoo.inference.backends import BACKENDS
+from bitzoo.inference.exports import EXPORT_DTYPES
+from bitzoo.inference.int8_report import Compared, Int8Report, Speed
 from bitzoo.inference.metrics import Evaluation
 from bitzoo.inference.optimize import COMPUTE_DTYPES
 from bitzoo.inference.predict import Guess, Prediction, Predictions
@@ -156,7 +159,15 @@ def given(command):
 def test_a_commands_options_are_its_functions_parameters(name):
     command, function = app.commands[name], getattr(bitzoo, COMMANDS[name])
     printing = PRINTING | ({"out"} if name == "card" else set())
-    parameters = inspect.signature(function).parameters
+    parameters = dict(inspect.signature(function).parameters)
+    if name == "hyperrule":  # with --measure, `forecast`, where a resolution is that of training
+        printing = printing | {"measure"}
+        parameters["image_size"] = parameters.pop("resolution")
+        ahead = inspect.signature(bitzoo.forecast).parameters
+        assert set(ahead) - {option.name for option in command.params} == {"progress"}
+        parameters = {**ahead, **parameters}
+        for needed in ("data", "num_examples", "image_size"):  # one way or the other
+            parameters[needed] = parameters[needed].replace(default=None)
     values = {name.removesuffix("_argument"): value for name, value in given(command).items()}
     named = {option.name.removesuffix("_argument") for option in command.params}
     assert named - printing <= set(parameters)
@@ -180,7 +191,7 @@ def test_every_command_is_a_function():
         ("convert", "check", [check.value for check in Check]),
         ("verify", "check", [check.value for check in Check]),
         ("export", "to", export_formats.FORMATS),
-        ("export", "dtype", DTYPES),
+        ("export", "dtype", EXPORT_DTYPES),
         ("evaluate", "dtype", COMPUTE_DTYPES),
         ("evaluate", "backend", BACKENDS),
         ("predict", "dtype", COMPUTE_DTYPES),
@@ -248,6 +259,13 @@ def results():
                 )
                 for setting in ("defaults", EVIL)
             ),
+        ),
+        Int8Report(
+            Path(EVIL), "onnx", {"architecture": EVIL, "model_info": known.to_json()},
+            Quantization(EVIL, {EVIL: EVIL}, 17, 17),
+            Compared(200, 180, 179, 3, 2, 190, 0.03), 0.01, {}, {"images": 300}, EVIL,
+            (Speed(1, (1.0, 1.0), (2.0, 2.0)),), {"runtime": EVIL}, (9, 3), {EVIL: "ab" * 32},
+            (EVIL,) * 20,
         ),
         plan,
         publication,

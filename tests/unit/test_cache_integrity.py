@@ -19,8 +19,6 @@ from bitzoo.errors import UsageError
 from bitzoo.models.preprocessing import read_rgb
 
 SIZE, COUNT = 16, 6
-HEAD = 36
-"""Bytes per row before the pixels: SHA-256 and CRC-32C."""
 
 
 def noise(seed: int) -> Image.Image:
@@ -61,7 +59,7 @@ def assert_right(pixels: Pixels, split: Split) -> None:
 
 
 def shards(cache: Path) -> list[Path]:
-    return sorted(cache.glob("*/*.shard"))
+    return sorted(cache.glob("*/*.rows"))
 
 
 class TestWhatWasHashedIsDecoded:
@@ -139,7 +137,7 @@ class TestWhatWasHashedIsDecoded:
 class TestDamage:
     def damage(self, path: Path, row: int, byte: int = 100) -> None:
         content = bytearray(path.read_bytes())
-        content[COUNT * HEAD + row * SIZE * SIZE * 3 + byte] ^= 0x10
+        content[row * SIZE * SIZE * 3 + byte] ^= 0x10
         path.write_bytes(content)
 
     @pytest.mark.parametrize("byte", [0, 100, SIZE * SIZE * 3 - 1])
@@ -168,7 +166,7 @@ class TestDamage:
         opened(checked, cache).close()
         (shard,) = shards(cache)
         content, step = bytearray(shard.read_bytes()), SIZE * SIZE * 3
-        rows = [slice(COUNT * HEAD + n * step, COUNT * HEAD + (n + 1) * step) for n in (1, 4)]
+        rows = [slice(n * step, (n + 1) * step) for n in (1, 4)]
         content[rows[0]], content[rows[1]] = content[rows[1]], content[rows[0]]
         shard.write_bytes(content)
         with opened(checked, cache) as pixels:
@@ -202,22 +200,63 @@ class TestDamage:
         with opened(checked, cache) as pixels, pytest.raises(UsageError, match="has changed since"):
             pixels.take([0])
 
-    def test_each_row_is_checked_once(
+    def test_a_change_under_an_open_cache(
+        self, tmp_path: Path, checked: Split, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """Also of rows that have been read before, and of a file that is cut off: no bus error."""
+        cache = tmp_path / "cache"
+        with opened(checked, cache) as pixels:
+            assert_right(pixels, checked)
+            (shard,) = shards(cache)
+            self.damage(shard, 2)
+            assert_right(pixels, checked)
+            assert shards(cache) == []
+            assert len(caplog.records) == 1
+        with opened(checked, cache) as pixels:
+            assert_right(pixels, checked)
+            shards(cache)[0].write_bytes(b"")
+            assert_right(pixels, checked)
+        assert len(caplog.records) == 2
+
+    def test_a_change_while_a_row_is_read(
         self, tmp_path: Path, checked: Split, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        asked: list[int] = []
-        intact = pixel_cache.Shard.is_intact
+        """What is compared with the checksum is what is returned, not what the file has by then."""
+        cache, value = tmp_path / "cache", pixel_cache.google_crc32c.value
+        with opened(checked, cache) as pixels:
+            (shard,) = shards(cache)
 
-        def count(shard: pixel_cache.Shard, row: int) -> bool:
-            asked.append(row)
-            return intact(shard, row)
+            def compare_then_change(data: bytes) -> int:
+                found = value(data)
+                self.damage(shard, 1)
+                return int(found)
 
-        monkeypatch.setattr(pixel_cache.Shard, "is_intact", count)
-        with opened(checked, tmp_path / "cache") as pixels:
-            pixels.take([1, 1, 3])
-            pixels.take(range(COUNT))
-            pixels.take(range(COUNT))
-        assert sorted(asked) == list(range(COUNT))
+            monkeypatch.setattr(pixel_cache.google_crc32c, "value", compare_then_change)
+            expected = pixels_of(noise(seed_of(checked.examples[1])))
+            np.testing.assert_array_equal(pixels.take([1])[0], expected)
+
+
+@pytest.mark.parametrize("harm", [False, True], ids=["whole", "damaged"])
+def test_shards_of_earlier_versions(tmp_path: Path, checked: Split, harm: bool) -> None:
+    """They have the hashes and checksums before the pixels. They are read as they are."""
+    cache, row = tmp_path / "cache", SIZE * SIZE * 3
+    opened(checked, cache).close()
+    (now,) = shards(cache)
+    content = bytearray(now.read_bytes())
+    before = now.with_suffix(".shard")
+    content[:] = content[COUNT * row :] + content[: COUNT * row]
+    content[COUNT * 36 + row] ^= harm
+    before.write_bytes(content)
+    now.unlink()
+    with opened(checked, cache) as pixels:
+        assert isinstance(pixels, CachedPixels)
+        assert_right(pixels, checked)
+    assert shards(cache) == []
+    assert before.exists() != harm
+    if not harm:  # they count as the others do, and make room like them
+        few, full = Split("val", checked.examples[:1]), COUNT * (row + 36)
+        assert isinstance(open_pixels(few, 8, cache=cache, budget_bytes=full), CachedPixels)
+        assert not before.exists()
 
 
 def test_bit_depths_are_separate(tmp_path: Path) -> None:

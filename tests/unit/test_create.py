@@ -163,13 +163,19 @@ class TestRandomWeights:
         )
 
     def test_of_a_files_architecture(self, folder, arrays):
-        model = bitzoo.create_model(folder / "own.npz")
+        model = bitzoo.create_model(folder / "own.npz", pretrained=False)
         assert model.training
         assert (model.architecture, model.num_classes) == (Architecture(TINY, 0.5), CLASSES)
         assert not model.get_parameter("head.fc.weight").any()
         assert model.info.path is None
         stem = as_timm(arrays)["stem.conv.weight"]
         assert not np.array_equal(model.stem.conv.weight.detach().numpy(), stem)
+
+    def test_who_names_a_file_and_says_no_more_gets_its_weights(self, folder, arrays):
+        model = bitzoo.create_model(folder / "own.npz")
+        assert not model.training
+        stem = as_timm(arrays)["stem.conv.weight"]
+        np.testing.assert_array_equal(model.stem.conv.weight.detach().numpy(), stem)
 
     def test_unknown_names_meet_their_neighbours(self):
         with pytest.raises(

@@ -95,7 +95,7 @@ def opened(cache):
 
 
 def shard_files(cache):
-    return sorted(cache.glob("*/*.shard"))
+    return sorted(cache.glob("*/*.rows"))
 
 
 def all_of(handle):
@@ -266,10 +266,10 @@ class TestSharing:
         assert opened(Split("val", tuple(hashed))).decoded == 0
         (shard,) = shard_files(cache)
         raw = shard.read_bytes()
-        assert raw[: 12 * 32].hex() == "".join(digests)
+        assert raw[12 * ROW : 12 * (ROW + 32)].hex() == "".join(digests)
         sums = [google_crc32c.value(row.tobytes()) for row in all_of(handle)]
-        assert raw[12 * 32 : 12 * 36] == b"".join(crc.to_bytes(4, "little") for crc in sums)
-        assert raw[12 * 36 :] == all_of(handle).tobytes()
+        assert raw[12 * (ROW + 32) :] == b"".join(crc.to_bytes(4, "little") for crc in sums)
+        assert raw[: 12 * ROW] == all_of(handle).tobytes()
 
     def test_sizes_and_decoders_are_separate(self, split, opened, monkeypatch):
         assert opened(split).decoded == 12
@@ -367,7 +367,7 @@ class TestDamage:
             "cut": good[:-1],
             "longer": good + b"\0",
             "empty": b"",
-            "hashes": bytes(32) + good[32:],
+            "hashes": good[: 12 * ROW] + bytes(32) + good[12 * ROW + 32 :],
             "count": good,
         }
         shard.write_bytes(harmed[harm])

@@ -17,6 +17,7 @@ LAYERS = [
     [
         *("_version", "errors", "locks", "files", "display", "small_files"),
         *("progress", "progress_line", "durations", "interrupts", "portable"),
+        "openmp_waiting",
     ],
     ["models"],
     ["catalogue", "fetch"],
@@ -42,6 +43,7 @@ SIBLINGS = {
     "locks": {"errors", "portable"},
     "progress": {"durations", "progress_line"},
     "progress_line": {"display", "durations"},
+    "openmp_waiting": {"portable"},
     "small_files": {"errors", "portable"},
     "zoo": {"converters"},
     "hub": {"exporters"},

@@ -1,0 +1,58 @@
+"""What a training loop does with a checkpoint that it continues from: check, copy, and warn."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from bitzoo.errors import TensorMismatchError
+from bitzoo.training.checkpointing import Checkpoint
+
+_ROUNDING = ("processes", "machines", "threads", "device", "torch")
+"""What a checkpoint's metadata say that decides on the last bits."""
+
+_log = logging.getLogger(__name__)
+
+
+def copy_state(state: Mapping[str, Tensor], start: Checkpoint) -> None:
+    """Copy a checkpoint's tensors into those of a network and its optimizer.
+
+    Args:
+        state: The tensors by name, overwritten.
+        start: The checkpoint.
+
+    Raises:
+        TensorMismatchError: If it has other tensors.
+    """
+    found = {name: tuple(tensor.shape) for name, tensor in start.state.items()}
+    wanted = {name: tuple(tensor.shape) for name, tensor in state.items()}
+    if found != wanted:
+        diff = [f"- {name} {shape}" for name, shape in wanted.items() - found.items()]
+        diff += [f"+ {name} {shape}" for name, shape in found.items() - wanted.items()]
+        raise TensorMismatchError(
+            f"{start.path} belongs to another network: missing (-) and extra (+) tensors "
+            f"{', '.join(sorted(diff)[:8])}. Resume with the options that the run began with."
+        )
+    for name, tensor in state.items():
+        tensor.detach().copy_(start.state[name])
+
+
+def warn_of_rounding(then: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Warn if the run had something else that decides on the last bits.
+
+    Args:
+        then: What the checkpoint says.
+        now: What it would say now.
+    """
+    for name in _ROUNDING:
+        if then.get(name, now[name]) != now[name]:
+            _log.warning(
+                "The run had %s %s, now it has %s: training continues, but the result may "
+                "differ in the last bits from an uninterrupted run.",
+                name,
+                then[name],
+                now[name],
+            )
