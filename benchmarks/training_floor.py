@@ -15,6 +15,9 @@ better memory format of the same dtype and round.
 - timm: the same with timm's network.
 - bitzoo: the whole loop of `bitzoo finetune`, from decoded pixels to updated weights, with MixUp.
 
+torch gets large pages, as in bitzoo's commands (`bitzoo.large_pages`), for all contestants;
+`--small-pages` measures without.
+
 With `--profile`, one step of bitzoo and one of the floor run under torch's profiler, and the time
 above the floor is printed by kind of operation.
 """
@@ -22,6 +25,7 @@ above the floor is printed by kind of operation.
 from __future__ import annotations
 
 import argparse
+import os
 import statistics
 import sys
 import time
@@ -39,6 +43,7 @@ from torch.nn import functional as F
 from torch.profiler import ProfilerActivity, profile
 
 from bitzoo.data.image_store import Pixels
+from bitzoo.large_pages import LARGE_PAGES
 from bitzoo.models.architecture import ARCHITECTURES
 from bitzoo.models.bit import BiT
 from bitzoo.models.layers import Unit
@@ -315,7 +320,12 @@ def main() -> None:
         action="store_true",
         help="count the process's CPU time, for a busy machine; with OMP_NUM_THREADS=1",
     )
+    parser.add_argument("--small-pages", action="store_true", help="as torch does by itself")
     options = parser.parse_args()
+    wanted = "0" if options.small_pages else "1"
+    if os.environ.get(LARGE_PAGES) != wanted:  # which torch reads when it is loaded
+        os.environ[LARGE_PAGES] = wanted
+        os.execv(sys.executable, [sys.executable, *sys.argv])
     print(machine(), flush=True)
     for table in tables(options):
         print(table, flush=True)
