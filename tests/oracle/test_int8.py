@@ -275,6 +275,15 @@ class TestTheImages:
         assert len(chosen.judged) == 80
         assert any("Judged are 80 of" in note for note in chosen.notes)
 
+    def test_that_were_all_trained_on_judge_nothing(self, trained, data, tmp_path):
+        for row in entries(trained):
+            if row["split"] == "train":
+                place = tmp_path / "seen" / row["path"]
+                place.parent.mkdir(parents=True, exist_ok=True)
+                place.write_bytes((data / row["path"]).read_bytes())
+        with pytest.raises(UsageError, match=r"trained on all images of .*cannot be judged"):
+            self.choose(trained, tmp_path / "seen")
+
     def test_are_as_many_of_each_class_as_there_are(self, trained, data):
         examples = self.choose(trained, data).judged.examples
         names = [str(digit) for digit in range(10)]
