@@ -257,4 +257,4 @@ def test_python_and_the_command_line_have_the_same_options():
     python = set(signature(bitzoo.distill).parameters) - {"callbacks", "progress"}
     flags = {parameter.name for parameter in app.commands["distill"].params}
     python -= {"keep_checkpoints"}  # of Python alone, as for the other runs
-    assert flags - {"student_argument", "json", "debug"} == python
+    assert flags - {"student_argument", "json", "debug", "yes"} == python  # callbacks ask
