@@ -15,6 +15,9 @@ better memory format of the same dtype and round.
 - timm: the same with timm's network.
 - bitzoo: the whole loop of `bitzoo finetune`, from decoded pixels to updated weights, with MixUp.
 
+torch gets large pages, as in bitzoo's commands (`bitzoo.large_pages`), for all contestants;
+`--small-pages` measures without.
+
 With `--profile`, one step of bitzoo and one of the floor run under torch's profiler, and the time
 above the floor is printed by kind of operation.
 """
@@ -22,15 +25,18 @@ above the floor is printed by kind of operation.
 from __future__ import annotations
 
 import argparse
+import os
 import statistics
 import sys
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from measure import aligned_table, machine
 from plain_modules import use_plain_modules
@@ -39,6 +45,7 @@ from torch.nn import functional as F
 from torch.profiler import ProfilerActivity, profile
 
 from bitzoo.data.image_store import Pixels
+from bitzoo.large_pages import LARGE_PAGES
 from bitzoo.models.architecture import ARCHITECTURES
 from bitzoo.models.bit import BiT
 from bitzoo.models.layers import Unit
@@ -73,7 +80,7 @@ class Setting:
         """Return a random network in training mode and in the memory format."""
         network = BiT(ARCHITECTURES[self.arch], CLASSES)
         network.init_weights(torch.Generator().manual_seed(0))
-        return network.to(memory_format=self.memory_format).train()  # type: ignore[call-overload,no-any-return]
+        return network.to(memory_format=self.memory_format).train()
 
 
 Step = Callable[[], object]
@@ -83,7 +90,7 @@ def floor(setting: Setting) -> Step:
     """Convolutions and ReLUs, forward and backward."""
     network = setting.network()
 
-    def plain(conv: nn.Module) -> tuple[Tensor, dict[str, object]]:
+    def plain(conv: nn.Module) -> tuple[Tensor, dict[str, Any]]:
         assert isinstance(conv, nn.Conv2d)
         kernel = conv.weight.detach().to(setting.dtype).requires_grad_()
         window = {"stride": conv.stride, "padding": conv.padding, "dilation": conv.dilation}
@@ -100,15 +107,15 @@ def floor(setting: Setting) -> Step:
     images = setting.images().to(setting.dtype)
 
     def forward(x: Tensor) -> list[Tensor]:
-        outputs = [F.conv2d(images, stem[0], **stem[1])]  # type: ignore[arg-type]
+        outputs = [F.conv2d(images, stem[0], **stem[1])]
         for convs, shortcut in chains:
             x = F.relu(x)
             if shortcut is not None:  # on a copy of its own, whose gradient is added to nothing
                 own = x.detach().requires_grad_()
-                outputs.append(F.conv2d(own, shortcut[0], **shortcut[1]))  # type: ignore[arg-type]
-            x = F.conv2d(x, convs[0][0], **convs[0][1])  # type: ignore[arg-type]
+                outputs.append(F.conv2d(own, shortcut[0], **shortcut[1]))
+            x = F.conv2d(x, convs[0][0], **convs[0][1])
             for kernel, window in convs[1:]:
-                x = F.conv2d(F.relu_(x), kernel, **window)  # type: ignore[arg-type]
+                x = F.conv2d(F.relu_(x), kernel, **window)
         return [*outputs, x]
 
     edge = -(-setting.size // 4)
@@ -137,7 +144,7 @@ def loop(setting: Setting, network: nn.Module) -> Step:
         with torch.autocast("cpu", setting.dtype, enabled=reduced):
             loss = F.cross_entropy(network(images), labels)
         optimizer.zero_grad()
-        loss.backward()
+        torch.autograd.backward(loss)
         optimizer.step()
         return loss.item()
 
@@ -156,7 +163,7 @@ def timm_loop(setting: Setting) -> Step:
     import timm
 
     network = timm.create_model(f"resnetv2_{setting.arch[1:]}_bit", num_classes=CLASSES)
-    return loop(setting, network.to(memory_format=setting.memory_format).train())  # type: ignore[call-overload]
+    return loop(setting, network.to(memory_format=setting.memory_format).train())
 
 
 class RandomImages(Pixels):
@@ -169,7 +176,7 @@ class RandomImages(Pixels):
     def __len__(self) -> int:
         return len(self._images)
 
-    def rows(self, indices: object) -> list[np.ndarray]:
+    def rows(self, indices: npt.ArrayLike) -> list[npt.NDArray[np.uint8]]:
         """Return images."""
         return [self._images[index] for index in np.ravel(indices)]
 
@@ -258,17 +265,17 @@ def kind_of(operator: str) -> str:
     return next((kind for kind, parts in KINDS.items() if any(p in name for p in parts)), "other")
 
 
-def milliseconds(step: Step) -> Counter[str]:
+def milliseconds(step: Step) -> dict[str, float]:
     """Return the time of one step by kind; that of no operator is `between operators`."""
     step()
     with profile(activities=[ProfilerActivity.CPU]) as found:
         began = time.perf_counter()
         step()
         wall = (time.perf_counter() - began) * 1e3
-    spent: Counter[str] = Counter()
+    spent: defaultdict[str, float] = defaultdict(float)
     for event in found.key_averages():
-        spent[kind_of(event.key)] += event.self_cpu_time_total / 1e3  # type: ignore[assignment]
-    spent["whole step"] = wall  # type: ignore[assignment]
+        spent[kind_of(event.key)] += event.self_cpu_time_total / 1e3
+    spent["whole step"] = wall
     return spent
 
 
@@ -315,7 +322,12 @@ def main() -> None:
         action="store_true",
         help="count the process's CPU time, for a busy machine; with OMP_NUM_THREADS=1",
     )
+    parser.add_argument("--small-pages", action="store_true", help="as torch does by itself")
     options = parser.parse_args()
+    wanted = "0" if options.small_pages else "1"
+    if os.environ.get(LARGE_PAGES) != wanted:  # which torch reads when it is loaded
+        os.environ[LARGE_PAGES] = wanted
+        os.execv(sys.executable, [sys.executable, *sys.argv])
     print(machine(), flush=True)
     for table in tables(options):
         print(table, flush=True)

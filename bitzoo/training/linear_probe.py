@@ -89,8 +89,8 @@ def train_head(
         logits = head(inputs[:, :, None, None]).flatten(1)
         loss = LOSSES[recipe.loss](logits, wanted, weights, recipe.loss_options).sum()
         loss = loss / recipe.batch_size
-        # The same operations as torch.optim.SGD, whose first use imports torch's whole compiler: that
-        # takes longer than all steps of the head.
+        # The same operations as torch.optim.SGD, whose first use imports torch's whole compiler,
+        # which takes longer than all steps of the head.
         gradients = torch.autograd.grad(loss, parameters)
         with torch.no_grad():
             for parameter, momentum, gradient in zip(parameters, momenta, gradients, strict=True):

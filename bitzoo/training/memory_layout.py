@@ -54,7 +54,7 @@ class MemoryLayout:
 
     def convert(self, network: nn.Module, others: Iterable[Tensor] = ()) -> None:
         """Bring a network's parameters, and other tensors like them, into the format, in place."""
-        network.to(memory_format=self.memory_format)  # type: ignore[call-overload]
+        network.to(memory_format=self.memory_format)
         for tensor in others:
             if tensor.ndim == 4:
                 tensor.data = tensor.data.contiguous(memory_format=self.memory_format)

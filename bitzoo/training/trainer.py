@@ -367,7 +367,7 @@ class Trainer:
                 raise
             seconds = math.inf
         self._optimizer.torch.zero_grad()
-        return self._sum(seconds)[0] / self.processes.num_processes
+        return self._sum(seconds)[0] / float(self.processes.num_processes)
 
     def _layout_of(self, start: Checkpoint | None) -> MemoryLayout | None:
         """Return the memory format that is not to be measured; None if it is."""
