@@ -164,11 +164,13 @@ def _passes(
             most=most,
             pass_seconds=PASS_SECONDS,
         )
-        if fixed.is_compared:
-            return fixed, fixed.seconds[fixed.channels_last], fixed.images
-    last, count = fixed.channels_last, fewest
-    trainer.time_pass(last, count)
-    seconds = trainer.time_pass(last, count)
+    last = fixed.channels_last
+    if known is None and fixed.is_compared:  # that of an earlier session is of another time
+        count, seconds = fixed.images, fixed.seconds[last]
+    else:
+        count = fewest
+        trainer.time_pass(last, count)
+        seconds = trainer.time_pass(last, count)
     while count < most and seconds < PASS_SECONDS / 2:
         room = PASS_SECONDS / max(seconds, 1e-6)
         count = min(most, max(count + 1, int(count * min(room, 8))))
