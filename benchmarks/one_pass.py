@@ -92,7 +92,7 @@ def passes(folder: Path, work: Path, edge: int, rounds: int) -> str:
             shutil.rmtree(cache)
             print(how, found[how][-1], file=sys.stderr)
     median = {how: [statistics.median(c) for c in zip(*t, strict=True)] for how, t in found.items()}
-    rows = [("", "check", "check and fill", "read a row")]
+    rows: list[tuple[str, ...]] = [("", "check", "check and fill", "read a row")]
     for how, (check, both, row) in median.items():
         rows.append((f"{how} pass{'es' * (how == 'two')}", *seconds(check, both), f"{row:.2f} ms"))
     rows.append(("ratio", "", f"{median['one'][1] / median['two'][1]:.2f}x", ""))
@@ -102,7 +102,7 @@ def passes(folder: Path, work: Path, edge: int, rounds: int) -> str:
 
 def starts(folder: Path, work: Path, count: int) -> str:
     """Measure the first start on a folder, the second, and one that reads all again."""
-    rows = [("", "list", "check")]
+    rows: list[tuple[str, ...]] = [("", "list", "check")]
     for name, how in (("first start", ""), ("second start", ""), ("--recheck", "recheck")):
         rows.append((name, *seconds(*measured(_START, folder, how, cache=work / "kept"))))
         print(rows[-1], file=sys.stderr)

@@ -156,10 +156,20 @@ def table(
         name: median[task, name, True] / median[task, CHOSEN, False]
         for name in (CHOSEN, CHOSEN_BESIDE)
     }
+    enough = [
+        int(name)
+        for name in processes
+        if name.isdecimal() and median[task, name, False] <= LARGEST_LOSS * best
+    ]
     verdict = (
         f"Chosen, quiet: {loss:.2f} of the best (goal {LARGEST_LOSS}); beside a busy process, of "
         f"quiet: {factors[CHOSEN_BESIDE]:.2f} chosen beside it (goal {LARGEST_FACTOR}), "
-        f"{factors[CHOSEN]:.2f} if it came later.\n"
+        f"{factors[CHOSEN]:.2f} if it came later. "
+        + (
+            f"The smallest number that loses at most {LARGEST_LOSS}: {min(enough)}.\n"
+            if enough
+            else f"None of the numbers loses at most {LARGEST_LOSS}.\n"
+        )
     )
     rounds = len(seconds[task, CHOSEN, True])
     return aligned_table(f"{TASKS[task][0]}, {rounds} rounds", rows) + "\n" + verdict

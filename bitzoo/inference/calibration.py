@@ -98,7 +98,13 @@ def choose_images(
             f"It is unknown which images {title} was trained on, so it may have been on those that "
             "are judged: this changes both accuracies, not what is compared.",
         )
-    found, selection = select(listed, None, record, title, progress=progress)
+    try:
+        found, selection = select(listed, None, record, title, progress=progress)
+    except UsageError as error:  # whose advice is for an evaluation
+        raise UsageError(
+            f"{title} was trained on all images of {listed.source}, so what int8 loses on others "
+            "cannot be judged. Give images with `calibrate` that it has not seen, too."
+        ) from error
     judged = tuple(truth.judgeable(found) if truth else found)
     pool = _pool(listed, judged)
     chosen = selection.chosen

@@ -8,11 +8,15 @@ latter; bfloat16 is the faster of the roundings that one can ask for.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
+
+_AMPERE = 8
+"""Compute capability of the first GPUs with TF32."""
 
 
 @contextmanager
@@ -35,6 +39,16 @@ def exact_convolutions(device: torch.device, dtype: torch.dtype) -> Iterator[Non
         yield
     finally:
         setattr(owner, name, before)
+
+
+def rounds_to_tf32(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether convolutions in float32 round to TF32 on a device, as torch is set now."""
+    if device.type != "cuda" or dtype != torch.float32:
+        return False
+    if os.environ.get("NVIDIA_TF32_OVERRIDE") == "0" or torch.version.cuda is None:
+        return False
+    owner, name, exact = _setting()
+    return torch.cuda.get_device_capability(device)[0] >= _AMPERE and getattr(owner, name) != exact
 
 
 def _setting() -> tuple[Any, str, Any]:

@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -138,7 +138,7 @@ def export(
     chosen = choose_images(
         network,
         title_of(model),
-        cast("DataSource", calibrate),
+        calibrate,
         to_calibrate=calibration_images,
         to_judge=judged_images,
         seed=seed,

@@ -164,14 +164,30 @@ def find_or_compute(
             "images are read as RGB."
         )
     work, dtype = Work(), compute_dtype(way.dtype)
-    options = {"dtype": dtype, "backend": way.backend, "budget_bytes": way.cache_bytes}
-    known = find_features(network, images.named(), way.device, work=work, **options)
+    known = find_features(
+        network,
+        images.named(),
+        way.device,
+        dtype=dtype,
+        backend=way.backend,
+        budget_bytes=way.cache_bytes,
+        work=work,
+    )
     if known is not None:
         return Found(known, 0, *_measured(work.place))
     _require_memory(network, way)
     pixels = images.for_networks(left)
     with _memory_errors(), PeakMemory(way.device) as peak:
-        features = compute_features(network, pixels, way.device, progress, work=work, **options)
+        features = compute_features(
+            network,
+            pixels,
+            way.device,
+            progress,
+            dtype=dtype,
+            backend=way.backend,
+            budget_bytes=way.cache_bytes,
+            work=work,
+        )
     if work.place is not None:
         _keep(work.place, work.images_per_s, peak.bytes)
     return Found(features, work.images, work.images_per_s, peak.bytes)

@@ -10,8 +10,10 @@ from typing import Any, Literal
 from bitzoo.display import Displayed, list_names
 from bitzoo.inference.intervals import wilson
 
-DONE, FAILED, NOT_TRIED = "done", "failed", "not tried"
 Outcome = Literal["done", "failed", "not tried"]
+DONE: Outcome = "done"
+FAILED: Outcome = "failed"
+NOT_TRIED: Outcome = "not tried"
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ import torch
 
 from bitzoo.data.dataset import DataSource, Split
 from bitzoo.data.run_folders import PROBE_NAME
+from bitzoo.display import list_names
 from bitzoo.durations import parse_duration
 from bitzoo.errors import BitzooError, UsageError
 from bitzoo.files import Progress, write_json
@@ -143,6 +144,12 @@ def probe(
     candidates = find_candidates(models, download=download)
     if take is not None and save is None:
         raise UsageError("`take` names the model to save. Say where, with `save`.")
+    names = [own.name for own in candidates.models]
+    if take is not None and os.fspath(take) not in names:
+        raise UsageError(
+            f"`take` must be one of the models that are tried ({list_names(names)}), found "
+            f"{os.fspath(take)!r}."
+        )
     tell = say or (lambda text: None)
     with ExitStack() as stack:
         report = stack.enter_context(shown(progress))
@@ -167,7 +174,7 @@ def probe(
         )
         transform = EvalTransform(crop, resize, bit_depth=known.summary.bit_depth)
         way = Way(transform, where, dtype, backend, int(cache_gb * 1e9), workers)
-        notes = (*candidates.notes, *known.notes, *_notes(known, way))
+        notes = (*candidates.notes, *known.notes, *_notes(known, way, len(candidates.models)))
         for note in filter(None, [known.summary.kept, *notes]):
             tell(note)
         result = ProbeResult(
@@ -194,7 +201,7 @@ def probe(
             )
             _write(result)
         if save is not None:
-            result = _saved(result, candidates.models, work, data, Path(save), take)
+            result = _saved(result, work, data, Path(save), take)
             result = replace(result, seconds=round(time.monotonic() - began, 3))
             _write(result)
     return result
@@ -340,7 +347,6 @@ def _write(result: ProbeResult) -> None:
 
 def _saved(
     result: ProbeResult,
-    candidates: Sequence[Candidate],
     work: _Work,
     data: DataSource,
     folder: Path,
@@ -351,9 +357,6 @@ def _saved(
     row = next((own for own in result.models if own.model == name), None)
     if row is None or not row.is_done:
         why = f"{name}: {row.outcome}: {row.reason}" if row else result.advice.why
-        if take is not None and row is None:
-            tried = ", ".join(own.name for own in candidates)
-            why = f"`take` must be one of the models that are tried ({tried}), found {name!r}."
         raise UsageError(f"Nothing is saved in {folder}. {why}")
     network = load_classifier(row.model)
     head = work.head(network)
@@ -378,13 +381,15 @@ def _settings(known: ProbeData, way: Way, seed: int) -> dict[str, Any]:
     }
 
 
-def _notes(known: ProbeData, way: Way) -> tuple[str, ...]:
+def _notes(known: ProbeData, way: Way, models: int) -> tuple[str, ...]:
     """Return how models are compared, as sentences."""
     resize, crop = way.transform.resize, way.transform.crop
     truth = known.labels[known.judged_rows]
     most = int(np.bincount(truth).max())
+    several = "All models are judged on the same images, so the highest accuracy is optimistic."
     return (
         f"All models see images that are resized to {resize}x{resize}, of which the central "
         f"{crop}x{crop} are taken; choose with `resolution`.",
         f"Always naming the most frequent class would be right for {most / len(truth):.1%}.",
+        *((several,) if models > 1 else ()),
     )

@@ -41,8 +41,9 @@ from bitzoo.training.trainer import Trainer, batch_plan
 from bitzoo.training.training_config import TrainingConfig
 from bitzoo.training.training_form import training_form
 
-PASS_SECONDS = 2.5
-"""About how long the longest measured pass takes."""
+PASS_SECONDS = 2.0
+"""About how long the longest measured pass takes: there are some, and the estimate of R50x1 at 384
+pixels is to be there half a minute after the command was given."""
 SAMPLE = 8
 """Most images that are decoded, or prepared, to see how long it takes."""
 _JUDGED_AT_ONCE = 64
@@ -157,7 +158,12 @@ def _passes(
     fixed = known or trainer.layout
     is_free = known is None and config.channels_last is None and device.type == "cpu"
     if is_free and not config.compile:
-        fixed = choose_layout(trainer.time_pass, images_left, fewest=fewest, most=most)
+        fixed = choose_layout(
+            *(trainer.time_pass, images_left),
+            fewest=fewest,
+            most=most,
+            pass_seconds=PASS_SECONDS,
+        )
         if fixed.is_compared:
             return fixed, fixed.seconds[fixed.channels_last], fixed.images
     last, count = fixed.channels_last, fewest

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 WORTH_MEASURING = 300.0
 """Seconds of training, by a first small pass, from which on measuring pays. Shorter runs always use
 channels last, so what is over in minutes does not depend on how busy the machine was."""
-PASS_SECONDS = 2.0
+PASS_SECONDS = 3.0
 """About how long a measured pass is to take: there are four, and nobody should wait for long."""
 CLEARLY = 0.97
 """Share of channels last's time that the other format must stay below to be taken: within 3 % a
@@ -102,6 +102,7 @@ def choose_layout(
     fewest: int = 1,
     most: int,
     formats: Sequence[bool] = (True, False),
+    pass_seconds: float = PASS_SECONDS,
 ) -> MemoryLayout:
     """Measure a pass, after a warm-up, in each format, and return the faster one.
 
@@ -116,6 +117,7 @@ def choose_layout(
         fewest: Fewest images of a pass.
         most: Most images of a pass, as many as a micro-batch has.
         formats: Which formats may be chosen, the preferred one first.
+        pass_seconds: About how long a pass is to take.
     """
     preferred = formats[0]
     time_pass(preferred, fewest)
@@ -124,7 +126,7 @@ def choose_layout(
     short = MemoryLayout(preferred, fewest, {preferred: first} if math.isfinite(first) else {})
     if not WORTH_MEASURING <= each * images_left < math.inf:
         return short
-    count = max(fewest, min(most, int(PASS_SECONDS / each)))
+    count = max(fewest, min(most, int(pass_seconds / each)))
     seconds = {}
     for channels_last in formats:
         time_pass(channels_last, count)

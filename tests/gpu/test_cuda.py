@@ -12,6 +12,7 @@ from unittest import mock
 import numpy as np
 import pytest
 import torch
+from checkpoints import make_checkpoint, write_npz
 from images import write_digits
 from training import InProcess, make_data, make_model, make_recipe, sha256, weights_of
 
@@ -182,3 +183,27 @@ def test_distills_with_a_fast_teacher(tmp_path):
     on_gpu, on_cpu = (weights_of(bitzoo.create_model(tmp_path / name)) for name in ("cuda", "cpu"))
     # Adam makes whole steps of gradients that are little but rounding: 5.2e-2 on an H100.
     assert relative(on_gpu, on_cpu) < 0.1
+
+
+def test_a_probe_finds_what_it_finds_on_the_cpu(tmp_path, monkeypatch):
+    monkeypatch.setenv("BITZOO_CACHE", str(tmp_path / "cache"))
+    write_digits(tmp_path / "digits", per_class=20, val_per_class=10)
+    write_npz(tmp_path / "own.npz", make_checkpoint(num_classes=10))
+    here, there = (
+        bitzoo.probe(
+            tmp_path / "digits", [tmp_path / "own.npz"], device=device, resolution=32
+        ).to_dict()
+        for device in ("cpu", "cuda")
+    )
+    (own,), (others) = here["models"], there["models"][0]
+    assert own["top1"] == pytest.approx(others["top1"], abs=0.021)  # two images on the fence
+    assert others["top1"] > 0.3
+
+
+def test_what_a_run_takes_is_measured_on_the_gpu(tmp_path, monkeypatch):
+    monkeypatch.setenv("BITZOO_CACHE", str(tmp_path / "cache"))
+    write_digits(tmp_path / "digits", per_class=8, val_per_class=3)
+    write_npz(tmp_path / "own.npz", make_checkpoint(num_classes=10))
+    found = bitzoo.forecast(tmp_path / "own.npz", tmp_path / "digits", steps=50).to_dict()
+    assert found["device"] == "cuda"
+    assert 0 < found["parts"]["training"] < 600

@@ -52,6 +52,7 @@ from bitzoo.runs.fewshot_result import FewShotResult, Trial
 from bitzoo.runs.finetune import FinetuneResult
 from bitzoo.runs.measuring import Measured
 from bitzoo.runs.pretrain import PretrainResult
+from bitzoo.runs.probe_result import Probed, ProbeResult
 from bitzoo.runs.reproduce import Reproduction
 from bitzoo.runs.study_cell import Score
 from bitzoo.runs.study_grid import Cell, StudyPlan
@@ -75,6 +76,7 @@ COMMANDS = {
     "list": "list_models",
     "predict": "predict",
     "pretrain": "pretrain",
+    "probe": "probe",
     "publish": "publish",
     "reproduce": "reproduce",
     "resume": "resume",
@@ -87,7 +89,7 @@ COMMANDS = {
 PRINTING = {"version", "json", "format", "debug", "yes", "list_"}
 """Options that decide only what is asked and printed."""
 
-GIVEN_IN_TWO_WAYS = {"arch", "model", "src", "student"}
+GIVEN_IN_TWO_WAYS = {"arch", "model", "models", "src", "student"}
 """What a command works on: its first argument, or an option."""
 
 
@@ -159,7 +161,15 @@ def given(command):
 def test_a_commands_options_are_its_functions_parameters(name):
     command, function = app.commands[name], getattr(bitzoo, COMMANDS[name])
     printing = PRINTING | ({"out"} if name == "card" else set())
-    parameters = inspect.signature(function).parameters
+    parameters = dict(inspect.signature(function).parameters)
+    if name == "hyperrule":  # with --measure, `forecast`, where a resolution is that of training
+        printing = printing | {"measure"}
+        parameters["image_size"] = parameters.pop("resolution")
+        ahead = inspect.signature(bitzoo.forecast).parameters
+        assert set(ahead) - {option.name for option in command.params} == {"progress"}
+        parameters = {**ahead, **parameters}
+        for needed in ("data", "num_examples", "image_size"):  # one way or the other
+            parameters[needed] = parameters[needed].replace(default=None)
     values = {name.removesuffix("_argument"): value for name, value in given(command).items()}
     named = {option.name.removesuffix("_argument") for option in command.params}
     assert named - printing <= set(parameters)
@@ -194,6 +204,8 @@ def test_every_command_is_a_function():
         ("finetune", "dtype", COMPUTE_DTYPES),
         ("finetune", "edition", get_args(Edition)),
         ("hyperrule", "edition", get_args(Edition)),
+        ("probe", "dtype", COMPUTE_DTYPES),
+        ("probe", "backend", BACKENDS),
         ("reproduce", "edition", get_args(Edition)),
         ("reproduce", "dtype", COMPUTE_DTYPES),
     ],
@@ -283,6 +295,14 @@ def results():
             Path(EVIL), {"method": EVIL, "model": EVIL}, (1, 5), 20, EVIL,
             tuple(Trial(1, run, run, 9, run, 30, EVIL, 5, {EVIL: {"from": 1.0, "to": EVIL}})
                   for run in range(20)), (EVIL,),
+        ),
+        ProbeResult(
+            EVIL, (EVIL, "b"), EVIL, {EVIL: EVIL},
+            (
+                *(Probed(f"{EVIL}{n}", "done", correct=n, count=20) for n in range(20)),
+                Probed(EVIL, "failed", EVIL),
+            ),
+            (EVIL,), (EVIL,), Path(EVIL), Path(EVIL),
         ),
         VtabResult(
             EVIL, Path(EVIL),

@@ -7,11 +7,12 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import google_crc32c
 import numpy as np
 import pytest
 from PIL import Image
 
-from bitzoo.data import image_store, pixel_cache
+from bitzoo.data import image_store
 from bitzoo.data.dataset import Example, Split, read_dataset
 from bitzoo.data.image_store import CachedPixels, Pixels, open_pixels
 from bitzoo.data.validation import inspect
@@ -222,7 +223,7 @@ class TestDamage:
         self, tmp_path: Path, checked: Split, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """What is compared with the checksum is what is returned, not what the file has by then."""
-        cache, value = tmp_path / "cache", pixel_cache.google_crc32c.value
+        cache, value = tmp_path / "cache", google_crc32c.value
         with opened(checked, cache) as pixels:
             (shard,) = shards(cache)
 
@@ -231,7 +232,7 @@ class TestDamage:
                 self.damage(shard, 1)
                 return int(found)
 
-            monkeypatch.setattr(pixel_cache.google_crc32c, "value", compare_then_change)
+            monkeypatch.setattr(google_crc32c, "value", compare_then_change)
             expected = pixels_of(noise(seed_of(checked.examples[1])))
             np.testing.assert_array_equal(pixels.take([1])[0], expected)
 

@@ -11,7 +11,9 @@ from bitzoo.models.architecture import Architecture
 from bitzoo.models.bit import BiT
 from bitzoo.models.cost import multiply_accumulates
 from bitzoo.runs import time_limit
+from bitzoo.runs.config import Callbacks
 from bitzoo.runs.estimate import (
+    Forecast,
     Speeds,
     Work,
     checkpoints_left,
@@ -19,6 +21,7 @@ from bitzoo.runs.estimate import (
     estimate,
     evaluations_left,
 )
+from bitzoo.runs.total import Total
 from bitzoo.training.hyperrule import hyperrule
 
 NOON = datetime(2026, 11, 26, 12, 0)
@@ -186,3 +189,19 @@ class TestALimit:
             "px, takes about 67 min with everything before and after. Give `time_limit=4500`, or "
             "`freeze=True`, which takes about 4 min."
         )
+
+
+def test_the_total_of_many_runs_is_said_once():
+    said = []
+    total = Total(20, said.append, "trial")
+    total.left -= 5
+    first, later = (total.begin(Callbacks(say=said.append)) for _ in range(2))
+    assert (first.is_heard, later.is_heard) == (True, False)
+    found = estimate(FULL, SPEEDS, measured="two images")
+    assert first.confirm(Forecast(None, found, ()))
+    (sentence,) = said
+    # 15 x 320,282.9 s
+    assert sentence.startswith("15 trials to go take about 55 d 14 h, until about ")
+    assert sentence.endswith(
+        ", each about as long as the first, 3 d 16 h. Estimated from two images."
+    )

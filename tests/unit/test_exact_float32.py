@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-from bitzoo.inference.exact_float32 import exact_convolutions
+from bitzoo.inference.exact_float32 import exact_convolutions, rounds_to_tf32
 
 CUDA = torch.device("cuda")
 CUDNN: Any = torch.backends.cudnn
@@ -58,3 +58,34 @@ def test_the_setting_comes_back_after_a_failure(choose):
 def test_nothing_else_is_touched(device, dtype):
     with exact_convolutions(device, dtype):
         assert is_allowed()
+
+
+@pytest.mark.parametrize(
+    ("device", "dtype", "capability", "override", "expected"),
+    [
+        (CUDA, torch.float32, 9, None, True),
+        (CUDA, torch.float32, 8, None, True),
+        (CUDA, torch.float32, 7, None, False),  # has none
+        (CUDA, torch.float32, 9, "0", False),
+        (CUDA, torch.float32, 9, "1", True),
+        (CUDA, torch.bfloat16, 9, None, False),
+        (torch.device("cpu"), torch.float32, 9, None, False),
+    ],
+)
+def test_whether_training_rounds(monkeypatch, device, dtype, capability, override, expected):
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (capability, 0))
+    monkeypatch.delenv("NVIDIA_TF32_OVERRIDE", raising=False)
+    if override is not None:
+        monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", override)
+    assert rounds_to_tf32(device, dtype) == expected
+
+
+def test_what_was_turned_off_does_not_round(monkeypatch, choose):
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    monkeypatch.delenv("NVIDIA_TF32_OVERRIDE", raising=False)
+    choose(True)
+    assert rounds_to_tf32(CUDA, torch.float32)
+    choose(False)
+    assert not rounds_to_tf32(CUDA, torch.float32)

@@ -272,6 +272,7 @@ def test_a_run_that_was_trained_on_the_judged_images_is_not_advised(here, tmp_pa
         ({"folds": 3, "val_fraction": 0.2}, "`val_fraction` would mean nothing"),
         ({"val_fraction": 0.0}, "A probe needs images to be judged on"),
         ({"take": "a"}, "Say where, with `save`"),
+        ({"take": "a", "save": "m"}, "one of the models that are tried .random-a.npz., found 'a'"),
         ({"time_limit": "soon"}, "`time_limit` must be a duration"),
         ({"models": []}, "`models` must name at least one model"),
         ({"models": None}, "There are no weights of the catalogue on this machine"),
