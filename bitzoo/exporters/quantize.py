@@ -85,7 +85,7 @@ def quantize_onnx(
 
     Args:
         model: The network.
-        source: Its file of `bitzoo.exporters.onnx.export_onnx` in float32.
+        source: Its file of `bitzoo.exporters.onnx.export_onnx` in float32; its metadata change.
         path: The file to write.
         images: What activations' ranges are measured on.
         count: How many images these are.
@@ -105,11 +105,12 @@ def quantize_onnx(
             batch = next(self._batches, None)
             return None if batch is None else {INPUT: batch}
 
-    prepared = onnx.load(os.fspath(source))
-    _mark_prepared(prepared)
+    _mark_prepared(onnx, source)
+    beside = source.with_name(f"{source.name}.data")
+    floats = sum(file.stat().st_size for file in (source, beside) if file.exists())
     with _silenced():
         quantization.quantize_static(
-            prepared,
+            os.fspath(source),
             os.fspath(path),
             Reader(),
             quant_format=quantization.QuantFormat.QDQ,
@@ -119,7 +120,7 @@ def quantize_onnx(
             activation_type=quantization.QuantType.QUInt8,
             weight_type=quantization.QuantType.QInt8,
             calibrate_method=quantization.CalibrationMethod.MinMax,
-            use_external_data_format=prepared.ByteSize() > EMBEDDED_BYTES,
+            use_external_data_format=floats > EMBEDDED_BYTES,
         )
     network = onnx.load(os.fspath(path), load_external_data=False)
     del network.metadata_props[:]
@@ -261,10 +262,12 @@ def _nncf() -> tuple[Any, Any]:
             os.environ[_TELEMETRY] = before
 
 
-def _mark_prepared(model: Any) -> None:
-    """Say that the graph was inferred and optimized, as ONNX Runtime otherwise advises loudly."""
-    entry = model.metadata_props.add()
+def _mark_prepared(onnx: Any, path: Path) -> None:
+    """Say in a file that its graph is prepared, as ONNX Runtime otherwise advises loudly."""
+    network = onnx.load(os.fspath(path), load_external_data=False)
+    entry = network.metadata_props.add()
     entry.key, entry.value = "onnx.quant.pre_process", "onnxruntime.quant"
+    onnx.save(network, os.fspath(path))
 
 
 @contextlib.contextmanager
