@@ -69,8 +69,9 @@ def openvino_network(model: BiT, dtype: str = "float32", *, own_norms: bool = Fa
     for parent in list(graph.modules()):
         for name, child in list(parent.named_children()):
             # For groups of one channel, OpenVINO 2026.4 misinterprets the graph of the means.
-            is_norm = isinstance(child, GroupNormReLU) and not own_norms
-            if is_norm and child.num_channels > child.num_groups:
+            if own_norms or not isinstance(child, GroupNormReLU):
+                continue
+            if child.num_channels > child.num_groups:
                 setattr(parent, name, _ChannelMeansNormReLU(child))
     network = openvino.convert_model(trace(graph))
     network.inputs[0].get_tensor().set_names({INPUT})

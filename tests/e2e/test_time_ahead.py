@@ -3,6 +3,7 @@
 import json
 import random
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,8 +22,14 @@ from bitzoo.runs.config import Callbacks
 from bitzoo.runs.estimate import Estimate, Forecast, Speeds, Way, Work
 from bitzoo.runs.rehearsal import Rehearsal
 
-SHORT = {"steps": 3, "batch_size": 16, "lr": 0.03, "resolution": (36, 32), "log": "none"}
-BATCH = {"batch_size": 16, "lr": 0.03, "log": "none"}
+SHORT: dict[str, Any] = {
+    "steps": 3,
+    "batch_size": 16,
+    "lr": 0.03,
+    "resolution": (36, 32),
+    "log": "none",
+}
+BATCH: dict[str, Any] = {"batch_size": 16, "lr": 0.03, "log": "none"}
 
 
 @pytest.fixture(scope="module")
@@ -55,13 +62,14 @@ def results_of(folder):
 class TestTheMeasurement:
     @pytest.mark.parametrize("freeze", [False, True])
     def test_changes_no_bit(self, tmp_path, freeze):
-        seen = []
+        seen: list[Forecast] = []
+
+        def confirm(forecast):
+            seen.append(forecast)
+            return True
+
         train(tmp_path / "without", freeze=freeze)
-        train(
-            tmp_path / "with",
-            freeze=freeze,
-            callbacks=Callbacks(confirm=lambda forecast: not seen.append(forecast)),
-        )
+        train(tmp_path / "with", freeze=freeze, callbacks=Callbacks(confirm=confirm))
         assert results_of(tmp_path / "without") == results_of(tmp_path / "with")
         (forecast,) = seen
         assert forecast.estimate.seconds > 0
@@ -72,10 +80,12 @@ class TestTheMeasurement:
         torch.manual_seed(1)
         np.random.seed(1)
         random.seed(1)
-        before = torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()
+        states: Any = np.random.get_state()
+        before = torch.get_rng_state(), states[1].copy(), random.getstate()
         found = bitzoo.forecast("small.npz", "digits", **_without(SHORT, "lr", "log"))
         assert torch.equal(torch.get_rng_state(), before[0])
-        assert (np.random.get_state()[1] == before[1]).all()
+        states = np.random.get_state()
+        assert (states[1] == before[1]).all()
         assert random.getstate() == before[2]
         assert found.recipe.schedule.steps == 3
         assert found.lines[0].startswith("This takes about ")
@@ -110,7 +120,7 @@ def slow(monkeypatch):
 class TestALimit:
     def test_is_obeyed_recorded_and_kept(self, tmp_path, slow, monkeypatch):
         """48 images: 500 steps by the rule. Of 20 min, 18 are for the plan, mostly 16 s a step."""
-        said = []
+        said: list[str] = []
         out = tmp_path / "run"
         limited = {**BATCH, "resolution": (36, 32), "time_limit": "20m", "eval_every": 0}
         callbacks = Callbacks(say=said.append, on_step=lambda metrics: _stop_at(1, metrics))

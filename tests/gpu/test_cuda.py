@@ -7,6 +7,7 @@ import contextlib
 import os
 import subprocess
 import sys
+from typing import Any
 from unittest import mock
 
 import numpy as np
@@ -170,7 +171,13 @@ def test_a_process_of_nccl_trains_as_one_alone(tmp_path, arch):
 def test_distills_with_a_fast_teacher(tmp_path):
     assert fast_dtype(torch.device("cuda")) == "bfloat16"
     write_digits(tmp_path / "digits", per_class=12, val_per_class=5)
-    common = {"steps": 20, "batch_size": 20, "resolution": 32, "device": "cuda", "progress": False}
+    common: dict[str, Any] = {
+        "steps": 20,
+        "batch_size": 20,
+        "resolution": 32,
+        "device": "cuda",
+        "progress": False,
+    }
     bitzoo.pretrain("R(1,1,1,1)x0.5", tmp_path / "digits", tmp_path / "teacher", **common)
     for device in ("cuda", "cpu"):
         bitzoo.distill(

@@ -16,6 +16,7 @@ from bitzoo.converters.parity import logits, reference_numpy
 from bitzoo.converters.parity.reference_tensorflow import forward, is_installed
 from bitzoo.errors import FoldedModelError, UsageError
 from bitzoo.exporters import probe
+from bitzoo.exporters.export import ExportReport
 from bitzoo.exporters.graph import Graph
 from bitzoo.exporters.names import google_tensors
 from bitzoo.inference.optimize import optimize
@@ -72,6 +73,7 @@ def test_exports_compute_the_network(tmp_path, to, ending):
         pytest.skip("TensorFlow is not installed")
     model = make(TINY + ending, dtype=torch.float32)
     report = bitzoo.export(model, to, tmp_path / f"net{SUFFIXES[to]}")
+    assert isinstance(report, ExportReport)
     assert report.passed
     assert max(found.relative_l2 for found in report.deviations) < 1e-5
     assert report.metadata["architecture"] == TINY + ending

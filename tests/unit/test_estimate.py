@@ -192,7 +192,7 @@ class TestALimit:
 
 
 def test_the_total_of_many_runs_is_said_once():
-    said = []
+    said: list[str] = []
     total = Total(20, said.append, "trial")
     total.left -= 5
     first, later = (total.begin(Callbacks(say=said.append)) for _ in range(2))

@@ -3,6 +3,7 @@
 import json
 import math
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -112,7 +113,8 @@ def prefer(monkeypatch, channels_last):
 
 def run(options=None, steps=4, **keywords):
     """Train; return the model, its losses and the layouts that were told."""
-    model, losses, told = keywords.pop("model", None) or make_model(), [], []
+    told: list[Any] = []
+    model, losses = keywords.pop("model", None) or make_model(), []
     pixels, labels = make_data()
     recipe = make_recipe(steps=steps)
     train(

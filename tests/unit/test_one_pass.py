@@ -25,6 +25,7 @@ from bitzoo.data.kept_checks import KeptChecks
 from bitzoo.data.rows_while_checking import WantedRows
 from bitzoo.data.validation import inspect
 from bitzoo.errors import UsageError
+from bitzoo.models import image_files
 from bitzoo.models.preprocessing import EvalTransform
 
 LOTS = 10**9
@@ -102,10 +103,13 @@ class TestOnePass:
         assert {path.parent.name.rpartition("-")[0][-3:] for path in shards(cache)} == {"-16"}
 
     def test_equals_torchvision_and_decodes_no_file_twice(self, tmp_path, folder, monkeypatch):
-        reads, read = [], image_check.read_image_file
-        monkeypatch.setattr(
-            image_check, "read_image_file", lambda path: reads.append(path) or read(path)
-        )
+        reads, read = [], image_files.read_image_file
+
+        def counted(path):
+            reads.append(path)
+            return read(path)
+
+        monkeypatch.setattr(image_check, "read_image_file", counted)
         images, _ = inspect(read_dataset(folder), rows=wanted(tmp_path / "cache"), workers=2)
         assert len(reads) == 12
         found, _, decoded = opened(images.train, SQUARE, tmp_path / "cache")
@@ -189,7 +193,7 @@ class TestOnePass:
 class TestPoison:
     def test_a_file_that_is_replaced_while_it_is_checked(self, tmp_path, folder, monkeypatch):
         """Row and name come from the same bytes; the new image is never trained on."""
-        victim, read = folder / "a" / "04.png", image_check.read_image_file
+        victim, read = folder / "a" / "04.png", image_files.read_image_file
 
         def read_then_replace(path):
             content = read(path)
@@ -281,10 +285,13 @@ class TestStartingAgain:
     @pytest.fixture
     def reads(self, monkeypatch):
         """The names of the files that are read from now on."""
-        found, read = [], image_check.read_image_file
-        monkeypatch.setattr(
-            image_check, "read_image_file", lambda path: found.append(path.name) or read(path)
-        )
+        found, read = [], image_files.read_image_file
+
+        def noted(path):
+            found.append(path.name)
+            return read(path)
+
+        monkeypatch.setattr(image_check, "read_image_file", noted)
         return found
 
     def test_nothing_is_read_and_all_is_the_same(self, folder, reads):

@@ -14,7 +14,7 @@ from planted import make_planted_checkpoint, write_planted_images
 
 import bitzoo
 from bitzoo.errors import UsageError
-from bitzoo.inference import features
+from bitzoo.inference import features, runner
 from bitzoo.runs import probe_features, probe_models
 from bitzoo.runs.probe_models import find_candidates
 from bitzoo.runs.probe_result import Probed, advise
@@ -180,7 +180,7 @@ def computed(monkeypatch):
     """The numbers of images that networks were given."""
     counts = []
 
-    class Counting(features.Runner):
+    class Counting(runner.Runner):
         def __call__(self, pixels):
             counts.append(len(pixels))
             return super().__call__(pixels)
