@@ -198,7 +198,7 @@ def machine() -> str:
     """Return the date, machine and package versions of a measurement, and how threads wait."""
     packages = ", ".join(f"{name} {version(name)}" for name in ("bitzoo", "numpy", "torch", "timm"))
     return (
-        f"{time.strftime('%Y-%m-%d')}, {processor()}, {os.cpu_count()} cores{gpu()}, "
+        f"{time.strftime('%Y-%m-%d')}, {processor()}, {len(os.sched_getaffinity(0))} cores{gpu()}, "
         f"Python {platform.python_version()}, {packages}. Threads wait: "
         f"{description(os.environ)}\n"
     )
