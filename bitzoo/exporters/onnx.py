@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -39,15 +41,17 @@ def export_onnx(
     """
     import_extra("onnxscript", "onnx")
     graph = Graph(model, dtype)
-    program: Any = torch.onnx.export(
-        trace(graph),
-        input_names=[INPUT],
-        output_names=[graph.output],
-        dynamic_shapes=(free_axes(),),
-        opset_version=OPSET,
-        dynamo=True,
-        verbose=False,
-    )
+    # onnxscript 0.6 prints how many rules it applied, into what a script reads as JSON.
+    with contextlib.redirect_stdout(io.StringIO()):
+        program: Any = torch.onnx.export(
+            trace(graph),
+            input_names=[INPUT],
+            output_names=[graph.output],
+            dynamic_shapes=(free_axes(),),
+            opset_version=OPSET,
+            dynamo=True,
+            verbose=False,
+        )
     _forget_origin(program.model)
     program.model.metadata_props.update(metadata or {})
     stored = sum(parameter.nbytes for parameter in graph.parameters())
