@@ -24,6 +24,11 @@ SCRIPTS = {
     "load": "Loading",
     "convert": "Conversion",
     "finetune": "Fine-tuning",
+    "training_floor": "Training beside its floor",
+    "linear_probe": "Linear probe",
+    "probe": "Probe",
+    "one_pass": "One pass over the files",
+    "estimate": "Estimates",
     "peers": "Distance from Google's function",
     "gradient_sum": "Gradients of two processes",
     "distillation": "Distillation",
@@ -34,6 +39,10 @@ QUICK = {
     "load": ["--arch", "R50x1", "--rounds", "1"],
     "convert": ["--archs", "R50x1", "--rounds", "1"],
     "peers": [],
+    "training_floor": ["--size", "64", "--batch", "4", "--rounds", "1"],
+    "linear_probe": ["--images", "100", "--size", "64", "--forms", "float32"],
+    "one_pass": ["--images", "200", "--rounds", "1", "--files", "1000"],
+    "estimate": ["--stretch", "20", "--resolution", "36,32", "--batch-size", "16"],
 }
 """Arguments for a quick run of the scripts that have no ``--quick``."""
 

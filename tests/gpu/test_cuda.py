@@ -132,9 +132,9 @@ def test_a_killed_run_goes_on_bit_for_bit(tmp_path):
 
 
 def test_too_large_a_micro_batch_is_halved():
-    model = make_model(architecture=Architecture((1, 1, 1, 1), 4))
+    model = make_model(architecture=Architecture((1, 1, 1, 1), 1))
     pixels, labels = make_data(64)
-    torch.cuda.set_per_process_memory_fraction((2 << 30) / torch.cuda.mem_get_info()[1])
+    torch.cuda.set_per_process_memory_fraction((1 << 30) / torch.cuda.mem_get_info()[1])
     try:
         with mock.patch.object(micro_batch_size, "memory_for_maps", return_value=1 << 60):
             recipe = make_recipe(steps=1, batch_size=4096)
