@@ -149,7 +149,6 @@ SIZES = ((80, 24), (120, 40))
 STEPS = 40
 MOMENTS: dict[str, str] = {
     "checking": r"^checking .*\d/700 images  .* left$",
-    "decoding": r"^decoding .*\d/500 images  .* left$",
     "training begins": rf"^training .*step  0/{STEPS}",
     "training in the middle": rf"^training .*step 2\d/{STEPS}  loss .* images/s  .* left$",
     "finished": r"^next ",
