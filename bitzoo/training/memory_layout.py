@@ -22,7 +22,7 @@ from torch import Tensor, nn
 WORTH_MEASURING = 300.0
 """Seconds of training, by a first small pass, from which on measuring pays. Shorter runs always use
 channels last, so what is over in minutes does not depend on how busy the machine was."""
-PASS_SECONDS = 3.0
+PASS_SECONDS = 2.0
 """About how long a measured pass is to take: there are four, and nobody should wait for long."""
 CLEARLY = 0.97
 """Share of channels last's time that the other format must stay below to be taken: within 3 % a
