@@ -25,6 +25,7 @@ import numpy.typing as npt
 import torch
 
 from bitzoo.data.image_store import Contents, Pixels
+from bitzoo.errors import StorageError
 from bitzoo.files import Progress, cache_dir
 from bitzoo.inference.feature_cache import ROWS, Features, make_room, read_rows, write_rows
 from bitzoo.inference.runner import Runner, batches_of, one_ahead
@@ -120,10 +121,10 @@ class FeatureNetwork:
             return _compute(self._runner, pixels, features, rows, work or Work(), progress)
 
         contents = pixels.contents if budget_bytes > 0 else None
-        if contents is None:
+        place = cache or _usual_cache()
+        if contents is None or place is None:
             deque(parts_of(np.arange(len(features))), maxlen=0)
             return features
-        place = cache or cache_dir() / TASK
         folder = place / self.key(contents.prepared)
         if work is not None:
             work.place = folder
@@ -202,10 +203,10 @@ def find_features(
         As `compute_features`; None if some are missing, or nothing can be cached.
     """
     contents = pixels.contents if budget_bytes > 0 else None
-    if contents is None:
+    place = cache or _usual_cache()
+    if contents is None or place is None:
         return None
     encoder = _encoder(model)
-    place = cache or cache_dir() / TASK
     folder = place / _key(encoder, contents.prepared, device, dtype, backend)
     if work is not None:
         work.place = folder
@@ -221,12 +222,20 @@ def count_missing(model: BiT, contents: Contents, device: torch.device | str | N
         contents: What names the images' pixels.
         device: Where they would be computed.
     """
-    place = cache_dir() / TASK
-    if not place.is_dir():
+    place = _usual_cache()
+    if place is None or not place.is_dir():
         return len(contents.hashes)
     key = _key(_encoder(model), contents.prepared, device, torch.float32, "eager")
     rows = np.empty((len(contents.hashes), model.num_features), np.float32)
     return len(read_rows(place / key, contents.hashes, rows))
+
+
+def _usual_cache() -> Path | None:
+    """Return the folder of the features of all networks; None if there is no place for it."""
+    try:
+        return cache_dir() / TASK
+    except StorageError:
+        return None
 
 
 def _compute(

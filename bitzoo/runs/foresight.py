@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import time
 from collections.abc import Mapping
@@ -18,7 +19,7 @@ from bitzoo.data.dataset import ImageSet, Split
 from bitzoo.data.decode_workers import as_transform
 from bitzoo.data.image_store import Contents
 from bitzoo.data.validation import DataSummary
-from bitzoo.errors import BitzooError, UsageError
+from bitzoo.errors import BitzooError, StorageError, UsageError
 from bitzoo.files import cache_dir
 from bitzoo.inference.features import count_missing
 from bitzoo.inference.processes import in_main_process, join_processes, process_device
@@ -244,7 +245,7 @@ class Foresight:
         if key not in self._missing:
             known = {bytes.fromhex(e.sha256) for e in split.examples if e.sha256}
             left = known
-            if known:
+            with contextlib.suppress(StorageError):  # there is no place for the cache
                 left = set(pixel_cache.missing_from(cache_dir() / "pixels", way, known))
             self._missing[key] = len(left) + sum(not e.sha256 for e in split.examples)
         return self._missing[key]

@@ -209,7 +209,7 @@ class TestRefused:
         assert (done.returncode, done.stdout) == (2, ""), done.stderr
         found = groups_of(done.stderr.removeprefix("error: "), Path("photos"), count=2)
         assert [*found] == ["Truncated or damaged images", "Images too large to decode safely"]
-        assert [path.name for path in tmp_path.iterdir()] == ["photos"]
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["cache", "photos"]
 
 
 ODD = (

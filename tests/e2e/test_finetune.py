@@ -234,11 +234,13 @@ def test_bad_data_is_one_report_before_the_first_step(workspace: Path) -> None:
 
 
 @pytest.mark.slow
-def test_without_a_place_for_the_cache(workspace: Path) -> None:
+@pytest.mark.parametrize("more", [[], ["--freeze"]], ids=["all", "head"])
+def test_without_a_place_for_the_cache(workspace: Path, more: list[str]) -> None:
     """A user id without a home folder: images are decoded at each step, and the run says so."""
     code = "import os, sys; os.getuid = lambda: 54_321; from bitzoo.cli.main import main; main()"
     environment = {k: v for k, v in os.environ.items() if k not in ("HOME", "XDG_CACHE_HOME")}
-    words = ["finetune", "--model", "small.npz", "--data", "digits", "--out", "homeless", *STEPS]
+    words = ["finetune", "--model", "small.npz", "--data", "digits", *STEPS, *more]
+    words += ["--out", f"homeless{len(more)}"]
     done = subprocess.run(
         [sys.executable, "-c", code, *words],
         cwd=workspace, env={**environment, "OMP_NUM_THREADS": "1"},
