@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import atexit
 import os
+import signal
 from collections.abc import Callable
 from functools import cache
 from typing import Any, TypeVar
@@ -21,6 +22,8 @@ from bitzoo.errors import UsageError
 from bitzoo.inference.devices import checked_device
 
 _Part = TypeVar("_Part")
+_LAST_SECONDS = 5
+"""Time that a process which has abandoned its group has to end by itself."""
 
 
 def join_processes(device: str | None = None) -> PartialState:
@@ -52,8 +55,12 @@ def _leave_at_exit() -> None:
     """
 
     def leave() -> None:
-        is_gloo = dist.is_initialized() and dist.get_backend() == dist.Backend.GLOO
-        if is_gloo and not _abandoned:
+        if _abandoned:
+            # torch 2.13 waits for the others all the same, in a destructor that nothing interrupts.
+            if hasattr(signal, "alarm"):
+                signal.signal(signal.SIGALRM, signal.SIG_DFL)
+                signal.alarm(_LAST_SECONDS)
+        elif dist.is_initialized() and dist.get_backend() == dist.Backend.GLOO:
             dist.destroy_process_group()
 
     atexit.register(leave)
