@@ -111,7 +111,8 @@ def compare(
     model, found = network(net, tensors), []
     with open_whole_images(photos.split, CROP, workers=1) as pixels:
         train(
-            model, recipe, pixels, labels, TrainingConfig(seed=SEED, micro_batch=micro_batch),
+            model, recipe, pixels, labels,
+            TrainingConfig(seed=SEED, micro_batch=micro_batch, channels_last=True),
             on_step=lambda metrics: found.append((metrics["lr"], metrics["loss"])),
             teacher=teacher,
         )  # fmt: skip
