@@ -31,7 +31,6 @@ from bitzoo.cli.resume import resume
 from bitzoo.cli.signals import exit_on_signals
 from bitzoo.cli.study import study
 from bitzoo.cli.vtab import vtab
-from bitzoo.large_pages import ask_before_torch
 from bitzoo.openmp_waiting import choose_before_torch
 
 
@@ -82,7 +81,6 @@ def _run(command: click.Command) -> None:
     """Run a command, which reports its own errors; click's own printing may fail too."""
     exit_on_signals()
     choose_before_torch()
-    ask_before_torch()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # file names may not be valid text
             stream.reconfigure(errors="backslashreplace")

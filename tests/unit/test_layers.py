@@ -17,7 +17,7 @@ LAYERS = [
     [
         *("_version", "errors", "locks", "files", "display", "small_files"),
         *("progress", "progress_line", "durations", "interrupts", "portable"),
-        *("openmp_waiting", "large_pages"),
+        "openmp_waiting",
     ],
     ["models"],
     ["catalogue", "fetch"],
