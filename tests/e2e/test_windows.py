@@ -31,6 +31,7 @@ GUARDED = {
     "interrupts": "asks for the name",
     "data/decode_workers": "asks for the signal",
     "data/file_ranges": "asks for the name",
+    "inference/processes": "asks for `alarm`",
     "converters/limited_process": "runs only where there is `setitimer`, and says so elsewhere",
     "converters/parity/tensorflow_process": "asks for `poll`, and says so elsewhere",
     "converters/parity/tensorflow_worker": "runs only where `tensorflow_process` starts it",
