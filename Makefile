@@ -31,7 +31,7 @@ test-lowest: $(LOWEST)/.installed  ## all but the full-size tests with the lowes
 attack: .venv/.installed-dev  ## damaged files and more; BUDGET=100000 inputs or 10m, READERS="npz torch", REPLAY=npz:17
 	$(ATTACK) $(if $(REPLAY),$(addprefix --replay ,$(REPLAY)),$(BUDGET) $(READERS))
 
-attack-figures: .venv/.installed-dev  ## the same, over everything, and the figures into docs/attacks.md
+attack-figures: .venv/.installed-dev  ## the same, over everything, and the figures into docs/reference/attacks.md
 	$(ATTACK) $(BUDGET) --write
 
 coverage: .venv/.installed-dev  ## all but the full-size tests, with the lines and branches that none of them runs
@@ -72,8 +72,8 @@ pages: .venv/.installed-dev tests/browser/node_modules/.installed  ## reports an
 	$(BIN)/python tests/browser/write_pages.py tests/browser/pages
 	node tests/browser/check.mjs tests/browser/pages $(PAGES)
 
-screens: .venv/.installed-dev  ## the screens in docs/terminal.md, from a run on a pseudo-terminal
-	PYTHONPATH=tests $(BIN)/python -m screens docs/terminal.md
+screens: .venv/.installed-dev  ## the screens in docs/reference/terminal.md, from a run on a pseudo-terminal
+	PYTHONPATH=tests $(BIN)/python -m screens docs/reference/terminal.md
 
 clean:
 	rm -rf .venv $(LOWEST) $(WHEEL) build dist htmlcov .coverage .coverage.*

@@ -1,4 +1,4 @@
-"""A network and the file that it is mapped from: the ways of saving that docs/saving.md names."""
+"""A network and the file that it is mapped from: the ways of saving that docs/how-to/saving.md names."""
 
 import io
 import os
