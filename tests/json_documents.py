@@ -169,7 +169,7 @@ class Documents:
         self.read("vtab", "vtab/vtab.json")
         Path("s.toml").write_text(STUDY)
         self.call("study", "study", "s.toml", "--out", "study", "--processes", 1)
-        self.read("study", "study/study.json")
+        self.read("study", "study/results.json")
         self.call("reproduce-list", "reproduce", "BiT-M-R50x1", "--list")
         self.call("reproduce", "reproduce", "BiT-R50x1_160.npz", "--claim", "ilsvrc-top1",
                   "--out", "again", "--workers", 1)  # fmt: skip
