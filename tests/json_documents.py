@@ -1,13 +1,10 @@
 """Every JSON document that bitzoo prints or writes, made by its commands on tiny networks and data.
 
-`Documents(folder).make()` fills `found`: name of a document, as in docs/reference/schemas.yml ->
+`Documents(folder).make()` fills `found`: name of a document, as in docs/reference/json.yml ->
 what came out, several times where its keys depend on the options.
 """
 
-import io
 import json
-import os
-import shutil
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -15,8 +12,11 @@ from typing import Any
 import numpy as np
 from checkpoints import make_checkpoint, write_npz
 from click.testing import CliRunner
+from hub_server import HubServer
 from images import write_digits
 from PIL import Image
+from publishing import Workspace
+from servers import FileServer
 from tfds_builders import features_of, image_bytes, prepare
 from vtab_records import prepare_all
 
@@ -71,7 +71,6 @@ class Documents:
 
     def call(self, name: str | None, *words: object, code: int = 0) -> None:
         """Run a command; its JSON is a document of that name."""
-        print(*words, flush=True)
         result = CliRunner().invoke(app, [*map(str, words), *(["--json"] if name else [])])
         assert result.exit_code == code, (words, result.output, result.exception)
         if name:
@@ -86,7 +85,9 @@ class Documents:
 
     def make(self) -> None:
         """Make all of them."""
-        for step in (self.prepare, self.models, self.runs, self.figures, self.exports):
+        for step in (
+            self.prepare, self.models, self.runs, self.figures, self.exports, self.publications
+        ):  # fmt: skip
             step()
 
     def prepare(self) -> None:
@@ -99,7 +100,6 @@ class Documents:
         image[0, 0] += 1
         Image.fromarray(image).save("photos/train/0/twin.png")
         Path("broken.png").write_bytes(b"no image")
-        os.environ["TFDS_DATA_DIR"] = str(self.folder / "tfds")
         prepare_all(self.folder / "tfds", "dtd")
         synsets = class_names("imagenet1k", descriptions=False)
         rows = [
@@ -117,16 +117,19 @@ class Documents:
             self.call("info-name", "info", name)
         self.call("convert", "convert", "own.npz")
         self.call("convert", "convert", "own.npz", "--dst", "half.safetensors",
-                  "--dtype", "float16", "--check", "weights")  # fmt: skip
+                  "--dtype", "float16")  # fmt: skip
         self.call("convert", "convert", "own.npz", "--dst", "fast.safetensors", "--check", "none")
+        self.call("convert", "convert", "own.npz", "--dst", "plain.npz", "--to", "npz",
+                  "--check", "weights")  # fmt: skip
         self.call("verify", "verify", "own.npz", "own.safetensors")
-        self.read("verify", "parity.json")
+        self.read("parity", "parity.json")
         self.call("info-file", "info", "own.safetensors")
         self.call("info-file", "info", "BiT-R50x1_160.npz")
         self.call("hyperrule", "hyperrule", "--examples", 3000, "--size", "480x640")
         self.call("hyperrule-measure", "hyperrule", "own.npz", "--measure", "--data", "photos",
                   *QUICK[:6])  # fmt: skip
         self.call("card", "card", "own.safetensors", "--out", "card.md")
+        self.call("card", "card", "own.safetensors")
         self.call("publish-plan", "publish", "own.safetensors", "--repo", "lab/own", "--dry-run",
                   "--folder", "staged")  # fmt: skip
         self.read("manifest", "staged/manifest.json")
@@ -142,12 +145,9 @@ class Documents:
         self.call("distill", "distill", *FORM[1:], "--teacher", "runs/photos", "--data", "photos",
                   "--out", "runs/student", *QUICK[:4], "--resolution", 32, *QUICK[6:])  # fmt: skip
         runs = ("photos", "twice/seed-0", "pre", "student")
-        for kind, name in (
-            ("run", "run.json"), ("evaluation", "evaluation.json"), ("metrics", "metrics.jsonl"),
-            ("sessions", "sessions.json"),
-        ):  # fmt: skip
-            self.read(kind, *(f"runs/{run}/{name}" for run in runs))
-        self.call("info-file", "info", "runs/photos")
+        for kind in ("evaluation.json", "metrics.jsonl"):
+            self.read(kind.partition(".")[0], *(f"runs/{run}/{kind}" for run in runs))
+        self.call("info-file", "info", "runs/student")
         self.call("evaluate", "evaluate", "runs/photos", "--data", "photos", "--workers", 1)
         self.call("evaluate", "evaluate", "BiT-R50x1_160.npz", "--data", "tfds:imagenet2012@validation",
                   "--workers", 1)  # fmt: skip
@@ -183,3 +183,24 @@ class Documents:
         self.read("export", "own.onnx.export.json")
         self.call("info-file", "info", "own.onnx")
         self.call("quickstart", "quickstart", "--folder", "quick")
+
+    def publications(self) -> None:
+        """On a stand-in Hub, with a mirror of two released files."""
+        served = {}
+        for run in range(2):
+            path = write_npz("x.npz", make_checkpoint(num_classes=47, seed=run))
+            served[f"vtab/BiT-M-R50x1-run{run}-dtd.npz"] = Path(path).read_bytes()
+        with (
+            FileServer(served) as mirror,
+            HubServer() as hub,
+            Workspace(self.folder, hub, BITZOO_MIRROR=mirror.url) as place,
+        ):
+            for name, words in (
+                ("publish", ("own.safetensors", "--repo", "lab/own")),
+                ("publish-several", ("BiT-M-R50x1-run[01]-dtd", "--org", "lab")),
+            ):
+                done = place.run("publish", *words, "--yes", "--json")
+                self.found[name].append(json.loads(done.out))
+            self.found["manifest"].append(
+                json.loads(hub.repos["lab/BiT-M-R50x1-run0-dtd"].files()["manifest.json"])
+            )

@@ -56,7 +56,7 @@ def _section(name: str, command: click.Command, context: click.Context) -> Itera
     for paragraph in (command.help or "").split("\n\n"):
         words = " ".join(paragraph.split())
         if words.startswith(_EXAMPLE):
-            yield f"```text title=\"Example\"\n{words.removeprefix(_EXAMPLE)}\n```\n"
+            yield f'```text title="Example"\n{words.removeprefix(_EXAMPLE)}\n```\n'
         else:
             yield f"{_text(words)}\n"
     for parameter in command.get_params(context):

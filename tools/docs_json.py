@@ -17,6 +17,12 @@ from json_schemas import WORDS, keys_of, names_in, schema, source
 PAGE = "reference/json.md"
 FOLDER = "reference/schemas"
 """Where the schemas are in the site: NAME.json."""
+_LEADS = {
+    "": "An object with these keys",
+    "list of ": "A list of objects with these keys",
+    "map of ": "An object whose values are objects with these keys",
+}
+"""How a section says what a document is, by what comes before the type's name."""
 
 
 def on_page_markdown(markdown: str, page: Any, **_: object) -> str | None:
@@ -55,11 +61,15 @@ def documents() -> Iterator[str]:
         yield "\n".join(f"- {_code(place)}" for place in entry["from"]) + "\n"
         if "about" in entry:
             yield entry["about"] + "\n"
-        yield f"It is {_linked(entry['is'])} ([JSON Schema](schemas/{name}.json){{ download }}).\n"
-        for kind in names_in(entry["is"]):
-            if kind not in shown:
-                shown.add(kind)
-                yield from _type(kind)
+        (kind,) = names_in(entry["is"])
+        file = f"[JSON Schema](schemas/{name}.json){{ download }}"
+        if kind in shown:
+            yield f"It is {_linked(entry['is'])} ({file}).\n"
+        else:
+            shown.add(kind)
+            of = _LEADS[entry["is"].removesuffix(kind)]
+            yield f"{of} ({file}):\n{{: #type-{kind.lower()} }}\n"
+            yield from _keys(kind)
 
 
 def types() -> Iterator[str]:
@@ -69,11 +79,6 @@ def types() -> Iterator[str]:
         if name not in whole:
             yield f"\n### {name} {{ #type-{name.lower()} }}\n"
             yield from _keys(name)
-
-
-def _type(name: str) -> Iterator[str]:
-    yield f"### {name} {{ #type-{name.lower()} }}\n"
-    yield from _keys(name)
 
 
 def _keys(name: str) -> Iterator[str]:

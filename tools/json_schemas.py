@@ -1,7 +1,7 @@
 """docs/reference/json.yml as JSON Schemas, and what its words for types mean.
 
-    schema("evaluate")                # of what `bitzoo evaluate --json` prints
-    schema("evaluate", closed=True)   # the same, which allows no other keys: for our own tests
+schema("evaluate")                # of what `bitzoo evaluate --json` prints
+schema("evaluate", closed=True)   # the same, which allows no other keys: for our own tests
 """
 
 from __future__ import annotations
@@ -26,6 +26,10 @@ WORDS: dict[str, tuple[dict[str, Any], str]] = {
     "number": ({"type": "number"}, "a number"),
     "share": ({"type": "number", "minimum": 0, "maximum": 1}, "a number from 0 to 1"),
     "percent": ({"type": "number", "minimum": 0, "maximum": 100}, "a number from 0 to 100"),
+    "scalar": (
+        {"type": ["string", "number", "boolean", "null"]},
+        "a string, a number, `true`, `false` or `null`",
+    ),
     "sha256": ({"type": "string", "pattern": "^[0-9a-f]{64}$"}, "64 hexadecimal digits"),
     "interval": (
         {
