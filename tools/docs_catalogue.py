@@ -134,13 +134,18 @@ _SETS = {
     "ilsvrc-2012": "ILSVRC-2012",
     "imagenet-21k": "ImageNet-21k",
     "jft-300m": "JFT-300M",
+    "oxford_flowers102": "Oxford Flowers-102",
+    "oxford_iiit_pet": "Oxford-IIIT Pets",
+    "food101": "Food-101",
+    "sun397": "SUN397",
 }
+"""What the catalogue calls data -> what readers call it."""
 
 
 def models() -> str:
     """Return the table of all checkpoints but those of VTAB-1k."""
     columns = ["Model", "Trained on", "Predicts", "Classes", "Parameters", "Size", "Image"]
-    columns += ["ImageNet top-1", "CPU", "Files"]
+    columns += ["ImageNet top-1", "CPU", "Published", "Files"]
     rows = [_model_row(spec) for spec in _specs() if spec.family != _VTAB]
     choices = [Choice("Family", "family"), Choice("Network", "network")]
     return _table("Checkpoints", columns, rows, choices, "checkpoints")
@@ -165,21 +170,16 @@ def _model_row(spec: ModelSpec) -> Row:
     figure, speed = own_accuracy(spec), None
     if figure is not None:
         speed = measured_seconds().get((spec.arch_name, figure.resolution or 0))
-    name = f"<code>{spec.name}</code>"
-    if spec.metrics:
-        count = len(spec.metrics)
-        said = f"{count} published figure{'s' * (count > 1)}"
-        name += f' <a href="#{figures_id(spec.name)}">{said}</a>'
-    task = _SETS.get(spec.task, spec.task.replace("_", " "))
-    score = Cell(f"{figure.value:.1f}&nbsp;% at&nbsp;{figure.resolution}&nbsp;px", figure.value) \
-        if figure else Cell("")
+    count = len(spec.metrics)
+    published = f"{count}&nbsp;figure{'s' * (count > 1)}"
     cells = [
-        Cell(name),
+        Cell(f"<code>{spec.name}</code>"),
         Cell(_SETS[spec.dataset]),
-        Cell(f"{task}, {spec.activation}"),
+        Cell(f"{_SETS[spec.task]}, {spec.activation}"),
         *_sizes(spec),
-        score,
+        Cell(f"{figure.value:.1f}&nbsp;%", figure.value) if figure else Cell(""),
         Cell(f"{speed:.3g}&nbsp;s", speed) if speed else Cell(""),
+        Cell(f'<a href="#{figures_id(spec.name)}">{published}</a>', count) if count else Cell(""),
         Cell(_files(spec)),
     ]
     return Row(cells, {"family": spec.family, "network": spec.arch_name})
