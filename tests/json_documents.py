@@ -149,8 +149,8 @@ class Documents:
             self.read(kind.partition(".")[0], *(f"runs/{run}/{kind}" for run in runs))
         self.call("info-file", "info", "runs/student")
         self.call("evaluate", "evaluate", "runs/photos", "--data", "photos", "--workers", 1)
-        self.call("evaluate", "evaluate", "BiT-R50x1_160.npz", "--data", "tfds:imagenet2012@validation",
-                  "--workers", 1)  # fmt: skip
+        self.call("evaluate", "evaluate", "BiT-R50x1_160.npz",
+                  "--data", "tfds:imagenet2012@validation", "--workers", 1)  # fmt: skip
         self.call("predict", "predict", "runs/photos", "photos/val/0", "broken.png", "--top", 2,
                   code=1)  # fmt: skip
 
@@ -164,8 +164,8 @@ class Documents:
         self.call("fewshot", "fewshot", "own.npz", "--data", "photos", "--out", "few/tuned",
                   "--shots", "2", "--runs", 2, *FEW)  # fmt: skip
         self.read("fewshot", "few/ridge/fewshot.json")
-        self.call("vtab", "vtab", "own.npz", "--out", "vtab", "--tasks", "dtd,svhn", "--runs", 1, *QUICK[:4],
-                  "--resolution", "32", *QUICK[6:])  # fmt: skip
+        self.call("vtab", "vtab", "own.npz", "--out", "vtab", "--tasks", "dtd,svhn",
+                  "--runs", 1, *QUICK[:4], "--resolution", "32", *QUICK[6:])  # fmt: skip
         self.read("vtab", "vtab/vtab.json")
         Path("s.toml").write_text(STUDY)
         self.call("study", "study", "s.toml", "--out", "study", "--processes", 1)

@@ -1,7 +1,6 @@
 """docs/reference/json.yml as JSON Schemas, and what its words for types mean.
 
-schema("evaluate")                # of what `bitzoo evaluate --json` prints
-schema("evaluate", closed=True)   # the same, which allows no other keys: for our own tests
+`schema("evaluate")` is that of what `bitzoo evaluate --json` prints.
 """
 
 from __future__ import annotations

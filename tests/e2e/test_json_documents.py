@@ -1,4 +1,4 @@
-"""docs/reference/json.yml: every key that comes out is described, and every described key comes out."""
+"""docs/reference/json.yml: what comes out is described, and the other way round."""
 
 import pytest
 from json_documents import Documents
