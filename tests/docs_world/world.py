@@ -196,7 +196,7 @@ class World:
         """
         places = {
             "tfds": own / "home" / "tensorflow_datasets",
-            "hf": own / "home" / ".cache" / "huggingface",
+            "hf": own / "home" / ".cache" / "huggingface" / "datasets",
             "torchvision": own / "torchvision",
         }
         for name in given:
