@@ -19,6 +19,7 @@ from typing import Any
 
 from checkpoints import make_checkpoint, write_npz
 from docs_world.given import MAKERS
+from docs_world.modules import write_module
 from formats import write_keras
 from hub_server import HubServer
 from servers import FileServer
@@ -49,8 +50,10 @@ class Bucket(FileServer):
 
     def read(self, path: str) -> bytes | None:
         """The content of a released file; None if there is none of that name."""
-        if path in self._specs and not (self.folder / path).exists():
-            self._make(path, *self._specs[path])
+        module, folder, _ = path.partition(".tfhub/")
+        release = module + folder
+        if release in self._specs and not (self.folder / release).exists():
+            self._make(release, *self._specs[release])
         return super().read(path)
 
     def validators(self, path: str, content: bytes) -> dict[str, str]:
@@ -67,6 +70,8 @@ class Bucket(FileServer):
             write_npz(target, arrays)
         elif kind == "h5":
             write_keras(target, arrays)
+        elif kind == "tfhub":
+            write_module(target, arrays)
 
 
 def arrays_of(spec: ModelSpec) -> dict[str, Any]:
