@@ -65,6 +65,12 @@ def _released(name: str) -> Callable[[World, Path], None]:
     return make
 
 
+def _module(world: World, path: Path) -> None:
+    folder = get_spec(path.stem).files["tfhub"]
+    world.bucket.read(folder + "saved_model.pb")
+    shutil.copytree(world.bucket.folder / folder, path)
+
+
 def _by(*command: str, given: Sequence[str] = ()) -> Callable[[World, Path], None]:
     """A maker that runs a command, which is to write what is to be made."""
 
@@ -101,6 +107,7 @@ MAKERS: dict[str, Callable[[World, Path], None]] = {
     "in1k.safetensors": _by(
         "bitzoo", "convert", "BiT-M-R50x1-ILSVRC2012", "--dst", "in1k.safetensors"
     ),
+    "BiT-M-R50x1-run0-dtd.tfhub": _module,
     "runs/photos": _by(
         *("bitzoo", "finetune", "BiT-M-R50x1", "--data", "photos/", "--out", "runs/photos"),
         given=["photos"],

@@ -25,6 +25,7 @@ from servers import FileServer
 import bitzoo
 from bitzoo.catalogue.registry import BASE_URL, ModelSpec, get_spec, list_models
 from docs_world.given import MAKERS
+from docs_world.modules import write_module
 
 HERE = Path(__file__).parent
 CODE = Path(bitzoo.__file__).parent.parent
@@ -51,8 +52,10 @@ class Bucket(FileServer):
 
     def read(self, path: str) -> bytes | None:
         """The content of a released file; None if there is none of that name."""
-        if path in self._specs and not (self.folder / path).exists():
-            self._make(path, *self._specs[path])
+        module, folder, _ = path.partition(".tfhub/")
+        release = module + folder
+        if release in self._specs and not (self.folder / release).exists():
+            self._make(release, *self._specs[release])
         return super().read(path)
 
     def validators(self, path: str, content: bytes) -> dict[str, str]:
@@ -71,6 +74,8 @@ class Bucket(FileServer):
             from formats import write_keras  # imports torch
 
             write_keras(target, arrays)
+        elif kind == "tfhub":
+            write_module(target, arrays)
 
 
 def arrays_of(spec: ModelSpec) -> dict[str, Any]:
