@@ -32,7 +32,7 @@ DEPTHS: dict[str, tuple[int, int, int, int]] = {
     "R152x4": (2, 2, 1, 1),
 }
 WIDTH = 0.5
-STEPS, BATCH, SIDE = 4, 8, 32
+STEPS, BATCH, SIDE = map(int, os.environ.get("BITZOO_DOCS_LIMITS", "4,8,32").split(","))
 
 
 def _architectures(module: Any) -> None:
@@ -79,9 +79,21 @@ def _recipes(module: Any) -> None:
     kind.override, kind.changed_at = override_small, changed_small
 
 
+def _timm(module: Any) -> None:
+    create = module._create_resnetv2_bit
+
+    def create_small(variant: str, *args: Any, layers: Any, width_factor: Any, **options: Any) -> Any:
+        name = variant.removeprefix("resnetv2_").split("_")[0]  # 50x1
+        small = list(DEPTHS[f"R{name}"])
+        return create(variant, *args, layers=small, width_factor=WIDTH, **options)
+
+    module._create_resnetv2_bit = create_small
+
+
 _CHANGES: dict[str, Callable[[Any], None]] = {
     "bitzoo.models.architecture": _architectures,
     "bitzoo.training.recipe": _recipes,
+    "timm.models.resnetv2": _timm,
 }
 
 
