@@ -147,6 +147,7 @@ class Documents:
         runs = ("photos", "twice/seed-0", "pre", "student")
         for kind in ("evaluation.json", "metrics.jsonl"):
             self.read(kind.partition(".")[0], *(f"runs/{run}/{kind}" for run in runs))
+        self.read("repeats", "runs/twice/repeats.json")
         self.call("info-file", "info", "runs/student")
         self.call("evaluate", "evaluate", "runs/photos", "--data", "photos", "--workers", 1)
         self.call("evaluate", "evaluate", "BiT-R50x1_160.npz",
@@ -156,6 +157,7 @@ class Documents:
 
     def figures(self) -> None:
         self.call("probe", "probe", "own.npz", "gone.npz", "--data", "photos", "--out", "probes/a",
+                  "--save", "probes/saved",
                   "--resolution", "36,32", "--workers", 1)  # fmt: skip
         self.read("probe", "probes/a/probe.json")
         self.call("fewshot", "fewshot", "own.npz", "--data", "photos", "--out", "few/ridge",
