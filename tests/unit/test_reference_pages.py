@@ -199,6 +199,6 @@ class TestCommandLine:
 
 
 def test_what_a_run_writes_is_listed():
-    listed = first_cells(page("run-folders.md").partition("With `--repeats")[0])
+    listed = first_cells(page("run-folders.md").partition("`split.csv` has these columns")[0])
     written = {pattern.split("/")[0] for pattern in OUTPUTS} | {".bitzoo-run.lock"}
     assert {name.split("/")[0] for name in listed} == written
