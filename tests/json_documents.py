@@ -177,13 +177,12 @@ class Documents:
                   "--out", "again", "--workers", 1)  # fmt: skip
 
     def exports(self) -> None:
-        for to, name in (("onnx", "own.onnx"), ("torch-export", "own.pt2")):
-            self.call("export", "export", "runs/photos", "--to", to, "--out", name)
+        self.call("export", "export", "runs/photos", "--to", "torch-export", "--out", "own.pt2")
         self.call("export-int8", "export", "runs/photos", "--to", "onnx", "--out", "small.onnx",
                   "--dtype", "int8", "--calibrate", "photos", "--calibration-images", 12,
                   "--judged-images", 24, "--max-loss", 1)  # fmt: skip
-        self.read("export", "own.onnx.export.json")
-        self.call("info-file", "info", "own.onnx")
+        self.read("export", "own.pt2.export.json")
+        self.call("info-file", "info", "own.pt2")
         self.call("quickstart", "quickstart", "--folder", "quick")
 
     def publications(self) -> None:
