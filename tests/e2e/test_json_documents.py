@@ -106,7 +106,7 @@ SOMETIMES = {"tensorboard/events.out.tfevents.*", "wandb/", ".bitzoo-run.lock"}
 def test_the_page_lists_the_files_of_a_run(found, here, title, folders):
     section = PAGE.read_text().partition(f"\n## {title}\n")[2].partition("\n## ")[0]
     listed = re.findall(r"^\| `([^`]+)` \|", section.partition("`split.csv` has")[0], re.MULTILINE)
-    patterns = {name: re.sub(r"\b(N|TASK|CELL)\b|/$", lambda m: "*" if m[1] else "/*", name)
+    patterns = {name: re.sub(r"\b(N|TASK|CELL|TRANSFER)\b|/$", lambda m: "*" if m[1] else "/*", name)
                 for name in listed}  # fmt: skip
     for folder in folders:
         files = [str(f.relative_to(folder)) for f in Path(folder).rglob("*") if f.is_file()]
