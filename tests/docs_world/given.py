@@ -73,10 +73,9 @@ def _by(*command: str, given: Sequence[str] = ()) -> Callable[[World, Path], Non
         own = world.store / "made" / str(key).replace("/", "-")
         folder = own / "work"
         folder.mkdir(parents=True)
-        world.furnish(folder, tuple(given))
-        done = subprocess.run(
-            command, cwd=folder, env=world.environment(own), capture_output=True, text=True
-        )
+        world.furnish(folder, own, tuple(given))
+        environment = world.environment(own) | world.processes(tuple(given))
+        done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
         if done.returncode:
             raise RuntimeError(f"{' '.join(command)}:\n{done.stdout}{done.stderr}")
         (folder / key).rename(path)
