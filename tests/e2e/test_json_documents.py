@@ -99,6 +99,7 @@ FOLDERS = {
     "VTAB-1k": ("vtab",),
     "A study": ("study",),
 }
+PLACEHOLDER = r"\b(?:N|TASK|CELL|TRANSFER)\b|(?<=/)$"
 SOMETIMES = {"tensorboard/events.out.tfevents.*", "wandb/", ".bitzoo-run.lock"}
 
 
@@ -106,8 +107,7 @@ SOMETIMES = {"tensorboard/events.out.tfevents.*", "wandb/", ".bitzoo-run.lock"}
 def test_the_page_lists_the_files_of_a_run(found, here, title, folders):
     section = PAGE.read_text().partition(f"\n## {title}\n")[2].partition("\n## ")[0]
     listed = re.findall(r"^\| `([^`]+)` \|", section.partition("`split.csv` has")[0], re.MULTILINE)
-    patterns = {name: re.sub(r"\b(N|TASK|CELL|TRANSFER)\b|/$", lambda m: "*" if m[1] else "/*", name)
-                for name in listed}  # fmt: skip
+    patterns = {name: re.sub(PLACEHOLDER, "*", name) for name in listed}
     for folder in folders:
         files = [str(f.relative_to(folder)) for f in Path(folder).rglob("*") if f.is_file()]
         known = {f: [n for n, p in patterns.items() if fnmatch(f, p)] for f in files}
