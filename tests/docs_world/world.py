@@ -19,6 +19,7 @@ from typing import Any
 
 from checkpoints import make_checkpoint, write_npz
 from docs_world.given import MAKERS
+from docs_world.peer_repos import PEERS
 from formats import write_keras
 from hub_server import HubServer
 from servers import FileServer
@@ -143,6 +144,10 @@ class World:
         """
         for name in given:
             key = name.rstrip("/")
+            if key.removeprefix("hub:") in PEERS:
+                release, make = PEERS[key.removeprefix("hub:")]
+                self.hub.add_repo(key.removeprefix("hub:"), make(arrays_of(get_spec(release))))
+                continue
             if key not in MAKERS:
                 raise KeyError(f"`given` has {name!r}; known are {', '.join(sorted(MAKERS))}")
             made = self.store / key
