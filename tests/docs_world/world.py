@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import runpy
 import shutil
+import subprocess
 import sys
 import zlib
 from collections.abc import Mapping
@@ -20,7 +21,6 @@ from typing import Any
 from checkpoints import make_checkpoint, write_npz
 from docs_world.given import MAKERS
 from docs_world.peer_repos import PEERS
-from formats import write_keras
 from hub_server import HubServer
 from servers import FileServer
 
@@ -67,6 +67,8 @@ class Bucket(FileServer):
         if kind == "npz":
             write_npz(target, arrays)
         elif kind == "h5":
+            from formats import write_keras  # imports torch
+
             write_keras(target, arrays)
 
 
@@ -92,11 +94,28 @@ class World:
         self.store.mkdir(exist_ok=True)
         self.bucket = Bucket(folder / "bucket")
         self.hub = HubServer()
+        self.socket = folder / "forks"
+        self._forks: subprocess.Popen[str] | None = None
 
     def __enter__(self) -> World:
         self.bucket.__enter__()
         self.hub.__enter__()
+        if hasattr(os, "pidfd_open"):
+            self._start_forks()
         return self
+
+    def _start_forks(self) -> None:
+        self.socket.unlink(missing_ok=True)
+        self._forks = subprocess.Popen(
+            [sys.executable, "-m", "docs_world.fork_server", str(self.socket)],
+            env=self.environment(self.socket.parent / "server"),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        assert self._forks.stdout
+        if self._forks.stdout.readline() != "ready\n":
+            raise RuntimeError("the fork server did not start")
 
     def __exit__(
         self,
@@ -104,6 +123,16 @@ class World:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        if self._forks:
+            assert self._forks.stdin
+            assert self._forks.stdout
+            self._forks.stdin.close()
+            try:
+                self._forks.wait(10)
+            except subprocess.TimeoutExpired:
+                self._forks.kill()
+                self._forks.wait(10)
+            self._forks.stdout.close()
         self.hub.__exit__(kind, error, trace)
         self.bucket.__exit__(kind, error, trace)
 
@@ -114,7 +143,7 @@ class World:
         path = [HERE / "stand_ins", Path(sys.executable).parent, "/usr/local/bin", "/usr/bin", "/bin"]
         return {
             "PATH": os.pathsep.join(map(str, path)),
-            "PYTHONPATH": os.pathsep.join(map(str, (HERE / "small", CODE))),
+            "PYTHONPATH": os.pathsep.join(map(str, (HERE / "small", HERE.parent, CODE))),
             "HOME": str(own / "home"),
             "TMPDIR": str(own / "tmp"),
             "LANG": "C.UTF-8",
@@ -127,8 +156,14 @@ class World:
             "BITZOO_DATA": str(self.store / "torchvision"),
             "GLOO_SOCKET_IFNAME": "lo",
             **self.hub.environment(),
-            **({"BITZOO_DOCS_TENSORFLOW": "1"} if "tensorflow" in given else {}),
+            **self._processes(given),
         }
+
+    def _processes(self, given: tuple[str, ...]) -> dict[str, str]:
+        """How commands start: all that were forked have no TensorFlow."""
+        if "tensorflow" in given:
+            return {"BITZOO_DOCS_TENSORFLOW": "1"}
+        return {"DOCS_FORK_SERVER": str(self.socket)} if self._forks else {}
 
     def clear_hub(self) -> None:
         """Empty the Hub."""
