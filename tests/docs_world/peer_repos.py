@@ -83,8 +83,9 @@ def _transformers(arrays: Arrays) -> dict[str, bytes]:
     names |= {f"norm.{end}": f"bit.norm.{end}" for end in ("weight", "bias")}
     names |= {f"head.fc.{end}": f"classifier.1.{end}" for end in ("weight", "bias")}
     theirs = {
-        names.get(name)
-        or "bit.encoder." + name.replace("blocks", "layers"): array.reshape(classes, -1)
+        names.get(name) or "bit.encoder." + name.replace("blocks", "layers"): array.reshape(
+            classes, -1
+        )
         if name == "head.fc.weight"
         else array
         for name, array in state.items()
