@@ -110,7 +110,13 @@ class World:
         """The environment of a page whose home, caches and temporary files are in `own`."""
         for name in ("home", "tmp"):
             (own / name).mkdir(parents=True, exist_ok=True)
-        path = [HERE / "stand_ins", Path(sys.executable).parent, "/usr/local/bin", "/usr/bin", "/bin"]
+        path = [
+            HERE / "stand_ins",
+            Path(sys.executable).parent,
+            "/usr/local/bin",
+            "/usr/bin",
+            "/bin",
+        ]
         return {
             "PATH": os.pathsep.join(map(str, path)),
             "PYTHONPATH": os.pathsep.join(map(str, (HERE / "small", CODE))),
@@ -124,6 +130,7 @@ class World:
             "BITZOO_MIRROR": self.bucket.url,
             "TFDS_DATA_DIR": str(self.store / "tfds"),
             "BITZOO_DATA": str(self.store / "torchvision"),
+            "HF_DATASETS_CACHE": str(self.store / "hf"),
             "GLOO_SOCKET_IFNAME": "lo",
             **self.hub.environment(),
             **({"BITZOO_DOCS_TENSORFLOW": "1"} if "tensorflow" in given else {}),
@@ -149,7 +156,7 @@ class World:
             if not made.exists():
                 made.parent.mkdir(parents=True, exist_ok=True)
                 MAKERS[key](self, made)
-            if made.is_dir() and key not in ("tfds", "torchvision"):
+            if made.is_dir() and key not in ("tfds", "torchvision", "hf"):
                 shutil.copytree(made, folder / key, dirs_exist_ok=True)
             elif made.is_file():
                 (folder / key).parent.mkdir(parents=True, exist_ok=True)
@@ -160,5 +167,3 @@ class World:
         for address in SUBSTITUTES:
             typed = typed.replace(address, self.bucket.url)
         return typed
-
-
