@@ -1,6 +1,6 @@
 """Data sets as other libraries leave them on a machine, and shards: small, of real images.
 
-Names, classes and layouts are those of the real data sets; the images are pieces of two photographs.
+Names, classes and layouts are those of the real data sets, the images pieces of two photographs.
 """
 
 from __future__ import annotations

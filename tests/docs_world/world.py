@@ -110,13 +110,7 @@ class World:
         """The environment of a page whose home, caches and temporary files are in `own`."""
         for name in ("home", "tmp"):
             (own / name).mkdir(parents=True, exist_ok=True)
-        path = [
-            HERE / "stand_ins",
-            Path(sys.executable).parent,
-            "/usr/local/bin",
-            "/usr/bin",
-            "/bin",
-        ]
+        path = [HERE / "stand_ins", Path(sys.executable).parent, "/usr/local/bin", "/usr/bin", "/bin"]
         return {
             "PATH": os.pathsep.join(map(str, path)),
             "PYTHONPATH": os.pathsep.join(map(str, (HERE / "small", CODE))),
@@ -167,3 +161,5 @@ class World:
         for address in SUBSTITUTES:
             typed = typed.replace(address, self.bucket.url)
         return typed
+
+
