@@ -66,6 +66,12 @@ def _released(name: str) -> Callable[[World, Path], None]:
     return make
 
 
+def _module(world: World, path: Path) -> None:
+    folder = get_spec(path.stem).files["tfhub"]
+    world.bucket.read(folder + "saved_model.pb")
+    shutil.copytree(world.bucket.folder / folder, path)
+
+
 def _by(*command: str, given: Sequence[str] = ()) -> Callable[[World, Path], None]:
     """A maker that runs a command, which is to write what is to be made."""
 
@@ -74,10 +80,9 @@ def _by(*command: str, given: Sequence[str] = ()) -> Callable[[World, Path], Non
         own = world.store / "made" / str(key).replace("/", "-")
         folder = own / "work"
         folder.mkdir(parents=True)
-        world.furnish(folder, tuple(given))
-        done = subprocess.run(
-            command, cwd=folder, env=world.environment(own), capture_output=True, text=True
-        )
+        world.furnish(folder, own, tuple(given))
+        environment = world.environment(own) | world.processes(tuple(given))
+        done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
         if done.returncode:
             raise RuntimeError(f"{' '.join(command)}:\n{done.stdout}{done.stderr}")
         (folder / key).rename(path)
@@ -104,6 +109,7 @@ MAKERS: dict[str, Callable[[World, Path], None]] = {
     "in1k.safetensors": _by(
         "bitzoo", "convert", "BiT-M-R50x1-ILSVRC2012", "--dst", "in1k.safetensors"
     ),
+    "BiT-M-R50x1-run0-dtd.tfhub": _module,
     "runs/photos": _by(
         *("bitzoo", "finetune", "BiT-M-R50x1", "--data", "photos/", "--out", "runs/photos"),
         given=["photos"],
