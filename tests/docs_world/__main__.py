@@ -9,6 +9,7 @@ import tempfile
 import time
 from pathlib import Path
 
+from docs_world import running
 from docs_world.pages import read_page
 from docs_world.running import PageError, Ran, run_page
 from docs_world.world import World
@@ -20,7 +21,9 @@ def main() -> int:
     parser.add_argument("pages", nargs="+", type=Path, metavar="PAGE")
     parser.add_argument("--show", action="store_true", help="print what every block printed")
     parser.add_argument("--work", type=Path, help="keep what is made here, for the next time too")
+    parser.add_argument("--seconds", type=float, default=1800, help="what a page may take")
     words = parser.parse_args()
+    running.PAGE_SECONDS = words.seconds
     work = words.work or Path(tempfile.mkdtemp(prefix="docs-"))
     failed = 0
     try:

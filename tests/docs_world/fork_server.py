@@ -9,6 +9,7 @@ command. If the caller dies, so does the command; signals that the caller gets a
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import select
@@ -76,10 +77,8 @@ def _serve(caller: socket.socket) -> None:
         readable, _, _ = select.select([caller, ended], [], [])
         if ended in readable:
             status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-            try:
+            with contextlib.suppress(OSError):  # the caller is gone
                 caller.sendall(f"{status}\n".encode())
-            except OSError:
-                pass  # the caller is gone
             os._exit(0)
         number = caller.recv(1)
         if not number:
@@ -99,7 +98,7 @@ def _become(asked: dict[str, Any], files: list[int]) -> None:
     os.environ.update(asked["environment"])
     os.chdir(asked["folder"])
     sys.stdin, sys.stdout, sys.stderr = (
-        open(number, mode, encoding="utf-8", closefd=False, buffering=buffering)
+        open(number, mode, encoding="utf-8", closefd=False, buffering=buffering)  # noqa: SIM115
         for number, mode, buffering in ((0, "r", -1), (1, "w", -1), (2, "w", 1))
     )
     sys.argv[:] = asked["words"]
@@ -138,10 +137,8 @@ def _end(status: int) -> None:
     threading._shutdown()  # type: ignore[attr-defined]
     atexit._run_exitfuncs()
     for stream in (sys.stdout, sys.stderr):
-        try:
+        with contextlib.suppress(OSError):
             stream.flush()
-        except OSError:
-            pass
     os._exit(status)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import select
+import shutil
 import signal
 import socket
 import subprocess
@@ -69,10 +70,10 @@ def run_page(
         raise PageError("\n".join(f"{page.path}:{fault}" for fault in page.faults))
     own = folder.parent / "own"
     folder.mkdir(parents=True)
-    environment = world.environment(own, page.given)
+    environment = world.environment(own) | world.processes(page.given)
     world.clear_hub()
     try:
-        world.furnish(folder, page.given)
+        world.furnish(folder, own, page.given)
     except KeyError as error:
         raise PageError(f"{page.path}:1: {error.args[0]}") from error
     with _Terminal(world, page, folder, own, environment) as terminal:
@@ -86,6 +87,12 @@ def run_page(
                 tell(ran)
                 if ran.error:
                     raise PageError(f"{page.path}:{block.line}: {ran.error}\n{ran.output}")
+
+
+def run_for_test(world: World, page: Page, folder: Path) -> None:
+    """Run a page in a test's folder, which is emptied if all is well: pages leave gigabytes."""
+    run_page(world, page, folder / "work")
+    shutil.rmtree(folder)
 
 
 class _Terminal:
