@@ -5,7 +5,8 @@
     ```toml title="x"   written as the file x, in any language but text
     ```text             shown, not run, and so is every other language
 
-and in the front matter `given: [photos/, new.jpg]`. What looks like a command but would not be run
+and in the front matter `given: [photos/, new.jpg]`, or in a comment in the first line, as in README,
+whose front matter GitHub would show. What looks like a command but would not be run
 is a fault: another name of a language that is run, a block without a language, four spaces without
 a fence. A text block may begin with a command if its title ends in "not run here".
 """
@@ -100,6 +101,8 @@ def read_page(path: Path) -> Page:
 
 def _front_matter(lines: list[str]) -> dict[str, Any]:
     """Take the front matter out of the lines, which stay as many."""
+    if lines and (comment := re.fullmatch(r"<!-- (given: .*) -->", lines[0])):
+        return dict(yaml.safe_load(comment[1]))
     if not lines or lines[0] != "---":
         return {}
     end = lines.index("---", 1)

@@ -25,8 +25,8 @@ from servers import FileServer
 import bitzoo
 from bitzoo.catalogue.registry import BASE_URL, ModelSpec, get_spec, list_models
 from docs_world.given import MAKERS
-from docs_world.peer_repos import PEERS
 from docs_world.modules import write_module
+from docs_world.peer_repos import PEERS
 
 HERE = Path(__file__).parent
 CODE = Path(bitzoo.__file__).parent.parent

@@ -1,4 +1,4 @@
-"""Tables of the explanations and of the pages for newcomers: figures are the code's and measured."""
+"""Figures in the explanations and the pages for newcomers are the code's and the benchmarks'."""
 
 import re
 from pathlib import Path
@@ -37,29 +37,27 @@ def table_with(text: str, head: str) -> list[list[str]]:
     return table[1:]
 
 
-class TestEps:
-    measured = {
-        row[0]: row[1:]
-        for row in table_with((ROOT / "benchmarks/RESULTS.md").read_text("utf-8"), "kernel std")
-    }
+RESULTS = (ROOT / "benchmarks/RESULTS.md").read_text(encoding="utf-8")
+MEASURED = {row[0]: row[1:] for row in table_with(RESULTS, "kernel std")}
+EXAMPLES = {"below 20,000": 19_999, "below 500,000": 499_999, "more": 500_000}
 
+
+class TestEps:
     def test_the_table_is_that_of_the_benchmark(self):
         rows = table_with(text_of("explanation/eps.md"), "kernels' standard deviation")
         assert len(rows) == 5
         for name, *figures in rows:
             key = re.sub(r" \(.*?\)", "", name)
-            assert figures == self.measured[key][:3], name
+            assert figures == MEASURED[key][:3], name
 
     def test_what_the_text_says_of_it(self):
         text = " ".join(text_of("explanation/eps.md").split())
-        exact = [float(row[column]) for name, row in self.measured.items()
+        exact = [float(row[column]) for name, row in MEASURED.items()
                  for column in (3, 4) if name.endswith("float64")]  # fmt: skip
         assert len(exact) == 8
         assert {f"{figure:.0e}" for figure in exact} == {"4e-07"}
         assert "both libraries were then 4e-7 from the reference" in text
-        smallest, rounding = (
-            float(self.measured[key][1]) for key in ("0.001, float64", "He, float32")
-        )
+        smallest, rounding = (float(MEASURED[key][1]) for key in ("0.001, float64", "He, float32"))
         assert f"{smallest:.0e}" == "9e-03"  # one percent
         assert 1500 < smallest / rounding < 2500
         assert "about two thousand times the rounding" in text
@@ -73,14 +71,13 @@ class TestEps:
 
 class TestHyperRules:
     text = text_of("explanation/hyperrules.md")
-    bounds = {"below 20,000": 19_999, "below 500,000": 499_999, "more": 500_000}
 
     def test_by_number(self):
         rows = table_with(self.text, "training images")
-        assert [row[0] for row in rows] == list(self.bounds)
+        assert [row[0] for row in rows] == list(EXAMPLES)
         for name, steps, warmup, mixup, *decays in rows:
             for edition, decay in zip(("paper", "released"), decays, strict=True):
-                recipe = hyperrule(self.bounds[name], (480, 640), edition)
+                recipe = hyperrule(EXAMPLES[name], (480, 640), edition)
                 schedule = recipe.schedule
                 assert int(steps.replace(",", "")) == schedule.steps
                 assert int(warmup) == schedule.warmup
@@ -91,11 +88,11 @@ class TestHyperRules:
 
     def test_by_size(self):
         cases = {
-            "below 96 × 96 in area": ((95, 96), "R50x1"),
+            "below 96 x 96 in area": ((95, 96), "R50x1"),
             "larger": ((96, 96), "R101x3"),
             "larger, with R152x4": ((96, 96), "R152x4"),
         }
-        rows = table_with(self.text, "images, height × width")
+        rows = table_with(self.text, "images, height x width")
         assert [row[0] for row in rows] == list(cases)
         for name, *sizes in rows:
             for edition, size in zip(("paper", "released"), sizes, strict=True):
@@ -104,7 +101,7 @@ class TestHyperRules:
                 assert said == f"resize {recipe.resize}, crop {recipe.crop}"
 
     @pytest.mark.parametrize("edition", ["paper", "released"])
-    @pytest.mark.parametrize("count", bounds.values())
+    @pytest.mark.parametrize("count", EXAMPLES.values())
     def test_what_is_always_the_same(self, edition, count):
         recipe = hyperrule(count, (480, 640), edition)
         words = " ".join(self.text.split())
