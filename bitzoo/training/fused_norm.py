@@ -147,7 +147,7 @@ def _processor() -> str:
 
 @contextlib.contextmanager
 def _own_programs() -> Iterator[None]:
-    """Let programs of a virtual environment be found that is not activated: pip's ninja is there."""
+    """Let programs of this environment be found, activated or not: pip puts ninja there."""
     before = os.environ.get("PATH", os.defpath)
     os.environ["PATH"] = os.pathsep.join((before, str(Path(sys.executable).parent)))
     try:
