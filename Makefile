@@ -8,10 +8,12 @@ WHEEL := .venv-wheel
 BUDGET ?= 10000
 ATTACK = PYTHONPATH=tests $(BIN)/python -m attacks
 IN_PARALLEL := --numprocesses auto --maxprocesses 8 --dist loadfile
+# Material says at every start what it thinks of a future MkDocs; the extra allows only this one.
+MKDOCS := NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs
 # An old library may still call what a newer one has deprecated; our own calls are seen with the newest.
 DEPRECATIONS := -W default::DeprecationWarning -W default::PendingDeprecationWarning -W default::FutureWarning
 
-.PHONY: quickstart test test-slow test-full test-lowest attack attack-figures coverage lint format dist test-wheel bench bench-quick readme cards pages screens clean
+.PHONY: quickstart test test-slow test-full test-lowest attack attack-figures coverage lint format dist test-wheel bench bench-quick readme cards pages screens docs docs-serve docs-pages clean
 
 quickstart: .venv/.installed  ## the main job, end to end, on a small random checkpoint
 	$(BIN)/bitzoo quickstart
@@ -31,7 +33,7 @@ test-lowest: $(LOWEST)/.installed  ## all but the full-size tests with the lowes
 attack: .venv/.installed-dev  ## damaged files and more; BUDGET=100000 inputs or 10m, READERS="npz torch", REPLAY=npz:17
 	$(ATTACK) $(if $(REPLAY),$(addprefix --replay ,$(REPLAY)),$(BUDGET) $(READERS))
 
-attack-figures: .venv/.installed-dev  ## the same, over everything, and the figures into docs/attacks.md
+attack-figures: .venv/.installed-dev  ## the same, over everything, and the figures into docs/reference/attacks.md
 	$(ATTACK) $(BUDGET) --write
 
 coverage: .venv/.installed-dev  ## all but the full-size tests, with the lines and branches that none of them runs
@@ -72,12 +74,22 @@ pages: .venv/.installed-dev tests/browser/node_modules/.installed  ## reports an
 	$(BIN)/python tests/browser/write_pages.py tests/browser/pages
 	node tests/browser/check.mjs tests/browser/pages $(PAGES)
 
-screens: .venv/.installed-dev  ## the screens in docs/terminal.md, from a run on a pseudo-terminal
-	PYTHONPATH=tests $(BIN)/python -m screens docs/terminal.md
+screens: .venv/.installed-dev  ## the screens in docs/reference/terminal.md, from a run on a pseudo-terminal
+	PYTHONPATH=tests $(BIN)/python -m screens docs/reference/terminal.md
+
+docs: .venv/.installed-docs  ## the site, into site/: strictly, and what was built is checked again
+	$(MKDOCS) build --strict
+	$(BIN)/python tools/check_site.py site
+
+docs-serve: .venv/.installed-docs  ## the site at http://127.0.0.1:8000, built again when a page changes
+	$(MKDOCS) serve --open
+
+docs-pages: docs tests/browser/node_modules/.installed  ## every page of the site in headless Chromium, judged by axe; its search, typed
+	node tests/browser/check_site.mjs site tests/browser/site $(PAGES)
 
 clean:
-	rm -rf .venv $(LOWEST) $(WHEEL) build dist htmlcov .coverage .coverage.*
-	rm -rf .mypy_cache .pytest_cache .ruff_cache tests/browser/node_modules tests/browser/pages
+	rm -rf .venv $(LOWEST) $(WHEEL) build dist site htmlcov .coverage .coverage.*
+	rm -rf .mypy_cache .pytest_cache .ruff_cache tests/browser/node_modules tests/browser/pages tests/browser/site
 
 # the stamps say what is installed; the second install adds to the first
 .venv/.installed: pyproject.toml | $(BIN)/python
@@ -86,6 +98,10 @@ clean:
 
 .venv/.installed-dev: pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --editable ".[dev]"
+	touch .venv/.installed $@
+
+.venv/.installed-docs: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --editable ".[docs]"
 	touch .venv/.installed $@
 
 # constraints bind what pyproject.toml names; what that depends on is as new as it allows

@@ -7,7 +7,8 @@ one could have had. On a quiet machine, sleeping at once costs the time of wakin
 
 libgomp reads the number of spins, `SPINS`, once, when torch loads it. So the commands choose it at
 that moment (`choose_before_torch`); a program that imports torch itself is told of it
-(`tell_once`). The result of a computation does not depend on it. docs/cpu.md has measurements.
+(`tell_once`). The result of a computation does not depend on it. docs/how-to/cpu.md has
+measurements.
 """
 
 from __future__ import annotations

@@ -30,7 +30,7 @@ class Encoding:
     """A way to save drawings.
 
     Attributes:
-        name: As in docs/images.md.
+        name: As in docs/reference/images.md.
         suffix: Of its files.
         encode: Returns a file's bytes for drawings, uint8 (height, width).
         outcome: See above.

@@ -143,7 +143,7 @@ def folder_of_digits(folder: Path, size: int = 8) -> Path:
     return folder
 
 
-# --- the screens of docs/terminal.md --------------------------------------------------------------
+# --- the screens of docs/reference/terminal.md ------------------------------------------------
 
 SIZES = ((80, 24), (120, 40))
 STEPS = 40

@@ -123,14 +123,14 @@ def read_dataset(
 
             - a folder of class folders, or of `train` and `val` or `test` folders (or of others
               that mean a split, see `split_names`) with class folders in them, see
-              `folder.read_folder` and docs/layouts.md;
+              `folder.read_folder` and docs/reference/layouts.md;
             - a `.csv` or `.jsonl` manifest with the columns path, label (or labels, for several an
               image) and optionally split, see `manifest.read_manifest`;
             - a folder of ImageNet's validation images as they are published, with their labels
               beside them, see `imagenet_devkit`;
             - the name of a data set that a library has prepared, such as `tfds:NAME@SPLIT`,
               `hf:NAME@SPLIT` or `torchvision:NAME@SPLIT`, or `tar:SHARDS`, see `source_names` and
-              docs/sources.md;
+              docs/how-to/library-data-sets.md;
             - a `TfdsSource`, or a `datasets.Dataset`, see `hf_datasets.read_table`;
             - `(images, labels)`: uint8 arrays (N, H, W) or (N, H, W, 3) and N ints or strings;
             - several of these by split name: `datasets.DatasetDict`, `{"train": (images,

@@ -11,7 +11,7 @@ Every image gets a signature of two parts when it is decoded to be checked:
 
 Two images are near-duplicates if at most `DISTANCE` bits differ and the colours correlate by at
 least `CORRELATION`. Mirrored, turned and strongly cropped copies are not found. The measurements
-that both limits come from are in docs/held-out.md.
+that both limits come from are in docs/explanation/held-out.md.
 """
 
 from __future__ import annotations

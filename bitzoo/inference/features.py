@@ -311,7 +311,8 @@ def _key(
     digest = hashlib.sha256()
     for name, tensor in sorted(encoder.state_dict().items()):
         digest.update(json.dumps([name, list(tensor.shape), str(tensor.dtype)]).encode())
-        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+        flat = tensor.detach().cpu().reshape(-1)  # in any memory format, also of 1 x 1 kernels
+        digest.update(flat.view(torch.uint8).numpy().data)
     form = [encoder.architecture.name, encoder.output_stride]
     known = [_VERSION, *form, prepared, where.type, str(dtype), backend]
     digest.update(json.dumps(known).encode())

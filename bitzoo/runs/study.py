@@ -51,8 +51,8 @@ def study(
     was begun with other options is refused. `bitzoo study` does the same.
 
     Args:
-        file: A TOML file (see docs/studies.md), or the name of a study that comes with bitzoo:
-            ``norm-ws``, ``size-data`` or ``schedule-decay``.
+        file: A TOML file (see docs/how-to/studies.md), or the name of a study that comes with
+            bitzoo: ``norm-ws``, ``size-data`` or ``schedule-decay``.
         out: The folder of the study.
         scale: Which of the file's scales; None for the file as it is. Figures at a scale are not
             those of the full size, which the table and the report say.

@@ -96,7 +96,7 @@ def create_model(
     Tensors that the weights overwrite are not initialised: the network is built without storage and
     takes the file's memory-mapped tensors, so that a converted file of 4.4 GB loads at once and is
     read as it is used. Writing to the tensors never changes the file. Whoever changes the file in
-    place changes the network, or ends the process; docs/saving.md has the safe ways.
+    place changes the network, or ends the process; docs/how-to/saving.md has the safe ways.
 
     Args:
         model: A catalogue name (``BiT-M-R101x1``; case, ``-`` and ``_`` do not matter), or a

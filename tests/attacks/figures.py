@@ -7,7 +7,7 @@ from pathlib import Path
 
 from attacks.engine import OUTCOMES, READ, Tally
 
-PAGE = Path(__file__).parents[2] / "docs" / "attacks.md"
+PAGE = Path(__file__).parents[2] / "docs" / "reference" / "attacks.md"
 BEGIN, END = "<!-- figures -->\n", "<!-- /figures -->\n"
 
 

@@ -1,6 +1,6 @@
 """A short attack on everything, and proof that the suite would see a fault.
 
-`make attack BUDGET=100000` goes on for longer; docs/attacks.md says what it does.
+`make attack BUDGET=100000` goes on for longer; docs/reference/attacks.md says what it does.
 """
 
 import json

@@ -21,7 +21,7 @@ from screens import (
 pytestmark = pytest.mark.slow
 
 
-DOCUMENT = Path(__file__).parents[2] / "docs/terminal.md"
+DOCUMENT = Path(__file__).parents[2] / "docs/reference/terminal.md"
 WIDTHS = (*SIZES, (40, 24))
 LIVE = re.compile(r"━|─| left$|step +\d+/|\d/\d+ images")
 """What only a live line has."""

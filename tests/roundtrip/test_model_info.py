@@ -133,7 +133,7 @@ def test_with_the_head_of_imagenet_21k(tmp_path):
 
 
 def test_the_table_in_the_documentation_is_what_was_found_here():
-    text = (Path(__file__).parents[2] / "docs" / "formats.md").read_text()
+    text = (Path(__file__).parents[2] / "docs" / "reference" / "formats.md").read_text()
     rows = dict(re.findall(r"^\| `(\w+)` \| (.*) \|$", text, re.M))
     for to, carries in FORMS.items():
         cells = rows[to].split(" | ")

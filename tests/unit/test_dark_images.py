@@ -27,7 +27,7 @@ from bitzoo.models.preprocessing import EvalTransform, read_rgb
 from bitzoo.runs.config import Callbacks
 
 SIZE, PER_CLASS = 16, 4
-DOCS = Path(__file__).parents[2] / "docs" / "images.md"
+DOCS = Path(__file__).parents[2] / "docs" / "reference" / "images.md"
 
 
 def drawings(digit: int) -> Iterator[np.ndarray]:

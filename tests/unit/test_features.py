@@ -12,7 +12,7 @@ from bitzoo.data.dataset import Split, read_dataset
 from bitzoo.data.image_store import open_pixels
 from bitzoo.data.validation import inspect
 from bitzoo.inference import feature_cache, features
-from bitzoo.inference.features import compute_features
+from bitzoo.inference.features import compute_features, count_missing
 from bitzoo.inference.runner import Runner
 from bitzoo.models.preprocessing import EvalTransform
 
@@ -80,6 +80,15 @@ def test_a_second_call_computes_nothing(split, cache, computed):
     assert sum(computed) == 40
     np.testing.assert_array_equal(first, again)
     assert len(files_in(cache)) == 1
+
+
+def test_a_network_in_another_memory_format_has_the_same(split, cache):
+    """As after a pass that was measured in channels last, where 1 x 1 kernels have odd strides."""
+    last = make_model().to(memory_format=torch.channels_last)
+    with open_all(split) as pixels:
+        assert count_missing(last, pixels.contents) == 40
+        compute_features(make_model(), pixels)
+        assert count_missing(last, pixels.contents) == 0
 
 
 def test_images_are_known_by_their_contents(split, cache, computed):

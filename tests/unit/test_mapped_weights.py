@@ -1,4 +1,4 @@
-"""A network and the file that it is mapped from: the ways of saving that docs/saving.md names."""
+"""A network and the file that it is mapped from: the ways of saving in docs/how-to/saving.md."""
 
 import io
 import os
