@@ -5,8 +5,8 @@
     ```toml title="x"   written as the file x, in any language but text
     ```text             shown, not run, and so is every other language
 
-and in the front matter `given: [photos/, new.jpg]`, or in a comment in the first line, as in README,
-whose front matter GitHub would show. What looks like a command but would not be run
+and in the front matter `given: [photos/, new.jpg]`, or in a comment in the first line, as in the
+README, whose front matter GitHub would show. What looks like a command but would not be run
 is a fault: another name of a language that is run, a block without a language, four spaces without
 a fence. A text block may begin with a command if its title ends in "not run here".
 """

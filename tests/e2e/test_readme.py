@@ -1,4 +1,4 @@
-"""README: its table is the registry's, it is short, its links lead somewhere, and at full size it works.
+"""README: its table is the registry's, it is short, its links lead somewhere, its lines work.
 
 Its blocks run in the small world of the documentation too (tests/docs_world).
 """
