@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from images import photo
 
 from bitzoo.catalogue.registry import get_spec
+from docs_world import library_data
 
 if TYPE_CHECKING:
     from docs_world.world import World
@@ -65,6 +66,12 @@ def _released(name: str) -> Callable[[World, Path], None]:
     return make
 
 
+def _module(world: World, path: Path) -> None:
+    folder = get_spec(path.stem).files["tfhub"]
+    world.bucket.read(folder + "saved_model.pb")
+    shutil.copytree(world.bucket.folder / folder, path)
+
+
 def _by(*command: str, given: Sequence[str] = ()) -> Callable[[World, Path], None]:
     """A maker that runs a command, which is to write what is to be made."""
 
@@ -88,6 +95,7 @@ def _nothing(world: World, path: Path) -> None:
 
 
 MAKERS: dict[str, Callable[[World, Path], None]] = {
+    **library_data.MAKERS,
     "tensorflow": _nothing,
     "photos": _photos,
     "photos.csv": _photos_csv,
@@ -101,6 +109,7 @@ MAKERS: dict[str, Callable[[World, Path], None]] = {
     "in1k.safetensors": _by(
         "bitzoo", "convert", "BiT-M-R50x1-ILSVRC2012", "--dst", "in1k.safetensors"
     ),
+    "BiT-M-R50x1-run0-dtd.tfhub": _module,
     "runs/photos": _by(
         *("bitzoo", "finetune", "BiT-M-R50x1", "--data", "photos/", "--out", "runs/photos"),
         given=["photos"],

@@ -71,11 +71,11 @@ def run_page(
     own = folder.parent / "own"
     folder.mkdir(parents=True)
     environment = world.environment(own) | world.processes(page.given)
+    world.clear_hub()
     try:
         world.furnish(folder, own, page.given)
     except KeyError as error:
         raise PageError(f"{page.path}:1: {error.args[0]}") from error
-    world.clear_hub()
     with _Terminal(world, page, folder, own, environment) as terminal:
         for block in page.blocks:
             if block.kind == "file":
