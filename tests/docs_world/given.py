@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from docs_world import library_data
 from images import photo
 
 from bitzoo.catalogue.registry import get_spec
@@ -94,6 +95,7 @@ def _nothing(world: World, path: Path) -> None:
 
 
 MAKERS: dict[str, Callable[[World, Path], None]] = {
+    **library_data.MAKERS,
     "tensorflow": _nothing,
     "photos": _photos,
     "photos.csv": _photos_csv,

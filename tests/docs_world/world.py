@@ -160,14 +160,13 @@ class World:
         }
 
     def processes(self, given: tuple[str, ...]) -> dict[str, str]:
-        """What an environment says of how commands start: those forked have no TensorFlow."""
-        if "tensorflow" in given:
-            return {"BITZOO_DOCS_TENSORFLOW": "1"}
-        if not self._may_fork:
-            return {}
-        if not self._forks:
-            self._start_forks()
-        return {"DOCS_FORK_SERVER": str(self.socket)}
+        """What an environment says of how commands start, and whether there is TensorFlow."""
+        found = {"BITZOO_DOCS_TENSORFLOW": "1"} if "tensorflow" in given else {}
+        if self._may_fork:
+            if not self._forks:
+                self._start_forks()
+            found["DOCS_FORK_SERVER"] = str(self.socket)
+        return found
 
     def _start_forks(self) -> None:
         self.socket.unlink(missing_ok=True)
