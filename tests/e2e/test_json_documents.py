@@ -1,0 +1,73 @@
+"""docs/reference/json.yml: what comes out is described, and the other way round."""
+
+import pytest
+from json_documents import Documents
+from json_schemas import keys_of, schema, source, used
+from jsonschema import Draft202012Validator
+
+from bitzoo.models.architecture import ARCHITECTURES, Architecture
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+
+UNSEEN = {
+    "Recipe": {"betas", "head_bias"},  # of big_vision's recipes
+    "Schedule": {"before", "since"},  # after `bitzoo resume --lr`
+    "Proof": {"logits_absent"},  # with TensorFlow
+    "Way": {"options", "command", "seconds", "how"},  # above an hour on a CPU
+    "Split": {"left_out"},
+    "ModelInfo": {"base", "license"},
+    "StudyPublished": {"where", "metric", "value", "source"},
+    "ManifestSource": {"note"},
+}
+"""Described keys that none of the commands here gives; tests of their own know them."""
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("documents")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setenv("BITZOO_CACHE", str(folder / "cache"))
+        patch.setenv("TFDS_DATA_DIR", str(folder / "tfds"))
+        patch.setitem(ARCHITECTURES, "R50x1", Architecture((1, 1, 1, 1), 0.5))
+        documents = Documents(folder)
+        documents.make()
+    return documents.found
+
+
+def test_all_documents_are_made(found):
+    assert found.keys() == source()["documents"].keys()
+
+
+@pytest.mark.parametrize("name", source()["documents"])
+def test_what_comes_out_is_what_is_described(found, name):
+    Draft202012Validator.check_schema(schema(name))
+    judge = Draft202012Validator(schema(name, closed=True))
+    wrong = [
+        f"{error.json_path}: {error.message:.200}"
+        for document in found[name]
+        for error in judge.iter_errors(document)
+    ]
+    assert not wrong
+
+
+def test_what_is_described_comes_out(found):
+    seen = {pair for name, all_of in found.items() for one in all_of for pair in used(name, one)}
+    unseen = {
+        (name, key)
+        for name in source()["types"]
+        for key in keys_of(name)
+        if (name, key) not in seen
+    }
+    assert unseen == {(name, key) for name, keys in UNSEEN.items() for key in keys}
+
+
+def test_other_keys_and_types_are_refused():
+    """The comparison itself."""
+    judge = Draft202012Validator(schema("predict", closed=True))
+    right = {"path": "a.jpg", "error": None, "predictions": [{"label": "cat", "score": 0.5}]}
+    assert judge.is_valid([right])
+    assert not judge.is_valid([right | {"more": 1}])
+    assert not judge.is_valid([right | {"error": 1}])
+    assert not judge.is_valid([{"path": "a.jpg", "error": None}])
+    assert Draft202012Validator(schema("predict")).is_valid([right | {"more": 1}])
