@@ -2,9 +2,9 @@
 
     python benchmarks/speed.py [--rounds 3]
 
-One image at a time on one thread, in float32, by `bitzoo.optimize`. Counted is the processor time of
-the process: on one thread it is what the image takes on a quiet machine, and another program that
-takes its turns on the processor does not count. The catalogue page draws the table.
+One image at a time on one thread, in float32, by `bitzoo.optimize`. Counted is the processor time
+of the process: on one thread it is what the image takes on a quiet machine, and another program
+that takes its turns on the processor does not count. The catalogue page draws the table.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def kinds() -> dict[tuple[str, int], list[str]]:
 
 
 def cost(arch: str) -> int:
-    """Return an architecture's parameters without a head, to which its arithmetic is in proportion."""
+    """Return the parameters without a head, with which the arithmetic of an image grows."""
     return ARCHITECTURES[arch].num_params(0)
 
 

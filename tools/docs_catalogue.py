@@ -1,7 +1,7 @@
 """A hook of MkDocs: the tables and plots of docs/catalogue.md, from the registry and benchmarks/.
 
-The page has comments such as ``<!-- catalogue: models -->``; each is replaced by what `PARTS` names.
-docs/javascripts/catalogue.js sorts and filters the tables, which are complete without it.
+The page has comments such as ``<!-- catalogue: models -->``; each is replaced by what `PARTS`
+names. docs/javascripts/catalogue.js sorts and filters the tables, which are complete without it.
 """
 
 from __future__ import annotations
@@ -82,8 +82,8 @@ def _table(
 
     A link to a row shows all rows that have the row's value of the first choice.
 
-    The roles are the elements' own; they are said again because a narrow screen shows rows as cards,
-    and a browser forgets what an element is that is laid out as something else.
+    The roles are the elements' own; they are said again because a narrow screen shows rows as
+    cards, and a browser forgets what an element is that is laid out as something else.
     """
     controls = "".join(_select(choice, rows) for choice in choices)
     head = "".join(f'<th role="columnheader" scope="col">{title}</th>' for title in columns)
