@@ -9,6 +9,7 @@ import tempfile
 import time
 from pathlib import Path
 
+from docs_world import running
 from docs_world.pages import read_page
 from docs_world.running import PageError, Ran, run_page
 from docs_world.world import World
@@ -20,7 +21,9 @@ def main() -> int:
     parser.add_argument("pages", nargs="+", type=Path, metavar="PAGE")
     parser.add_argument("--show", action="store_true", help="print what every block printed")
     parser.add_argument("--work", type=Path, help="keep what is made here, for the next time too")
+    parser.add_argument("--seconds", type=float, default=1800, help="what a page may take")
     words = parser.parse_args()
+    running.PAGE_SECONDS = words.seconds
     work = words.work or Path(tempfile.mkdtemp(prefix="docs-"))
     failed = 0
     try:
@@ -36,6 +39,8 @@ def main() -> int:
 def _run(world: World, path: Path, folder: Path, show: bool) -> bool:
     start = time.monotonic()
     shutil.rmtree(folder, ignore_errors=True)
+    if path.suffix == ".ipynb":
+        return _run_notebook(world, path, folder)
     page = read_page(path)
 
     def tell(ran: Ran) -> None:
@@ -52,6 +57,18 @@ def _run(world: World, path: Path, folder: Path, show: bool) -> bool:
     for block in page.not_run:
         print(f"{path}:{block.line}: not run: {block.title}")
     print(f"{path}: fine, {time.monotonic() - start:.1f} s", flush=True)
+    return True
+
+
+def _run_notebook(world: World, path: Path, folder: Path) -> bool:
+    from docs_world.notebooks import run_notebook
+
+    try:
+        run_notebook(world, path, folder / "work")
+    except PageError as error:
+        print(f"FAULT {error}", flush=True)
+        return False
+    print(f"{path}: fine", flush=True)
     return True
 
 

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from docs_world import library_data
 from images import photo
 
 from bitzoo.catalogue.registry import get_spec
@@ -65,6 +66,12 @@ def _released(name: str) -> Callable[[World, Path], None]:
     return make
 
 
+def _module(world: World, path: Path) -> None:
+    folder = get_spec(path.stem).files["tfhub"]
+    world.bucket.read(folder + "saved_model.pb")
+    shutil.copytree(world.bucket.folder / folder, path)
+
+
 def _by(*command: str, given: Sequence[str] = ()) -> Callable[[World, Path], None]:
     """A maker that runs a command, which is to write what is to be made."""
 
@@ -73,10 +80,9 @@ def _by(*command: str, given: Sequence[str] = ()) -> Callable[[World, Path], Non
         own = world.store / "made" / str(key).replace("/", "-")
         folder = own / "work"
         folder.mkdir(parents=True)
-        world.furnish(folder, tuple(given))
-        done = subprocess.run(
-            command, cwd=folder, env=world.environment(own), capture_output=True, text=True
-        )
+        world.furnish(folder, own, tuple(given))
+        environment = world.environment(own) | world.processes(tuple(given))
+        done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
         if done.returncode:
             raise RuntimeError(f"{' '.join(command)}:\n{done.stdout}{done.stderr}")
         (folder / key).rename(path)
@@ -89,6 +95,7 @@ def _nothing(world: World, path: Path) -> None:
 
 
 MAKERS: dict[str, Callable[[World, Path], None]] = {
+    **library_data.MAKERS,
     "tensorflow": _nothing,
     "photos": _photos,
     "photos.csv": _photos_csv,
@@ -102,6 +109,7 @@ MAKERS: dict[str, Callable[[World, Path], None]] = {
     "in1k.safetensors": _by(
         "bitzoo", "convert", "BiT-M-R50x1-ILSVRC2012", "--dst", "in1k.safetensors"
     ),
+    "BiT-M-R50x1-run0-dtd.tfhub": _module,
     "runs/photos": _by(
         *("bitzoo", "finetune", "BiT-M-R50x1", "--data", "photos/", "--out", "runs/photos"),
         given=["photos"],

@@ -172,5 +172,3 @@ def _block(line: int, words: str, text: str, before: str) -> Block:
     if language == "text" and _COMMAND.match(first) and not title.endswith(NOT_RUN):
         raise ValueError(f'a command as text: run it, or let its title end in "{NOT_RUN}"')
     return Block("shown", line, text, title)
-
-

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import os
 import select
+import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -17,7 +19,7 @@ from typing import Any
 from docs_world.pages import Block, Page
 from docs_world.world import HERE, World
 
-PAGE_SECONDS = 240
+PAGE_SECONDS = float(os.environ.get("DOCS_PAGE_SECONDS", "300"))
 """What a page may take."""
 _PROLOGUE = (
     "set -Eeuo pipefail; "
@@ -68,12 +70,12 @@ def run_page(
         raise PageError("\n".join(f"{page.path}:{fault}" for fault in page.faults))
     own = folder.parent / "own"
     folder.mkdir(parents=True)
-    environment = world.environment(own, page.given)
+    environment = world.environment(own) | world.processes(page.given)
+    world.clear_hub()
     try:
-        world.furnish(folder, page.given)
+        world.furnish(folder, own, page.given)
     except KeyError as error:
         raise PageError(f"{page.path}:1: {error.args[0]}") from error
-    world.clear_hub()
     with _Terminal(world, page, folder, own, environment) as terminal:
         for block in page.blocks:
             if block.kind == "file":
@@ -87,6 +89,12 @@ def run_page(
                     raise PageError(f"{page.path}:{block.line}: {ran.error}\n{ran.output}")
 
 
+def run_for_test(world: World, page: Page, folder: Path) -> None:
+    """Run a page in a test's folder, which is emptied if all is well: pages leave gigabytes."""
+    run_page(world, page, folder / "work")
+    shutil.rmtree(folder)
+
+
 class _Terminal:
     """Where the blocks of a page are typed: a shell, and an interpreter of Python."""
 
@@ -96,7 +104,7 @@ class _Terminal:
         self.world, self.page, self.folder, self.own = world, page, folder, own
         self.environment = environment
         self.end = time.monotonic() + PAGE_SECONDS
-        self.python: subprocess.Popen[str] | None = None
+        self.python: _Interpreter | None = None
         self.pipes: tuple[Any, Any] | None = None
         self.log = own / "log"
 
@@ -107,10 +115,7 @@ class _Terminal:
         for pipe in self.pipes or ():
             pipe.close()
         if self.python:
-            try:
-                self.python.wait(20)
-            except subprocess.TimeoutExpired:
-                _kill(self.python)
+            self.python.end(20)
 
     def run(self, block: Block) -> Ran:
         start = time.monotonic()
@@ -142,7 +147,7 @@ class _Terminal:
             status = process.wait(max(1, self.end - time.monotonic()))
         except subprocess.TimeoutExpired:
             _kill(process)
-            return f"not done when the page's {PAGE_SECONDS} s were over"
+            return f"not done when the page's {PAGE_SECONDS:g} s were over"
         if status != block.status:
             return f"exit status {status}, expected {block.status}"
         return ""
@@ -158,29 +163,59 @@ class _Terminal:
         left = max(1, self.end - time.monotonic())
         if not select.select([answering], [], [], left)[0]:
             assert self.python
-            _kill(self.python)
-            return f"not done when the page's {PAGE_SECONDS} s were over"
+            self.python.end(0)
+            return f"not done when the page's {PAGE_SECONDS:g} s were over"
         answer = answering.readline()
         return "" if answer and json.loads(answer) else "the snippet failed"
 
     def _start_python(self) -> None:
         reading, asking = os.pipe()
         answering, writing = os.pipe()
+        self.pipes = (os.fdopen(asking, "w"), os.fdopen(answering))
         with self.log.open("ab") as log:
-            self.python = subprocess.Popen(
+            self.python = _Interpreter(self.environment, self.folder, log, reading, writing)
+        os.close(reading)
+        os.close(writing)
+
+
+class _Interpreter:
+    """A process of `interpreter.py`, forked from the world's server if there is one."""
+
+    def __init__(
+        self, environment: dict[str, str], folder: Path, log: Any, reading: int, writing: int
+    ) -> None:
+        self._process: subprocess.Popen[bytes] | None = None
+        self._caller: socket.socket | None = None
+        if "DOCS_FORK_SERVER" in environment:
+            asked = {"words": [""], "folder": str(folder), "environment": environment}
+            self._caller = socket.socket(socket.AF_UNIX)
+            self._caller.connect(environment["DOCS_FORK_SERVER"])
+            with open(os.devnull) as nothing:
+                files = [nothing.fileno(), log.fileno(), log.fileno(), reading, writing]
+                socket.send_fds(self._caller, [b" "], files)
+            self._caller.sendall(json.dumps(asked).encode() + b"\n")
+        else:
+            self._process = subprocess.Popen(
                 [sys.executable, str(HERE / "interpreter.py"), str(reading), str(writing)],
-                cwd=self.folder,
-                env=self.environment,
+                cwd=folder,
+                env=environment,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
                 pass_fds=(reading, writing),
                 start_new_session=True,
-                text=True,
             )
-        os.close(reading)
-        os.close(writing)
-        self.pipes = (os.fdopen(asking, "w"), os.fdopen(answering))
+
+    def end(self, seconds: float) -> None:
+        """Wait until it ends, or end it."""
+        if self._process:
+            try:
+                self._process.wait(seconds)
+            except subprocess.TimeoutExpired:
+                _kill(self._process)
+        if self._caller:
+            select.select([self._caller], [], [], seconds)
+            self._caller.close()  # which kills it if it has not ended
 
 
 def _kill(process: subprocess.Popen[Any]) -> None:

@@ -9,12 +9,15 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from xml.etree import ElementTree as ET
 
 import numpy as np
 import pytest
 import safetensors.numpy
 from checkpoints import TINY, as_timm, make_checkpoint, write_npz
+from PIL import Image
 from servers import FileServer
+from tutorial_pictures import write_pictures
 
 import bitzoo
 from bitzoo.catalogue import registry
@@ -552,3 +555,13 @@ def test_quickstart(tmp_path):
     assert f"worst mistakes: {folder / 'run/report.html'}\n" in printed
     assert (folder / "run/report.html").stat().st_size > 10_000
     assert bitzoo.labels(bitzoo.create_model(folder / "run")) == list("0123456789")
+
+    pictures = {path.name: path for path in write_pictures(folder, tmp_path / "pictures")}
+    for name, words in (("loss", {"each step", "held out"}), ("confusion", {"true class"})):
+        drawn = ET.parse(pictures[f"tutorial-{name}.svg"]).getroot()
+        assert words <= {text.text for text in drawn.iter("{http://www.w3.org/2000/svg}text")}
+    with Image.open(pictures["tutorial-digits.png"]) as strip:
+        assert strip.size == (10 * 64 + 9 * 8, 64)
+        five = np.asarray(strip)[4::8, 5 * 72 + 4 : 5 * 72 + 64 : 8, 0]
+    with Image.open(min((folder / "digits/val/5").iterdir())) as digit:
+        assert np.array_equal(five, np.asarray(digit))

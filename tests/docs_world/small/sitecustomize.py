@@ -117,6 +117,13 @@ class _WithoutTensorFlow(PathFinder):
         return None if fullname == "tensorflow" else super().find_spec(fullname, path, target)
 
 
-if not os.environ.get("BITZOO_DOCS_TENSORFLOW"):
-    sys.meta_path = [_WithoutTensorFlow if one is PathFinder else one for one in sys.meta_path]
+def hide_tensorflow(*, wanted: bool) -> None:
+    """Make it as if TensorFlow were not installed, or as it is."""
+    finder = _WithoutTensorFlow if wanted else PathFinder
+    sys.meta_path = [
+        finder if one in (PathFinder, _WithoutTensorFlow) else one for one in sys.meta_path
+    ]
+
+
+hide_tensorflow(wanted=not os.environ.get("BITZOO_DOCS_TENSORFLOW"))
 sys.meta_path.insert(0, _Finder())
