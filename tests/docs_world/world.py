@@ -26,6 +26,7 @@ import bitzoo
 from bitzoo.catalogue.registry import BASE_URL, ModelSpec, get_spec, list_models
 from docs_world.given import MAKERS
 from docs_world.modules import write_module
+from docs_world.peer_repos import PEERS
 
 HERE = Path(__file__).parent
 CODE = Path(bitzoo.__file__).parent.parent
@@ -205,6 +206,10 @@ class World:
         }
         for name in given:
             key = name.rstrip("/")
+            if key.removeprefix("hub:") in PEERS:
+                release, make = PEERS[key.removeprefix("hub:")]
+                self.hub.add_repo(key.removeprefix("hub:"), make(arrays_of(get_spec(release))))
+                continue
             if key not in MAKERS:
                 raise KeyError(f"`given` has {name!r}; known are {', '.join(sorted(MAKERS))}")
             made = self.store / key

@@ -79,7 +79,18 @@ def _recipes(module: Any) -> None:
     kind.override, kind.changed_at = override_small, changed_small
 
 
+def _timm(module: Any) -> None:
+    create = module._create_resnetv2_bit
+
+    def create_small(variant: str, pretrained: bool = False, **options: Any) -> Any:
+        depths = DEPTHS["R" + variant.split("_")[1]]
+        return create(variant, pretrained, **options | {"layers": depths, "width_factor": WIDTH})
+
+    module._create_resnetv2_bit = create_small
+
+
 _CHANGES: dict[str, Callable[[Any], None]] = {
+    "timm.models.resnetv2": _timm,
     "bitzoo.models.architecture": _architectures,
     "bitzoo.training.recipe": _recipes,
 }
