@@ -13,7 +13,10 @@ better memory format of the same dtype and round.
   then ReLU), cross entropy, torch's SGD with its defaults, autocast below float32. Its images are
   ready tensors.
 - timm: the same with timm's network.
-- bitzoo: the whole loop of `bitzoo finetune`, from decoded pixels to updated weights, with MixUp.
+- bitzoo: the whole loop of `bitzoo finetune`, from decoded pixels to updated weights, with MixUp,
+  and torch's group normalization.
+- bitzoo fused: the same with the compiled group normalization, which is for channels last; long
+  runs choose among these by measuring, see `bitzoo.training.memory_layout`.
 
 `--large-pages` asks for pages of 2 MiB, for all contestants: the floor gained by them, bitzoo did
 not (two quiet cores of an AMD EPYC).
@@ -48,6 +51,8 @@ from bitzoo.data.image_store import Pixels
 from bitzoo.models.architecture import ARCHITECTURES
 from bitzoo.models.bit import BiT
 from bitzoo.models.layers import Unit
+from bitzoo.training.fused_norm import missing
+from bitzoo.training.memory_layout import MemoryLayout
 from bitzoo.training.recipe import Recipe, Schedule
 from bitzoo.training.trainer import Trainer
 from bitzoo.training.training_config import TrainingConfig
@@ -185,7 +190,7 @@ class RandomImages(Pixels):
         """Nothing to free."""
 
 
-def ours(setting: Setting) -> Step:
+def ours(setting: Setting, fused: bool = False) -> Step:
     """The trainer, from decoded pixels on."""
     resize, count = setting.size * 5 // 4, 2 * setting.batch
     schedule = Schedule(LR, STEPS_AHEAD, 0, ())
@@ -193,12 +198,14 @@ def ours(setting: Setting) -> Step:
     options = TrainingConfig(
         dtype=str(setting.dtype).removeprefix("torch."),
         device="cpu",
-        channels_last=setting.memory_format == torch.channels_last,
         micro_batch=setting.batch,
     )
     labels = np.arange(count) % CLASSES
     trainer = Trainer(setting.network(), recipe, RandomImages(count, resize), labels, options)
-    trainer.begin(None)
+    is_last = setting.memory_format == torch.channels_last
+    trainer.begin(None, MemoryLayout(is_last, fused=fused))
+    if trainer.layout.fused != fused:
+        raise SystemExit(f"The compiled operator cannot be had: {missing()}.")
     return partial(next, trainer.updates())
 
 
@@ -207,6 +214,7 @@ CONTESTANTS: dict[str, Callable[[Setting], Step]] = {
     "plain loop": plain_loop,
     "timm": timm_loop,
     "bitzoo": ours,
+    "bitzoo fused": partial(ours, fused=True),
 }
 
 
@@ -224,6 +232,8 @@ def report(
     steps: dict[tuple[str, str], Step] = {}
     for name in names:
         for form in formats:
+            if name == "bitzoo fused" and form != "channels last":
+                continue
             setting = Setting(arch, size, batch, getattr(torch, dtype), FORMATS[form])
             steps[name, form] = CONTESTANTS[name](setting)
     seconds: dict[tuple[str, str], list[float]] = {key: [] for key in steps}
@@ -283,7 +293,8 @@ def milliseconds(step: Step) -> dict[str, float]:
 def profiled(arch: str, size: int, batch: int, dtype: str, form: str) -> str:
     """Return the table of the time above the floor."""
     setting = Setting(arch, size, batch, getattr(torch, dtype), FORMATS[form])
-    own, least = milliseconds(ours(setting)), milliseconds(floor(setting))
+    own = milliseconds(ours(setting, fused=form == "channels last" and not missing()))
+    least = milliseconds(floor(setting))
     whole = least["whole step"]
     rows: list[tuple[str, ...]] = [("", "bitzoo ms", "floor ms", "above ms", "above / floor step")]
     for kind in sorted(own | least, key=lambda kind: least[kind] - own[kind]):

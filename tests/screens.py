@@ -186,7 +186,7 @@ def write_document(path: Path) -> None:
             _, screens = watch_finetuning(folder, columns, rows)
             for moment, screen in screens.items():
                 parts.append(
-                    f"\n{moment.capitalize()}:\n\n```\n{image_of(screen, columns, rows)}\n```\n"
+                    f"\n{moment.capitalize()}:\n\n```text\n{image_of(screen, columns, rows)}\n```\n"
                 )
     path.write_text("".join(parts), encoding="utf-8")
 

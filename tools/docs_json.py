@@ -60,7 +60,7 @@ def documents() -> Iterator[str]:
         yield f"\n## {entry['title']}\n"
         yield "\n".join(f"- {_code(place)}" for place in entry["from"]) + "\n"
         if "about" in entry:
-            yield entry["about"] + "\n"
+            yield entry["about"].replace("->", "→") + "\n"
         (kind,) = names_in(entry["is"])
         file = f"[JSON Schema](schemas/{name}.json){{ download }}"
         if kind in shown:
@@ -91,7 +91,9 @@ def _keys(name: str) -> Iterator[str]:
     for key, (kind, meaning, optional) in keys_of(name).items():
         if key in own:
             may = ", may be missing" if optional else ""
-            yield f"- `{key}` ({_linked(kind)}{may})" + (f": {meaning}" if meaning else "")
+            yield f"- `{key}` ({_linked(kind)}{may})" + (f": {meaning}" if meaning else "").replace(
+                "->", "→"
+            )
     yield ""
 
 

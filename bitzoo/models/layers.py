@@ -134,10 +134,14 @@ class GroupNormReLU(nn.GroupNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalize and rectify `x` (batch, channels, height, width)."""
-        return F.relu_(self.normalize(x, self.weight, self.bias))
+        return self.rectified(x, self.weight, self.bias)
+
+    def rectified(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        """Compute the same with the given scale and shift instead of the layer's own."""
+        return F.relu_(self.normalize(x, weight, bias))
 
     def normalize(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        """Normalize `x` with the given scale and shift instead of the layer's own."""
+        """Normalize `x` with the given scale and shift, without rectifying it."""
         return F.group_norm(x, self.num_groups, weight, bias, self.eps)
 
 

@@ -162,22 +162,23 @@ def _passes(
             *(trainer.time_pass, images_left),
             fewest=fewest,
             most=most,
+            can_fuse=trainer.can_fuse,
             pass_seconds=PASS_SECONDS,
         )
-    last = fixed.channels_last
-    if known is None and fixed.is_compared:  # that of an earlier session is of another time
-        count, seconds = fixed.images, fixed.seconds[last]
-    else:
+    measured = fixed.pass_seconds
+    if known is None and fixed.is_compared and measured is not None:
+        count, seconds = fixed.images, measured
+    else:  # what an earlier session has measured is of another time
         count = fewest
-        trainer.time_pass(last, count)
-        seconds = trainer.time_pass(last, count)
+        trainer.time_pass(fixed, count)
+        seconds = trainer.time_pass(fixed, count)
     while count < most and seconds < PASS_SECONDS / 2:
         room = PASS_SECONDS / max(seconds, 1e-6)
         count = min(most, max(count + 1, int(count * min(room, 8))))
-        seconds = trainer.time_pass(last, count)
+        seconds = trainer.time_pass(fixed, count)
     if not math.isfinite(seconds):
         count = fewest
-        seconds = trainer.time_pass(last, count)
+        seconds = trainer.time_pass(fixed, count)
     return fixed, seconds, count
 
 

@@ -198,7 +198,7 @@ def _prepare(
     norm: _Norm, convolutions: list[_Convolution], tensors: list[Tensor]
 ) -> tuple[Tensor, list[Tensor]]:
     x, weight, bias, *weights = tensors
-    y = F.relu_(norm.normalize(x, weight, bias))
+    y = norm.rectified(x, weight, bias)
     return y, [conv.kernel(w) for conv, w in zip(convolutions, weights, strict=True)]
 
 

@@ -56,3 +56,17 @@ def warn_of_rounding(then: Mapping[str, Any], now: Mapping[str, Any]) -> None:
                 then[name],
                 now[name],
             )
+
+
+def warn_of_missing_operator(why: str | None) -> None:
+    """Warn that the run normalized by the compiled operator, which this machine does not have.
+
+    Args:
+        why: The reason; None if another process lacks it.
+    """
+    _log.warning(
+        "The run normalized by the operator that bitzoo compiles, which cannot be had here: %s. "
+        "Training continues with torch's: the result may differ in the last bits from an "
+        "uninterrupted run.",
+        why or "another process lacks it",
+    )

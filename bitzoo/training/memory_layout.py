@@ -1,8 +1,10 @@
 """Choose the memory format that a network trains in on a CPU, by measuring both.
 
 Which one is faster depends on processor, network, image size and dtype: channels last is not on
-every CPU. The format decides the last bits of the result, because sums are taken in another order,
-so it is chosen once: checkpoints keep it, and a resumed run goes on in it.
+every CPU. In channels last, normalization and ReLU may be one compiled operator besides (see
+`bitzoo.training.fused_norm`), which is measured too. Format and operator decide the last bits of
+the result, because sums are taken in another order, so they are chosen once: checkpoints keep them,
+and a resumed run goes on with them.
 
 The measured passes are forward and backward passes over images that a generator of their own draws.
 They change neither weights nor running statistics nor the state of any random numbers, and they are
@@ -13,7 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -30,6 +32,8 @@ single pass of each decides nothing."""
 
 NAMES = {True: "channels last", False: "contiguous"}
 """By whether it is channels last: what a memory format is called."""
+FUSED = "channels last, fused norms"
+"""What channels last with the compiled operator is called."""
 
 
 @dataclass(frozen=True)
@@ -40,12 +44,17 @@ class MemoryLayout:
         channels_last: Whether it is channels last; otherwise contiguous.
         images: Images of a measured pass; 0 if nothing was measured.
         seconds: Duration of a pass, forward and backward, by whether it was in channels last; in
-            several processes, the mean of them.
+            several processes, the mean of them. With torch's operators.
+        fused: Whether normalization and ReLU are the compiled operator.
+        fused_seconds: Duration of a pass in channels last with that operator; None if it was not
+            measured.
     """
 
     channels_last: bool
     images: int = 0
     seconds: Mapping[bool, float] = field(default_factory=dict)
+    fused: bool = False
+    fused_seconds: float | None = None
 
     @property
     def memory_format(self) -> torch.memory_format:
@@ -67,72 +76,101 @@ class MemoryLayout:
     @property
     def seconds_per_image(self) -> float | None:
         """Seconds per image of a process, forward and backward, in this format; None if unknown."""
-        measured = self.seconds.get(self.channels_last)
+        measured = self.pass_seconds
         return None if measured is None else measured / self.images
 
+    @property
+    def pass_seconds(self) -> float | None:
+        """Duration of a measured pass in this form; None if it was not measured."""
+        return self.fused_seconds if self.fused else self.seconds.get(self.channels_last)
+
+    @property
+    def name(self) -> str:
+        """What it is called."""
+        return FUSED if self.fused else NAMES[self.channels_last]
+
     def describe(self) -> str:
-        """Return its name and both times: ``contiguous (2 s for 8 images, channels last 3 s)``."""
+        """Return its name and all times: ``contiguous (2 s for 8 images, channels last 3 s)``."""
         if not self.is_compared:
-            return NAMES[self.channels_last]
-        mine, other = self.seconds[self.channels_last], self.seconds[not self.channels_last]
+            return self.name
+        found = self._seconds_by_name()
+        mine = found.pop(self.name)
         count = f"{self.images} image{'' if self.images == 1 else 's'}"
-        return (
-            f"{NAMES[self.channels_last]} ({mine:.3g} s for {count}, "
-            f"{NAMES[not self.channels_last]} {other:.3g} s)"
-        )
+        others = "".join(f", {name} {seconds:.3g} s" for name, seconds in found.items())
+        return f"{self.name} ({mine:.3g} s for {count}{others})"
+
+    def _seconds_by_name(self) -> dict[str, float]:
+        found = {NAMES[last]: seconds for last, seconds in self.seconds.items()}
+        return found if self.fused_seconds is None else {**found, FUSED: self.fused_seconds}
 
     def to_dict(self) -> dict[str, Any]:
         """Return it as JSON."""
-        seconds = {NAMES[last]: round(found, 4) for last, found in self.seconds.items()}
+        seconds = {name: round(found, 4) for name, found in self._seconds_by_name().items()}
         measured = {"images": self.images, "seconds": seconds} if self.images else {}
-        return {"channels_last": self.channels_last, **measured}
+        fused = {"fused_norms": True} if self.fused else {}
+        return {"channels_last": self.channels_last, **fused, **measured}
 
     @classmethod
     def from_dict(cls, record: Mapping[str, Any]) -> MemoryLayout:
         """Read what `to_dict` returned."""
         by_name = record.get("seconds", {})
         seconds = {last: by_name[name] for last, name in NAMES.items() if name in by_name}
-        return cls(record["channels_last"], record.get("images", 0), seconds)
+        fused = record.get("fused_norms", False)
+        images = record.get("images", 0)
+        return cls(record["channels_last"], images, seconds, fused, by_name.get(FUSED))
 
 
 def choose_layout(
-    time_pass: Callable[[bool, int], float],
+    time_pass: Callable[[MemoryLayout, int], float],
     images_left: int,
     *,
     fewest: int = 1,
     most: int,
     formats: Sequence[bool] = (True, False),
+    can_fuse: Callable[[], bool] = lambda: False,
     pass_seconds: float = PASS_SECONDS,
 ) -> MemoryLayout:
-    """Measure a pass, after a warm-up, in each format, and return the faster one.
+    """Measure a pass, after a warm-up, in each format, and return the fastest.
 
-    Channels last is preferred: the other one must be clearly faster; see `CLEARLY`. Runs that are
-    short by the first pass are not measured further; see `WORTH_MEASURING`.
+    Channels last is preferred: another must be clearly faster; see `CLEARLY`. Runs that are short
+    by the first pass are not measured further; see `WORTH_MEASURING`.
 
     Args:
-        time_pass: Called with whether the format is channels last, and a number of images: makes a
-            forward and a backward pass, and returns its seconds. With several processes, the mean
-            over all of them, so that all choose the same. Infinity if it ran out of memory.
+        time_pass: Called with a form and a number of images: makes a forward and a backward pass,
+            and returns its seconds. With several processes, the mean over all of them, so that all
+            choose the same. Infinity if it ran out of memory.
         images_left: Images that a process has to train on until the run ends.
         fewest: Fewest images of a pass.
         most: Most images of a pass, as many as a micro-batch has.
         formats: Which formats may be chosen, the preferred one first.
+        can_fuse: Makes the compiled operator ready, and returns whether it is, in all processes;
+            called only if the run is measured. It takes a while where it has to be compiled.
         pass_seconds: About how long a pass is to take.
     """
-    preferred = formats[0]
-    time_pass(preferred, fewest)
-    first = time_pass(preferred, fewest)
+
+    def measure(form: MemoryLayout, images: int) -> float:
+        time_pass(form, images)
+        return time_pass(form, images)
+
+    preferred = MemoryLayout(formats[0])
+    first = measure(preferred, fewest)
     each = first / fewest
-    short = MemoryLayout(preferred, fewest, {preferred: first} if math.isfinite(first) else {})
+    known = {preferred.channels_last: first} if math.isfinite(first) else {}
+    short = replace(preferred, images=fewest, seconds=known)
     if not WORTH_MEASURING <= each * images_left < math.inf:
         return short
     count = max(fewest, min(most, int(pass_seconds / each)))
-    seconds = {}
-    for channels_last in formats:
-        time_pass(channels_last, count)
-        seconds[channels_last] = time_pass(channels_last, count)
-    if not all(map(math.isfinite, seconds.values())):
+    forms = [MemoryLayout(last) for last in formats]
+    if True in formats and can_fuse():
+        forms.append(MemoryLayout(True, fused=True))
+    found = {form.name: measure(form, count) for form in forms}
+    if not all(map(math.isfinite, found.values())):
         return short
-    fastest = min(formats, key=lambda last: seconds[last])
-    is_clear = seconds[fastest] < CLEARLY * seconds[preferred]
-    return MemoryLayout(fastest if is_clear else preferred, count, seconds)
+    fastest = min(forms, key=lambda form: found[form.name])
+    is_clear = found[fastest.name] < CLEARLY * found[preferred.name]
+    return replace(
+        fastest if is_clear else preferred,
+        images=count,
+        seconds={last: found[NAMES[last]] for last in formats},
+        fused_seconds=found.get(FUSED),
+    )

@@ -41,8 +41,13 @@ from bitzoo.training.batch_statistics import (
     synchronize_statistics,
 )
 from bitzoo.training.checkpointing import Checkpoint, save_checkpoint
-from bitzoo.training.continuation import copy_state, warn_of_rounding
+from bitzoo.training.continuation import (
+    copy_state,
+    warn_of_missing_operator,
+    warn_of_rounding,
+)
 from bitzoo.training.distributed import GradientSum, send_from_main
+from bitzoo.training.fused_norm import fuse_norms, has_norms, missing
 from bitzoo.training.graceful_stop import Pace, graceful_stop
 from bitzoo.training.gradient_accumulation import standardize_once
 from bitzoo.training.losses import LOSSES, loss_weights
@@ -336,20 +341,20 @@ class Trainer:
         images = torch.zeros(self.fewest, 3, crop, crop, device=self._feed.device)
         return images.to(self._feed.dtype, memory_format=self._feed.memory_format)
 
-    def time_pass(self, channels_last: bool, count: int) -> float:
+    def time_pass(self, form: MemoryLayout, count: int) -> float:
         """Return the seconds of a forward and backward pass, the mean over all processes.
 
         All of them must call this. Nothing else changes: see `bitzoo.training.memory_layout`. The
-        network stays in the memory format of the pass.
+        network stays in the form of the pass.
 
         Args:
-            channels_last: The memory format.
+            form: Memory format and operators.
             count: Number of images, each of the recipe's crop.
 
         Returns:
             Infinity if any process ran out of memory.
         """
-        self._use(MemoryLayout(channels_last))
+        self._use(form)
         feed, crop = self._feed, self._recipe.crop
         drawn = torch.rand((count, 3, crop, crop), generator=torch.Generator().manual_seed(0))
         images = drawn.mul_(2).sub_(1).to(feed.device, feed.dtype)
@@ -381,13 +386,23 @@ class Trainer:
     def _measured_layout(self) -> MemoryLayout:
         steps, rows = self._recipe.schedule.steps - self.step, max(1, len(self._rows))
         most = min(self.micro_batch, rows)
-        return choose_layout(self.time_pass, steps * rows, fewest=self.fewest, most=most)
+        return choose_layout(
+            *(self.time_pass, steps * rows), fewest=self.fewest, most=most, can_fuse=self.can_fuse
+        )
+
+    def can_fuse(self) -> bool:
+        """Make the compiled operator ready; whether it is, in all processes, which call this."""
+        return has_norms(self._model) and not self.any_process(bool(missing()))
 
     def _use(self, layout: MemoryLayout) -> None:
         """Bring network, optimizer and images into a memory format."""
         if layout.channels_last != self.layout.channels_last:
             layout.convert(self._model, self._optimizer.state().values())
             self._feed = replace(self._feed, memory_format=layout.memory_format)
+        if layout.fused and not self.can_fuse():
+            warn_of_missing_operator(missing())
+            layout = replace(layout, fused=False)
+        fuse_norms(self._model, layout.fused)
         self.layout = layout
 
     @property

@@ -9,6 +9,7 @@ from bitzoo.models.bit import BiT
 from bitzoo.models.layers import StdConv2d
 from bitzoo.training import activation_checkpointing
 from bitzoo.training.batch_statistics import synchronize_statistics
+from bitzoo.training.fused_norm import fuse_norms
 from bitzoo.training.gradient_accumulation import SharingConv2d, recast
 from bitzoo.training.training_config import TrainingConfig
 
@@ -26,6 +27,7 @@ def training_form(model: BiT, options: TrainingConfig) -> Iterator[None]:
     try:
         yield
     finally:
+        fuse_norms(model, False)
         activation_checkpointing.recompute_norms(model, False)
         activation_checkpointing.checkpoint_blocks(model, False)
         recast(model, StdConv2d, SharingConv2d, enable=False)

@@ -39,6 +39,8 @@ def main() -> int:
 def _run(world: World, path: Path, folder: Path, show: bool) -> bool:
     start = time.monotonic()
     shutil.rmtree(folder, ignore_errors=True)
+    if path.suffix == ".ipynb":
+        return _run_notebook(world, path, folder)
     page = read_page(path)
 
     def tell(ran: Ran) -> None:
@@ -55,6 +57,18 @@ def _run(world: World, path: Path, folder: Path, show: bool) -> bool:
     for block in page.not_run:
         print(f"{path}:{block.line}: not run: {block.title}")
     print(f"{path}: fine, {time.monotonic() - start:.1f} s", flush=True)
+    return True
+
+
+def _run_notebook(world: World, path: Path, folder: Path) -> bool:
+    from docs_world.notebooks import run_notebook
+
+    try:
+        run_notebook(world, path, folder / "work")
+    except PageError as error:
+        print(f"FAULT {error}", flush=True)
+        return False
+    print(f"{path}: fine", flush=True)
     return True
 
 

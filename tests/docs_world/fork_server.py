@@ -96,6 +96,9 @@ def _become(asked: dict[str, Any], files: list[int]) -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     os.environ.clear()
     os.environ.update(asked["environment"])
+    sys.modules["sitecustomize"].hide_tensorflow(  # type: ignore[attr-defined]
+        wanted=not os.environ.get("BITZOO_DOCS_TENSORFLOW")
+    )
     os.chdir(asked["folder"])
     sys.stdin, sys.stdout, sys.stderr = (
         open(number, mode, encoding="utf-8", closefd=False, buffering=buffering)  # noqa: SIM115

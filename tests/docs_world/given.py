@@ -13,10 +13,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from docs_world import library_data
 from images import photo
 
 from bitzoo.catalogue.registry import get_spec
+from docs_world import library_data
 
 if TYPE_CHECKING:
     from docs_world.world import World

@@ -5,7 +5,8 @@
     ```toml title="x"   written as the file x, in any language but text
     ```text             shown, not run, and so is every other language
 
-and in the front matter `given: [photos/, new.jpg]`. What looks like a command but would not be run
+and in the front matter `given: [photos/, new.jpg]`, or in a comment in the first line, as in the
+README, whose front matter GitHub would show. What looks like a command but would not be run
 is a fault: another name of a language that is run, a block without a language, four spaces without
 a fence. A text block may begin with a command if its title ends in "not run here".
 """
@@ -33,6 +34,7 @@ _COMMAND = re.compile(
     r"curl|wget|export|docker|uv|conda|tensorboard) [\w\"'./-]|import \w|from [\w.]+ import )"
 )
 _CONTAINER = re.compile(r"( *)(===[+!]?|!!!|\?\?\?\+?) ")
+_GIVEN = re.compile(r"<!-- (given: \[.*\]) -->")
 _EXIT = re.compile(r"<!-- exit: (\d+) -->")
 
 
@@ -100,6 +102,11 @@ def read_page(path: Path) -> Page:
 
 def _front_matter(lines: list[str]) -> dict[str, Any]:
     """Take the front matter out of the lines, which stay as many."""
+    if lines and (comment := re.fullmatch(r"<!-- (given: .*) -->", lines[0])):
+        return dict(yaml.safe_load(comment[1]))
+    comment = _GIVEN.fullmatch(lines[0]) if lines else None
+    if comment:
+        return dict(yaml.safe_load(comment[1]))
     if not lines or lines[0] != "---":
         return {}
     end = lines.index("---", 1)

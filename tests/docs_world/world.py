@@ -26,6 +26,7 @@ import bitzoo
 from bitzoo.catalogue.registry import BASE_URL, ModelSpec, get_spec, list_models
 from docs_world.given import MAKERS
 from docs_world.modules import write_module
+from docs_world.peer_repos import PEERS
 
 HERE = Path(__file__).parent
 CODE = Path(bitzoo.__file__).parent.parent
@@ -160,14 +161,13 @@ class World:
         }
 
     def processes(self, given: tuple[str, ...]) -> dict[str, str]:
-        """What an environment says of how commands start: those forked have no TensorFlow."""
-        if "tensorflow" in given:
-            return {"BITZOO_DOCS_TENSORFLOW": "1"}
-        if not self._may_fork:
-            return {}
-        if not self._forks:
-            self._start_forks()
-        return {"DOCS_FORK_SERVER": str(self.socket)}
+        """What an environment says of how commands start, and whether there is TensorFlow."""
+        found = {"BITZOO_DOCS_TENSORFLOW": "1"} if "tensorflow" in given else {}
+        if self._may_fork:
+            if not self._forks:
+                self._start_forks()
+            found["DOCS_FORK_SERVER"] = str(self.socket)
+        return found
 
     def _start_forks(self) -> None:
         self.socket.unlink(missing_ok=True)
@@ -206,6 +206,10 @@ class World:
         }
         for name in given:
             key = name.rstrip("/")
+            if key.removeprefix("hub:") in PEERS:
+                release, make = PEERS[key.removeprefix("hub:")]
+                self.hub.add_repo(key.removeprefix("hub:"), make(arrays_of(get_spec(release))))
+                continue
             if key not in MAKERS:
                 raise KeyError(f"`given` has {name!r}; known are {', '.join(sorted(MAKERS))}")
             made = self.store / key

@@ -115,7 +115,7 @@ def test_the_documented_screens_are_those_of_a_run(watched):
         return
     _, found, rest = DOCUMENT.read_text(encoding="utf-8").partition(f"\n## {columns} x {rows}\n")
     assert found
-    documented = re.findall(r"```\n(.*?)\n```", rest.split("\n## ")[0], re.S)
+    documented = re.findall(r"```text\n(.*?)\n```", rest.split("\n## ")[0], re.S)
     assert len(documented) == len(MOMENTS)
     for moment, screen in zip(MOMENTS, documented, strict=True):
         edges = [line for line in screen.splitlines() if line.startswith("+-")]

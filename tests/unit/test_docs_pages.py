@@ -90,6 +90,12 @@ def test_a_page_with_everything(tmp_path):
     assert page.runs
 
 
+def test_what_is_given_in_a_comment(tmp_path):
+    page = page_of(tmp_path, "<!-- given: [photos/, new.jpg] -->\n\n```bash\nls\n```\n")
+    assert page.given == ("photos/", "new.jpg")
+    assert kinds(page) == [("bash", 4, "ls\n")]
+
+
 @pytest.mark.parametrize(
     ("text", "fault"),
     [

@@ -19,6 +19,7 @@ from bitzoo.training.trainer import Trainer, train
 from bitzoo.training.training_config import TrainingConfig
 
 LAST, CONTIGUOUS = True, False
+FUSED = "fused"
 
 
 @pytest.fixture(autouse=True)
@@ -31,18 +32,20 @@ def one_thread():
 
 
 class Clock:
-    """Passes of known duration: `seconds` per image by format, and `start` for each first one."""
+    """Passes of known duration: `seconds` per image by form, and `start` for each first one."""
 
-    def __init__(self, last, contiguous, start=0.0, most=10**9):
-        self.each, self.start, self.most = {LAST: last, CONTIGUOUS: contiguous}, start, most
+    def __init__(self, last, contiguous, start=0.0, most=10**9, fused=None):
+        self.each = {LAST: last, CONTIGUOUS: contiguous, FUSED: fused}
+        self.start, self.most = start, most
         self.calls = []
 
-    def __call__(self, channels_last, count):
-        warm_up = (channels_last, count) not in self.calls
-        self.calls.append((channels_last, count))
+    def __call__(self, form, count):
+        name = FUSED if form.fused else form.channels_last
+        warm_up = (name, count) not in self.calls
+        self.calls.append((name, count))
         if count > self.most:
             return math.inf
-        return self.each[channels_last] * count + (self.start if warm_up else 0)
+        return self.each[name] * count + (self.start if warm_up else 0)
 
 
 class TestChoice:
@@ -77,6 +80,39 @@ class TestChoice:
         found = choose_layout(Clock(0.5, 0.1, most=most), 10**6, most=512)
         assert found == MemoryLayout(LAST, 1, {LAST: 0.5} if most else {})
 
+    @pytest.mark.parametrize(
+        ("last", "contiguous", "fused", "chosen"),
+        [
+            (0.2, 0.3, 0.15, FUSED),
+            (0.2, 0.1, 0.09, FUSED),
+            (0.2, 0.1, 0.15, CONTIGUOUS),
+            (0.2, 0.3, 0.198, LAST),
+            (0.2, 0.3, 0.4, LAST),
+        ],
+    )
+    def test_the_compiled_operator_is_measured_too(self, last, contiguous, fused, chosen):
+        clock = Clock(last, contiguous, fused=fused)
+        found = choose_layout(clock, 10**6, most=8, can_fuse=lambda: True)
+        assert found == MemoryLayout(
+            chosen in (LAST, FUSED),
+            8,
+            {LAST: 8 * last, CONTIGUOUS: 8 * contiguous},
+            chosen == FUSED,
+            8 * fused,
+        )
+        best = {LAST: last, CONTIGUOUS: contiguous, FUSED: fused}[chosen]
+        assert found.seconds_per_image == pytest.approx(best)
+
+    def test_nothing_is_compiled_for_a_short_run(self):
+        def compile_it():
+            raise AssertionError
+
+        choose_layout(Clock(0.5, 0.1), 599, most=512, can_fuse=compile_it)
+        only = choose_layout(
+            Clock(0.5, 0.1), 10**6, most=512, formats=[CONTIGUOUS], can_fuse=compile_it
+        )
+        assert only.fused_seconds is None
+
     def test_one_format_only(self):
         clock = Clock(0.5, 0.1)
         found = choose_layout(clock, 10**6, most=512, formats=[CONTIGUOUS])
@@ -94,6 +130,12 @@ class TestChoice:
         }
         again = MemoryLayout.from_dict(record)
         assert again == MemoryLayout(CONTIGUOUS, 8, {LAST: 0.6123, CONTIGUOUS: 0.5})
+        fused = MemoryLayout(LAST, 8, {LAST: 0.6, CONTIGUOUS: 0.5}, True, 0.25)
+        assert fused.describe() == (
+            "channels last, fused norms (0.25 s for 8 images, channels last 0.6 s, "
+            "contiguous 0.5 s)"
+        )
+        assert MemoryLayout.from_dict(json.loads(json.dumps(fused.to_dict()))) == fused
         fixed = MemoryLayout(LAST)
         assert (fixed.describe(), fixed.to_dict()) == ("channels last", {"channels_last": True})
         assert MemoryLayout.from_dict(fixed.to_dict()) == fixed
@@ -103,11 +145,12 @@ def prefer(monkeypatch, channels_last):
     """Let training measure both formats, with real passes, and find this one faster."""
     real = Trainer.time_pass
 
-    def time_pass(trainer, last, count):
-        assert 0 < real(trainer, last, count) < math.inf
-        return 1.0 if last is channels_last else 2.0
+    def time_pass(trainer, form, count):
+        assert 0 < real(trainer, form, count) < math.inf
+        return 1.0 if form.channels_last is channels_last else 2.0
 
     monkeypatch.setattr(Trainer, "time_pass", time_pass)
+    monkeypatch.setattr(Trainer, "can_fuse", lambda trainer: False)
     monkeypatch.setattr(memory_layout, "WORTH_MEASURING", 0)
 
 
@@ -210,7 +253,7 @@ class TestTraining:
             raise MemoryError("out of memory")
 
         monkeypatch.setattr(trainer, "_features", fails)
-        assert trainer.time_pass(LAST, 1) == math.inf
+        assert trainer.time_pass(MemoryLayout(LAST), 1) == math.inf
 
 
 def measured(report):
@@ -220,11 +263,13 @@ def measured(report):
     monkeypatch.setattr(memory_layout, "WORTH_MEASURING", 0)
     real, own = Trainer.time_pass, [{LAST: 1.0, CONTIGUOUS: 0.1}, {LAST: 0.2, CONTIGUOUS: 3.0}]
 
-    def time_pass(trainer, last, count):
-        real(trainer, last, count)
-        return trainer._sum(own[trainer.processes.process_index][last])[0] / 2
+    def time_pass(trainer, form, count):
+        real(trainer, form, count)
+        seconds = own[trainer.processes.process_index][form.channels_last]
+        return trainer._sum(seconds)[0] / 2
 
     monkeypatch.setattr(Trainer, "time_pass", time_pass)
+    monkeypatch.setattr(Trainer, "can_fuse", lambda trainer: False)
     model, losses, told = run()
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()

@@ -79,7 +79,18 @@ def _recipes(module: Any) -> None:
     kind.override, kind.changed_at = override_small, changed_small
 
 
+def _timm(module: Any) -> None:
+    create = module._create_resnetv2_bit
+
+    def create_small(variant: str, pretrained: bool = False, **options: Any) -> Any:
+        depths = DEPTHS["R" + variant.split("_")[1]]
+        return create(variant, pretrained, **options | {"layers": depths, "width_factor": WIDTH})
+
+    module._create_resnetv2_bit = create_small
+
+
 _CHANGES: dict[str, Callable[[Any], None]] = {
+    "timm.models.resnetv2": _timm,
     "bitzoo.models.architecture": _architectures,
     "bitzoo.training.recipe": _recipes,
 }
@@ -117,6 +128,13 @@ class _WithoutTensorFlow(PathFinder):
         return None if fullname == "tensorflow" else super().find_spec(fullname, path, target)
 
 
-if not os.environ.get("BITZOO_DOCS_TENSORFLOW"):
-    sys.meta_path = [_WithoutTensorFlow if one is PathFinder else one for one in sys.meta_path]
+def hide_tensorflow(*, wanted: bool) -> None:
+    """Make it as if TensorFlow were not installed, or as it is."""
+    finder = _WithoutTensorFlow if wanted else PathFinder
+    sys.meta_path = [
+        finder if one in (PathFinder, _WithoutTensorFlow) else one for one in sys.meta_path
+    ]
+
+
+hide_tensorflow(wanted=not os.environ.get("BITZOO_DOCS_TENSORFLOW"))
 sys.meta_path.insert(0, _Finder())
