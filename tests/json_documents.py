@@ -147,6 +147,7 @@ class Documents:
         runs = ("photos", "twice/seed-0", "pre", "student")
         for kind in ("evaluation.json", "metrics.jsonl"):
             self.read(kind.partition(".")[0], *(f"runs/{run}/{kind}" for run in runs))
+        self.read("repeats", "runs/twice/repeats.json")
         self.call("info-file", "info", "runs/student")
         self.call("evaluate", "evaluate", "runs/photos", "--data", "photos", "--workers", 1)
         self.call("evaluate", "evaluate", "BiT-R50x1_160.npz",
@@ -156,6 +157,7 @@ class Documents:
 
     def figures(self) -> None:
         self.call("probe", "probe", "own.npz", "gone.npz", "--data", "photos", "--out", "probes/a",
+                  "--save", "probes/saved",
                   "--resolution", "36,32", "--workers", 1)  # fmt: skip
         self.read("probe", "probes/a/probe.json")
         self.call("fewshot", "fewshot", "own.npz", "--data", "photos", "--out", "few/ridge",
@@ -175,13 +177,12 @@ class Documents:
                   "--out", "again", "--workers", 1)  # fmt: skip
 
     def exports(self) -> None:
-        for to, name in (("onnx", "own.onnx"), ("torch-export", "own.pt2")):
-            self.call("export", "export", "runs/photos", "--to", to, "--out", name)
+        self.call("export", "export", "runs/photos", "--to", "torch-export", "--out", "own.pt2")
         self.call("export-int8", "export", "runs/photos", "--to", "onnx", "--out", "small.onnx",
                   "--dtype", "int8", "--calibrate", "photos", "--calibration-images", 12,
                   "--judged-images", 24, "--max-loss", 1)  # fmt: skip
-        self.read("export", "own.onnx.export.json")
-        self.call("info-file", "info", "own.onnx")
+        self.read("export", "own.pt2.export.json")
+        self.call("info-file", "info", "own.pt2")
         self.call("quickstart", "quickstart", "--folder", "quick")
 
     def publications(self) -> None:

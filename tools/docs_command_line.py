@@ -6,7 +6,9 @@ words are those of `--help`.
 
 from __future__ import annotations
 
+import inspect
 import re
+import textwrap
 from collections.abc import Iterator
 
 import click
@@ -17,7 +19,11 @@ from bitzoo.cli.main import app
 PAGE = "reference/command-line.md"
 MARK = "<!-- commands -->"
 _EXAMPLE = "Example: "
-_OF_ALL = ("debug", "help")
+_AS_IT_IS = "\b\n"
+"""What click has before a paragraph whose lines stay."""
+_WIDTH = 60
+"""Characters of a line of an example: few, for a phone."""
+_OF_ALL = {"--debug", "--help"}
 """Options of every command, which the page's first lines tell of."""
 _IN_PYTHON = {"list": "list_models"}
 _SPECIAL = re.compile(r"([\\`*_<>\[\]|])")
@@ -53,18 +59,28 @@ def _section(name: str, command: click.Command, context: click.Context) -> Itera
     yield f"\n## bitzoo {name} {{ #{name} }}\n"
     pieces = " ".join(command.collect_usage_pieces(context))
     yield f"```text\nbitzoo {name} {pieces}\n```\n"
-    for paragraph in (command.help or "").split("\n\n"):
+    for paragraph in inspect.cleandoc(command.help or "").split("\n\n"):
         words = " ".join(paragraph.split())
-        if words.startswith(_EXAMPLE):
-            yield f'```text title="Example"\n{words.removeprefix(_EXAMPLE)}\n```\n'
+        if paragraph.startswith(_AS_IT_IS):
+            yield f"```text\n{paragraph.removeprefix(_AS_IT_IS)}\n```\n"
+        elif words.startswith(_EXAMPLE):
+            yield f'```text title="Example"\n{_wrapped(words.removeprefix(_EXAMPLE))}\n```\n'
         else:
             yield f"{_text(words)}\n"
     for parameter in command.get_params(context):
         shown = isinstance(parameter, click.Option) and not parameter.hidden
-        if shown and parameter.name not in _OF_ALL:
+        if shown and not _OF_ALL & {*parameter.opts}:
             yield _option(parameter, context)
     if python := _IN_PYTHON.get(name, name if name in bitzoo.__all__ else None):
         yield f"\nIn Python: [`bitzoo.{python}`][bitzoo.{python}]"
+
+
+def _wrapped(command: str) -> str:
+    """Return a long command in several lines, as a shell takes it."""
+    lines = textwrap.wrap(
+        command, _WIDTH, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False
+    )
+    return " \\\n".join(lines)
 
 
 def _option(option: click.Parameter, context: click.Context) -> str:

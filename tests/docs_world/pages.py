@@ -34,6 +34,7 @@ _COMMAND = re.compile(
     r"curl|wget|export|docker|uv|conda|tensorboard) [\w\"'./-]|import \w|from [\w.]+ import )"
 )
 _CONTAINER = re.compile(r"( *)(===[+!]?|!!!|\?\?\?\+?) ")
+_GIVEN = re.compile(r"<!-- (given: \[.*\]) -->")
 _EXIT = re.compile(r"<!-- exit: (\d+) -->")
 
 
@@ -101,7 +102,8 @@ def read_page(path: Path) -> Page:
 
 def _front_matter(lines: list[str]) -> dict[str, Any]:
     """Take the front matter out of the lines, which stay as many."""
-    if lines and (comment := re.fullmatch(r"<!-- (given: .*) -->", lines[0])):
+    comment = _GIVEN.fullmatch(lines[0]) if lines else None
+    if comment:
         return dict(yaml.safe_load(comment[1]))
     if not lines or lines[0] != "---":
         return {}

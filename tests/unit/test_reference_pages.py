@@ -106,6 +106,12 @@ class TestEnvironment:
         listed = set(re.findall(r"`(_?[A-Z][A-Z0-9_]+)`", page("environment.md")))
         assert looked_up() - FOR_OTHERS - STATED - listed == set()
 
+    def test_the_folders_of_the_cache_are_on_the_page(self):
+        text = "".join(file.read_text() for file in (ROOT / "bitzoo").rglob("*.py"))
+        used = set(re.findall(r'cache_dir\(\) / "([\w-]+)"', text)) | {"features"}
+        section = page("environment.md").partition("## The cache")[2].partition("\n## ")[0]
+        assert {name.split("/")[0] for name in first_cells(section)} == used
+
     def test_everything_of_bitzoo_is_on_the_page(self):
         text = "".join(file.read_text() for file in (ROOT / "bitzoo").rglob("*.py"))
         own = set(re.findall(r"\bBITZOO_[A-Z0-9_]+\b", text))
@@ -113,7 +119,8 @@ class TestEnvironment:
 
     def test_whatever_is_on_the_page_is_read(self):
         text = "".join(file.read_text() for file in (ROOT / "bitzoo").rglob("*.py"))
-        for name in first_cells(page("environment.md")):
+        before, _, rest = page("environment.md").partition("## The cache")
+        for name in first_cells(before + rest.partition("\n## ")[2]):
             name = name.removesuffix("...")
             assert name in text or name in OF_LIBRARIES, name
 
@@ -192,6 +199,6 @@ class TestCommandLine:
 
 
 def test_what_a_run_writes_is_listed():
-    listed = first_cells(page("run-folders.md").partition("With `--repeats")[0])
+    listed = first_cells(page("run-folders.md").partition("`split.csv` has these columns")[0])
     written = {pattern.split("/")[0] for pattern in OUTPUTS} | {".bitzoo-run.lock"}
     assert {name.split("/")[0] for name in listed} == written
