@@ -20,6 +20,7 @@ RESULTS = HERE / "RESULTS.md"
 SCRIPTS = {
     "startup": "Start-up",
     "inference": "Inference",
+    "speed": "Speed of the released classifiers",
     "waiting": "Beside a busy process",
     "load": "Loading",
     "convert": "Conversion",
@@ -36,6 +37,7 @@ SCRIPTS = {
 """Script -> heading of its section."""
 
 QUICK = {
+    "speed": ["--rounds", "1", "--cheapest", "4"],
     "load": ["--arch", "R50x1", "--rounds", "1"],
     "convert": ["--archs", "R50x1", "--rounds", "1"],
     "peers": [],

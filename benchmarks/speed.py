@@ -1,10 +1,10 @@
 """Measure what an image costs each released ImageNet classifier, at the size it was evaluated at.
 
-    python benchmarks/speed.py [--rounds 3]
+    python benchmarks/speed.py [--rounds 3] [--cheapest 4]
 
-One image at a time on one thread, in float32, by `bitzoo.optimize`. Counted is the processor time of
-the process: on one thread it is what the image takes on a quiet machine, and another program that
-takes its turns on the processor does not count. The catalogue page draws the table.
+One image at a time on one thread, in float32, by `bitzoo.optimize`. Counted is the processor time
+of the process: on one thread it is what the image takes on a quiet machine, and another program
+that takes its turns on the processor does not count. The catalogue page draws the table.
 """
 
 from __future__ import annotations
@@ -32,10 +32,12 @@ def main() -> None:
     """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=3, help="timed images per network and size")
-    rounds = parser.parse_args().rounds
+    parser.add_argument("--cheapest", type=int, help="only that many networks and sizes")
+    options = parser.parse_args()
+    rounds = options.rounds
     print(machine())
     rows: list[tuple[str, ...]] = [("", "median s", "min", "max", "images/min")]
-    for (arch, side), names in kinds().items():
+    for (arch, side), names in list(kinds().items())[: options.cheapest]:
         print(f"  {arch}, {side} px: {', '.join(names)}", file=sys.stderr)
         seconds = in_subprocess(measure, arch, side, rounds)
         median = statistics.median(seconds)
@@ -59,7 +61,7 @@ def kinds() -> dict[tuple[str, int], list[str]]:
 
 
 def cost(arch: str) -> int:
-    """Return an architecture's parameters without a head, to which its arithmetic is in proportion."""
+    """Return the parameters without a head, with which the arithmetic of an image grows."""
     return ARCHITECTURES[arch].num_params(0)
 
 

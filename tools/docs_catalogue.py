@@ -1,7 +1,7 @@
 """A hook of MkDocs: the tables and plots of docs/catalogue.md, from the registry and benchmarks/.
 
-The page has comments such as ``<!-- catalogue: models -->``; each is replaced by what `PARTS` names.
-docs/javascripts/catalogue.js sorts and filters the tables, which are complete without it.
+The page has comments such as ``<!-- catalogue: models -->``; each is replaced by what `PARTS`
+names. docs/javascripts/catalogue.js sorts and filters the tables, which are complete without it.
 """
 
 from __future__ import annotations
@@ -12,13 +12,28 @@ from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree as ET
 
 from bitzoo import ModelSpec, get_spec, list_claims, list_models
 from bitzoo.catalogue.metadata import Metric
 from bitzoo.catalogue.protocols import Claim
 from bitzoo.catalogue.registry import BASE_URL
 from bitzoo.catalogue.vtab_tasks import TASKS
-from bitzoo.runs.report.scatter import Dot, scatter_chart
+from bitzoo.runs.report.svg_elements import (
+    BOTTOM,
+    HEIGHT,
+    LEFT,
+    LETTER,
+    RIGHT,
+    TOP,
+    WIDTH,
+    Axis,
+    add,
+    add_text,
+    draw_axes,
+    new_svg,
+    rendered,
+)
 
 PAGE = "catalogue.md"
 RESULTS = Path(__file__).parents[1] / "benchmarks" / "RESULTS.md"
@@ -82,8 +97,8 @@ def _table(
 
     A link to a row shows all rows that have the row's value of the first choice.
 
-    The roles are the elements' own; they are said again because a narrow screen shows rows as cards,
-    and a browser forgets what an element is that is laid out as something else.
+    The roles are the elements' own; they are said again because a narrow screen shows rows as
+    cards, and a browser forgets what an element is that is laid out as something else.
     """
     controls = "".join(_select(choice, rows) for choice in choices)
     head = "".join(f'<th role="columnheader" scope="col">{title}</th>' for title in columns)
@@ -322,16 +337,71 @@ def _classifiers() -> Iterator[tuple[ModelSpec, Metric]]:
             yield spec, figure
 
 
+@dataclass(frozen=True)
+class Dot:
+    """A checkpoint in a plot: its label, what is said when it is pointed at, and its place."""
+
+    label: str
+    name: str
+    x: float
+    percent: float
+    style: str
+
+
 def _dot(spec: ModelSpec, figure: Metric, x: float) -> Dot:
-    share = figure.value / 100
     distilled = spec.family != "BiT-M-ILSVRC2012"
     label = spec.arch_name + f" {figure.resolution}" * distilled
-    return Dot(label, f"{spec.name} at {figure.resolution} px", x, share, (share, share), distilled)
+    name = f"{spec.name} at {figure.resolution} px"
+    return Dot(label, name, x, figure.value, "b" if distilled else "a")
 
 
-def _plot(title: str, dots: Sequence[Dot], label: str) -> str:
-    chart = scatter_chart(title, dots, label=label, unit="top-1")
-    return f'\n<figure class="chart">{chart}</figure>\n'
+def _plot(title: str, dots: Sequence[Dot], unit: str) -> str:
+    """Draw the dots with their labels; a pointer tells each one's name and figures."""
+    svg = new_svg(WIDTH, HEIGHT, title)
+    x = Axis.over([dot.x for dot in dots], LEFT + 12, WIDTH - RIGHT - 12, log=True)
+    y = Axis.over([dot.percent for dot in dots], HEIGHT - BOTTOM, TOP)
+    draw_axes(svg, x, y, "top-1, %", percent=False, label=unit)
+    places = [(x.at(dot.x), y.at(dot.percent)) for dot in dots]
+    taken = [(left - _DOT, top - _DOT, left + _DOT, top + _DOT) for left, top in places]
+    for dot, (left, top) in zip(dots, places, strict=True):
+        mark = add(svg, "circle", cx=left, cy=top, r=_DOT, class_=f"dot {dot.style}")
+        said = f"{dot.name}: {dot.percent:.4g} %, {dot.x:,.3g} {unit}"
+        ET.SubElement(mark, "title").text = said
+        width = LETTER * len(dot.label)
+        edge, base, style, box = next(
+            place for place in _label_places(left, top, width) if _is_free(place[3], taken)
+        )
+        taken.append(box)
+        add_text(svg, dot.label, edge, base, f"legend {style}")
+    return f'\n<figure class="chart">{rendered(svg)}</figure>\n'
+
+
+_DOT = 4
+_Box = tuple[float, float, float, float]
+"""Left, top, right and bottom of what is drawn."""
+
+
+def _label_places(
+    left: float, top: float, width: float
+) -> Iterator[tuple[float, float, str, _Box]]:
+    """Yield where a label may stand beside its dot: its edge, base line, style and box."""
+    for away in range(6):  # the further away, the later
+        for base in (top + 4 - 9 * away, top + 4 + 9 * away):
+            for edge, style, start in (
+                (left + 8, "", left + 8),
+                (left - 8, "end", left - 8 - width),
+            ):
+                yield edge, base, style, (start, base - 9, start + width, base + 2)
+
+
+def _is_free(box: _Box, taken: Sequence[_Box]) -> bool:
+    left, top, right, bottom = box
+    return (
+        left > LEFT
+        and right < WIDTH
+        and bottom < HEIGHT - BOTTOM
+        and not any(left < c and a < right and top < d and b < bottom for a, b, c, d in taken)
+    )
 
 
 PARTS = {

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from json_schemas import WORDS, keys_of, names_in, schema, source
@@ -37,12 +36,13 @@ def on_page_markdown(markdown: str, page: Any, **_: object) -> str | None:
     return markdown
 
 
-def on_post_build(config: Any, **_: object) -> None:
-    """Write the schemas into the site; called by MkDocs at the end."""
-    folder = Path(config["site_dir"], FOLDER)
-    folder.mkdir(parents=True, exist_ok=True)
+def on_files(files: Any, *, config: Any, **_: object) -> None:
+    """Add the schemas to the site's files, so that links to them are checked; called by MkDocs."""
+    from mkdocs.structure.files import File  # only the docs extra has it
+
     for name in source()["documents"]:
-        (folder / f"{name}.json").write_text(json.dumps(schema(name), indent=2) + "\n")
+        text = json.dumps(schema(name), indent=2) + "\n"
+        files.append(File.generated(config, f"{FOLDER}/{name}.json", content=text))
 
 
 def words() -> Iterator[str]:

@@ -48,15 +48,14 @@ async function pagesOf(folder) {
     .sort();
 }
 
-// Material follows what the system prefers, and fades from one colour to the other.
+// Material follows what the system prefers.
 async function prefer(page, scheme) {
   await page.emulateMediaFeatures([{ name: "prefers-color-scheme", value: scheme }]);
 }
 
 async function shownIn(page, scheme) {
   const name = { light: "default", dark: "slate" }[scheme];
-  await page.waitForSelector(`body[data-md-color-scheme=${name}]`, { timeout: 30_000 });
-  await new Promise((resolve) => setTimeout(resolve, 300));
+  await page.waitForSelector(`body[data-md-color-scheme=${name}]`, { timeout: 60_000 });
 }
 
 async function judge(browser, origin, shots, name, width, verdicts) {
@@ -65,6 +64,7 @@ async function judge(browser, origin, shots, name, width, verdicts) {
   await page.setViewport({ width, height: 900 });
   await prefer(page, SCHEMES[0]);
   await page.goto(`${origin}/${name === "." ? "" : `${name}/`}`, { waitUntil: "load" });
+  await page.addStyleTag({ content: "*, ::before, ::after { transition: none !important; }" });
   for (const scheme of SCHEMES) {
     await prefer(page, scheme);
     await shownIn(page, scheme);
