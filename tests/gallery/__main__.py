@@ -11,17 +11,18 @@ from pathlib import Path
 from browser.write_pages import page_of
 from screens import Terminal
 
+from bitzoo.catalogue.registry import get_spec
 from gallery.network import train
 from gallery.recording import write_recording
 from gallery.sheets import write_sheet
-from gallery.world import TrainedWorld, run_page
+from gallery.world import PRETRAINED, TrainedWorld, run_page
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
 PEOPLE, LEAVES = "smoking-and-phoning", "forest-pests"
 COLUMNS, ROWS = 80, 40
 RECORDED = {
-    "convert": "bitzoo convert BiT-M-R50x1-ILSVRC2012 --dst in1k.safetensors",
+    "convert": "bitzoo convert bit_m_r50x1.npz --force",
     "probe": "bitzoo probe BiT-M-R50x1 --data people.csv --folds 5 --group-by person",
     "finetune": "bitzoo finetune BiT-M-R50x1 --data people.csv --group-by person --out runs/film",
 }
@@ -76,6 +77,8 @@ def _copy(people: Path, leaves: Path, folder: Path) -> None:
 
 def _record(world: TrainedWorld, people: Path, folder: Path) -> None:
     """Record commands in the folder of the page, where the network is fetched already."""
+    released = get_spec(PRETRAINED).files["npz"]
+    shutil.copy(world.bucket.folder / released, people / "bit_m_r50x1.npz")
     for name, command in RECORDED.items():
         environment = world.environment(people.parent / "own")
         size = {"columns": COLUMNS, "rows": ROWS}

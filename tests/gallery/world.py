@@ -24,7 +24,7 @@ from gallery.network import write_as_release
 LIMITS = "60,32,80"
 """Steps, images of a step, pixels of an edge."""
 PRETRAINED = "BiT-M-R50x1"
-PAGE_SECONDS = 3600
+PAGE_SECONDS = 3600.0
 
 
 class TrainedWorld(World):
