@@ -102,8 +102,6 @@ def read_page(path: Path) -> Page:
 
 def _front_matter(lines: list[str]) -> dict[str, Any]:
     """Take the front matter out of the lines, which stay as many."""
-    if lines and (comment := re.fullmatch(r"<!-- (given: .*) -->", lines[0])):
-        return dict(yaml.safe_load(comment[1]))
     comment = _GIVEN.fullmatch(lines[0]) if lines else None
     if comment:
         return dict(yaml.safe_load(comment[1]))

@@ -36,17 +36,20 @@ STEPS, BATCH, SIDE = 4, 8, 32
 
 
 def _architectures(module: Any) -> None:
-    kind, parse = module.Architecture, module.Architecture.parse
+    kind, parse, name_of = module.Architecture, module.Architecture.parse, module.Architecture.name
     for name, depths in DEPTHS.items():
         module.ARCHITECTURES[name] = kind(depths, WIDTH)
+    names = {depths: name for name, depths in DEPTHS.items()}
 
     def parse_small(cls: Any, name: str, in_chans: int = 3) -> Any:
-        base, dash, rest = name.partition("-")
-        if base in DEPTHS:
-            name = module.ARCHITECTURES[base].name + dash + rest
-        return parse(name, in_chans)
+        found, depths = parse(name, in_chans), DEPTHS.get(name.partition("-")[0])
+        return replace(found, depths=depths, width=WIDTH) if depths else found
 
-    kind.parse = classmethod(parse_small)
+    def name_small(self: Any) -> Any:
+        size, dash, rest = name_of.fget(self).partition("-")
+        return (names.get(self.depths, size) if self.width == WIDTH else size) + dash + rest
+
+    kind.parse, kind.name = classmethod(parse_small), property(name_small)
 
 
 def _recipes(module: Any) -> None:
@@ -89,8 +92,19 @@ def _timm(module: Any) -> None:
     module._create_resnetv2_bit = create_small
 
 
+def _timm_names(module: Any) -> None:
+    name_of, names = module.timm_name, {depths: name for name, depths in DEPTHS.items()}
+
+    def name_of_small(architecture: Any) -> str:
+        name = names.get(architecture.depths) if architecture.width == WIDTH else None
+        return f"resnetv2_{name[1:]}_bit" if name else name_of(architecture)
+
+    module.timm_name = name_of_small
+
+
 _CHANGES: dict[str, Callable[[Any], None]] = {
     "timm.models.resnetv2": _timm,
+    "bitzoo.converters.formats.timm_config": _timm_names,
     "bitzoo.models.architecture": _architectures,
     "bitzoo.training.recipe": _recipes,
 }
