@@ -147,7 +147,6 @@ class Documents:
         runs = ("photos", "twice/seed-0", "pre", "student")
         for kind in ("evaluation.json", "metrics.jsonl"):
             self.read(kind.partition(".")[0], *(f"runs/{run}/{kind}" for run in runs))
-        self.read("repeats", "runs/twice/repeats.json")
         self.call("info-file", "info", "runs/student")
         self.call("evaluate", "evaluate", "runs/photos", "--data", "photos", "--workers", 1)
         self.call("evaluate", "evaluate", "BiT-R50x1_160.npz",

@@ -68,8 +68,9 @@ def _section(name: str, command: click.Command, context: click.Context) -> Itera
         else:
             yield f"{_text(words)}\n"
     for parameter in command.get_params(context):
-        shown = isinstance(parameter, click.Option) and not parameter.hidden
-        if shown and not _OF_ALL & {*parameter.opts}:
+        if not isinstance(parameter, click.Option) or parameter.hidden:
+            continue
+        if not _OF_ALL & {*parameter.opts}:
             yield _option(parameter, context)
     if python := _IN_PYTHON.get(name, name if name in bitzoo.__all__ else None):
         yield f"\nIn Python: [`bitzoo.{python}`][bitzoo.{python}]"
@@ -83,7 +84,7 @@ def _wrapped(command: str) -> str:
     return " \\\n".join(lines)
 
 
-def _option(option: click.Parameter, context: click.Context) -> str:
+def _option(option: click.Option, context: click.Context) -> str:
     """Return an item of the list: names, values, help, default."""
     extra = option.get_help_extra(context)
     names = ", ".join(option.opts)

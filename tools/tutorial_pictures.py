@@ -35,7 +35,7 @@ def write_pictures(quickstart: Path, folder: Path = FOLDER) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     report = (quickstart / "run" / "report.html").read_text(encoding="utf-8")
     one_each = [min((quickstart / "digits" / "val" / str(n)).iterdir()) for n in range(10)]
-    strips = {
+    strips: dict[str, list[Image.Image]] = {
         "tutorial-digits.png": [Image.open(path) for path in one_each],
         "tutorial-mistakes.png": worst_mistakes(report),
     }

@@ -9,7 +9,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import bundles
+import bundles as bundles_module
+
+bundles: Any = bundles_module  # its functions have no annotations
 
 PARTS = (
     "saved_model.pb",

@@ -145,7 +145,7 @@ def test_stand_ins_refuse_what_does_not_exist(world, tmp_path, command, said):
 
 def test_stand_ins_accept_what_exists(world, tmp_path):
     command = (
-        "pip install torch --index-url https://download.pytorch.org/whl/cpu\n"
+        "pip install torch --index-url https://index.example/cpu\n"
         "pip install -U 'bitzoo[onnx,tf]' scipy\nmake quickstart"
     )
     (output,) = run(world, tmp_path, f"```bash\n{command}\n```\n")

@@ -141,6 +141,24 @@ class TestComingFrom:
             text_of("coming-from/transformers.md").split()
         )
 
+    def test_speeds_are_those_of_the_benchmark(self):
+        one_image, loading = (
+            RESULTS.split(f"### {title}")[1].split("###")[0]
+            for title in ("R50x1, batch 1, 224 px, cpu", "R152x4, 4.43 GB")
+        )
+        eager, openvino = (
+            round(float(_row(one_image, f"bitzoo {name}")[1]))
+            for name in ("eager, float32", "openvino, bfloat16")
+        )
+        page = " ".join(text_of("coming-from/ultralytics.md").split())
+        says = (
+            f"R50x1 took {eager} ms for an image of 224 px, with OpenVINO in bfloat16 {openvino} ms"
+        )
+        assert says in page
+        ours, theirs = (float(_row(loading, name)[1]) for name in ("bitzoo", "timm"))
+        says = f"R152x4 took {ours:.2f} s instead of {theirs:.1f} s"
+        assert says in " ".join(text_of("coming-from/timm.md").split())
+
     def test_sizes_of_the_networks(self):
         smallest, largest = (
             sum(_numbers(shape) for shape in ARCHITECTURES[name].shapes(0).values())
@@ -148,6 +166,11 @@ class TestComingFrom:
         )
         says = f"BiT, {smallest / 1e6:.1f} M (R50x1) to {largest / 1e6:.0f} M (R152x4)"
         assert says in text_of("coming-from/ultralytics.md")
+
+
+def _row(text, name):
+    (row,) = [row for rows in tables(text) for row in rows if row[0] == name]
+    return row
 
 
 def _numbers(shape):

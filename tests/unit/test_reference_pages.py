@@ -8,6 +8,10 @@ from functools import cache
 from pathlib import Path
 
 from docs_command_line import lines
+from docs_json import documents
+from docs_json import types as described_types
+from json_schemas import keys_of, schema, source
+from jsonschema import Draft202012Validator  # type: ignore[import-untyped]
 
 import bitzoo
 from bitzoo import errors
@@ -202,3 +206,23 @@ def test_what_a_run_writes_is_listed():
     listed = first_cells(page("run-folders.md").partition("`split.csv` has these columns")[0])
     written = {pattern.split("/")[0] for pattern in OUTPUTS} | {".bitzoo-run.lock"}
     assert {name.split("/")[0] for name in listed} == written
+
+
+# --- JSON documents: tests/e2e/test_json_documents.py compares them with real ones ----------------
+
+
+class TestJson:
+    def test_each_type_is_a_part_of_a_document(self):
+        made = [schema(name) for name in source()["documents"]]
+        assert {part for one in made for part in one["$defs"]} == set(source()["types"])
+        for one in made:
+            Draft202012Validator.check_schema(one)
+
+    def test_the_page_has_all_of_it(self):
+        text = "\n".join([*documents(), *described_types()])
+        for entry in source()["documents"].values():
+            assert f"\n## {entry['title']}\n" in text
+        for name in source()["types"]:
+            assert len(re.findall(rf"#type-{name.lower()} \}}", text)) == 1
+            for key in keys_of(name):
+                assert f"- `{key}` (" in text

@@ -92,8 +92,19 @@ def _timm(module: Any) -> None:
     module._create_resnetv2_bit = create_small
 
 
+def _timm_names(module: Any) -> None:
+    name_of, names = module.timm_name, {depths: name for name, depths in DEPTHS.items()}
+
+    def name_of_small(architecture: Any) -> str:
+        name = names.get(architecture.depths) if architecture.width == WIDTH else None
+        return f"resnetv2_{name[1:]}_bit" if name else name_of(architecture)
+
+    module.timm_name = name_of_small
+
+
 _CHANGES: dict[str, Callable[[Any], None]] = {
     "timm.models.resnetv2": _timm,
+    "bitzoo.converters.formats.timm_config": _timm_names,
     "bitzoo.models.architecture": _architectures,
     "bitzoo.training.recipe": _recipes,
 }
