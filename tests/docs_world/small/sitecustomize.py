@@ -32,7 +32,7 @@ DEPTHS: dict[str, tuple[int, int, int, int]] = {
     "R152x4": (2, 2, 1, 1),
 }
 WIDTH = 0.5
-STEPS, BATCH, SIDE = 4, 8, 32
+STEPS, BATCH, SIDE = map(int, os.environ.get("BITZOO_DOCS_LIMITS", "4,8,32").split(","))
 
 
 def _architectures(module: Any) -> None:
