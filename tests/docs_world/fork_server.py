@@ -73,8 +73,9 @@ def _serve(caller: socket.socket) -> None:
     for file in files:
         os.close(file)
     ended = os.pidfd_open(pid)
+    both: list[Any] = [caller, ended]
     while True:
-        readable, _, _ = select.select([caller, ended], [], [])
+        readable, _, _ = select.select(both, [], [])
         if ended in readable:
             status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
             with contextlib.suppress(OSError):  # the caller is gone
@@ -96,9 +97,8 @@ def _become(asked: dict[str, Any], files: list[int]) -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     os.environ.clear()
     os.environ.update(asked["environment"])
-    sys.modules["sitecustomize"].hide_tensorflow(  # type: ignore[attr-defined]
-        wanted=not os.environ.get("BITZOO_DOCS_TENSORFLOW")
-    )
+    wanted = not os.environ.get("BITZOO_DOCS_TENSORFLOW")
+    sys.modules["sitecustomize"].hide_tensorflow(wanted=wanted)
     os.chdir(asked["folder"])
     sys.stdin, sys.stdout, sys.stderr = (
         open(number, mode, encoding="utf-8", closefd=False, buffering=buffering)  # noqa: SIM115

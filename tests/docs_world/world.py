@@ -100,7 +100,8 @@ class World:
     """
 
     def __init__(self, folder: Path, *, forks: bool = True) -> None:
-        self.store = folder / "store"
+        made_by = b"".join(path.read_bytes() for path in sorted(HERE.rglob("*.py")))
+        self.store = folder / f"store-{zlib.crc32(made_by):08x}"  # a folder may be used again
         (folder / "bucket").mkdir(parents=True, exist_ok=True)
         self.store.mkdir(exist_ok=True)
         self.bucket = Bucket(folder / "bucket")

@@ -3,7 +3,10 @@
 from textwrap import dedent
 
 import pytest
+from docs_world.given import MAKERS
+from docs_world.groups import all_pages
 from docs_world.pages import read_page
+from docs_world.peer_repos import PEERS
 
 
 def page_of(folder, text):
@@ -125,3 +128,21 @@ def test_what_is_shown_need_not_say_so(tmp_path):
     assert page.faults == ()
     assert page.not_run == ()
     assert not page.runs
+
+
+@pytest.mark.parametrize("name", all_pages())
+def test_every_page_keeps_to_it(name):
+    page = read_page(all_pages()[name])
+    assert page.faults == ()
+    unknown = {key.rstrip("/") for key in page.given} - set(MAKERS)
+    assert {key for key in unknown if key.removeprefix("hub:") not in PEERS} == set()
+
+
+def test_what_is_not_run():
+    """As few as possible, and each says why."""
+    found = {
+        f"{name}: {block.title}"
+        for name, path in all_pages().items()
+        for block in read_page(path).not_run
+    }
+    assert found == set()
