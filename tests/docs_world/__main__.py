@@ -51,9 +51,10 @@ def _run(world: World, path: Path, folder: Path, show: bool) -> bool:
 
     try:
         run_page(world, page, folder / "work", tell)
-    except PageError as error:
+    except PageError as error:  # what it made stays, to be looked at
         print(f"FAULT {error}", flush=True)
         return False
+    shutil.rmtree(folder)
     for block in page.not_run:
         print(f"{path}:{block.line}: not run: {block.title}")
     print(f"{path}: fine, {time.monotonic() - start:.1f} s", flush=True)
@@ -68,6 +69,7 @@ def _run_notebook(world: World, path: Path, folder: Path) -> bool:
     except PageError as error:
         print(f"FAULT {error}", flush=True)
         return False
+    shutil.rmtree(folder)
     print(f"{path}: fine", flush=True)
     return True
 
