@@ -46,7 +46,9 @@ def main(work: Path, network: Path | None) -> None:
         _copy(pages[PEOPLE], pages[LEAVES], DOCS / "gallery")
         _record(world, pages[PEOPLE], DOCS / "gallery")
     examples = DOCS / "examples"
-    write_sheet(pages[PEOPLE] / "people", ("phoning", "smoking", "neither"), examples / "people.webp")
+    write_sheet(
+        pages[PEOPLE] / "people", ("phoning", "smoking", "neither"), examples / "people.webp"
+    )
     kinds = ("healthy", "leaf-miner", "caterpillar", "galls")
     write_sheet(pages[LEAVES] / "leaves", kinds, examples / "leaves.webp")
     shots = [str(DOCS / "gallery" / f"{name}.html") for name in ("report", "probe", "card")]

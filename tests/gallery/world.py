@@ -1,4 +1,4 @@
-"""The world in which the documentation's pages run, with a network that was trained and longer plans.
+"""The world in which the pages run, with a network that was trained and longer plans.
 
     PYTHONPATH=tests:. python -m gallery.world NETWORK WORK docs/examples/forest-pests.md
 

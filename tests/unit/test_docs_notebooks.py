@@ -17,7 +17,10 @@ def cell(kind, source, **more):
 def test_cells_become_text_code_and_what_they_showed():
     printed = {"output_type": "stream", "name": "stdout", "text": ["1\n", "2\n"]}
     value = {"output_type": "execute_result", "data": {"text/plain": ["3"], "text/html": ["x"]}}
-    picture = {"output_type": "execute_result", "data": {"image/png": "QUJD\n", "text/plain": ["p"]}}
+    picture = {
+        "output_type": "execute_result",
+        "data": {"image/png": "QUJD\n", "text/plain": ["p"]},
+    }
     notebook = {
         "cells": [
             cell("markdown", "# A title\n\nA line."),

@@ -4,7 +4,9 @@
   half the width of R50x1, wherever it is named: in the catalogue, and where a network is built by
   its name. Heads keep their classes. timm's `resnetv2_50x1_bit` and its like are the same networks.
 * Trainings keep their rules, but take at most `STEPS` steps of `BATCH` images of `SIDE` pixels,
-  whatever the rule or an option says, and a resumed one at most two steps more.
+  whatever the rule or an option says, and a resumed one at most two steps more. (BITZOO_DOCS_LIMITS
+  has other limits when outputs are made that pages show; tests never set it.)
+* A study has the first of its seeds alone: each cell is a process of its own.
 * TensorFlow is as if not installed, unless BITZOO_DOCS_TENSORFLOW is set: importing it would add
   eight seconds to every proof.
 
@@ -102,11 +104,22 @@ def _timm_names(module: Any) -> None:
     module.timm_name = name_of_small
 
 
+def _studies(module: Any) -> None:
+    axes = module._axes
+
+    def axes_small(*words: Any) -> Any:
+        found, seeds = axes(*words)
+        return found, seeds[:1]
+
+    module._axes = axes_small
+
+
 _CHANGES: dict[str, Callable[[Any], None]] = {
     "timm.models.resnetv2": _timm,
     "bitzoo.converters.formats.timm_config": _timm_names,
     "bitzoo.models.architecture": _architectures,
     "bitzoo.training.recipe": _recipes,
+    "bitzoo.runs.study_grid": _studies,
 }
 
 
