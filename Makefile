@@ -13,7 +13,7 @@ MKDOCS := NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs
 # An old library may still call what a newer one has deprecated; our own calls are seen with the newest.
 DEPRECATIONS := -W default::DeprecationWarning -W default::PendingDeprecationWarning -W default::FutureWarning
 
-.PHONY: quickstart test test-slow test-full test-lowest attack attack-figures coverage lint format dist test-wheel bench bench-quick readme cards pages screens docs docs-serve docs-pages clean
+.PHONY: quickstart test test-slow test-full test-lowest attack attack-figures coverage lint format dist test-wheel bench bench-quick readme cards pages screens gallery docs docs-serve docs-pages clean
 
 quickstart: .venv/.installed  ## the main job, end to end, on a small random checkpoint
 	$(BIN)/bitzoo quickstart
@@ -76,6 +76,9 @@ pages: .venv/.installed-dev tests/browser/node_modules/.installed  ## reports an
 
 screens: .venv/.installed-dev  ## the screens in docs/reference/terminal.md, from a run on a pseudo-terminal
 	PYTHONPATH=tests $(BIN)/python -m screens docs/reference/terminal.md
+
+gallery: .venv/.installed-dev tests/browser/node_modules/.installed  ## pictures of docs/gallery.md and the examples, from real runs; half an hour
+	PYTHONPATH=tests:. $(BIN)/python -m gallery
 
 docs: .venv/.installed-docs  ## the site, into site/: strictly, and what was built is checked again
 	$(MKDOCS) build --strict

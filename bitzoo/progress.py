@@ -442,7 +442,8 @@ def _notebook_display() -> Callable[..., Any] | None:
         return None
     from IPython.display import display
 
-    return display  # type: ignore[no-any-return]
+    shows: Callable[..., Any] = display
+    return shows
 
 
 def _columns(stream: TextIO) -> int:

@@ -11,7 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import yaml  # type: ignore[import-untyped]
+import yaml
 
 SOURCE = Path(__file__).parent.parent / "docs/reference/json.yml"
 DIALECT = "https://json-schema.org/draft/2020-12/schema"

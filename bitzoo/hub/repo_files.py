@@ -209,7 +209,7 @@ def _architecture(config: Mapping[str, Any]) -> str:
 
 def _license_in(card: str) -> str | None:
     from huggingface_hub import ModelCard
-    from yaml import YAMLError  # type: ignore[import-untyped]
+    from yaml import YAMLError
 
     try:
         stated = ModelCard(card, ignore_metadata_errors=True).data.get("license")

@@ -89,7 +89,7 @@ def _with_license(front_matter: str, license_id: str | None) -> str:
         UsageError: If the metadata cannot be read.
     """
     from huggingface_hub import ModelCard, ModelCardData
-    from yaml import YAMLError  # type: ignore[import-untyped]
+    from yaml import YAMLError
 
     if license_id is None:
         return front_matter

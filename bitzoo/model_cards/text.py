@@ -173,7 +173,7 @@ def validate_card(text: str) -> None:
     """
     from huggingface_hub import ModelCard
     from huggingface_hub.repocard import REGEX_YAML_BLOCK
-    from yaml import YAMLError  # type: ignore[import-untyped]
+    from yaml import YAMLError
 
     if not REGEX_YAML_BLOCK.match(text):
         raise UsageError(

@@ -96,6 +96,11 @@ class BatchNormReLU(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *rest)
 
 
+def float_buffers(model: nn.Module) -> dict[str, Tensor]:
+    """Return what training changes besides the parameters: the averages of batch norms, by name."""
+    return {name: tensor for name, tensor in model.named_buffers() if tensor.is_floating_point()}
+
+
 class AffineReLU(nn.Module):
     """A `BatchNormReLU` in evaluation mode, its four vectors folded to two.
 

@@ -30,6 +30,7 @@ from bitzoo.inference.runner import Runner
 from bitzoo.models.bit import BiT
 from bitzoo.models.preprocessing import EvalTransform
 from bitzoo.runs.estimate import Speeds
+from bitzoo.training.batches import batch_plan
 from bitzoo.training.linear_probe import train_head
 from bitzoo.training.memory_layout import MemoryLayout, choose_layout
 from bitzoo.training.micro_batch_size import fitting
@@ -37,7 +38,7 @@ from bitzoo.training.optimizers import OPTIMIZERS
 from bitzoo.training.recipe import INCEPTION_CROP, Recipe
 from bitzoo.training.requirements import check_training
 from bitzoo.training.schedule import Schedule
-from bitzoo.training.trainer import Trainer, batch_plan
+from bitzoo.training.trainer import Trainer
 from bitzoo.training.training_config import TrainingConfig
 from bitzoo.training.training_form import training_form
 

@@ -34,6 +34,7 @@ from bitzoo.inference.processes import (
     process_device,
 )
 from bitzoo.inference.selection import Selection
+from bitzoo.models.batch_norm import float_buffers
 from bitzoo.models.bit import BiT
 from bitzoo.models.preprocessing import EvalTransform
 from bitzoo.openmp_waiting import tell_once
@@ -57,7 +58,7 @@ from bitzoo.training.linear_probe import evaluate_features, train_head
 from bitzoo.training.memory_layout import MemoryLayout
 from bitzoo.training.model_selection import Choice, Keep, ModelSelection
 from bitzoo.training.recipe import SIGMOID, TEMPERATURE, Recipe
-from bitzoo.training.trainer import float_buffers, train
+from bitzoo.training.trainer import train
 
 if TYPE_CHECKING:
     from typing_extensions import Self

@@ -120,6 +120,18 @@ class MemoryLayout:
         return cls(record["channels_last"], images, seconds, fused, by_name.get(FUSED))
 
 
+def usual_layout(wanted: bool | None, device: torch.device) -> MemoryLayout:
+    """Return the form of a run that is not measured.
+
+    Args:
+        wanted: Whether the format is to be channels last; None leaves that to the device.
+        device: Where the network trains.
+    """
+    if wanted is None:  # CUDA's group normalization has no channels-last kernel and copies
+        wanted = device.type == "cpu"
+    return MemoryLayout(wanted)
+
+
 def choose_layout(
     time_pass: Callable[[MemoryLayout, int], float],
     images_left: int,

@@ -28,11 +28,11 @@ import torch.distributed as dist
 from torch import Tensor
 
 from bitzoo.data.image_store import Pixels
-from bitzoo.data.loader import BatchPlan, Feed, Labels, MicroBatch, prefetch
+from bitzoo.data.loader import Feed, Labels, MicroBatch, prefetch
 from bitzoo.errors import BitzooError
 from bitzoo.inference.optimize import COMPUTE_DTYPES
 from bitzoo.inference.processes import join_processes, local_processes, process_device
-from bitzoo.models.batch_norm import statistics_kept
+from bitzoo.models.batch_norm import float_buffers, statistics_kept
 from bitzoo.models.bit import BiT
 from bitzoo.training.batch_statistics import (
     dependence_on_micro_batch,
@@ -40,6 +40,7 @@ from bitzoo.training.batch_statistics import (
     require_values_to_normalize,
     synchronize_statistics,
 )
+from bitzoo.training.batches import batch_plan
 from bitzoo.training.checkpointing import Checkpoint, save_checkpoint
 from bitzoo.training.continuation import (
     copy_state,
@@ -51,11 +52,11 @@ from bitzoo.training.fused_norm import fuse_norms, has_norms, missing
 from bitzoo.training.graceful_stop import Pace, graceful_stop
 from bitzoo.training.gradient_accumulation import standardize_once
 from bitzoo.training.losses import LOSSES, loss_weights
-from bitzoo.training.memory_layout import MemoryLayout, choose_layout
+from bitzoo.training.memory_layout import MemoryLayout, choose_layout, usual_layout
 from bitzoo.training.micro_batch_size import choose_micro_batch, image_bytes, is_out_of_memory
 from bitzoo.training.model_selection import ModelSelection, Scores
 from bitzoo.training.optimizers import NamedOptimizer
-from bitzoo.training.recipe import INCEPTION_CROP, Recipe
+from bitzoo.training.recipe import Recipe
 from bitzoo.training.requirements import check_training
 from bitzoo.training.training_config import TrainingConfig
 from bitzoo.training.training_form import training_form
@@ -241,7 +242,7 @@ class Trainer:
         if next(model.parameters()).dtype == torch.float64:  # a network in float64 stays so
             dtype = torch.float64
         self._wide = torch.promote_types(dtype, torch.float32)
-        self.layout = _usual_layout(options, device)
+        self.layout = usual_layout(options.channels_last, device)
         layout = self.layout.memory_format
         model.to(device, memory_format=layout)  # type: ignore[call-overload]
         features = model.forward_features
@@ -583,32 +584,6 @@ class Trainer:
                 before,
                 now,
             )
-
-
-def _usual_layout(options: TrainingConfig, device: torch.device) -> MemoryLayout:
-    wanted = options.channels_last
-    if wanted is None:  # CUDA's group normalization has no channels-last kernel and copies
-        wanted = device.type == "cpu"
-    return MemoryLayout(wanted)
-
-
-def batch_plan(recipe: Recipe, examples: int, seed: int) -> BatchPlan:
-    """Return the batches of a run: the same for the same recipe, number of examples and seed."""
-    return BatchPlan(
-        examples,
-        recipe.batch_size,
-        recipe.resize,
-        recipe.crop,
-        recipe.flip,
-        recipe.mixup_alpha,
-        seed,
-        random_resized=recipe.augmentation == INCEPTION_CROP,
-    )
-
-
-def float_buffers(model: BiT) -> dict[str, Tensor]:
-    """Return what training changes besides the parameters: the averages of batch norms, by name."""
-    return {name: tensor for name, tensor in model.named_buffers() if tensor.is_floating_point()}
 
 
 def _is_due(step: int, every: int) -> bool:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml  # type: ignore[import-untyped]
+import yaml
 from attacks.checkpoints_under_attack import WHOLE
 from attacks.engine import READ, REFUSED
 from attacks.interruptions import _command

@@ -1,6 +1,7 @@
 """Pages that are wrong are found to be: each kind of error, on a small page."""
 
 from textwrap import dedent
+from typing import Any
 
 import pytest
 from docs_world import running
@@ -18,7 +19,7 @@ def world(tmp_path_factory):
 def run(world, folder, text):
     path = folder / "page.md"
     path.write_text(dedent(text), encoding="utf-8")
-    found = []
+    found: list[Any] = []
     run_page(world, read_page(path), folder / "page" / "work", found.append)
     return [ran.output for ran in found]
 

@@ -9,6 +9,7 @@ import tempfile
 from pathlib import Path
 
 from browser.write_pages import page_of
+from docs_world.world import World
 from screens import Terminal
 
 from bitzoo.catalogue.registry import get_spec
@@ -77,7 +78,7 @@ def _copy(people: Path, leaves: Path, folder: Path) -> None:
     (folder / "card.html").write_text(page_of(card, "A model card"), encoding="utf-8")
 
 
-def _record(world: TrainedWorld, people: Path, folder: Path) -> None:
+def _record(world: World, people: Path, folder: Path) -> None:
     """Record commands in the folder of the page, where the network is fetched already."""
     released = get_spec(PRETRAINED).files["npz"]
     shutil.copy(world.bucket.folder / released, people / "bit_m_r50x1.npz")

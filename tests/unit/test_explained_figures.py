@@ -2,13 +2,14 @@
 
 import re
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
 from bitzoo.catalogue.registry import find_spec, get_spec, list_models
 from bitzoo.models.architecture import ARCHITECTURES
 from bitzoo.models.layers import REFERENCE_EPS
-from bitzoo.training.hyperrule import hyperrule
+from bitzoo.training.hyperrule import Edition, hyperrule
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -39,6 +40,7 @@ def table_with(text: str, head: str) -> list[list[str]]:
 
 RESULTS = (ROOT / "benchmarks/RESULTS.md").read_text(encoding="utf-8")
 MEASURED = {row[0]: row[1:] for row in table_with(RESULTS, "kernel std")}
+EDITIONS = get_args(Edition)
 EXAMPLES = {"below 20,000": 19_999, "below 500,000": 499_999, "more": 500_000}
 
 
@@ -76,7 +78,7 @@ class TestHyperRules:
         rows = table_with(self.text, "training images")
         assert [row[0] for row in rows] == list(EXAMPLES)
         for name, steps, warmup, mixup, *decays in rows:
-            for edition, decay in zip(("paper", "released"), decays, strict=True):
+            for edition, decay in zip(EDITIONS, decays, strict=True):
                 recipe = hyperrule(EXAMPLES[name], (480, 640), edition)
                 schedule = recipe.schedule
                 assert int(steps.replace(",", "")) == schedule.steps
@@ -95,7 +97,7 @@ class TestHyperRules:
         rows = table_with(self.text, "images, height x width")
         assert [row[0] for row in rows] == list(cases)
         for name, *sizes in rows:
-            for edition, size in zip(("paper", "released"), sizes, strict=True):
+            for edition, size in zip(EDITIONS, sizes, strict=True):
                 recipe = hyperrule(100, cases[name][0], edition, cases[name][1])
                 said = sizes[0] if size == "the same" else size
                 assert said == f"resize {recipe.resize}, crop {recipe.crop}"

@@ -10,7 +10,7 @@ import re
 from dataclasses import replace
 
 import pytest
-import yaml  # type: ignore[import-untyped]
+import yaml
 from markdown_it import MarkdownIt
 
 from bitzoo.catalogue.metadata import Preprocessing

@@ -8,9 +8,10 @@ import torch
 from training import CLASSES, CROP, Digits, digits, make_model, make_recipe, weights_of
 
 from bitzoo.data.label_sets import LabelSets
+from bitzoo.training.batches import batch_plan
 from bitzoo.training.checkpointing import latest_checkpoint
 from bitzoo.training.optimizers import NamedOptimizer
-from bitzoo.training.trainer import batch_plan, train
+from bitzoo.training.trainer import train
 from bitzoo.training.training_config import TrainingConfig
 
 SETS = [[n % 10, (n * 7 + 3) % 10] if n % 3 else [n % 10] for n in range(40)]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import lowest_dependencies
 import pytest
-import yaml  # type: ignore[import-untyped]
+import yaml
 from packaging.version import Version
 
 from bitzoo import __version__

@@ -15,8 +15,8 @@ from bitzoo.data.loader import Labels, materialize
 from bitzoo.data.sampler import Batch
 from bitzoo.runs.report.captions import first_batch_note
 from bitzoo.runs.report.run_summary import Gallery, Tile
+from bitzoo.training.batches import batch_plan
 from bitzoo.training.recipe import Recipe
-from bitzoo.training.trainer import batch_plan
 
 __all__ = ["show_first_batch"]
 
