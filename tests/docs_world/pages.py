@@ -177,3 +177,17 @@ def _block(line: int, words: str, text: str, before: str) -> Block:
     if language == "text" and _COMMAND.match(first) and not title.endswith(NOT_RUN):
         raise ValueError(f'a command as text: run it, or let its title end in "{NOT_RUN}"')
     return Block("shown", line, text, title)
+
+
+def spans_of(path: Path) -> list[tuple[int, str]]:
+    """Line and text of every code span inside a sentence, a list or a table."""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    _front_matter(lines)
+    tokens = MarkdownIt("commonmark").enable("table").parse("\n".join(_without_containers(lines)))
+    return [
+        (token.map[0] + 1, child.content)
+        for token in tokens
+        if token.type == "inline" and token.map
+        for child in token.children or ()
+        if child.type == "code_inline"
+    ]
