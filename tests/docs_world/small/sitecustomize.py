@@ -164,5 +164,6 @@ def hide_tensorflow(*, wanted: bool) -> None:
     ]
 
 
-hide_tensorflow(wanted=not os.environ.get("BITZOO_DOCS_TENSORFLOW"))
-sys.meta_path.insert(0, _Finder())
+if __name__ == "sitecustomize":  # and not where the tests read its constants
+    hide_tensorflow(wanted=not os.environ.get("BITZOO_DOCS_TENSORFLOW"))
+    sys.meta_path.insert(0, _Finder())
