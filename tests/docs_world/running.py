@@ -19,8 +19,8 @@ from typing import Any
 from docs_world.pages import Block, Page
 from docs_world.world import HERE, World
 
-PAGE_SECONDS = float(os.environ.get("DOCS_PAGE_SECONDS", "300"))
-"""What a page may take."""
+PAGE_SECONDS = float(os.environ.get("DOCS_PAGE_SECONDS", "600"))
+"""What a page may take; it takes a minute or less, and is there to end a standstill."""
 _PROLOGUE = (
     "set -Eeuo pipefail; "
     "[ ! -e {own}/exported ] || . {own}/exported; "

@@ -8,7 +8,7 @@ from docs_world.running import PageError
 from docs_world.world import World
 
 NOTEBOOKS = sorted((DOCS / "notebooks").glob("*.ipynb"))
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 
 @pytest.fixture(scope="module")
