@@ -6,6 +6,7 @@
 * Trainings keep their rules, but take at most `STEPS` steps of `BATCH` images of `SIDE` pixels,
   whatever the rule or an option says, and a resumed one at most two steps more. (BITZOO_DOCS_LIMITS
   has other limits when outputs are made that pages show; tests never set it.)
+* Probes take features of images of `SIDE` pixels, unless an option says another size.
 * A study has the first of its seeds alone: each cell is a process of its own.
 * TensorFlow is as if not installed, unless BITZOO_DOCS_TENSORFLOW is set: importing it would add
   eight seconds to every proof.
@@ -104,6 +105,11 @@ def _timm_names(module: Any) -> None:
     module.timm_name = name_of_small
 
 
+def _probes(module: Any) -> None:
+    resize, crop = module.PROBE_SIZE
+    module.PROBE_SIZE = (round(resize * SIDE / crop), SIDE)
+
+
 def _studies(module: Any) -> None:
     axes = module._axes
 
@@ -119,6 +125,7 @@ _CHANGES: dict[str, Callable[[Any], None]] = {
     "bitzoo.converters.formats.timm_config": _timm_names,
     "bitzoo.models.architecture": _architectures,
     "bitzoo.training.recipe": _recipes,
+    "bitzoo.runs.probe_size": _probes,
     "bitzoo.runs.study_grid": _studies,
 }
 
