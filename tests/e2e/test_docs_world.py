@@ -127,9 +127,8 @@ def test_a_block_that_would_not_be_run(world, tmp_path):
 )
 def test_a_page_that_does_not_end(world, tmp_path, monkeypatch, block):
     monkeypatch.setattr(running, "PAGE_SECONDS", 1)
-    assert "not done when the page's 1 s were over" in refused(
-        world, tmp_path, f"```{block}\n```\n"
-    )
+    said = refused(world, tmp_path, f"{block}\n")
+    assert "not done when the page's 1 s were over" in said
 
 
 @pytest.mark.parametrize(
