@@ -52,7 +52,7 @@ def _wrong_in_command(name, words):
 @pytest.mark.parametrize("name", all_pages())
 def test_what_a_page_names_exists(name):
     path = all_pages()[name]
-    ours = ("bitzoo ", "bitzoo-convert ")
+    ours: tuple[str, ...] = ("bitzoo ", "bitzoo-convert ")
     if not name.startswith("coming-from/"):  # which name the options of other libraries
         ours = (*ours, "--")
     wrong = [
