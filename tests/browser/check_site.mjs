@@ -22,6 +22,7 @@ const SEARCHES = {
   npz: ["how-to/convert/"],
 };
 const FIRST = 4;
+const TALLEST = 12_000; // pixels of a screenshot: Chromium needs minutes for more
 const SEVERE = ["serious", "critical"];
 
 // The site on a port of its own, as a host of static pages would show it.
@@ -69,7 +70,9 @@ async function judge(browser, origin, shots, name, width, verdicts) {
     await prefer(page, scheme);
     await shownIn(page, scheme);
     const shot = `${name === "." ? "index" : name.replaceAll("/", "-")}-${width}-${scheme}.png`;
-    await page.screenshot({ path: path.join(shots, shot), fullPage: true });
+    const tall = await page.evaluate(() => document.documentElement.scrollHeight);
+    const clip = { x: 0, y: 0, width, height: Math.min(tall, TALLEST) };
+    await page.screenshot({ path: path.join(shots, shot), clip, captureBeyondViewport: true });
     found.push(...(await faults(page, width, (impact) => SEVERE.includes(impact))));
     verdicts.say(`${name} at ${width} px, ${scheme}`, found.splice(0));
   }
