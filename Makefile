@@ -110,7 +110,7 @@ clean:
 # constraints bind what pyproject.toml names; what that depends on is as new as it allows
 $(LOWEST)/.installed: pyproject.toml tools/lowest_dependencies.py
 	$(PYTHON) -m venv --clear $(LOWEST)
-	$(LOWEST)/bin/python -m pip install packaging tomli
+	$(LOWEST)/bin/python -m pip install --upgrade pip packaging tomli  # pip 23 tries versions for ever
 	$(LOWEST)/bin/python tools/lowest_dependencies.py test > $(LOWEST)/lowest.txt
 	$(LOWEST)/bin/python -m pip install --constraint $(LOWEST)/lowest.txt --editable ".[test]"
 	touch $@

@@ -36,5 +36,7 @@ def signal_handlers_stay():
 def pytest_collection_modifyitems(items):
     """Full-size tests take minutes; their time limit is there to end a standstill, no more."""
     for item in items:
+        if len(item.nodeid) > 1000:  # pytest keeps and sends it many times over
+            raise pytest.UsageError(f"Give `ids` to the parameters of {item.nodeid[:100]}...")
         if item.get_closest_marker("full_size") and not item.get_closest_marker("timeout"):
             item.add_marker(pytest.mark.timeout(900))

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from images import png
 from PIL import Image
 
@@ -23,6 +24,8 @@ LOW_BITS = "keeps only the high byte"
 NO_WHITE = "have no defined white"
 NO_FORMAT = "Not an image of a format that is read"
 DARK = "No image is bright"
+FLAT = "No image has contrast"
+APART = "which Pillow reads only if compressed"
 
 
 @dataclass(frozen=True)
@@ -159,6 +162,86 @@ def tiff(data: bytes, width: int, height: int, bits: int, sign: int = 1, white: 
     )  # fmt: skip
 
 
+def colour_tiff(
+    samples: np.ndarray, signed: bool = False, apart: bool = False, deflated: bool = False
+) -> bytes:
+    """A TIFF of samples (height, width, 3), stored together or, `apart`, channel by channel."""
+    height, width, channels = samples.shape
+    planes = [samples[..., k] for k in range(channels)] if apart else [samples]
+    parts = [plane.tobytes() for plane in planes]
+    parts = [zlib.compress(part) for part in parts] if deflated else parts
+    body, at = b"", []
+    for part in parts:
+        at.append(8 + len(body))
+        body += part + b"\0" * (len(part) % 2)
+
+    def entry(tag: int, *values: int) -> bytes:
+        nonlocal body
+        data = struct.pack(f"<{len(values)}I", *values)
+        if len(values) > 1:
+            body, data = body + data, struct.pack("<I", 8 + len(body))
+        return struct.pack("<HHI", tag, 4, len(values)) + data
+
+    entries = [
+        *(entry(256, width), entry(257, height), entry(258, *[samples.itemsize * 8] * channels)),
+        *(entry(259, 8 if deflated else 1), entry(262, 2), entry(273, *at), entry(277, channels)),
+        *(entry(278, height), entry(279, *map(len, parts)), entry(284, 2 if apart else 1)),
+        entry(339, *[2 if signed else 1] * channels),
+    ]
+    table = struct.pack("<H", len(entries)) + b"".join(entries) + bytes(4)
+    return b"II*\0" + struct.pack("<I", 8 + len(body)) + body + table
+
+
+def _colour_tiff(bits: int, stored: str = "<u2", **options: bool) -> Callable[[np.ndarray], bytes]:
+    def encode(grey: np.ndarray) -> bytes:
+        samples = np.repeat(scaled(grey, bits)[..., None], 3, axis=2)
+        return colour_tiff(samples.astype(stored), **options)
+
+    return encode
+
+
+def _signed_tiff(grey: np.ndarray) -> bytes:
+    """From -128 to 127."""
+    return tiff((grey ^ 128).tobytes(), grey.shape[1], grey.shape[0], 8, sign=2)
+
+
+def thermal(grey: np.ndarray) -> bytes:
+    """Temperatures as infrared cameras store them: hundredths of a kelvin, 17 to 37 °C."""
+    values = (29000 + grey.astype(np.uint16) * 8).astype("<u2")
+    return tiff(values.tobytes(), grey.shape[1], grey.shape[0], 16)
+
+
+def _between(low: int, step: int) -> Callable[[np.ndarray], Image.Image]:
+    return lambda grey: Image.fromarray((low + grey // step).astype(np.uint8))
+
+
+def _deep_in_alpha(colour: int) -> Callable[[np.ndarray], bytes]:
+    def encode(grey: np.ndarray) -> bytes:
+        samples = np.full((*grey.shape, 4), colour, np.uint16)
+        samples[..., -1] = scaled(grey, 16)
+        return png(samples, colour_type=6)
+
+    return encode
+
+
+def _gif_alpha(grey: np.ndarray) -> bytes:
+    """Two blacks, one of them transparent."""
+    image = Image.fromarray((grey > 127).astype(np.uint8), "L").convert("P")
+    image.putdata((grey > 127).astype(int).ravel().tolist())
+    image.putpalette(bytes(768))
+    file = io.BytesIO()
+    image.save(file, "GIF", transparency=0)
+    return file.getvalue()
+
+
+def _heic(grey: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    pytest.importorskip("pillow_heif").from_pillow(Image.fromarray(grey).convert("RGB")).save(
+        file, quality=95
+    )
+    return file.getvalue()
+
+
 def _raw_tiff(bits: int, stored: str, **options: int) -> Callable[[np.ndarray], bytes]:
     def encode(grey: np.ndarray) -> bytes:
         values = scaled(255 - grey if options.get("white") == 0 else grey, bits)
@@ -241,6 +324,9 @@ ENCODINGS = (
     Encoding("PNG, grey drawn in alpha", ".png", _pillow(_drawn_in_alpha((0,), "LA"), "PNG")),
     Encoding("PNG, palette drawn in alpha", ".png", _palette_alpha),
     Encoding("PNG, colours under full transparency", ".png", _pillow(_hidden, "PNG")),
+    Encoding("PNG, 16-bit colour, black drawn in alpha", ".png", _deep_in_alpha(0)),
+    Encoding("PNG, 16-bit colour, white drawn in alpha", ".png", _deep_in_alpha(65535)),
+    Encoding("PNG, 16-bit grey and alpha", ".png", _deep_png(16, 4)),
     Encoding("PNG, transparent and black", ".png", _pillow(_empty, "PNG"), DARK),
     Encoding("PNG, black", ".png", _pillow(lambda g: _image(g // 255 * 0), "PNG"), DARK),
     Encoding(
@@ -250,6 +336,8 @@ ENCODINGS = (
         DARK,
     ),
     Encoding("PNG, 0 to 16", ".png", _pillow(lambda g: _image(g // 15), "PNG"), DARK),
+    Encoding("PNG, 120 to 137", ".png", _pillow(_between(120, 15), "PNG"), FLAT),
+    Encoding("PNG, 238 to 255", ".png", _pillow(_between(238, 15), "PNG"), FLAT),
     Encoding("TIFF, 16-bit grey", ".tif", _pillow(_wide(16), "TIFF")),
     Encoding("TIFF, 16-bit grey with 12-bit values", ".tif", _pillow(_wide(12), "TIFF")),
     Encoding(
@@ -278,6 +366,17 @@ ENCODINGS = (
     ),
     Encoding("TIFF, float32 from 0 to 1", ".tif", _pillow(_float(1), "TIFF"), NO_WHITE),
     Encoding("TIFF, float32 from 0 to 255", ".tif", _pillow(_float(255), "TIFF"), NO_WHITE),
+    Encoding("TIFF, 16-bit temperatures, 29,000 to 31,040", ".tif", thermal, FLAT),
+    Encoding("TIFF, signed 8-bit", ".tif", _signed_tiff, NO_WHITE),
+    Encoding("TIFF, 16-bit colour", ".tif", _colour_tiff(16)),
+    Encoding("TIFF, 16-bit colour with 12-bit values", ".tif", _colour_tiff(12), LOW_BITS),
+    Encoding("TIFF, 8-bit colour, channels apart", ".tif", _colour_tiff(8, "u1", apart=True)),
+    Encoding("TIFF, 16-bit colour, channels apart", ".tif", _colour_tiff(16, apart=True), APART),
+    Encoding(
+        "TIFF, 16-bit colour, channels apart, deflated",
+        ".tif",
+        _colour_tiff(16, apart=True, deflated=True),
+    ),
     Encoding("TIFF, CMYK", ".tif", _pillow(_mode("CMYK"), "TIFF")),
     Encoding("JPEG, grey", ".jpg", _pillow(_image, "JPEG", quality=95)),
     Encoding("JPEG, CMYK inverted by Adobe", ".jpg", _pillow(_mode("CMYK"), "JPEG", quality=95)),
@@ -291,12 +390,25 @@ ENCODINGS = (
     Encoding("PPM, largest 65535 with 8-bit values", ".ppm", _netpbm("P6", 65535, 8), LOW_BITS),
     Encoding("PFM, float32", ".ppm", _pfm, NO_WHITE),
     Encoding("GIF", ".gif", _pillow(_image, "GIF")),
+    Encoding("GIF, 1 bit, black drawn in transparency", ".gif", _gif_alpha),
     Encoding("GIF whose first frame is blank", ".gif", _blank_then_drawing, "GIF of 2 frames"),
     Encoding(
         "WebP, black drawn in alpha",
         ".webp",
         _pillow(_drawn_in_alpha((0, 0, 0), "RGBA"), "WEBP", quality=95),
     ),
+    Encoding(
+        "WebP, white drawn in alpha, black where transparent",
+        ".webp",
+        _pillow(_drawn_in_alpha((255, 255, 255), "RGBA"), "WEBP", lossless=True),
+    ),
+    Encoding("AVIF", ".avif", _pillow(_mode("RGB"), "AVIF", quality=95)),
+    Encoding(
+        "AVIF, black drawn in alpha",
+        ".avif",
+        _pillow(_drawn_in_alpha((0, 0, 0), "RGBA"), "AVIF", quality=95),
+    ),
+    Encoding("HEIC", ".heic", _heic),
     Encoding("BMP, 1 bit", ".bmp", _pillow(_two_levels, "BMP")),
     Encoding("BMP, 32 bits with alpha 0", ".bmp", _bmp_alpha),
     Encoding("TGA, 32 bits with alpha 0", ".png", _pillow(_hidden, "TGA")),

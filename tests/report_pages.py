@@ -1,6 +1,7 @@
 """Runs to report on, with 6, 60 and 1,000 classes, as a trained network would leave them.
 
-    record_of(60)      # a `RunRecord`; the same every time
+    record_of(60)           # a `RunRecord`; the same every time
+    probe_result(folder)    # what the other commands report on
 
 Names have one word or several, some are very long or have no space at all; classes are confused
 mostly within groups that are scattered over the alphabet, as they are in real data.
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,12 +19,20 @@ import numpy.typing as npt
 from images import photo
 
 from bitzoo.catalogue.model_info import Identity, ModelInfo
+from bitzoo.catalogue.registry import get_spec
+from bitzoo.catalogue.vtab_tasks import TASKS
 from bitzoo.data.dataset import Example
 from bitzoo.data.near_duplicates import NearDuplicates, Pair
 from bitzoo.inference.metrics import Evaluation
+from bitzoo.runs.fewshot_result import FewShotResult, Trial
+from bitzoo.runs.probe_result import Probed, ProbeResult
 from bitzoo.runs.report.captions import first_batch_note
 from bitzoo.runs.report.leakage import Leakage, ShownPair
 from bitzoo.runs.report.run_summary import Gallery, Mistake, RunRecord, Tile
+from bitzoo.runs.study_cell import Score
+from bitzoo.runs.study_grid import plan_study
+from bitzoo.runs.study_result import StudyResult
+from bitzoo.runs.vtab_result import RunScore, TaskScore, VtabResult
 from bitzoo.training.hyperrule import hyperrule
 from bitzoo.training.model_selection import Choice
 from bitzoo.training.recipe_text import explain
@@ -148,6 +158,90 @@ def leaking_record() -> RunRecord:
         ],
         choice=Choice("best", 350, 500, 500, 10),
     )
+
+
+def fewshot_result(folder: Path) -> FewShotResult:
+    """Return few-shot runs as the paper's: five sizes, five runs each, the last one missing."""
+    rng = np.random.default_rng(7)
+    shots, runs, count = (1, 5, 10, 25, 100), 5, 1180
+    trials = [
+        Trial(per, run, run, 60 * per, round(count * rng.normal(1 - 0.6 / per**0.4, 0.02)), count)
+        for per in shots
+        for run in range(runs)
+    ]
+    settings = {"model": "BiT-M-R50x1", "dataset": "birds", "method": "ridge", "seed": 0}
+    test = f"all {count:,} images of the data set's own test split"
+    return FewShotResult(folder, settings, shots, runs, test, tuple(trials[:-1]), LONG_NAMES[:2])
+
+
+def probe_result(folder: Path) -> ProbeResult:
+    """Return a probe of all models of ImageNet-21k; one could not be used, one was not tried."""
+    rng = np.random.default_rng(8)
+    models = []
+    for rank, arch in enumerate(("R152x4", "R101x3", "R50x3", "R101x1", "R50x1")):
+        spec = get_spec(f"BiT-M-{arch}")
+        correct = 1020 - 25 * rank - int(rng.integers(10))
+        rate = 3e9 / spec.num_params
+        models.append(
+            Probed(
+                spec.name,
+                "done",
+                architecture=arch,
+                params=spec.num_params,
+                features=2048,
+                correct=correct,
+                correct_lsr=correct - 30,
+                count=1180,
+                l2=(0.5,),
+                images_per_s=rate,
+                memory_bytes=6 * spec.num_params,
+                computed=1180,
+            )
+        )
+    models += [Probed(f"runs/{LONG_NAMES[0]}", "failed", "It has no weights."),
+               Probed("BiT-M-R152x2", "not tried", "The time limit was reached.")]  # fmt: skip
+    settings = {"seed": 0, "train": 4720, "judged": 1180, "strengths": (2**-10, 2**20, 31)}
+    judged = "all 1,180 images of the data set's own val split"
+    notes = (f"Not read again: {LONG_NAMES[1]}.",)
+    return ProbeResult(
+        "birds", names_of(60), judged, settings, tuple(models), notes=notes, folder=folder
+    )
+
+
+def vtab_result(folder: Path) -> VtabResult:
+    """Return three runs of 18 of the 19 tasks."""
+    rng = np.random.default_rng(9)
+    scores = {}
+    for name, task in list(TASKS.items())[:-1]:
+        count = task.counts[2]
+        runs = tuple(
+            RunScore(seed, f"{name}/seed-{seed}", round(count * rng.uniform(0.6, 0.9)), count)
+            for seed in range(3)
+        )
+        scores[name] = TaskScore(name, task.versions[0], runs, (LONG_NAMES[1],))
+    missing = {list(TASKS)[-1]: "not prepared"}
+    return VtabResult("BiT-M-R50x1", folder, scores, missing, ("steps: 100 instead of 500",))
+
+
+def study_result(folder: Path) -> StudyResult:
+    """Return a study of three axes, with published figures and claims."""
+    axes = {"norm": ["batch", "group"], "batch_size": [32, 128, 512], "seeds": 3}
+    document = {
+        "title": "Normalizations at several batch sizes",
+        "grid": axes,
+        "pretrain": {"arch": "R50x1", "data": "photos"},
+        "published": [
+            {"where": {"norm": "batch"}, "metric": "upstream", "value": 75.6, "source": "Table 4"}
+        ],
+        "claim": [{"text": "Group norm with weight standardization is best.", "source": "Table 4"}],
+    }
+    rng = np.random.default_rng(10)
+    plan = plan_study("norms", document)
+    scores = {}
+    for cell in plan.cells[:-1]:
+        hits = int(rng.integers(600, 900))
+        scores[cell.name] = {"upstream": Score(hits / 1180, hits, 1180, "held-out images")}
+    return StudyResult(folder, plan, scores, {plan.cells[-1].name: "out of memory"})
 
 
 def _history() -> list[dict[str, Any]]:

@@ -151,6 +151,7 @@ MOMENTS: dict[str, str] = {
     "checking": r"^checking .*\d/700 images  .* left$",
     "training begins": rf"^training .*step  0/{STEPS}",
     "training in the middle": rf"^training .*step 2\d/{STEPS}  loss .* images/s  .* left$",
+    "trained, not yet judged": rf"^trained {STEPS} steps in .*\Z",
     "finished": r"^next ",
 }
 """A moment of a run, and the line by which its screen is known."""

@@ -404,7 +404,7 @@ class ModelInfo(Displayed):
         if self.provenance:
             rows.append(("numbers", self._numbers_in_words(self.provenance)))
         if self.run:
-            rows.append(("trained on", f"{self.run.data}, {self.run.split}"))
+            rows.append(("trained on", self.run.data_in_words))
             rows += [("teacher", teacher.in_words) for teacher in self.run.teachers]
         return rows
 

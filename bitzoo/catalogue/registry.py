@@ -8,10 +8,12 @@ was written; what is only inferred is listed in `ModelSpec.unverified`.
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import fnmatch
 import functools
 import itertools
+import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
@@ -48,6 +50,9 @@ BASE_URL = "https://storage.googleapis.com/bit_models/"
 """Google's public bucket; the paths in `ModelSpec.files` are relative to it."""
 
 Activation = Literal["sigmoid", "softmax"]
+
+_MOST_FILES = 1000
+"""A mistyped name is compared with so many files at most."""
 
 
 @dataclass(frozen=True)
@@ -199,13 +204,16 @@ def get_spec(name: str) -> ModelSpec:
         The entry.
 
     Raises:
-        UnknownModelError: If there is none; the message gives the nearest names.
+        UnknownModelError: If there is none; the message gives the nearest names, of files too.
     """
     spec = find_spec(name)
     if spec is None:
         near = ", ".join(_nearest_names(name)) or "none is similar"
+        nowhere = "" if os.path.exists(name) else ", and there is no such file or folder here"
+        files = ", ".join(map(repr, _nearest_files(name)))
         raise UnknownModelError(
-            f"{name!r} is not a name in the catalogue of BiT checkpoints. Nearest names: {near}. "
+            f"{name!r} is not a name in the catalogue of BiT checkpoints{nowhere}. "
+            f"Nearest names: {near}. {f'Nearest files: {files}. ' if files else ''}"
             "`bitzoo list` shows all names, `bitzoo list 'BiT-M-*'` those that match a pattern."
         )
     return spec
@@ -235,6 +243,14 @@ def _nearest_names(name: str, count: int = 4) -> list[str]:
     index = _index()
     keys = difflib.get_close_matches(_key(name), index, n=3 * count)
     return list(dict.fromkeys(index[key].name for key in keys))[:count]
+
+
+def _nearest_files(name: str, count: int = 2) -> list[str]:
+    """Return what has nearly this name in the working folder: a path may be mistyped, too."""
+    with contextlib.suppress(OSError), os.scandir() as entries:
+        names = [entry.name for entry in itertools.islice(entries, _MOST_FILES)]
+        return difflib.get_close_matches(name, names, n=count, cutoff=0.75)
+    return []
 
 
 @functools.cache

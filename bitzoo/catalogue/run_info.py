@@ -45,6 +45,10 @@ class TeacherInfo:
         )
 
 
+HELD_OUT = "held_out"
+"""Key in `RunInfo.split`: how images were held out."""
+
+
 @dataclass(frozen=True)
 class RunInfo:
     """What a trained model was trained on, and how.
@@ -65,6 +69,18 @@ class RunInfo:
     recipe: Mapping[str, Any]
     seed: int
     teachers: tuple[TeacherInfo, ...] = ()
+
+    @property
+    def data_in_words(self) -> str:
+        """The data set with its numbers of images: "photos (train 540, val 60; held out: ...)"."""
+        counts = ", ".join(
+            f"{name.replace('_', ' ')} {count:,}"
+            for name, count in self.split.items()
+            if type(count) is int
+        )
+        held_out = self.split.get(HELD_OUT)
+        parts = [*filter(None, [counts]), *([f"held out: {held_out}"] if held_out else [])]
+        return f"{self.data} ({'; '.join(parts)})" if parts else self.data
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON-ready data; without teachers there is no key for them."""

@@ -111,7 +111,7 @@ def _say(text: str) -> None:
 def _list(model: str | None, json: bool) -> None:
     from bitzoo.catalogue.registry import list_claims
 
-    claims = list_claims(model or "*")
+    claims = list_claims(_name_of(model) if model else "*")
     if json:
         print_json([claim.to_dict() for claim in claims])
         return
@@ -121,6 +121,17 @@ def _list(model: str | None, json: bool) -> None:
             _print_claim(claim)
     runnable = sum(claim.command is not None for claim in claims)
     say(f"{len(claims)} published figures, {runnable} of them with a command", error=True)
+
+
+def _name_of(model: str) -> str:
+    """Return a name or pattern as it is, and of a file the name of the weights in it."""
+    from bitzoo.catalogue.registry import find_spec
+
+    if find_spec(model) or not Path(model).exists():
+        return model  # torch, which takes seconds, is needed to read a file only
+    from bitzoo.runs.reproduce import released_name
+
+    return released_name(model)[0]
 
 
 def _print_claim(claim: Claim) -> None:

@@ -297,10 +297,26 @@ class _Reading:
         try:
             around = {identity_of(self.root), identity_of(place)}
             inside = {f: self.scan.entries(f) for f in folders if identity_of(f) not in around}
+            innermost = self.below_only_folders(inside, around)
         except OSError:
             return  # reported when its class is read
         self.refuse_copies(inside)
-        self.refuse_equal_folders(place, inside)
+        self.refuse_equal_folders(place, innermost)
+        self.refuse_divided(place, inside)
+
+    def below_only_folders(
+        self, inside: dict[Path, Entries], entered: set[tuple[int, int]]
+    ) -> dict[Path, Entries]:
+        """Return what is in the folders, or in the one folder that each of them has, and so on."""
+        full = {folder: found for folder, found in inside.items() if found.folders or found.images}
+        while full and all(len(e.folders) == 1 and not e.images for e in full.values()):
+            only = {folder: found.folders[0] for folder, found in full.items()}
+            identities = set(map(identity_of, only.values()))
+            if identities & entered:
+                return {}
+            entered = entered | identities
+            full = {folder: self.scan.entries(inner) for folder, inner in only.items()}
+        return full
 
     def refuse_copies(self, inside: dict[Path, Entries]) -> None:
         """Raise if a folder has folders of the same names as those beside it."""
@@ -322,8 +338,24 @@ class _Reading:
         if len(names) < 2 or any(found.images for found in full.values()):
             return
         common, every = set.intersection(*names), set.union(*names)
-        if len(common) > 1 and 2 * len(common) >= len(every):
+        if len(common) > 1 and 2 * len(common) >= len(every) and len(_with_images(inside)) > 1:
             raise self.equal_folders(place, _keys(full), sorted(map(printable, common)))
+
+    def refuse_divided(self, place: Path, inside: dict[Path, Entries]) -> None:
+        """Raise if a folder has splits in it: it is a data set, and those beside it are others."""
+        divided = _with_images(
+            folder
+            for folder, found in inside.items()
+            if not found.images
+            and {"train"} < set(resolve_splits([sub.name for sub in found.folders]).values())
+        )
+        if divided:
+            raise DatasetError(
+                f"The folders in {_shown(place)} ({join_some(_keys(inside))}) are not classes: "
+                f"there are splits in {join_some(_keys(divided))} "
+                f"({join_some([sub.name for sub in inside[divided[0]].folders])}). Give that "
+                f"folder alone: {_shown(divided[0])}."
+            )
 
     def equal_folders(self, place: Path, names: list[str], common: list[str]) -> DatasetError:
         """Return the error for folders that all hold the folders in `common`."""
@@ -395,6 +427,11 @@ class _Reading:
 
 def _label(folder: Path) -> str:
     return unicodedata.normalize("NFC", printable(folder.name))
+
+
+def _with_images(folders: Iterable[Path]) -> list[Path]:
+    """Return the folders with an image anywhere in them."""
+    return [folder for folder in folders if count_images(folder)]
 
 
 def _keys(folders: Iterable[Path]) -> list[str]:

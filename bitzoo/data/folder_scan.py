@@ -21,7 +21,8 @@ _OF_TOOLS = re.compile(
     r"@eadir|@tmp|@sharebin|#recycle|#snapshot|@recycle|@recently|@recently-snapshot|@__thumb"
     r"|\$recycle\.bin|system volume information|found\.\d{3}|lost\+found|~snapshot"
     r"|network trash folder|temporary items|__macosx|paxheaders?(\.\d+)?|@paxheader"
-    r"|__pycache__|node_modules|_gsdata_|_vti_\w+|.+\.lrdata",
+    r"|__pycache__|node_modules|_gsdata_|_vti_\w+|recycler"
+    r"|.+\.(lrdata|lrlibrary|photoslibrary|photolibrary|aplibrary)",
 )
 """Names, in lower case, of folders that storage systems (Synology, QNAP, NetApp), archivers,
 operating systems and other tools create among a user's files. Names that could be a class (`trash`,

@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 
 TICK_NS = 2_000_000_000
 """The coarsest clock of a file system in use: FAT counts times in steps of two seconds."""
-_FORM = 2
+_FORM = 3
 """Part of the names of the files; to change with their form, or with what `check_image` finds."""
 _ID_BYTES, _SHA_BYTES = 16, 32
 _KEPT_REASONS = (None, Reason.NO_BYTES, Reason.DAMAGED, Reason.ANIMATED)

@@ -62,7 +62,7 @@ SHARD_ROWS = 4096
 """Most images per shard: bounds what an interrupted build loses when images are small."""
 RESERVE_BYTES = 1 << 30
 """Disk space that stays free, for checkpoints and the system."""
-DECODER = f"pillow-{PIL.__version__}-2"
+DECODER = f"pillow-{PIL.__version__}-3"
 """Changes whenever the same file may decode to other pixels; the last number is bitzoo's."""
 
 _HASH_BYTES, _SUM_BYTES = 32, 4

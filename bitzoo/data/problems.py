@@ -53,6 +53,7 @@ class Reason(Enum):
     EMPTY_CLASS = "Classes without a usable image in train", "add images or remove them", True
     FEW_CLASSES = "Too few classes", "at least two are needed", False
     DARK = "No image is bright", "scale the values to 0..255 (masks of 0 and 1: times 255)", False
+    FLAT = "No image has contrast", "scale the values that occur to 0..255", False
     BLANK = "Most images are empty", "check how they were saved", False
     EMPTY_SPLIT = "Splits without a usable image", "add images", False
 

@@ -24,6 +24,7 @@ _TFDS_NAME = re.compile(
 )
 _PART = re.compile(rf"\w+=(?:{'|'.join(PREFIXES)})")
 _NEXT = re.compile(rf",(?={_PART.pattern})")
+_NO_LIBRARY = re.compile(r",(?P<part>\w+=[^,]*)")
 _COLUMNS = ("image", "label")
 _SPLIT = re.compile(r"\w+")
 
@@ -57,10 +58,19 @@ def parts_of(text: str) -> dict[str, str]:
 
     Returns:
         The names; nothing for any other text.
+
+    Raises:
+        DatasetError: If a split occurs twice, or is not of a library beside others that are.
     """
     pieces = _NEXT.split(text)
     if not all(map(_PART.match, pieces)):
         return {}
+    if other := next(filter(None, map(_NO_LIBRARY.search, pieces)), None):
+        raise DatasetError(
+            f"The data set {printable(text)!r} must name each split by one of "
+            f"{', '.join(PREFIXES)}, found {printable(other['part'])!r}. From Python, a mapping "
+            "of splits may have folders and manifests too."
+        )
     parts = dict(piece.split("=", 1) for piece in pieces)
     if len(parts) < len(pieces):
         raise DatasetError(f"The data set {printable(text)!r} must name each split once.")

@@ -17,6 +17,8 @@ _MEANINGS: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("eval", "evaluation", "dev", "devel", "development"), ("val", "test")),
     **dict.fromkeys(("holdout", "heldout"), ("test", "val")),
     "trainval": ("train",),
+    "publictest": ("val",),  # of Kaggle's competitions, FER-2013
+    "privatetest": ("test",),
 }
 """Word -> the splits that it can mean, the likeliest first."""
 _SECOND = frozenset(word for word, splits in _MEANINGS.items() if len(splits) > 1) | {"trainval"}
@@ -30,7 +32,9 @@ _ADDED = frozenset(
 )
 """Words beside a split's that change nothing: `training_set`, `images_train`."""
 _STUCK = re.compile(r"(?<=.)(dataset|set|data|images|imgs|img)$")
-_OF_TWO_WORDS = re.compile(r"(hold|held|train)[\W_]+(out|val)(?![^\W\d_])")
+_OF_TWO_WORDS = re.compile(
+    r"(?:(hold|held)[\W_]+(out)|(train)[\W_]+(val)|(public|private)[\W_]+(test))(?![^\W\d_])"
+)
 
 
 def resolve_splits(names: Iterable[str]) -> dict[str, str]:
@@ -102,7 +106,7 @@ def _resolve(words: dict[str, str]) -> dict[str, str]:
 def _parse(name: str) -> tuple[str, str]:
     """Return the one word for a split in a name, "" without one, and the words that remain."""
     apart = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower()
-    together = _OF_TWO_WORDS.sub(r"\1\2", apart)
+    together = _OF_TWO_WORDS.sub(lambda found: "".join(filter(None, found.groups())), apart)
     tokens = [_unstuck(word) for word in re.findall(r"[^\W\d_]+", together) if word not in _ADDED]
     found = [token for token in tokens if token in _MEANINGS]
     if len(found) != 1:

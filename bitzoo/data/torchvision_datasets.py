@@ -261,12 +261,16 @@ def _below(path: Path, root: str | None) -> str:
     return printable((path.relative_to(root) if within else path).as_posix())  # type: ignore[arg-type]
 
 
+_ONE_AT_A_TIME = threading.Lock()
+"""Held while torchvision makes an image. Its data sets are made for processes, not for threads:
+`FakeData` seeds the generator that all threads of a process share."""
+
+
 class Images:
     """The images of a data set by number; pickles to what opens it, and opens it when used."""
 
     def __init__(self, asked: _Asked) -> None:
         self.asked = asked
-        self._lock = threading.Lock()
         self._opened: Any = None
 
     def __getstate__(self) -> _Asked:
@@ -281,10 +285,10 @@ class Images:
         Raises:
             UsageError: If torchvision has something else there.
         """
-        with self._lock:
+        with _ONE_AT_A_TIME:
             if self._opened is None:
                 self._opened = _open(self.asked)
-        image = self._opened[index][0]
+            image = self._opened[index][0]
         if not isinstance(image, Image.Image):
             raise UsageError(f"{self.asked.name} has {type(image).__name__}, not images")
         return image

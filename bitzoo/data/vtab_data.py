@@ -6,6 +6,7 @@ Without a part, `vtab:TASK` is what VTAB-1k trains on (``train800val200``) and w
 from __future__ import annotations
 
 import difflib
+from collections.abc import Mapping
 from dataclasses import replace
 
 from bitzoo.catalogue.vtab_tasks import DRIFT, PARTS, TASKS, VtabTask
@@ -82,6 +83,27 @@ def task_version(task: VtabTask) -> str:
 def preparing(task: VtabTask) -> str:
     """Return the shell command that prepares a task's data set."""
     return preparation_command(task.tfds, task.versions)
+
+
+_IN_FULL = 3
+"""Most tasks of which it is said in full what prepares them."""
+
+
+def none_prepared(reasons: Mapping[str, str]) -> DatasetError:
+    """Return the error for tasks of which none is prepared.
+
+    Args:
+        reasons: Task -> what it needs, as an error said.
+    """
+    names = list(reasons)
+    shown = names if len(names) <= _IN_FULL else names[:1]
+    lines = ["None of the tasks is prepared.", *(f"{name}: {reasons[name]}" for name in shown)]
+    if len(shown) < len(names):
+        more = names[len(shown) :]
+        lines.append(
+            f"To see what another needs, name it alone in `tasks` ({len(more)}): {', '.join(more)}."
+        )
+    return DatasetError("\n".join(lines))
 
 
 def describe_drift(task: VtabTask) -> tuple[str, ...]:

@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from bitzoo.exporters.exact_openvino import exact_network, mark_exact
 from bitzoo.exporters.export_formats import NO_OPTIONS, Opened, import_extra
 from bitzoo.exporters.graph import INPUT, Graph, trace
 from bitzoo.models.bit import BiT
@@ -18,12 +19,10 @@ from bitzoo.models.layers import GroupNormReLU
 
 SECTION = "bitzoo"
 """Section of the IR's `rt_info` that has the facts."""
-PRECISION = ("runtime_options", "INFERENCE_PRECISION_HINT")
-"""Where an IR has options for its runtime. OpenVINO 2026.4 reads some of them, but not this one
-(with ``dynamic`` there, a compiled model still says float32): it is a wish until a version obeys
-it. Marking each operation as precise might bind OpenVINO, but also those who ask for bfloat16."""
 
-_DTYPES = {"f32": "float32", "bf16": "bfloat16", "f16": "float16"}
+_NARROW = {"bf16": "bfloat16", "f16": "float16"}
+_ONLY_MOVES = frozenset({"Const", "Input", "Output", "Reorder", "Reshape"})
+"""Layers that compute nothing; a map of zeros passes one of them in bfloat16, without loss."""
 
 
 def export_openvino(
@@ -31,9 +30,8 @@ def export_openvino(
 ) -> None:
     """Write a network as OpenVINO IR: ``NAME.xml`` and, beside it, ``NAME.bin``.
 
-    Input and output are those of `bitzoo.exporters.onnx.export_onnx`. OpenVINO chooses its compute
-    dtype itself (bfloat16 if the processor supports it) unless ``INFERENCE_PRECISION_HINT`` is set
-    when the model is compiled; the IR asks for float32 at `PRECISION`.
+    Input and output are those of `bitzoo.exporters.onnx.export_onnx`. Its operations are marked to
+    be computed in float32, also where OpenVINO would choose bfloat16 or is asked for it.
 
     Args:
         model: The network, folded or not; it is unchanged.
@@ -45,19 +43,18 @@ def export_openvino(
         MissingExtraError: If openvino is not installed.
     """
     openvino = import_extra("openvino", "openvino")
-    network = openvino_network(model, dtype)
-    network.set_rt_info("f32", list(PRECISION))
+    network = exact_network(model, dtype)
     for key, value in (metadata or {}).items():
         network.set_rt_info(value, [SECTION, key])
     openvino.save_model(network, os.fspath(path), compress_to_fp16=False)
+    mark_exact(path)
 
 
-def openvino_network(model: BiT, dtype: str = "float32", *, own_norms: bool = False) -> Any:
-    """Return a network as an `openvino.Model`.
+def openvino_network(model: BiT, *, own_norms: bool = False) -> Any:
+    """Return a network as an `openvino.Model` that computes in the precision that is asked for.
 
     Args:
         model: The network, folded or not; it is unchanged.
-        dtype: Dtype that kernels are stored in.
         own_norms: Whether to normalize groups by OpenVINO's own operation, where channel means are
             faster in floats.
 
@@ -65,7 +62,7 @@ def openvino_network(model: BiT, dtype: str = "float32", *, own_norms: bool = Fa
         MissingExtraError: If openvino is not installed.
     """
     openvino = import_extra("openvino", "openvino")
-    graph = Graph(model, dtype)
+    graph = Graph(model)
     for parent in list(graph.modules()):
         for name, child in list(parent.named_children()):
             # For groups of one channel, OpenVINO 2026.4 misinterprets the graph of the means.
@@ -133,8 +130,6 @@ def load_openvino(path: Path, options: Mapping[str, str] = NO_OPTIONS) -> Opened
     openvino, core = import_extra("openvino", "openvino"), openvino_core()
     network = core.compile_model(os.fspath(path), "CPU", dict(options))
 
-    precision = network.get_property(PRECISION[1]).get_type_name()
-
     def run(images: Any) -> Any:
         return network(images)[0].copy()
 
@@ -142,5 +137,21 @@ def load_openvino(path: Path, options: Mapping[str, str] = NO_OPTIONS) -> Opened
         run,
         f"OpenVINO {openvino.__version__.partition('-')[0]}",
         core.get_property("CPU", "FULL_DEVICE_NAME"),
-        _DTYPES.get(precision, precision),
+        _precision_of(network),
     )
+
+
+def _precision_of(network: Any) -> str:
+    """Return the narrowest float that a compiled network computes in.
+
+    Its property says what was asked for, even where the file's marks keep another; a layer's own
+    precision says what its kernel is stored in.
+    """
+    layers = [layer.get_rt_info() for layer in network.get_runtime_model().get_ops()]
+    used = {
+        layer["outputPrecisions"].astype(str)
+        for layer in layers
+        if layer["layerType"].astype(str) not in _ONLY_MOVES
+    }
+    narrow = [name for short, name in _NARROW.items() if short in used]
+    return narrow[0] if narrow else "float32"

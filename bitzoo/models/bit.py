@@ -109,6 +109,7 @@ class Backbone(nn.Module):
     """
 
     __jit_unused_properties__ = ("folded", "num_classes")  # not compiled by torch.jit.script
+    __jit_ignored_attributes__ = ("info",)
 
     info: Any = None
     """What is known of the model, a `bitzoo.catalogue.model_info.ModelInfo`, if `create_model` made

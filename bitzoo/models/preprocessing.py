@@ -27,6 +27,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from bitzoo.errors import LayoutError, MissingExtraError, UsageError
+from bitzoo.models.alpha import composited, drawn_in_alpha, has_alpha
 from bitzoo.models.image_files import (
     FORMATS,
     ImageFile,
@@ -41,6 +42,7 @@ from bitzoo.models.wide_values import (
     is_wide_grey,
     problem_of,
     range_of,
+    require_true_values,
     to_8_bits,
 )
 
@@ -149,8 +151,8 @@ def read_rgb(image: ImageLike, bit_depth: int | None = None) -> Image.Image:
     - The EXIF orientation is applied; timm and torchvision leave this to the caller.
     - Alpha is dropped, not composited, as in TensorFlow's `decode_image(channels=3)`, timm and
       transformers: a transparent pixel keeps its hidden colour. Only where that would leave nothing
-      (all pixels have one colour, and alpha alone has the drawing) is the image composited: over
-      white, or over black if its colour is a light one.
+      (all pixels that can be seen have one colour, and alpha alone has the drawing) is the image
+      composited: over white, or over black if its colour is a light one.
     - Grey of more than 8 bits keeps its high bits; how many bits it has, only `bit_depth` says
       (Pillow's conversion clips at 255, which turns most pixels white). Where 0 is white, it is
       inverted. Of 16-bit colour, Pillow keeps the high byte.
@@ -241,6 +243,7 @@ def _from_array(pixels: npt.NDArray[Any]) -> Image.Image:
 
 
 def _to_rgb(image: Image.Image, name: str, bit_depth: int | None) -> Image.Image:
+    require_true_values(image, name)
     deep = is_deep_colour(image)
     upright = loaded_upright(image, name)
     if is_wide_grey(upright):
@@ -249,33 +252,14 @@ def _to_rgb(image: Image.Image, name: str, bit_depth: int | None) -> Image.Image
         reason = problem_of(found, bit_depth)
         if reason is not None:
             raise UsageError(f"{name} cannot be used: {reason}.")
-    if upright.mode in _WITH_ALPHA or "transparency" in upright.info:
+    if has_alpha(upright):
         # a palette directly to RGB: Pillow would warn that alpha is dropped
         upright = upright.convert("RGBA")
-        if _is_drawn_in_alpha(upright):
-            return _composited(upright)
+        alpha = drawn_in_alpha(upright)
+        if alpha is not None:
+            return composited(upright, alpha)
     return upright if upright.mode == "RGB" else upright.convert("RGB")  # without a second copy
 
-
-def _is_drawn_in_alpha(image: Image.Image) -> bool:
-    """Whether an RGBA image has one colour, and its alpha more than one value to speak of."""
-    *colours, alpha = ((int(low), int(high)) for low, high in image.getextrema())  # type: ignore[misc]
-    same = all(high - low < ONE_COLOUR for low, high in colours)
-    return same and alpha[1] - alpha[0] >= ONE_COLOUR
-
-
-def _composited(image: Image.Image) -> Image.Image:
-    colour = image.convert("RGB")
-    grey = colour.resize((1, 1), Image.Resampling.BOX).convert("L").getpixel((0, 0))
-    ground = Image.new("RGB", image.size, "black" if int(grey) > 127 else "white")  # type: ignore[arg-type]
-    ground.paste(colour, mask=image.getchannel("A"))
-    return ground
-
-
-_WITH_ALPHA = ("RGBA", "RGBa", "LA", "La", "PA")
-ONE_COLOUR = 4
-"""An image whose channels span fewer of the 256 levels than this has one colour: what a lossy
-format makes of one."""
 
 _TURN_OF_ORIENTATION: dict[object, Image.Transpose] = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,

@@ -16,6 +16,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from bitzoo.errors import UsageError
+from bitzoo.models.alpha import drawn_in_alpha, has_alpha, ranges_of
 
 BIT_DEPTHS = (8, 10, 12, 14, 16)
 """The bit depths of sensors and file formats; a data set has the smallest that holds its values."""
@@ -23,6 +24,8 @@ DARKEST_WHITE = 32
 """Of the 256 levels; where nothing is brighter, the values are taken for badly scaled ones."""
 _HIGH_BYTE_ONLY = "keeps only the high byte of 16-bit colour, which is not enough for that"
 _PHOTOMETRIC, _WHITE_IS_ZERO = 262, 0
+_BITS, _PLANES, _APART = 258, 284, 2
+_SAMPLE_FORMAT, _SIGNED = 339, 2
 
 
 @dataclass(frozen=True)
@@ -73,8 +76,44 @@ def is_deep_colour(image: Image.Image) -> bool:
     return False
 
 
+def require_true_values(image: Image.Image, name: str) -> None:
+    """Refuse a TIFF file of which Pillow would decode other values than are in it.
+
+    It reads signed values of 8 bits as unsigned ones, and channels of 16 bits that are stored one
+    after the other, uncompressed, as if they had 8.
+
+    Args:
+        image: An image that has not been loaded.
+        name: What to call it in an error.
+
+    Raises:
+        UsageError: If it is such a file.
+    """
+    tags = getattr(image, "tag_v2", None)
+    if tags is None or is_wide_grey(image):
+        return
+    found = ""
+    if _SIGNED in _values_of(tags, _SAMPLE_FORMAT):
+        found = "signed values of 8 bits per channel, which have no defined white"
+    elif max(_values_of(tags, _BITS), default=1) > 8 and tags.get(_PLANES) == _APART:
+        tiles = image.__dict__.get("tile") or ()
+        if any(tile[0] == "raw" for tile in tiles):
+            found = "channels of 16 bits one after the other, which Pillow reads only if compressed"
+    if found:
+        raise UsageError(f"{name} is a TIFF file with {found}. Scale it to 8 bits first.")
+
+
+def _values_of(tags: Any, tag: int) -> tuple[int, ...]:
+    """Return the values of a tag; of a damaged one, those that are numbers."""
+    values = tags.get(tag, ())
+    values = values if isinstance(values, tuple) else (values,)
+    return tuple(value for value in values if isinstance(value, int))
+
+
 def range_of(image: Image.Image, name: str, deep: bool) -> WideRange | None:
     """Return the range of an image of more than 8 bits per channel; None for any other.
+
+    Where alpha alone has the drawing, it is alpha's.
 
     Args:
         image: A loaded image.
@@ -90,9 +129,10 @@ def range_of(image: Image.Image, name: str, deep: bool) -> WideRange | None:
         return WideRange(int(values.min()), int(values.max()))
     if not deep:
         return None
-    bands = image.convert("RGB").getextrema()
-    lowest, highest = min(low for low, _ in bands), max(high for _, high in bands)  # type: ignore[misc]
-    return WideRange(int(lowest) << 8, int(highest) << 8 | 0xFF, exact=False)
+    alpha = drawn_in_alpha(image.convert("RGBA")) if has_alpha(image) else None
+    ranges = ranges_of(image.convert("RGB") if alpha is None else alpha)
+    lowest, highest = min(low for low, _ in ranges), max(high for _, high in ranges)
+    return WideRange(lowest << 8, highest << 8 | 0xFF, exact=False)
 
 
 def problem_of(found: WideRange, bit_depth: int | None) -> str | None:

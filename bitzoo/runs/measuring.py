@@ -16,7 +16,7 @@ from bitzoo.data.dataset import DataSource
 from bitzoo.data.problems import DatasetError
 from bitzoo.data.source_names import TFDS, library_of, parse
 from bitzoo.data.tfds_datasets import source_of, tfds_version
-from bitzoo.data.vtab_data import describe_drift, task_version
+from bitzoo.data.vtab_data import describe_drift, none_prepared, task_version
 from bitzoo.files import Progress
 from bitzoo.inference.evaluate import evaluate
 from bitzoo.inference.intervals import Z_95, wilson
@@ -344,8 +344,7 @@ def _vtab_released(setting: Setting) -> Measured:
             counted[task.name].append((found.correct, found.count))
             setting.say(f"{name}: top-1 {found.top1:.2%} ({found.correct:,} of {found.count:,})")
     if not counted:
-        reasons = "\n".join(f"{name}: {reason}" for name, reason in skipped.items())
-        raise DatasetError(f"None of the tasks is prepared.\n{reasons}")
+        raise none_prepared(skipped)
     call = f"bitzoo.evaluate({setting.release + '-runRUN-TASK'!r})"
     return _of_tasks(counted, skipped, versions, notes, call)
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from bitzoo.catalogue.metadata import Preprocessing
 from bitzoo.catalogue.model_info import Identity, ModelInfo
-from bitzoo.catalogue.run_info import RunInfo
+from bitzoo.catalogue.run_info import HELD_OUT, RunInfo
 from bitzoo.data.dataset import DataSource, Split
 from bitzoo.data.image_store import open_pixels
 from bitzoo.data.run_folders import RUN_NAME
@@ -204,7 +204,7 @@ def _info(
         fingerprint=images.fingerprint,
         split={
             **{split.name: len(split) for split in images.splits},
-            **({"held_out": images.held_out} if images.held_out else {}),
+            **({HELD_OUT: images.held_out} if images.held_out else {}),
             **({"left_out": len(known.summary.skipped)} if known.summary.skipped else {}),
         },
         recipe=recipe,

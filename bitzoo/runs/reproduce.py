@@ -163,7 +163,7 @@ def reproduce(
         BitzooError: As what is run raises: `bitzoo.evaluate`, `bitzoo.finetune`,
             `bitzoo.fewshot` or `bitzoo.vtab`.
     """
-    name, doubt = _release(model)
+    name, doubt = released_name(model)
     figure = get_claim(name, claim)
     protocol = _protocol_of(figure, data)
     options = {
@@ -219,8 +219,17 @@ def _protocol_of(figure: Claim, data: DataSource | None) -> Protocol:
     return protocol
 
 
-def _release(model: str | os.PathLike[str]) -> tuple[str, tuple[str, ...]]:
-    """Return the catalogue name of the weights, and what is not certain about it as a departure."""
+def released_name(model: str | os.PathLike[str]) -> tuple[str, tuple[str, ...]]:
+    """Return the catalogue name of the weights, and what is not certain about it as a departure.
+
+    Args:
+        model: A catalogue name, or a file that has the weights of one.
+
+    Raises:
+        UnknownModelError: If it is a name that the catalogue does not have.
+        UsageError: If it is not known of which released checkpoint the file has the weights.
+        BitzooError: If the file cannot be read.
+    """
     if not is_location(model):
         return get_spec(os.fspath(model)).name, ()
     identity = info(model).identity

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from bitzoo.data.dataset import DataSource
-from bitzoo.data.run_folders import RUN_NAME
+from bitzoo.data.run_folders import FEWSHOT_NAME, PROBE_NAME, RUN_NAME
 from bitzoo.errors import CheckpointError, UsageError, damage_reported
 from bitzoo.files import Progress
 from bitzoo.runs.changes import Change, changed
@@ -16,12 +16,24 @@ from bitzoo.runs.config import Callbacks
 from bitzoo.runs.job import Job
 from bitzoo.runs.kinds import FINETUNED, KEY, find_kind
 from bitzoo.runs.one_run import REPEATS_NAME, run_job
+from bitzoo.runs.reproduce import RESULT_NAME as REPRODUCED_NAME
 from bitzoo.runs.run_dir import is_list_of_changes, read_record
 from bitzoo.runs.run_result import RunResult
+from bitzoo.runs.study_cell import CELLS
+from bitzoo.runs.vtab import RESULT_NAME as VTAB_NAME
 from bitzoo.small_files import read_json
 from bitzoo.training.checked_values import whole
 from bitzoo.training.recipe import Recipe
 from bitzoo.zoo.resolve import WEIGHTS_NAME
+
+_GO_ON = {
+    FEWSHOT_NAME: "fewshot",
+    PROBE_NAME: "probe",
+    REPRODUCED_NAME: "reproduce",
+    VTAB_NAME: "vtab",
+    CELLS: "study",
+}
+"""By what the folder of several runs is known -> the command that goes on with it."""
 
 
 def resume(
@@ -119,10 +131,16 @@ def _record_in(folder: Path) -> tuple[dict[str, Any], Path, int]:
         record = read_json(where)
         with damage_reported(where, "the number of runs"):
             return record, where, whole("the number of runs", record.get("repeats"), 1)
+    command = next((name for file, name in _GO_ON.items() if (folder / file).exists()), None)
+    if command:
+        raise UsageError(
+            f"{folder}: expected the folder of one run, found what `bitzoo {command}` writes. Give "
+            "that command again with the same options: it goes on where it was stopped."
+        )
     found = "no such folder" if not folder.exists() else f"none with {RUN_NAME}"
     raise UsageError(
-        f"{folder}: expected the folder of a run, found {found}. Give the folder that was given to "
-        "`bitzoo finetune --out`."
+        f"{folder}: expected the folder of a run, found {found}. Give the folder that the run "
+        "writes to."
     )
 
 

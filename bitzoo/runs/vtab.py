@@ -19,7 +19,13 @@ from bitzoo.catalogue.vtab_tasks import GROUPS, TASKS, VtabTask
 from bitzoo.data.problems import DatasetError
 from bitzoo.data.run_folders import RUN_NAME
 from bitzoo.data.source_names import VTAB
-from bitzoo.data.vtab_data import describe_drift, find_task, task_title, task_version
+from bitzoo.data.vtab_data import (
+    describe_drift,
+    find_task,
+    none_prepared,
+    task_title,
+    task_version,
+)
 from bitzoo.errors import CheckpointError, UsageError
 from bitzoo.files import Progress, write_json
 from bitzoo.inference.processes import in_main_process
@@ -343,8 +349,7 @@ def _divide(chosen: Sequence[VtabTask]) -> tuple[dict[str, str], dict[str, str]]
         except DatasetError as error:
             skipped[task.name] = str(error)
     if not prepared:
-        reasons = "\n".join(f"{name}: {reason}" for name, reason in skipped.items())
-        raise DatasetError(f"None of the tasks is prepared.\n{reasons}")
+        raise none_prepared(skipped)
     return prepared, skipped
 
 

@@ -133,8 +133,8 @@ def describe_missing(model: nn.Module) -> str:
     if not has_norms(model) or sys.platform != "linux" or not (why := missing()):
         return ""
     return (
-        f"The normalization that bitzoo compiles, usually a few percent faster, was not tried: "
-        f"{why}. It needs a C++ compiler, and ninja, which pip install 'bitzoo[native]' brings."
+        "The normalization that bitzoo compiles, with which training is usually faster, was not "
+        f"tried: {why}. It needs a C++ compiler, and ninja, which pip install 'bitzoo[native]' brings."
     )
 
 

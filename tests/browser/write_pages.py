@@ -1,4 +1,4 @@
-"""Write the pages that `check.mjs` opens: reports and cards, into a folder.
+"""Write the pages that `check.mjs` opens: reports of all commands and cards, into a folder.
 
     python tests/browser/write_pages.py FOLDER
 
@@ -16,9 +16,21 @@ ROOT = TESTS.parent
 sys.path[:0] = [str(ROOT), str(TESTS)]
 
 from markdown_it import MarkdownIt  # noqa: E402
-from report_pages import SIZES, leaking_record, record_of  # noqa: E402
+from report_pages import (  # noqa: E402
+    SIZES,
+    fewshot_result,
+    leaking_record,
+    probe_result,
+    record_of,
+    study_result,
+    vtab_result,
+)
 
+from bitzoo.runs.report.fewshot_page import write_fewshot_report  # noqa: E402
 from bitzoo.runs.report.html import write_card, write_report  # noqa: E402
+from bitzoo.runs.report.probe_page import write_probe_report  # noqa: E402
+from bitzoo.runs.report.study_page import write_study_report  # noqa: E402
+from bitzoo.runs.report.vtab_report import write_vtab_report  # noqa: E402
 
 CARDS = ("BiT-M-R50x1", "BiT-M-R50x1-ILSVRC2012", "BiT-M-R50x1-VTAB", "BiT-L-R50x1", "README")
 _FRAME = """<!DOCTYPE html>
@@ -73,6 +85,14 @@ def write_pages(folder: Path) -> list[Path]:
     pages.append(write_report(folder / "report-near-duplicates.html", leaking))
     card = write_card(folder / "card-near-duplicates.md", leaking)
     pages.append(_write(folder / "card-near-duplicates.html", card.read_text(encoding="utf-8")))
+    pages.append(write_vtab_report(folder / "report-vtab.html", vtab_result(folder)))
+    for made in (
+        write_fewshot_report(fewshot_result(folder / "fewshot")),
+        write_probe_report(probe_result(folder / "probe")),
+        write_study_report(study_result(folder / "study")),
+    ):
+        pages.append(made.replace(folder / f"report-{made.parent.name}.html"))
+        made.parent.rmdir()
     for name in CARDS:
         text = (ROOT / "model_cards" / f"{name}.md").read_text(encoding="utf-8")
         pages.append(_write(folder / f"released-{name}.html", text))

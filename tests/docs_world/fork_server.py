@@ -19,11 +19,8 @@ import sys
 import traceback
 from typing import Any
 
-PRELOAD = (
-    "torch",
-    "torch._dynamo",
-    "torchvision",
-    "jinja2",
+LIBRARIES = ("torch", "torch._dynamo", "torchvision", "jinja2")
+OURS = (
     "bitzoo.cli.main",
     "bitzoo.runs.finetune",
     "bitzoo.runs.pretrain",
@@ -41,10 +38,12 @@ MAX_FILES = 8
 
 def main(path: str) -> None:
     """Answer on a socket until whoever started this closes its standard input."""
-    for name in PRELOAD:
-        __import__(name)
-    found = [name for name in NEVER if name in sys.modules]
-    assert not found, f"preloading has imported {found}"
+    _import(LIBRARIES)
+    assert not _found(), f"preloading has imported {_found()}"
+    if _stays_without(OURS):
+        _import(OURS)
+    else:  # accelerate 1.8 imports the Hub's client
+        print("fork server: every command imports bitzoo itself", file=sys.stderr)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the waiting ones
     with socket.socket(socket.AF_UNIX) as listening:
         listening.bind(path)
@@ -59,6 +58,28 @@ def main(path: str) -> None:
                 listening.close()
                 _serve(caller)
             caller.close()
+
+
+def _import(names: tuple[str, ...]) -> None:
+    for name in names:
+        __import__(name)
+
+
+def _found() -> list[str]:
+    return [name for name in NEVER if name in sys.modules]
+
+
+def _stays_without(names: tuple[str, ...]) -> bool:
+    """Try in a process of its own whether imports bring along nothing of `NEVER`."""
+    pid = os.fork()
+    if pid == 0:
+        status = 1
+        try:
+            _import(names)
+            status = bool(_found())
+        finally:
+            os._exit(status)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
 
 
 def _serve(caller: socket.socket) -> None:

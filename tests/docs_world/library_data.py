@@ -80,7 +80,7 @@ def make_hf(world: World, path: Path) -> None:
             table = datasets.Dataset.from_dict(columns, features=features)
             table.to_parquet(source / f"{split}.parquet")
         datasets.load_dataset("parquet", data_dir=str(source), cache_dir=str(folder))
-        (built,) = folder.glob("parquet/*/*/*/")
+        (built,) = filter(Path.is_dir, folder.glob("parquet/*/*/*"))
         place = folder / BEANS_AT
         place.parent.mkdir(parents=True)
         built.rename(place)

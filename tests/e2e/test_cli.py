@@ -421,7 +421,7 @@ class TestErrors:
             ("cut.npz", "cut.npz: expected an .npz (zip) file, but its directory cannot be read"),
             ("own.safetensors", "Expected different files, found source own.safetensors, output"),
             ("BiT-L-R50x1", "Google never released weights"),
-            ("BiT-M-R50x2", "is not a name in the catalogue of BiT checkpoints. Nearest names:"),
+            ("BiT-M-R50x2", "is not a name in the catalogue of BiT checkpoints, and there is no"),
         ],
     )
     def test_bad_source(self, content, arrays, tmp_path, src, says):

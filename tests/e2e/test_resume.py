@@ -130,10 +130,30 @@ def test_what_is_no_run(place):
     for name, found in (("none", "no such folder"), ("digits", "none with run.json")):
         said = run(place, "resume", name, code=2)
         assert said == (
-            f"error: {name}: expected the folder of a run, found {found}. Give the folder that was "
-            "given to `bitzoo finetune --out`.\n"
+            f"error: {name}: expected the folder of a run, found {found}. Give the folder that the "
+            "run writes to.\n"
         )
     assert not (place / "none").exists()
+
+
+@pytest.mark.parametrize(
+    ("command", "written"),
+    [
+        ("fewshot", "fewshot.json"),
+        ("probe", "probe.json"),
+        ("reproduce", "reproduce.json"),
+        ("study", "cells/norm/run.json"),
+        ("vtab", "vtab.json"),
+    ],
+)
+def test_what_goes_on_by_its_own_command(place, command, written):
+    file = place / "several" / written
+    file.parent.mkdir(parents=True)
+    file.write_text("{}")
+    assert run(place, "resume", "several", code=2) == (
+        f"error: several: expected the folder of one run, found what `bitzoo {command}` writes. "
+        "Give that command again with the same options: it goes on where it was stopped.\n"
+    )
 
 
 def test_differences_are_a_line_each(place):

@@ -248,6 +248,9 @@ def test_what_cannot_be_run_is_refused(world):
     assert "None of the tasks is prepared. svhn: tfds:svhn_cropped" in refusal(
         world, "--tasks", "svhn"
     )
+    several = refusal(world, "--tasks", "svhn,sun397,cifar100,eurosat")
+    assert several.count("download_and_prepare") == 1
+    assert "name it alone in --tasks (3): cifar100, svhn, eurosat" in several
     assert "--tasks must name at least one task or group" in refusal(world, "--tasks", ",")
     assert "--runs must be a whole number of at least 1, found 0" in refusal(world, "--runs", 0)
 

@@ -12,6 +12,7 @@ import sys
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 import onnx
@@ -32,7 +33,7 @@ from bitzoo.cli import main
 from bitzoo.cli.export import export as command
 from bitzoo.converters.parity.reference_tensorflow import load_tensorflow
 from bitzoo.errors import FoldedModelError, MissingExtraError, ParityError, StorageError, UsageError
-from bitzoo.exporters import graph, probe, torch_export
+from bitzoo.exporters import exact_openvino, graph, probe, torch_export
 from bitzoo.exporters.export import export
 from bitzoo.exporters.export_formats import FORMATS, Setting
 from bitzoo.exporters.file_metadata import metadata_of
@@ -124,7 +125,7 @@ def exported(model, good_trace, tmp_path_factory):
 
 def plant_everywhere(patch, trace):
     """Let all formats be made from one trace: each takes seconds."""
-    for module in ("onnx", "openvino", "torch_export"):
+    for module in ("onnx", "torch_export"):  # OpenVINO traces a graph of its own
         patch.setattr(f"bitzoo.exporters.{module}.trace", lambda graph: trace)
 
 
@@ -220,7 +221,8 @@ def test_a_file_computes_googles_function(exported, arrays, to, dtype):
         assert found.top1_equal == found.images
     kernels = sum(array.size for array in arrays.values() if array.ndim == 4)
     size = sum(p.stat().st_size for p in path.parent.rglob("*") if p.is_file())
-    assert kernels * STORED[dtype] < size < kernels * STORED[dtype] * 1.15
+    forming_groups = 0.6e6 if to == "openvino" else 0  # R50x1: 1.5e6 of 1e8
+    assert kernels * STORED[dtype] < size < kernels * STORED[dtype] * 1.15 + forming_groups
 
 
 LEFT = {
@@ -384,9 +386,8 @@ def test_openvino_is_judged_as_users_run_it_and_exactly(exported, model):
     ]
     for judged, options in zip(report.judged, ways, strict=True):
         compiled = core.compile_model(path, "CPU", options)
-        narrow = "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES") and not options
-        assert judged.precision == ("bfloat16" if narrow else "float32")
-        assert judged.tolerance == (1e-1 if narrow else 5e-4)
+        assert judged.precision == "float32"  # also where the processor has bfloat16
+        assert judged.tolerance == 5e-4
         assert judged.device == core.get_property("CPU", "FULL_DEVICE_NAME")
         assert judged.runtime == f"OpenVINO {openvino.__version__.partition('-')[0]}"
         probes = probe.make_probes(model)
@@ -400,17 +401,78 @@ def test_openvino_is_judged_as_users_run_it_and_exactly(exported, model):
     assert eval(report.exact.replace("a.xml", str(path)), {"openvino": openvino})  # the line runs
 
 
-def test_the_ir_states_its_precision(exported):
-    """As other options stand there that OpenVINO reads; one day it may read this one."""
-    network = openvino.Core().read_model(exported("openvino")[0])
-    assert network.get_rt_info(["runtime_options", "INFERENCE_PRECISION_HINT"]).value == "f32"
+HINT = "INFERENCE_PRECISION_HINT"
+
+
+@pytest.mark.parametrize("dtype", ["float32", pytest.param("float16", marks=SLOW)])
+@pytest.mark.parametrize("shape", [None, [2, 3, 49, 64]], ids=["any shape", "one shape"])
+def test_openvino_computes_in_float32_unasked_and_even_if_asked_not_to(exported, dtype, shape):
+    core = openvino.Core()
+    network = core.read_model(exported("openvino", dtype)[0])
+    if shape:
+        network.reshape(shape)
+    x = images(2, 49, 64)
+    exact = core.compile_model(network, "CPU", {HINT: "f32"})(x)[0].copy()
+    assert np.array_equal(core.compile_model(network, "CPU")(x)[0], exact)
+    if "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        return
+    narrow = {HINT: "bf16"}
+    assert np.array_equal(core.compile_model(network, "CPU", narrow)(x)[0], exact)
+    for operation in network.get_ops():  # docs/how-to/export.md: for who wants it
+        known = operation.get_rt_info()
+        if "DisablePrecisionConversion_0" in known:
+            del known["DisablePrecisionConversion_0"]
+    assert 1e-4 < distance(core.compile_model(network, "CPU", narrow)(x)[0], exact) < 5e-2
+
+
+def test_every_operation_of_an_ir_is_marked(exported):
+    layers = ElementTree.parse(exported("openvino")[0]).findall("./layers/layer")
+    kinds = {layer.get("type") for layer in layers}
+    # What OpenVINO rewrites loses its mark. (It divides indices.)
+    assert not kinds & {"GroupNormalization", "MatMul", "Sqrt", "Subtract"}
+    marks = {
+        layer.get("type"): [one.attrib for one in layer.findall("./rt_info/attribute")]
+        for layer in layers
+    }
+    unmarked = {kind for kind, found in marks.items() if exact_openvino.MARK not in found}
+    assert unmarked == {"Const", "Parameter", "Result"}
+
+
+def test_a_version_that_obeys_no_marks_is_noticed(exported, tmp_path):
+    """Without its marks, the file computes in bfloat16 where it can, and that is said."""
+    path, _ = exported("openvino")
+    text = path.read_text().replace('<attribute name="precise" version="0" />', "")
+    (tmp_path / "a.xml").write_text(text)
+    (tmp_path / "a.bin").write_bytes(path.with_suffix(".bin").read_bytes())
+    narrow = "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    load = FORMATS["openvino"].loader()
+    assert load(tmp_path / "a.xml", {}).precision == ("bfloat16" if narrow else "float32")
+    assert load(tmp_path / "a.xml", {HINT: "f32"}).precision == "float32"
+
+
+@pytest.mark.parametrize(
+    ("norm", "standardized", "num_classes"),
+    [("group", True, 0), ("batch", True, 10), ("group", False, 1)],
+)
+def test_openvino_is_exact_for_every_kind_of_network(tmp_path, norm, standardized, num_classes):
+    network = BiT(
+        Architecture(TINY, 1.0, norm=norm, weight_standardization=standardized), num_classes
+    ).eval()
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
+    report = export(network, "openvino", tmp_path / "a.xml")
+    for judged in report.judged:
+        assert judged.precision == "float32"
+        assert all(found.relative_l2 < 1e-5 for found in judged.deviations)
 
 
 @pytest.mark.parametrize(
     ("to", "precision", "not_judged"),
     [
         ("onnx", "float32", "execution providers other than the CPU's: CUDA computes in TF32"),
-        ("openvino", "float32", "where the processor has bfloat16, OpenVINO computes in it"),
+        ("openvino", "float32", "one that does not obey the file's marks computes in bfloat16"),
         ("torch-export", "float32, matmul precision highest", "cudnn.allow_tf32 is False"),
         ("savedmodel", "float32, TF_ENABLE_ONEDNN_OPTS ", "tensor_float_32_execution(False)"),
     ],

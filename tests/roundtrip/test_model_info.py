@@ -60,6 +60,22 @@ def test_the_record_is_json_and_back():
     assert ModelInfo.from_dict(json.loads(made.to_json())) == made
 
 
+@pytest.mark.parametrize(
+    ("split", "said"),
+    [
+        ({"train": 9000, "val": 10}, "photos/ (train 9,000, val 10)"),
+        (
+            {"train": 90, "held_out": "the data set's own val split", "left_out": 3},
+            "photos/ (train 90, left out 3; held out: the data set's own val split)",
+        ),
+        ({}, "photos/"),
+    ],
+)
+def test_what_it_was_trained_on_is_said_in_words(split, said):
+    made = replace(KNOWN, run=replace(KNOWN.run, split=split))
+    assert ("trained on", said) in made.display_rows()
+
+
 def test_teachers_are_part_of_the_record():
     """And a run without any has the record that earlier versions wrote."""
     teachers = (TeacherInfo("runs/a", "cd" * 32, "R50x1", "fine-tuned by bitzoo", "bfloat16"),)

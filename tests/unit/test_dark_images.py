@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from checkpoints import make_checkpoint, write_npz
-from image_encodings import ENCODINGS, LOW_BITS, SAME, Encoding, scaled
+from image_encodings import ENCODINGS, LOW_BITS, SAME, Encoding, scaled, thermal
 from images import digits, png, write_digits
 from PIL import Image
 
@@ -255,6 +255,31 @@ class TestBlankImages:
 
     def inspected(self, blank: dict[int, int]) -> DataSummary:
         return inspect(read_dataset(self.arrays(blank)), workers=1)[1]
+
+    def test_dark_ones_are_named_and_their_classes(self) -> None:
+        """A network would tell them by their light alone."""
+        images, labels = self.arrays({})
+        images[4:] //= 16
+        _, summary = inspect(read_dataset((images, labels)), workers=1)
+        assert summary.notes == (
+            "Dark images (4), in which no value is above 31 of 255: row 4, row 5, row 6, row 7.",
+            "Classes of which every image is so dark (1): b. Check how these images were saved.",
+        )
+
+    @pytest.mark.parametrize("low", [100, 223])
+    def test_a_flat_data_set_is_refused(self, low: int) -> None:
+        images, labels = self.arrays({})
+        within = [(images * np.float64(span / 255) + low).astype(np.uint8) for span in (31, 32)]
+        with pytest.raises(DatasetError, match=rf"in 8 images are from {low} to {low + 31} of 255"):
+            inspect(read_dataset((within[0], labels)))
+        inspect(read_dataset((within[1], labels)))
+
+    def test_one_of_16_bits_says_what_is_in_the_files(self, tmp_path: Path) -> None:
+        root = write(tmp_path / "data", thermal, ".tif")
+        with pytest.raises(
+            DatasetError, match=r"from 113 to 1\d\d of 255; in the files, from 29,000"
+        ):
+            inspect(read_dataset(root))
 
     def test_some_are_counted_and_named(self) -> None:
         assert self.inspected({0: 0, 5: 200}).notes == (

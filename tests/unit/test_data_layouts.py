@@ -78,6 +78,8 @@ class TestSplitFolders:
             ("training-images", "evaluation-images"),
             ("trainset", "valset"),
             ("train", "held-out"),
+            ("Training", "PublicTest"),
+            ("Training", "private test"),
         ],
     )
     def test_names_of_public_data_sets(self, tmp_path, train, val):
@@ -233,6 +235,26 @@ class TestTheWrongFolder:
             "path,label."
         )
 
+    def test_the_same_folders_one_level_further_down(self, tmp_path):
+        """Office-31: which camera took the picture is not what it shows."""
+        layout = {f"{shop}/images/{thing}": 2 for shop in ("amazon", "dslr") for thing in PETS}
+        root = tree(tmp_path, layout)
+        assert "found the same folders in all of them (cats, dogs)" in self.refused(root)
+        assert read(root / "dslr")[0] == PETS
+
+    def test_splits_beside_what_they_were_made_from(self, tmp_path):
+        layout = dict.fromkeys(("raw/cats", "raw/dogs", "split/train/cats", "split/test/cats"), 2)
+        root = tree(tmp_path, layout | {"split/train/dogs": 2, "split/test/dogs": 2})
+        assert self.refused(root) == (
+            f"The folders in {str(root)!r} (raw, split) are not classes: there are splits in split "
+            f"(test, train). Give that folder alone: {str(root / 'split')!r}."
+        )
+        assert read(root / "split")[0] == PETS
+
+    def test_a_copy_of_half_a_data_set(self, tmp_path):
+        layout = dict.fromkeys(("a/train/cats", "a/train/dogs", "a/test/cats", "b/train/cats"), 2)
+        assert "there are splits in a (test, train)" in self.refused(tree(tmp_path, layout))
+
     def test_a_few_are_missing_in_one(self, tmp_path):
         layout = {f"{part}/{c}": 2 for part in ("Big", "Small") for c in "abcd"}
         del layout["Small/d"]
@@ -285,8 +307,10 @@ class TestTheWrongFolder:
         assert images.classes == ("cats",)
 
     def test_flat_splits(self, tmp_path):
-        tree(tmp_path, {"images/train": 3, "images/val": 1, "labels/train": 0})
-        assert f"Give the folder {str(tmp_path / 'images')!r}" in self.refused(tmp_path)
+        """YOLO's, whose labels are text."""
+        tree(tmp_path, {"images/train": 3, "images/val": 1, "labels/train": 0, "labels/val": 0})
+        (tmp_path / "labels" / "train" / "00.txt").write_text("0 .5 .5 .1 .1")
+        assert f"Give that folder alone: {str(tmp_path / 'images')!r}" in self.refused(tmp_path)
         assert "found no folder and 3 images" in self.refused(tmp_path / "images")
 
     def test_a_link_to_itself_ends(self, tmp_path):
@@ -298,6 +322,7 @@ TOOLS = (
     *("@eaDir", "#recycle", "$RECYCLE.BIN", "System Volume Information", "lost+found"),
     *(".ipynb_checkpoints", "__MACOSX", ".thumbnails", "_gsdata_", "@Recycle", "@tmp"),
     *("@Recently-Snapshot", ".@__thumb", ".Trash-1000", "found.000", "#snapshot", "PaxHeaders.12"),
+    *("RECYCLER", "Photos Library.photoslibrary"),
 )
 
 

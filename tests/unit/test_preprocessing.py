@@ -150,11 +150,12 @@ class TestSources:
         assert read_rgb(Image.new(mode, (2, 3), colour)).getpixel((1, 2)) == expected
 
     def test_a_transparent_palette_keeps_its_colours(self, tmp_path):
-        image = Image.new("P", (2, 1))
-        image.putpalette([10, 20, 30, 40, 50, 60])
-        image.putdata([0, 1])
-        path = saved(tmp_path, image, transparency=b"\x00\x80")
-        np.testing.assert_array_equal(np.asarray(read_rgb(path)), [[[10, 20, 30], [40, 50, 60]]])
+        colours = [[10, 20, 30], [40, 50, 60], [70, 80, 90]]
+        image = Image.new("P", (3, 1))
+        image.putpalette([value for colour in colours for value in colour])
+        image.putdata([0, 1, 2])
+        path = saved(tmp_path, image, transparency=b"\x00\x80\xff")
+        np.testing.assert_array_equal(np.asarray(read_rgb(path)), [colours])
 
     def test_16_bit_grey_keeps_the_high_byte_like_16_bit_rgb(self, tmp_path):
         grey = np.random.default_rng(1).integers(0, 65536, (9, 7), dtype=np.uint16)

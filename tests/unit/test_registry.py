@@ -386,3 +386,20 @@ def test_importing_the_catalogue_is_cheap():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "317 BiT-L-R50x1\n[]\n"
+
+
+def test_a_mistyped_path_is_known_as_one(tmp_path, monkeypatch):
+    """What has no ending and no slash could be a name or a file of this folder."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UnknownModelError, match="there is no such file or folder here") as error:
+        get_spec("phtos")
+    assert "Nearest files" not in str(error.value)
+    for name in ("photos", "notes", "small.npz"):
+        (tmp_path / name).mkdir()
+    for typed, meant in (("phtos", "photos"), ("small.npzz", "small.npz")):
+        says = f"folder here. Nearest names: none is similar. Nearest files: '{meant}'."
+        with pytest.raises(UnknownModelError, match=re.escape(says)):
+            get_spec(typed)
+    with pytest.raises(UnknownModelError, match=r"checkpoints\. Nearest names") as error:
+        get_spec("notes")
+    assert "no such file" not in str(error.value)

@@ -12,15 +12,28 @@ from xml.etree import ElementTree as ET
 import numpy as np
 import pytest
 from markdown_it import MarkdownIt
-from report_pages import LONG_NAMES, SIZES, evaluation_of, record_of
+from report_pages import (
+    LONG_NAMES,
+    SIZES,
+    evaluation_of,
+    fewshot_result,
+    probe_result,
+    record_of,
+    study_result,
+    vtab_result,
+)
 from sklearn.metrics import confusion_matrix, f1_score
 
 from bitzoo.inference.metrics import Confusion, Evaluation
 from bitzoo.runs.report import html
 from bitzoo.runs.report.captions import first_batch_note, loss_caption
+from bitzoo.runs.report.fewshot_page import write_fewshot_report
 from bitzoo.runs.report.html import write_card, write_report
+from bitzoo.runs.report.probe_page import write_probe_report
 from bitzoo.runs.report.run_summary import Gallery, Tile
+from bitzoo.runs.report.study_page import write_study_report
 from bitzoo.runs.report.svg import LEAST_OPACITY, matrix_overview
+from bitzoo.runs.report.vtab_report import write_vtab_report
 from bitzoo.training.hyperrule import hyperrule
 
 TEMPLATE = Path(html.__file__).with_name("templates") / "page_style.css.j2"
@@ -314,3 +327,28 @@ def test_a_card_is_rendered_with_named_columns(count, tmp_path):
     assert "<th></th>" not in body
     assert ("top-5 accuracy" in text) is (count >= 10)
     assert len(text) < 12_000
+
+
+REPORTS = {
+    "fewshot": lambda folder: write_fewshot_report(fewshot_result(folder)),
+    "probe": lambda folder: write_probe_report(probe_result(folder)),
+    "study": lambda folder: write_study_report(study_result(folder)),
+    "vtab": lambda folder: write_vtab_report(folder / "report.html", vtab_result(folder)),
+}
+MANY_COLUMNS = 5
+
+
+@pytest.mark.parametrize("name", REPORTS)
+def test_tables_of_many_columns_are_scrolled_and_not_broken_within_words(name, tmp_path):
+    """On a small screen, columns of one width would be narrower than a word or a number."""
+    page = REPORTS[name](tmp_path).read_text(encoding="utf-8")
+    regions = re.findall(
+        r'role="region" aria-label="([^"]*), can be scrolled">\n<table class="fig', page
+    )
+    assert len(regions) == len(set(regions)) == page.count('<table class="figures">') > 0
+    for table in re.findall(r"<table.*?</table>", page, re.S):
+        head = table.partition("</thead>")[0] if "<thead>" in table else ""
+        titles = re.findall(r"<th( [^>]*|)>(.*?)</th>", head)
+        assert all('scope="col"' in attributes and text for attributes, text in titles)
+        if len(titles) >= MANY_COLUMNS:
+            assert table.startswith('<table class="figures">')

@@ -121,6 +121,12 @@ def run(*words, code=0):
     return result
 
 
+def test_the_list_of_a_file(student):
+    listed = run(student, "--list").stdout
+    assert listed.splitlines()[0] == "BiT-R50x1_160"
+    assert listed == run("BiT-R50x1_160", "--list").stdout
+
+
 class TestEvaluate:
     def test_top1(self, student, validation, tmp_path):
         found = json.loads(

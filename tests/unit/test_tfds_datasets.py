@@ -512,3 +512,4 @@ def test_splits_named_apart_in_one_text():
     assert parts_of("photos,train=x") == {}
     assert parts_of("tfds:insects@train") == {}
     assert "must name each split once" in refused("val=tfds:a@x,val=tfds:b@y")
+    assert "found 'val=photos'. From Python" in refused("train=tfds:insects@train,val=photos")

@@ -140,6 +140,7 @@ def changed(position, new):
         (WHOLE[:-1], "does not end with a zip directory"),
         (b"PK" + WHOLE, "cannot be read"),
     ],
+    ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_what_a_damaged_archive_says(tmp_path, data, said):
     path = tmp_path / "a.pth"

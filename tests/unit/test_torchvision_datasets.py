@@ -2,6 +2,7 @@
 
 import pickle
 import random
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -135,6 +136,16 @@ def test_numbers_without_names(monkeypatch):
         assert isinstance(image, Image.Image)
         assert np.array_equal(np.asarray(listing.rows[index].load()), np.asarray(image))
         assert listing.rows[index].key == f"FakeData[{index}]"
+
+
+def test_images_are_the_same_in_several_threads():
+    """`FakeData` seeds a generator that all threads share."""
+    rows = read_listing("torchvision:FakeData").rows[:120]
+    alone = [np.asarray(row.load()) for row in rows]
+    with ThreadPoolExecutor(8) as pool:
+        together = list(pool.map(lambda row: np.asarray(row.load()), rows))
+    different = [n for n, (a, b) in enumerate(zip(alone, together, strict=True)) if (a != b).any()]
+    assert different == []
 
 
 def test_what_was_not_downloaded(root):

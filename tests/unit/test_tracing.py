@@ -7,10 +7,11 @@ import warnings
 
 import pytest
 import torch
-from checkpoints import as_timm, make_checkpoint
+from checkpoints import as_timm, make_checkpoint, write_npz
 from packaging.version import Version
 from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
 
+import bitzoo
 from bitzoo.errors import FoldedModelError, LayoutError, UsageError
 from bitzoo.inference import optimize
 from bitzoo.models.architecture import Architecture
@@ -101,6 +102,19 @@ def test_jit_compiles_it(name):
         loaded = torch.jit.load(file)
         for shape in SHAPES:
             require_equal(loaded(images(*shape)), model(images(*shape)))
+
+
+@pytest.mark.parametrize("features_only", [False, True])
+def test_jit_compiles_what_create_model_gives(tmp_path, features_only):
+    """Its network has a record, which no script can hold."""
+    place = write_npz(tmp_path / "a.npz", make_checkpoint(DEPTHS, 0.5, 10))
+    model = bitzoo.create_model(place, True, features_only=features_only).eval()
+    assert model.info is not None
+    x = images(2, 3, 40, 40)
+    with torch.no_grad():
+        for form in (model, bitzoo.fold(model), copy.deepcopy(model)):
+            require_equal(torch.jit.script(form)(x), form(x))
+    require_equal(torch.fx.symbolic_trace(model)(x), model(x))
 
 
 def test_a_script_refuses_another_layout():

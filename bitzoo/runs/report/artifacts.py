@@ -11,7 +11,7 @@ from typing import Any
 
 from bitzoo.catalogue.metadata import Preprocessing
 from bitzoo.catalogue.model_info import Identity, ModelInfo
-from bitzoo.catalogue.run_info import RunInfo
+from bitzoo.catalogue.run_info import HELD_OUT, RunInfo
 from bitzoo.data.dataset import ImageSet
 from bitzoo.data.image_store import Pixels
 from bitzoo.data.label_sets import label_sets_of
@@ -116,7 +116,7 @@ def _info(finished: FinishedRun, identity: Mapping[str, Any]) -> ModelInfo:
         fingerprint=images.fingerprint,
         split={
             **{split.name: len(split) for split in images.splits},
-            **({"held_out": images.held_out} if images.held_out else {}),
+            **({HELD_OUT: images.held_out} if images.held_out else {}),
             **({"left_out": len(finished.summary.skipped)} if finished.summary.skipped else {}),
         },
         recipe=recipe.to_dict(),
