@@ -134,7 +134,8 @@ def describe_missing(model: nn.Module) -> str:
         return ""
     return (
         "The normalization that bitzoo compiles, with which training is usually faster, was not "
-        f"tried: {why}. It needs a C++ compiler, and ninja, which pip install 'bitzoo[native]' brings."
+        f"tried: {why}. It needs a C++ compiler, and ninja, which pip install 'bitzoo[native]' "
+        "brings."
     )
 
 
