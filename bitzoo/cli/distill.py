@@ -58,7 +58,8 @@ from bitzoo.cli.pretrain import pretrain
 )
 @options_of(
     finetune,
-    *("seed", "val_fraction", "split_seed", "eval_split", "fixed_split"),
+    *("seed", "val_fraction", "group_by", "drop_near_duplicates", "split_seed"),
+    *("eval_split", "fixed_split"),
     *("skip_bad", "recheck", "cache_gb", "workers", "dtype", "device", "micro_batch", "compile"),
     *("recompute_norms", "checkpoint_blocks", "checkpoint_every", "eval_every", "log"),
     *("channels_last", "resume", "overwrite", "time_limit", "yes"),

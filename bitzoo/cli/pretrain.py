@@ -38,7 +38,11 @@ from bitzoo.cli.options import PATH, debug_option, json_option, model_parameter,
 @click.option("--weight-decay", type=float, help="Weight decay.")
 @click.option("--mixup", type=float, help="Alpha of MixUp; 0 for none.")
 @click.option("--resolution", type=int, help="Edge of the crops in pixels.")
-@options_of(finetune, "flip", "seed", "val_fraction", "split_seed", "eval_split", "fixed_split")
+@options_of(
+    finetune,
+    *("flip", "seed", "val_fraction", "group_by", "drop_near_duplicates", "split_seed"),
+    *("eval_split", "fixed_split"),
+)
 @click.option(
     "--fraction", type=float, help="Share of the training images to use, above 0 and at most 1."
 )

@@ -82,9 +82,15 @@ class ExampleTable(TableView[Example]):
             labels=self.table.classes(position),
         )
 
-    def with_table(self, table: RecordTable) -> ExampleTable:
-        """Return other examples."""
-        return ExampleTable(table)
+    @overload
+    def __getitem__(self, position: int) -> Example: ...
+    @overload
+    def __getitem__(self, position: slice) -> ExampleTable: ...
+    def __getitem__(self, position: int | slice) -> Example | ExampleTable:
+        """Return an example, or several, as arrays too."""
+        if isinstance(position, slice):
+            return ExampleTable(self.table.take(np.arange(len(self))[position]))
+        return self.make(range(len(self))[position])
 
     @property
     def label_sets(self) -> LabelSets:
@@ -125,20 +131,6 @@ class RowTable(TableView[Row]):
             LazyCells(source, number),
             labels=tuple(self.classes[k] for k in self.table.classes(position)),
         )
-
-    def with_table(self, table: RecordTable) -> RowTable:
-        """Not for rows, whose splits are beside the table."""
-        raise NotImplementedError
-
-    @overload
-    def __getitem__(self, position: int) -> Row: ...
-    @overload
-    def __getitem__(self, position: slice) -> tuple[Row, ...]: ...
-    def __getitem__(self, position: int | slice) -> Row | tuple[Row, ...]:
-        """Return a row, or several as a tuple."""
-        if isinstance(position, slice):
-            return tuple(map(self.make, range(len(self))[position]))
-        return self.make(range(len(self))[position])
 
     @property
     def used_splits(self) -> frozenset[str]:

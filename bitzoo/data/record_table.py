@@ -240,18 +240,14 @@ class TableView(Sequence[Item], Generic[Item]):
     def make(self, position: int) -> Item:
         """Make the object at a position."""
 
-    @abstractmethod
-    def with_table(self, table: RecordTable) -> TableView[Item]:
-        """Return another table, seen in the same way."""
-
     @overload
     def __getitem__(self, position: int) -> Item: ...
     @overload
     def __getitem__(self, position: slice) -> Sequence[Item]: ...
     def __getitem__(self, position: int | slice) -> Item | Sequence[Item]:
-        """Return an object, or a part of the sequence that is made of arrays too."""
+        """Return an object, or several as a tuple."""
         if isinstance(position, slice):
-            return self.with_table(self.table.take(np.arange(len(self))[position]))
+            return tuple(map(self.make, range(len(self))[position]))
         return self.make(range(len(self))[position])
 
     def __iter__(self) -> Iterator[Item]:

@@ -95,10 +95,19 @@ def inspect(
             drawn, or would be changed.
     """
     kept_checks = KeptChecks.of(imageset.source, recheck=recheck) if keep_checks else None
+    drawn = imageset.draw
+    if drawn and drawn.group_by == NEAR_DUPLICATES and drawn.positions is None:
+        raise UsageError(
+            "`group_by` must be a column or a regular expression where only some of the images "
+            f"are used, found {NEAR_DUPLICATES!r}: it needs all of them. Use all images, or leave "
+            "`group_by` out."
+        )
     if fixed_split:
         imageset = with_fixed_split(imageset, drop_near_duplicates=drop_near_duplicates)
     if lazily:
-        _refuse(drop_near_duplicates or checks is not None or not training)
+        _require_for_lazy(imageset, drop_near_duplicates)
+        assert checks is None
+        assert training
         images, summary = inspect_lazily(
             imageset,
             skip_bad=skip_bad,
@@ -205,11 +214,16 @@ def _saying(summary: DataSummary, kept: KeptChecks | None, total: int) -> DataSu
     return replace(summary, kept=describe_kept(kept.used, total))
 
 
-def _refuse(contradicts: bool) -> None:
-    if contradicts:
+def _require_for_lazy(imageset: ImageSet, drop_near_duplicates: bool) -> None:
+    """Refuse what needs all images at once, where most are decoded only while training."""
+    grouped = imageset.draw is not None and imageset.draw.group_by == NEAR_DUPLICATES
+    if drop_near_duplicates or grouped:
+        option = f'group_by="{NEAR_DUPLICATES}"' if grouped else "drop_near_duplicates=True"
+        total = sum(map(len, imageset.splits))
         raise UsageError(
-            "Data that are checked while they are trained on (`lazily`) can neither have "
-            "near-duplicates dropped, nor be those of an evaluation. Leave these out."
+            f"`{option}` needs all images decoded before the first step, but data as large as "
+            f"these, {total:,} images, are checked while they are trained on. Leave it out; group "
+            "by a column or a regular expression, or give data with splits that share nothing."
         )
 
 

@@ -213,7 +213,8 @@ class DistillConfig(RunConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for option in ("val_fraction", "split_seed", "eval_split", "fixed_split"):
+        held_out = ("val_fraction", "group_by", "drop_near_duplicates", "split_seed")
+        for option in (*held_out, "eval_split", "fixed_split"):
             if self.unlabelled and getattr(self, option) not in (None, False):
                 raise UsageError(
                     f"`{option}` chooses images to hold out, but without labels nothing is "

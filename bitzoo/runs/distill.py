@@ -27,7 +27,7 @@ from bitzoo.runs.pretrain import random_network
 from bitzoo.runs.run_result import RunResult
 from bitzoo.runs.teachers import Faculty, fast_dtype, in_outputs, load_teachers
 from bitzoo.runs.teaching import Teaching
-from bitzoo.training.distillation_presets import distillation_recipe, find_preset
+from bitzoo.training.distillation_presets import distillation_recipe
 from bitzoo.training.recipe import Recipe
 from bitzoo.zoo.resolve import is_location
 
@@ -79,6 +79,8 @@ def distill(
     teacher_dtype: str | None = None,
     seed: int = 0,
     val_fraction: float | None = None,
+    group_by: str | None = None,
+    drop_near_duplicates: bool = False,
     split_seed: int | None = None,
     eval_split: str | None = None,
     fixed_split: bool = False,
@@ -142,7 +144,9 @@ def distill(
         teacher_dtype: What the teachers compute in: ``float32``, ``bfloat16`` or ``float16``. None
             is bfloat16 on NVIDIA GPUs with units for it, float32 elsewhere.
         seed: Seed of everything random, the student's weights included, in [0, 2**64).
-        val_fraction: As for `bitzoo.finetune`, and so the next three.
+        val_fraction: As for `bitzoo.finetune`, and so the next five.
+        group_by: What keeps images in one split that belong together.
+        drop_near_duplicates: Whether to drop training images that look like held-out ones.
         split_seed: Seed of the held-out choice; None is `seed`.
         eval_split: Which split is held out of data with both a val and a test split.
         fixed_split: Whether to use the data set's own splits exactly as they are.
@@ -189,8 +193,6 @@ def distill(
             f"{name!r}, which is neither. Architectures are named by depth and width, as R101x3, "
             "or by units per block, as R(1,1,1,1)x0.5."
         )
-    if preset is not None:
-        find_preset(preset)  # an unknown one is refused before anything is read
     config = DistillConfig(
         seed=seed,
         dtype=dtype,
@@ -211,6 +213,8 @@ def distill(
         resolution=resolution,
         flip=flip,
         val_fraction=val_fraction,
+        group_by=group_by,
+        drop_near_duplicates=drop_near_duplicates,
         split_seed=split_seed,
         eval_split=eval_split,
         fixed_split=fixed_split,
@@ -227,6 +231,7 @@ def distill(
         weight_decay=weight_decay,
         unlabelled=unlabelled,
     )
+    _rule(config, 1)  # what it refuses, it refuses before teachers and data are read
     job = Job(name, data, config)
     result = run_job(
         *(job, Path(out), 1, progress, callbacks),
@@ -295,10 +300,24 @@ def _plan(
 
 def _recipe(job: Job, images: ImageSet) -> Recipe:
     config = _config_of(job)
+    recipe = _rule(config, len(images.train))
+    notes = [*recipe.notes]
+    if config.flip is None and "flip" in images.label_changing:
+        recipe = replace(recipe, flip=False)
+        notes.append("No mirroring: mirrored, an image of these data would be of another class.")
+    if _architecture(job.model) is None:
+        notes.append(
+            f"The student starts from {job.model}. In the paper such a start helps only short "
+            "runs: up to 300 epochs of ImageNet it is ahead of random weights, from 600 on behind."
+        )
+    return replace(recipe, notes=tuple(notes))
+
+
+def _rule(config: DistillConfig, num_examples: int) -> Recipe:
     _, crop = config.resize_and_crop
-    recipe = distillation_recipe(
+    return distillation_recipe(
         config.preset,
-        len(images.train),
+        num_examples,
         teachers=len(config.teacher),
         steps=config.steps,
         epochs=config.epochs,
@@ -310,16 +329,6 @@ def _recipe(job: Job, images: ImageSet) -> Recipe:
         crop=crop,
         flip=config.flip,
     )
-    notes = [*recipe.notes]
-    if config.flip is None and "flip" in images.label_changing:
-        recipe = replace(recipe, flip=False)
-        notes.append("No mirroring: mirrored, an image of these data would be of another class.")
-    if _architecture(job.model) is None:
-        notes.append(
-            f"The student starts from {job.model}. In the paper such a start helps only short "
-            "runs: up to 300 epochs of ImageNet it is ahead of random weights, from 600 on behind."
-        )
-    return replace(recipe, notes=tuple(notes))
 
 
 def _identity(job: Job) -> dict[str, Any]:

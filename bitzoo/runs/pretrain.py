@@ -48,6 +48,8 @@ def pretrain(
     flip: bool | None = None,
     seed: int = 0,
     val_fraction: float | None = None,
+    group_by: str | None = None,
+    drop_near_duplicates: bool = False,
     split_seed: int | None = None,
     eval_split: str | None = None,
     fixed_split: bool = False,
@@ -100,7 +102,9 @@ def pretrain(
             its ratio to it.
         flip: Whether crops are mirrored at random.
         seed: Seed of everything random, the weights included, in [0, 2**64).
-        val_fraction: As for `bitzoo.finetune`, and so the next three.
+        val_fraction: As for `bitzoo.finetune`, and so the next five.
+        group_by: What keeps images in one split that belong together.
+        drop_near_duplicates: Whether to drop training images that look like held-out ones.
         split_seed: Seed of the held-out choice; None is `seed`.
         eval_split: Which split is held out of data with both a val and a test split.
         fixed_split: Whether to use the data set's own splits exactly as they are.
@@ -164,6 +168,8 @@ def pretrain(
         resolution=resolution,
         flip=flip,
         val_fraction=val_fraction,
+        group_by=group_by,
+        drop_near_duplicates=drop_near_duplicates,
         split_seed=split_seed,
         eval_split=eval_split,
         fixed_split=fixed_split,
@@ -174,7 +180,7 @@ def pretrain(
         workers=workers,
         log=log,
     )
-    pretraining(recipe, 1)  # an unknown recipe is refused before the data are read
+    _rule(config, 1)  # what it refuses of any data, it refuses before they are read
     job = Job(name, data, config)
     result = run_job(
         *(job, Path(out), 1, progress, callbacks),
@@ -250,13 +256,28 @@ def _plan(
 def _recipe(job: Job, images: ImageSet) -> Recipe:
     config = _config_of(job)
     several = any(label_sets_of(split).single is None for split in images.splits)
+    keeps_sides = "flip" in images.label_changing
+    return _rule(config, len(images.train), several=several, keeps_sides=keeps_sides)
+
+
+def _rule(
+    config: PretrainConfig, num_examples: int, *, several: bool = False, keeps_sides: bool = False
+) -> Recipe:
+    """Return the recipe with the numbers that were asked for.
+
+    Args:
+        config: The options.
+        num_examples: Number of training images.
+        several: Whether images may have several labels.
+        keeps_sides: Whether mirroring would change labels.
+    """
     rule = pretraining(
         config.recipe,  # type: ignore[arg-type]
-        len(images.train),
+        num_examples,
         batch_size=config.batch_size,
         several=several,
     )
-    if "flip" in images.label_changing:
+    if keeps_sides:
         rule = replace(rule, flip=False, notes=(*rule.notes, _NO_FLIP))
     resize, crop = config.resize_and_crop
     if resize not in (None, crop):

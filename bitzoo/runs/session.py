@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from types import TracebackType
@@ -54,6 +55,7 @@ from bitzoo.training.checkpointing import (
     read_checkpoint,
 )
 from bitzoo.training.distributed import send_from_main
+from bitzoo.training.fused_norm import describe_missing
 from bitzoo.training.linear_probe import evaluate_features, train_head
 from bitzoo.training.memory_layout import MemoryLayout
 from bitzoo.training.model_selection import Choice, Keep, ModelSelection
@@ -369,7 +371,7 @@ class Session:
             start=start,
             about=self._run_dir.mark,
             layout=self._layout,
-            on_layout=self._record_layout,
+            on_layout=functools.partial(self._record_layout, is_new=start is None),
             on_step=self._record,
             on_part=self._callbacks.on_part if self._is_main else lambda step, part: None,
             on_eval=self._evaluate,
@@ -429,7 +431,7 @@ class Session:
                 self._callbacks.say(_TF32)
             self._log.start(name, step, waiting_of(device))
 
-    def _record_layout(self, layout: MemoryLayout) -> None:
+    def _record_layout(self, layout: MemoryLayout, is_new: bool) -> None:
         if self._is_main:
             self._log.describe(memory_format=layout.describe())
             if layout.is_compared:
@@ -437,6 +439,9 @@ class Session:
                     f"Memory format: {layout.describe()}. It decides the last bits of the result, "
                     "so the checkpoints keep it."
                 )
+            lacks = is_new and layout.is_compared and layout.fused_seconds is None
+            if lacks and (why := describe_missing(self._task.network)):
+                self._callbacks.say(why)
 
     def _append(self, record: Mapping[str, Any]) -> None:
         self._run_dir.append(record)

@@ -70,8 +70,8 @@ class MemoryLayout:
 
     @property
     def is_compared(self) -> bool:
-        """Whether both formats were measured."""
-        return len(self.seconds) == len(NAMES)
+        """Whether more than one form was measured."""
+        return len(self._seconds_by_name()) > 1
 
     @property
     def seconds_per_image(self) -> float | None:
@@ -145,7 +145,8 @@ def choose_layout(
     """Measure a pass, after a warm-up, in each format, and return the fastest.
 
     Channels last is preferred: another must be clearly faster; see `CLEARLY`. Runs that are short
-    by the first pass are not measured further; see `WORTH_MEASURING`.
+    by the first pass are not measured further; see `WORTH_MEASURING`. A form that runs out of
+    memory is left out.
 
     Args:
         time_pass: Called with a form and a number of images: makes a forward and a backward pass,
@@ -175,14 +176,15 @@ def choose_layout(
     forms = [MemoryLayout(last) for last in formats]
     if True in formats and can_fuse():
         forms.append(MemoryLayout(True, fused=True))
-    found = {form.name: measure(form, count) for form in forms}
-    if not all(map(math.isfinite, found.values())):
+    measured = {form.name: measure(form, count) for form in forms}
+    found = {name: seconds for name, seconds in measured.items() if math.isfinite(seconds)}
+    if not found:
         return short
-    fastest = min(forms, key=lambda form: found[form.name])
-    is_clear = found[fastest.name] < CLEARLY * found[preferred.name]
+    fastest = min(forms, key=lambda form: measured[form.name])
+    is_clear = measured[fastest.name] < CLEARLY * measured[preferred.name]
     return replace(
         fastest if is_clear else preferred,
         images=count,
-        seconds={last: found[NAMES[last]] for last in formats},
+        seconds={last: found[NAMES[last]] for last in formats if NAMES[last] in found},
         fused_seconds=found.get(FUSED),
     )

@@ -131,6 +131,11 @@ BIG_VISION: Mapping[str, Rule] = {
 }
 """big_vision's recipes by loss."""
 
+_BOUNDARY_NOTE = (
+    "A step that begins exactly where the rate decays keeps the higher rate: inferred from the "
+    "authors' fine-tuning code (google-research/big_transfer, bit_hyperrule.py)."
+)
+
 _NOTES = (
     "This is a new training by the recipe; the weights are not Google's, whose pre-training code "
     "was never released.",
@@ -138,8 +143,6 @@ _NOTES = (
     "(google-research/revisiting-self-supervised): the paper does not say on what it is.",
     "Chosen here, because the paper does not say: kernels start He-normal, the head at zero; boxes "
     "of the inception crop as TensorFlow draws them, resized by Pillow with antialiasing.",
-    "A step that begins exactly where the rate decays keeps the higher rate: inferred from the "
-    "authors' fine-tuning code (google-research/big_transfer, bit_hyperrule.py).",
     "Test images are prepared as in big_vision's configs, the shorter side resized and the centre "
     "taken: the paper does not say.",
 )
@@ -198,7 +201,12 @@ def pretraining(
         head_bias=rule.head_bias,
         eval_resize=EVAL_RESIZE,
         num_examples=images,
-        notes=(*_departures(rule, images, batch), *rule.notes, *_NOTES),
+        notes=(
+            *_departures(rule, images, batch),
+            *rule.notes,
+            *_NOTES,
+            *((_BOUNDARY_NOTE,) if rule.decays else ()),
+        ),
         overrides=changes,
     )
 
@@ -224,6 +232,7 @@ def _departures(rule: Rule, images: int, batch: int) -> tuple[str, ...]:
     share = 100 * rule.warmup / rule.steps
     text = " and ".join(found)
     return (
-        f"{text[0].upper()}{text[1:]}: the epochs stay {rule.epochs}, and the warmup keeps its "
-        f"share of the steps, {share:.2g} % ({rule.warmup:,} of {rule.steps:,}).",
+        f"{text[0].upper()}{text[1:]}: the recipe's length is {rule.epochs} epochs of these, and "
+        f"the warmup keeps its share of the steps, {share:.2g} % ({rule.warmup:,} of "
+        f"{rule.steps:,}).",
     )

@@ -235,6 +235,7 @@ class TestRefusals:
             ({"preset": "cifar"}, "`preset` must be one of"),
             ({"steps": None}, "must be said how long to distill"),
             ({"unlabelled": True, "val_fraction": 0.5}, "`val_fraction` chooses images to hold"),
+            ({"unlabelled": True, "group_by": r"\d"}, "`group_by` chooses images to hold"),
         ],
     )
     def test_options(self, place, tmp_path, given, said):

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 import torch
 from commands import start
-from images import write_digits
+from images import write_digits, write_photos
 from PIL import Image
 
 import bitzoo
+from bitzoo.errors import UsageError
 from bitzoo.models.architecture import Architecture
 from bitzoo.models.bit import BiT
 from bitzoo.training.checkpointing import latest_checkpoint
@@ -253,3 +254,79 @@ class TestRefusals:
         _, err = run(workspace, "pretrain", *words, "--data", "digits", "--out", "no", code=2)
         assert says in " ".join(err.split())
         assert not (workspace / "no").exists()
+
+
+class TestWhatIsHeldOut:
+    OPTIONS = {  # noqa: RUF012
+        "steps": 1, "batch_size": 8, "resolution": 32, "workers": 1, "log": "none",
+        "progress": False,
+    }  # fmt: skip
+
+    @pytest.fixture
+    def twins(self, tmp_path):
+        """Photographs; one in val is in train too, a little smaller."""
+        data = tmp_path / "data"
+        for number, place in enumerate(["train/a", "train/b", "val/a", "val/b"]):
+            written = write_photos(data / place, 3, first_seed=10 * number, width=96, height=96)
+        with Image.open(written[0]) as image:
+            image.resize((90, 90)).save(data / "train/b/smaller.png")
+        return data
+
+    def test_near_duplicates_are_dropped_as_the_line_says(self, twins, tmp_path):
+        pre = ("pretrain", ARCH, "--data", "data", "--steps", 1, *SIZES)
+        said = " ".join("".join(run(tmp_path, *pre, "--out", "found")).split())
+        assert "--drop-near-duplicates drops them from train; --group-by keeps groups" in said
+        run(tmp_path, *pre, "--out", "dropped", "--drop-near-duplicates")
+        split = (tmp_path / "dropped/split.csv").read_text()
+        assert "smaller" in (tmp_path / "found/split.csv").read_text()
+        assert "smaller" not in split
+
+    def test_groups_stay_on_one_side(self, tmp_path):
+        write_digits(tmp_path / "data", per_class=8, classes=range(3))
+        result = bitzoo.pretrain(
+            ARCH, tmp_path / "data", tmp_path / "run", group_by=r"(\d)\.png", val_fraction=0.3,
+            **self.OPTIONS,
+        )  # fmt: skip
+        with open(result.folder / "split.csv", newline="") as file:
+            rows = list(csv.DictReader(file))
+        sides = {}
+        for row in rows:
+            sides.setdefault(Path(row["path"]).stem[-1], set()).add(row["split"])
+        assert {side for found in sides.values() for side in found} == {"train", "val"}
+        assert all(len(found) == 1 for found in sides.values())
+
+    @pytest.mark.parametrize(
+        ("given", "named"),
+        [
+            ({"drop_near_duplicates": True}, "`drop_near_duplicates=True` needs all images"),
+            ({"group_by": "near-duplicates"}, '`group_by="near-duplicates"` needs all images'),
+        ],
+    )
+    def test_large_data_are_not_compared(self, given, named, tmp_path, monkeypatch):
+        write_digits(tmp_path / "data", per_class=8, classes=range(2))
+        monkeypatch.setattr("bitzoo.runs.one_run.CHECKED_BEFORE", 10)
+        with pytest.raises(UsageError, match=named):
+            bitzoo.pretrain(ARCH, tmp_path / "data", tmp_path / "run", **self.OPTIONS, **given)
+        assert not (tmp_path / "run/run.json").exists()
+
+    def test_a_fraction_is_not_grouped_by_near_duplicates(self, tmp_path):
+        write_digits(tmp_path / "data", per_class=8, classes=range(2))
+        with pytest.raises(UsageError, match="where only some of the images are used"):
+            bitzoo.pretrain(
+                ARCH, tmp_path / "data", tmp_path / "run", fraction=0.5,
+                group_by="near-duplicates", **self.OPTIONS,
+            )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("given", "named"),
+    [
+        ({"batch_size": 0}, "`batch_size` must be a whole number"),
+        ({"resolution": 8}, "`crop` must be"),
+        ({"steps": 2, "epochs": 1}, "`steps` and `epochs` both say"),
+        ({"resolution": (64, 48)}, "the edge of the crops alone"),
+    ],
+)
+def test_what_no_data_allow_is_refused_before_they_are_read(given, named, tmp_path):
+    with pytest.raises(UsageError, match=named):
+        bitzoo.pretrain(ARCH, tmp_path / "no data", tmp_path / "run", **given)

@@ -9,9 +9,12 @@ import sys
 
 import pytest
 import torch
+from images import write_digits
 from training import make_data, make_model, make_recipe, sha256
 
+import bitzoo
 from bitzoo.models.layers import GroupNormReLU
+from bitzoo.runs.config import Callbacks
 from bitzoo.training import fused_norm, memory_layout
 from bitzoo.training.activation_checkpointing import recompute_norms
 from bitzoo.training.checkpointing import latest_checkpoint
@@ -222,6 +225,36 @@ class TestTraining:
             _, _, layout = run(steps=4, start=start)
         assert not layout.fused
         assert "cannot be had here: there is no c++. Training continues with torch's" in caplog.text
+
+
+class TestWhatIsSaid:
+    WHY = "was not tried: there is no ninja. It needs a C++ compiler, and ninja, which pip"
+
+    def test_of_a_missing_operator(self, monkeypatch):
+        monkeypatch.setattr(fused_norm, "missing", lambda: "there is no ninja")
+        assert self.WHY in fused_norm.describe_missing(make_model())
+        assert fused_norm.describe_missing(torch.nn.Linear(2, 2)) == ""
+        monkeypatch.setattr(sys, "platform", "darwin")
+        assert fused_norm.describe_missing(make_model()) == ""
+
+    def test_of_one_that_is_there(self, monkeypatch):
+        monkeypatch.setattr(fused_norm, "missing", lambda: None)
+        assert fused_norm.describe_missing(make_model()) == ""
+
+    @pytest.mark.parametrize("measured", [True, False])
+    def test_a_long_run_says_it(self, measured, monkeypatch, tmp_path):
+        write_digits(tmp_path / "data", per_class=4, val_per_class=1, classes=range(2))
+        monkeypatch.setattr(fused_norm, "missing", lambda: "there is no ninja")
+        monkeypatch.setattr("bitzoo.training.trainer.missing", lambda: "there is no ninja")
+        if measured:
+            monkeypatch.setattr(memory_layout, "WORTH_MEASURING", 0)
+        said = []
+        bitzoo.pretrain(
+            "R(1,1,1,1)x0.5", tmp_path / "data", tmp_path / "run", steps=1, batch_size=4,
+            resolution=32, workers=1, log="none", progress=False,
+            callbacks=Callbacks(said.append),
+        )  # fmt: skip
+        assert any(self.WHY in text for text in said) is measured
 
 
 def ask_for_it(folder, **environment):

@@ -81,6 +81,28 @@ class TestChoice:
         assert found == MemoryLayout(LAST, 1, {LAST: 0.5} if most else {})
 
     @pytest.mark.parametrize(
+        ("seconds", "chosen", "kept"),
+        [
+            ((0.2, math.inf, 0.1), FUSED, 2),
+            ((math.inf, 0.2, math.inf), CONTIGUOUS, 1),
+            ((0.2, 0.1, math.inf), CONTIGUOUS, 2),
+            ((0.2, math.inf, math.inf), LAST, 1),
+        ],
+    )
+    def test_a_form_that_does_not_fit_leaves_the_others_compared(self, seconds, chosen, kept):
+        clock = Clock(*seconds[:2], fused=seconds[2])
+
+        def time_pass(form, count):
+            return 0.1 if count == 1 else clock(form, count)
+
+        found = choose_layout(time_pass, 10**6, most=8, can_fuse=lambda: True)
+        assert (found.channels_last, found.fused) == (chosen in (LAST, FUSED), chosen == FUSED)
+        assert found.is_compared is (kept > 1)
+        assert math.isfinite(found.pass_seconds)
+        json.dumps(found.to_dict(), allow_nan=False)
+        assert "inf" not in found.describe()
+
+    @pytest.mark.parametrize(
         ("last", "contiguous", "fused", "chosen"),
         [
             (0.2, 0.3, 0.15, FUSED),

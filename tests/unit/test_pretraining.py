@@ -121,8 +121,8 @@ class TestOtherSizes:
         recipe = pretraining("bit-s", 10_000, batch_size=100)
         assert recipe.notes[0] == (
             "10,000 training images instead of the 1,281,167 of ILSVRC-2012 and batches of 100 "
-            "instead of 4,096: the epochs stay 90, and the warmup keeps its share of the steps, "
-            "18 % (5,000 of 28,151)."
+            "instead of 4,096: the recipe's length is 90 epochs of these, and the warmup keeps its "
+            "share of the steps, 18 % (5,000 of 28,151)."
         )
         rows = dict(explain(recipe))
         assert rows["changed"] == "batch size from 4096 to 100; lr from 0.48 to 0.0117188"
