@@ -8,6 +8,7 @@ from attacks.caches import CACHES
 from attacks.downloads import DOWNLOADS
 from attacks.engine import Target
 from attacks.folders import CONFIG, SHARDS
+from attacks.image_shards import IMAGES
 from attacks.injections import INJECTIONS
 from attacks.interruptions import INTERRUPTIONS
 from attacks.keras_files import KERAS
@@ -28,6 +29,7 @@ READERS: tuple[Target, ...] = (
     CONFIG,
     RECORDS,
     PICTURES,
+    IMAGES,
 )
 COMMANDS: tuple[Target, ...] = (INTERRUPTIONS, INJECTIONS, DOWNLOADS)
 """Whole commands: each costs a hundred times what an input of a reader costs."""

@@ -16,6 +16,7 @@ from attacks.checkpoints_under_attack import Attacked, Base
 from attacks.engine import READ
 from attacks.judges import Judge
 from attacks.mutations import TEXTS, damage, damaged_json, dump_json
+from attacks.text import letters_of
 
 from bitzoo.converters.parity.verify import load_reports
 from bitzoo.data.readers import read_listing
@@ -159,9 +160,9 @@ def _list(path: Path) -> list[tuple[str, str]]:
 
 def _list_agrees(data: bytes, found: list[tuple[str, str]]) -> bool:
     text = data.decode("utf-8-sig")
-    rows = {tuple(map(_plain, row)) for row in _rfc4180(text)}
+    rows = {tuple(map(letters_of, row)) for row in _rfc4180(text)}
     cells = {cell for row in rows for cell in row}
-    return all(_plain(cell) in cells for row in found for cell in row)
+    return all(letters_of(cell) in cells for row in found for cell in row)
 
 
 def _jsonl_agrees(data: bytes, found: list[tuple[str, str]]) -> bool:
@@ -172,14 +173,8 @@ def _jsonl_agrees(data: bytes, found: list[tuple[str, str]]) -> bool:
         except (ValueError, RecursionError):
             continue
         if isinstance(record, dict):
-            cells |= {_plain(str(record.get(key))) for key in ("path", "label")}
-    return all(_plain(cell) in cells for row in found for cell in row)
-
-
-def _plain(text: str) -> str:
-    """Letters and digits, with unprintable characters in the form in which they are shown."""
-    shown = (c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-    return "".join(c for c in "".join(shown) if c.isalnum() and c.isascii())
+            cells |= {letters_of(str(record.get(key))) for key in ("path", "label")}
+    return all(letters_of(cell) in cells for row in found for cell in row)
 
 
 def _rfc4180(text: str) -> list[list[str]]:
