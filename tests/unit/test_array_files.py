@@ -3,6 +3,7 @@
 import json
 import struct
 import zlib
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from bitzoo.data.array_files import read_arrays, write_arrays
 from bitzoo.data.record_labels import LabelCache
 
 ABOUT = {"names": ["cat", "dög"], "count": 3}
-ARRAYS = {
+ARRAYS: dict[str, Any] = {
     "labels": np.array([0, 1, 1], np.int32),
     "places": np.array([0, 2**40], np.int64),
     "none": np.empty(0, np.uint8),
