@@ -1,7 +1,8 @@
 """Keep named arrays in one file of the cache: written atomically, checked, mapped into memory.
 
 JSON at the end says what is there: whatever the caller wants to keep beside the arrays, and for
-each array its name, dtype, length, place and CRC-32; the last bytes are the length of the JSON.
+each array its name, dtype, length, place and CRC-32; the last bytes are the CRC-32 and the length
+of the JSON.
 Mapped arrays are read when they are used, and need no memory that others could want.
 """
 
@@ -9,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import struct
 import zlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -23,8 +25,9 @@ Array = npt.NDArray[Any]
 
 _ALIGN = 64
 _CHUNK = 1 << 22
-_LENGTH_BYTES = 12
-_FORM = "bitzoo arrays 1"
+_END = struct.Struct("<IQ")
+"""The last bytes: the CRC-32 of the JSON, and its length."""
+_FORM = "bitzoo arrays 2"
 """Changes with the form of these files."""
 
 
@@ -53,7 +56,7 @@ def write_arrays(
                 check, count, dtype = zlib.crc32(data, check), count + len(part), part.dtype
             described.append([name, dtype.str, count, place, check])
         tail = json.dumps({"form": _FORM, "about": about, "arrays": described}).encode()
-        file.write(tail + b"%0*d" % (_LENGTH_BYTES, len(tail)))
+        file.write(tail + _END.pack(zlib.crc32(tail), len(tail)))
 
 
 def read_arrays(path: Path) -> tuple[dict[str, Any], dict[str, Array]] | None:
@@ -67,9 +70,9 @@ def read_arrays(path: Path) -> tuple[dict[str, Any], dict[str, Array]] | None:
     """
     try:
         with open(path, "rb") as file:
-            end = file.seek(-_LENGTH_BYTES, os.SEEK_END)
-            length = int(file.read())
-            if not 0 < length <= end:
+            end = file.seek(-_END.size, os.SEEK_END)
+            check, length = _END.unpack(file.read())
+            if length > end or not _is_intact(file, end - length, length, check):
                 return None
             file.seek(end - length)
             tail = json.loads(file.read(length))
@@ -84,7 +87,7 @@ def read_arrays(path: Path) -> tuple[dict[str, Any], dict[str, Array]] | None:
                     np.memmap(path, dtype, "r", place, (count,)) if count else np.empty(0, dtype)
                 )
             return tail["about"], arrays
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return None  # none yet, or damaged: the caller makes it again
 
 

@@ -12,6 +12,7 @@ import importlib
 import io
 import os
 import re
+import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from pathlib import Path
 from bitzoo.data.folder import Listing, Row
 from bitzoo.data.problems import DatasetError, Problem, Reason, join_some, printable
 from bitzoo.errors import damage_reported
+from bitzoo.limited_process import can_limit, run_limited
 from bitzoo.small_files import read_bytes
 
 _IMAGE = re.compile(r"ILSVRC2012_val_(\d{8})\.(?:jpe?g|png)", re.IGNORECASE)
@@ -38,6 +40,8 @@ _SYNSETS = ("imagenet_2012_validation_synset_labels.txt", "synset_labels.txt")
 """Lists of one synset per image, in the order of their numbers, which TensorFlow's scripts use."""
 _MAX_BYTES = 64 << 20
 """Bound on each file of labels; the largest, Kaggle's, has 3 MB."""
+_META_SECONDS, _META_MEMORY = 1.5, 256 << 20
+"""Bounds on reading `meta.mat`, whose 0.2 MB take some 0.1 s."""
 
 
 @dataclass(frozen=True)
@@ -193,17 +197,28 @@ def _of_numbers(path: Path, images: Path) -> _Truth:
 def _synsets_by_number(meta: Path) -> dict[int, str]:
     """Return `ILSVRC2012_ID` -> synset, of the synsets that are classes: those without children."""
     try:
-        library = importlib.import_module("scipy.io")
+        table = importlib.import_module("bitzoo.data.matlab_table")
     except ImportError as error:
         raise DatasetError(
             f"The file {printable(str(meta))!r} can be read with the package scipy, which is not "
             "installed. Install it: pip install scipy."
         ) from error
     with _reading(meta, "the table of synsets of the development kit"):
-        content = io.BytesIO(read_bytes(meta, _MAX_BYTES))
-        table = library.loadmat(content, squeeze_me=True)["synsets"]
-        leaves = [row for row in table if int(row["num_children"]) == 0]
-        found = {int(row["ILSVRC2012_ID"]): str(row["WNID"]) for row in leaves}
+        content = read_bytes(meta, _MAX_BYTES)
+        if can_limit():
+            with tempfile.TemporaryFile() as file:
+                file.write(content)
+                file.flush()
+                leaves = run_limited(
+                    table.read_leaves,
+                    file.fileno(),
+                    cpu_seconds=_META_SECONDS,
+                    memory=_META_MEMORY,
+                    descriptors=(file.fileno(),),
+                )
+        else:
+            leaves = table.leaves_in(io.BytesIO(content))
+        found = dict(leaves)
         names = set(found.values())
         if len(found) != len(leaves) or len(names) != len(leaves) or not names:
             raise ValueError("numbers or synsets occur twice, or there are none")

@@ -16,13 +16,15 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from bitzoo.files import Progress, cache_dir, replaced
+from bitzoo.data.array_files import read_arrays, write_arrays
+from bitzoo.files import Progress, cache_dir
 from bitzoo.locks import file_lock
 
 Labels = npt.NDArray[np.int32]
 
+_NAME = "labels"
 _UNREAD = np.iinfo(np.int32).min
-_FORMAT = 1
+_FORMAT = 2
 """Part of the names of the files; to change with their form."""
 TASK = "reading labels"
 """The task that `progress` is called with."""
@@ -92,20 +94,16 @@ class LabelCache:
             folder = cache_dir() / "labels"
         except OSError:
             return None
-        return folder / f"{hashlib.sha256(text.encode()).hexdigest()}.npy"
+        return folder / f"{hashlib.sha256(text.encode()).hexdigest()}.labels"
 
 
 def _load(path: Path | None, count: int) -> Labels:
     """Return the labels in a file, `_UNREAD` where they are unknown or the file is none."""
-    if path is not None:
-        try:
-            found = np.load(path, allow_pickle=False)
-        except (OSError, ValueError, EOFError):
-            pass  # none yet, or damaged: they are read again
-        else:
-            if found.dtype == np.int32 and found.shape == (count,):
-                return np.asarray(found)
-    return np.full(count, _UNREAD, np.int32)
+    kept = read_arrays(path) if path is not None else None
+    found = kept[1].get(_NAME) if kept else None
+    if found is None or found.dtype != np.int32 or len(found) != count:
+        return np.full(count, _UNREAD, np.int32)  # none yet, or damaged: they are read again
+    return np.array(found)
 
 
 def _save(path: Path, known: Labels, count: int) -> None:
@@ -114,8 +112,7 @@ def _save(path: Path, known: Labels, count: int) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         with file_lock(path):
             merged = np.where(known == _UNREAD, _load(path, count), known)
-            with replaced(path) as temporary:
-                np.save(temporary, merged)
+            write_arrays(path, {}, {_NAME: [merged]})
     except OSError as error:
         _log.warning(
             "The labels are read again the next time: %s cannot be written: %s", path, error

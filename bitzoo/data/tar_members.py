@@ -35,6 +35,8 @@ _COMPRESSED = (
     *((b"\x1f\x8b", "gzip"), (b"BZh", "bzip2")),
     *((b"\xfd7zXZ", "xz"), (b"(\xb5/\xfd", "zstd")),
 )
+_HAS_MORE = 482
+"""Byte of a sparse file's header that says whether its table goes on behind the header."""
 _PAX = re.compile(rb"(\d+) ([^=]+)=")
 
 
@@ -137,6 +139,8 @@ class TarReader:
                 f"{member.offset - BLOCK:,} has {member.size:,} bytes, and the file ends after "
                 f"{max(self.size - member.offset, 0):,} of them"
             )
+        if kind == b"S" and block[_HAS_MORE]:  # its table goes on in blocks that its size omits
+            raise _sparse(member.offset)
         if kind in (b"L", b"K", b"x", b"X", b"g"):
             if member.size > _MOST_NAME:
                 raise TarError(
@@ -175,25 +179,47 @@ class _Extended:
         return member
 
     def add(self, kind: bytes, content: bytes, offset: int) -> None:
+        """Take in the content of a header before a member, which begins at an offset."""
         if kind == b"L":
-            self.name = content.split(b"\0", 1)[0]
-        elif kind in (b"x", b"X"):
-            place = 0
-            while place < len(content):
-                match = _PAX.match(content, place)
-                length = int(match[1][:9]) if match else 0
-                if match is None or length <= match.end() - place or place + length > len(content):
-                    raise TarError(f"the pax header at byte {offset:,} is damaged")
-                value = content[match.end() : place + length - 1]
-                if match[2] == b"path":
-                    self.name = value
-                elif match[2] == b"size":
-                    if not value.isdigit() or len(value) > 18:
-                        raise TarError(f"the pax header at byte {offset:,} is damaged")
-                    self.size = int(value)
-                elif match[2].startswith(b"GNU.sparse"):
-                    raise TarError(f"the member at byte {offset:,} is a sparse file")
-                place += length
+            self._add_name(content.split(b"\0", 1)[0], offset)
+        elif kind in (b"x", b"X", b"g"):
+            said = _pax_records(content, offset)
+            if any(key.startswith(b"GNU.sparse") for key in said):
+                raise _sparse(offset)
+            path, size = said.get(b"path"), said.get(b"size")
+            if kind == b"g" and (path is not None or size is not None):
+                raise TarError(f"the header at byte {offset:,} gives all members one name or size")
+            if path is not None:
+                self._add_name(path, offset)
+            if size is not None:
+                if not size.isdigit() or len(size) > 18:
+                    raise _damaged_pax(offset)
+                self.size = int(size)
+
+    def _add_name(self, name: bytes, offset: int) -> None:
+        if self.name is not None:  # programs differ in which of them counts
+            raise TarError(f"the header at byte {offset:,} is a second name of one member")
+        self.name = name
+
+
+def _pax_records(content: bytes, offset: int) -> dict[bytes, bytes]:
+    found, place = {}, 0
+    while place < len(content):
+        match = _PAX.match(content, place)
+        length = int(match[1][:9]) if match else 0
+        if match is None or length <= match.end() - place or place + length > len(content):
+            raise _damaged_pax(offset)
+        found[match[2]] = content[match.end() : place + length - 1]
+        place += length
+    return found
+
+
+def _sparse(offset: int) -> TarError:
+    return TarError(f"the member at byte {offset:,} is a sparse file: make the tar without -S")
+
+
+def _damaged_pax(offset: int) -> TarError:
+    return TarError(f"the pax header at byte {offset:,} is damaged")
 
 
 class _Headers:

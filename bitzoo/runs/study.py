@@ -7,6 +7,7 @@ results and report. What is done stays done: the same call goes on where a kille
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -143,8 +144,14 @@ def read_study(
     place = find_study(os.fspath(file))
     try:
         document: dict[str, Any] = tomllib.loads(read_text(place))
+        json.dumps(document)
     except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise UsageError(f"{place}: expected TOML, found something else: {error}") from error
+    except TypeError as error:  # of JSON, in which cells are kept
+        raise UsageError(
+            f"{place}: expected texts, numbers, tables and lists of them, found a date or a time. "
+            "Put it between quotation marks."
+        ) from error
     return plan_study(place.stem, document, scale=scale, data=data)
 
 

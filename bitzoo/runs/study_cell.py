@@ -66,6 +66,9 @@ class Score:
         score = cls(record["top1"], record["correct"], record["count"], record["over"])
         if type(score.top1) not in (int, float) or not 0 <= score.top1 <= 1:
             raise ValueError(f"an accuracy is {score.top1!r}")
+        for number in (score.correct, score.count):
+            if number is not None and (type(number) is not int or number < 0):
+                raise ValueError(f"a number of images is {number!r:.80}")
         return score
 
 
@@ -108,7 +111,9 @@ def read_cell(folder: Path) -> CellRecord | None:
             part: {metric: Score.from_dict(score) for metric, score in scores.items()}
             for part, scores in content["parts"].items()
         }
-        finished = bool(content["finished"])
+        finished = content["finished"]
+        if type(finished) is not bool:
+            raise TypeError(f"`finished` is {finished!r:.80}")
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise CheckpointError(
             f"{place}: expected the record of a cell, found it damaged ({error}). Remove this "

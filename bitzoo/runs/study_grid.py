@@ -22,6 +22,7 @@ import difflib
 import hashlib
 import itertools
 import json
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -29,7 +30,7 @@ from pathlib import Path
 from typing import Any
 
 from bitzoo.display import list_names
-from bitzoo.errors import UsageError
+from bitzoo.errors import ArchitectureError, UsageError
 from bitzoo.models.architecture import Architecture
 from bitzoo.runs.study_words import (
     AXIS_WORDS,
@@ -43,6 +44,8 @@ from bitzoo.runs.study_words import (
 SHIPPED = Path(__file__).with_name("studies")
 """The folder of the studies that come with the package."""
 
+_MOST_CELLS = 10_000
+"""Each is a training run: a grid of more is a slip, and its list would take the memory."""
 _PLAIN = re.compile(r"[A-Za-z0-9._=,()+\- ]{1,120}")
 """Names that every file system takes as they are."""
 
@@ -263,12 +266,18 @@ _Value = tuple[str, _Options]
 def _axes(grid: Mapping[str, Any], name: str) -> tuple[dict[str, list[_Value]], list[int]]:
     axes = {axis: _values(axis, found, name) for axis, found in grid.items() if axis != "seeds"}
     seeds = grid.get("seeds", [0])
-    if type(seeds) is int and seeds > 0:
+    if type(seeds) is int and 0 < seeds <= _MOST_CELLS:
         seeds = list(range(seeds))
     if not (isinstance(seeds, list) and seeds and all(type(s) is int and s >= 0 for s in seeds)):
         raise _wrong(name, "grid.seeds", "a number of seeds, or a list of whole numbers", seeds)
     if len(set(seeds)) < len(seeds):
         raise _wrong(name, "grid.seeds", "every seed once", seeds)
+    count = math.prod([len(seeds), *map(len, axes.values())])
+    if count > _MOST_CELLS:
+        raise UsageError(
+            f"{name}: expected at most {_MOST_CELLS:,} cells in the grid, found {count:,}. Leave "
+            "out values, or make several studies of it."
+        )
     return axes, seeds
 
 
@@ -336,9 +345,10 @@ def _cell(
     arch = options.pop("arch", None)
     if not isinstance(arch, str):
         raise _wrong(name, "pretrain.arch", "the name of an architecture, as R50x1", arch)
-    architecture = Architecture.parse(arch)
-    if norm:
-        architecture = replace(architecture, **norm)
+    try:
+        architecture = replace(Architecture.parse(arch), **norm)
+    except ArchitectureError as error:
+        raise UsageError(f"{name}: pretrain: {error}") from error
     options["data"] = _source(options.get("data"), sources, f"{name}: pretrain.data")
     own = tuple(
         replace(

@@ -1,6 +1,6 @@
 """Readers that start a process for each file, at a price at which ten thousand can be read.
 
-The process of `bitzoo.converters.limited_process` spends most of its time on imports. Here it is
+The process of `bitzoo.limited_process` spends most of its time on imports. Here it is
 forked, with everything imported, and then runs the same code under the same bounds. The first of
 every worker is started as it is.
 """
@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
 
-_MODULE = "bitzoo.converters.limited_process"
+_MODULE = "bitzoo.limited_process"
 _started: Counter[int] = Counter()
 
 

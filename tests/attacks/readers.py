@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from attacks.archives import TAR
 from attacks.bundle_files import TENSORFLOW
+from attacks.caches import CACHES
 from attacks.downloads import DOWNLOADS
 from attacks.engine import Target
 from attacks.folders import CONFIG, SHARDS
+from attacks.image_shards import IMAGES
 from attacks.injections import INJECTIONS
 from attacks.interruptions import INTERRUPTIONS
 from attacks.keras_files import KERAS
@@ -27,7 +29,10 @@ READERS: tuple[Target, ...] = (
     CONFIG,
     RECORDS,
     PICTURES,
+    IMAGES,
 )
 COMMANDS: tuple[Target, ...] = (INTERRUPTIONS, INJECTIONS, DOWNLOADS)
 """Whole commands: each costs a hundred times what an input of a reader costs."""
-TARGETS = {target.name: target for target in (*READERS, *COMMANDS)}
+OWN_FILES: tuple[Target, ...] = (CACHES,)
+"""What only bitzoo writes, of which nothing is refused: what is damaged is made again."""
+TARGETS = {target.name: target for target in (*READERS, *OWN_FILES, *COMMANDS)}

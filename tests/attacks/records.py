@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,10 @@ from typing import Any
 from attacks.checkpoints_under_attack import Attacked, Base
 from attacks.engine import READ
 from attacks.judges import Judge
-from attacks.mutations import TEXTS, damage, damaged_json, dump_json
+from attacks.mutations import damage, damaged_json, dump_json
+from attacks.record_kinds import HASH, Kind, changed_csv, rfc4180
+from attacks.run_records import RUN_KINDS
+from attacks.text import letters_of
 
 from bitzoo.converters.parity.verify import load_reports
 from bitzoo.data.readers import read_listing
@@ -23,7 +25,6 @@ from bitzoo.errors import BitzooError
 from bitzoo.hub.repo_manifest import FileRecord, manifest_files, require_proof
 from bitzoo.runs.run_dir import RunDir
 
-HASH = "0123456789abcdef" * 4
 PARITY = {
     "model.safetensors": {
         "passed": True,
@@ -58,17 +59,6 @@ CSV = b'path,label,split\r\na/1.png,cat,train\r\n"b,2.png","the ""dog""",val\r\n
 JSONL = [{"path": "a/1.png", "label": "cat"}, {"path": "b.png", "label": 2}]
 
 
-@dataclass(frozen=True)
-class Kind:
-    """A kind of file: its name, its content, how to damage it and how to read it."""
-
-    name: str
-    content: bytes
-    change: Callable[[bytes, random.Random], tuple[bytes, str]]
-    read: Callable[[Path], Any]
-    agrees: Callable[[bytes, Any], bool]
-
-
 def _lines(data: bytes, rng: random.Random) -> tuple[bytes, str]:
     """Damage one line of JSON among others, or the lines."""
     if rng.random() < 0.3:
@@ -77,18 +67,6 @@ def _lines(data: bytes, rng: random.Random) -> tuple[bytes, str]:
     at = rng.randrange(len(lines) - 1)
     lines[at], what = damaged_json(lines[at], rng)
     return rng.choice((b"\n", b"\n", b"\r\n", b"\n\n")).join(lines), what
-
-
-def _csv(data: bytes, rng: random.Random) -> tuple[bytes, str]:
-    if rng.random() < 0.4:
-        return damage(data, rng)
-    rows = [line.split(b",") for line in data.split(b"\r\n")]
-    row = rng.choice(rows)
-    odd = rng.choice(
-        (*TEXTS, '"', '""', 'a"b', "a,b", "\r", "\n", "path", "", "\ufeff", "x" * 140_000)
-    )
-    row[rng.randrange(len(row))] = odd.encode(errors="surrogatepass")
-    return b"\r\n".join(b",".join(row) for row in rows), f"cell {odd[:20]!r}"
 
 
 def _read_proof(path: Path) -> Any:
@@ -159,9 +137,9 @@ def _list(path: Path) -> list[tuple[str, str]]:
 
 def _list_agrees(data: bytes, found: list[tuple[str, str]]) -> bool:
     text = data.decode("utf-8-sig")
-    rows = {tuple(map(_plain, row)) for row in _rfc4180(text)}
+    rows = {tuple(letters_of(cell.strip()) for cell in row) for row in rfc4180(text)}
     cells = {cell for row in rows for cell in row}
-    return all(_plain(cell) in cells for row in found for cell in row)
+    return all(letters_of(cell) in cells for row in found for cell in row)
 
 
 def _jsonl_agrees(data: bytes, found: list[tuple[str, str]]) -> bool:
@@ -172,40 +150,8 @@ def _jsonl_agrees(data: bytes, found: list[tuple[str, str]]) -> bool:
         except (ValueError, RecursionError):
             continue
         if isinstance(record, dict):
-            cells |= {_plain(str(record.get(key))) for key in ("path", "label")}
-    return all(_plain(cell) in cells for row in found for cell in row)
-
-
-def _plain(text: str) -> str:
-    """Letters and digits, with unprintable characters in the form in which they are shown."""
-    shown = (c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-    return "".join(c for c in "".join(shown) if c.isalnum() and c.isascii())
-
-
-def _rfc4180(text: str) -> list[list[str]]:
-    """Rows of cells; blanks before a cell are skipped, as is usual."""
-    rows: list[list[str]] = [[""]]
-    quoted, at = False, 0
-    while at < len(text):
-        c, cell = text[at], rows[-1][-1]
-        if quoted:
-            if c == '"' and text[at + 1 : at + 2] == '"':
-                rows[-1][-1] += '"'
-                at += 1
-            elif c == '"':
-                quoted = False
-            else:
-                rows[-1][-1] += c
-        elif c == '"' and not cell:
-            quoted = True
-        elif c == ",":
-            rows[-1].append("")
-        elif c in "\r\n":
-            rows.append([""])
-        elif c != " " or cell:
-            rows[-1][-1] += c
-        at += 1
-    return rows
+            cells |= {letters_of(str(record.get(key))) for key in ("path", "label")}
+    return all(letters_of(cell) in cells for row in found for cell in row)
 
 
 KINDS = (
@@ -225,8 +171,9 @@ KINDS = (
         _read_metrics,
         _metrics_agree,
     ),
-    Kind("images.csv", CSV, _csv, _list, _list_agrees),
+    Kind("images.csv", CSV, changed_csv, _list, _list_agrees),
     Kind("images.jsonl", b"\n".join(map(dump_json, JSONL)) + b"\n", _lines, _list, _jsonl_agrees),
+    *RUN_KINDS,
 )
 
 

@@ -32,7 +32,7 @@ GUARDED = {
     "data/decode_workers": "asks for the signal",
     "data/file_ranges": "asks for the name",
     "inference/processes": "asks for `alarm`",
-    "converters/limited_process": "runs only where there is `setitimer`, and says so elsewhere",
+    "limited_process": "runs only where there is `setitimer`, and says so elsewhere",
     "converters/parity/tensorflow_process": "asks for `poll`, and says so elsewhere",
     "converters/parity/tensorflow_worker": "runs only where `tensorflow_process` starts it",
 }

@@ -15,7 +15,7 @@ from formats import write_keras
 
 from bitzoo.converters.formats import keras
 from bitzoo.converters.identify import identify
-from bitzoo.converters.limited_process import LimitedProcessError, run_limited
+from bitzoo.limited_process import LimitedProcessError, run_limited
 from bitzoo.converters.open import open_source
 from bitzoo.errors import BitzooError, CheckpointError
 
@@ -275,7 +275,7 @@ def test_no_process_outlives_its_parent(tmp_path):
     """Killed in the middle of a call, the parent leaves nothing that runs."""
     code = (
         f"import sys; sys.path[:] = {sys.path!r}\n"
-        "from bitzoo.converters.limited_process import run_limited\n"
+        "from bitzoo.limited_process import run_limited\n"
         "from bounded_calls import wait\n"
         f"run_limited(wait, {str(tmp_path / 'pid')!r}, cpu_seconds=60, memory=1 << 28)\n"
     )

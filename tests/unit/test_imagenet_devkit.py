@@ -1,5 +1,6 @@
 """ImageNet's published layout: a flat folder of images and the labels of the development kit."""
 
+import contextlib
 import shutil
 import tarfile
 
@@ -133,6 +134,21 @@ def test_damage(tmp_path, file, content, why):
     said = refused(images)
     assert why in said
     assert said.endswith("Copy it again from where it was published.")
+
+
+@pytest.mark.parametrize("at", [280, 292, 356])
+def test_a_table_of_which_the_library_crashes(tmp_path, at):
+    """scipy ends its process of such a file; this one goes on."""
+    images = write_images(tmp_path / "val")
+    meta = write_kit(tmp_path) / "meta.mat"
+    table = scipy.io.loadmat(meta)["synsets"]
+    for change in ("shorter", "longer"):
+        scipy.io.savemat(meta, {"synsets": table})
+        whole = meta.read_bytes()
+        end = at + 4 if change == "shorter" else at - 4
+        meta.write_bytes(whole[:at] + whole[end:])
+        with contextlib.suppress(DatasetError):
+            read_listing(images)
 
 
 def write_kaggle(top):

@@ -17,7 +17,7 @@ LAYERS = [
     [
         *("_version", "errors", "locks", "files", "display", "small_files"),
         *("progress", "progress_line", "durations", "interrupts", "portable"),
-        "openmp_waiting",
+        *("openmp_waiting", "limited_process"),
     ],
     ["models"],
     ["catalogue", "fetch"],

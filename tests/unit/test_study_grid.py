@@ -162,12 +162,17 @@ def test_data_that_nobody_can_name_are_asked_for():
         ({"grid__wieght_decay": [1.0]}, "Did you mean weight_decay"),
         ({"grid__norm": "batch"}, "expected a list of values in grid.norm, found 'batch'"),
         ({"grid__norm": ["batch", "batch"]}, "expected every value once in grid.norm"),
-        ({"grid__norm": ["layer"]}, "layer"),
+        (
+            {"grid__norm": ["layer"]},
+            "s: pretrain: `norm` must be one of group, batch, found",
+        ),
         ({"grid__seeds": [0, 0]}, "expected every seed once"),
         ({"grid__seeds": -1}, "a number of seeds, or a list of whole numbers in grid.seeds"),
+        ({"grid__seeds": 2**40}, "a number of seeds, or a list of whole numbers in grid.seeds"),
+        ({"grid__steps": [*range(1, 8_000)]}, "expected at most 10,000 cells in the grid, found "),
         ({"grid__seeds": [True]}, "a list of whole numbers in grid.seeds, found [True]"),
         ({"grid__x": [{"name": "a"}]}, "tables with a `name` and options in grid.x"),
-        ({"pretrain__arch": "R7"}, "R7"),
+        ({"pretrain__arch": "R7"}, "s: pretrain: 'R7' names no architecture"),
         ({"pretrain__arch": 50}, "the name of an architecture, as R50x1 in pretrain.arch"),
         ({"pretrain__data": 3}, "s: pretrain.data: expected a data set, found 3"),
         ({"transfer": [{"kind": "tune"}]}, "one of finetune, fewshot, vtab in transfer.kind"),
@@ -214,6 +219,9 @@ def test_a_file_that_is_no_study(tmp_path):
     place = tmp_path / "s.toml"
     place.write_text("grid = [")
     with pytest.raises(UsageError, match=r"s\.toml: expected TOML, found something else: "):
+        read_study(place)
+    place.write_text("[pretrain]\nsteps = 1979-05-27\n")
+    with pytest.raises(UsageError, match=r"s\.toml: expected texts, .* found a date or a time\."):
         read_study(place)
     with pytest.raises(UsageError, match="expected a TOML file, or one of the studies"):
         read_study("nowhere")

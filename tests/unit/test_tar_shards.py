@@ -363,6 +363,43 @@ class TestHostile:
         assert subject == "a.tar/000002"
         assert detail.startswith("it has several images")
 
+    @pytest.mark.parametrize(
+        ("kind", "content", "said"),
+        [
+            (b"g", b"14 path=x.png\n", "gives all members one name or size"),
+            (b"g", b"10 size=3\n", "gives all members one name or size"),
+            (b"g", b"99 comment=x\n", "the pax header at byte 512 is damaged"),
+            (b"x", b"26 GNU.sparse.map=0,1,2,3\n", "is a sparse file: make the tar without -S"),
+            (b"S", b"", "is a sparse file: make the tar without -S"),
+            (b"L", b"1.png\0", "is a second name of one member"),
+        ],
+    )
+    def test_headers_that_programs_read_differently_end_a_shard(
+        self, tmp_path, kind, content, said
+    ):
+        extra = tarfile.TarInfo("pax")
+        extra.type, extra.size = kind, len(content)
+        body = content.ljust(-(-len(content) // 512) * 512, b"\0")
+        path = write(tmp_path / "a.tar", members(samples(3)))
+        header = bytearray(extra.tobuf(tarfile.GNU_FORMAT))
+        if kind == b"S":
+            header[482] = 1
+            header[148:156] = b" " * 8
+            header[148:156] = b"%06o\0 " % sum(header)
+        before = (bytes(header) + body) * (2 if kind == b"L" else 1)
+        path.write_bytes(before + path.read_bytes())
+        with pytest.raises(DatasetError, match=f"a.tar: .*{said}"):
+            read_listing(f"tar:{path}")
+
+    def test_a_header_for_all_members_that_says_nothing_of_them_is_read(self, tmp_path):
+        path = tmp_path / "a.tar"
+        with tarfile.open(path, "w", pax_headers={"comment": "of git archive"}) as archive:
+            for name, content in members(samples(3)):
+                entry = tarfile.TarInfo(name)
+                entry.size = len(content)
+                archive.addfile(entry, io.BytesIO(content))
+        assert len(read_listing(f"tar:{path}").rows) == 3
+
     @pytest.mark.parametrize("seed", range(3))
     def test_flipped_bytes_never_raise_anything_else(self, tmp_path, seed):
         random = np.random.default_rng(seed)

@@ -294,7 +294,7 @@ class TestLabels:
 
     def test_of_a_damaged_cache_are_read_again(self, tmp_path, monkeypatch):
         before = [row.label for row in read_listing("tfds:insects@train").rows]
-        for path in (tmp_path / "cache/labels").glob("*.npy"):
+        for path in (tmp_path / "cache/labels").glob("*.labels"):
             path.write_bytes(path.read_bytes()[:50])
         asked = counted(monkeypatch)
         assert [row.label for row in read_listing("tfds:insects@train").rows] == before

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from bitzoo.converters.limited_process import RefusedError
+from bitzoo.limited_process import RefusedError
 
 MAX_NAMES = 20_000
 MAX_NAME = 255

@@ -28,11 +28,11 @@ import numpy as np
 from bitzoo.converters.dtypes import BrainFloatTensor
 from bitzoo.converters.formats.hdf5_structure import BRAIN_FLOAT, list_tensors, unpack
 from bitzoo.converters.formats.zip_members import no_space_to_unpack
-from bitzoo.converters.limited_process import LimitedProcessError, run_limited
 from bitzoo.converters.source import Array, RawFile, RawTensor, Scratch, Source, StoredTensor
 from bitzoo.converters.writer import Place, SlabWriter
 from bitzoo.errors import CheckpointError, damage_reported
 from bitzoo.files import sha256_of, temporary_folder
+from bitzoo.limited_process import LimitedProcessError, run_limited
 
 _PREFIX = "resnet/"
 _HEAD = "head/dense"

@@ -20,7 +20,7 @@ _WALL_SECONDS = 120
 """A process that neither computes nor ends waits for something, as a pipe."""
 _CODE = (
     "import sys; sys.path[:] = {path!r}; "
-    "from bitzoo.converters.limited_process import answer; answer({module!r}, {name!r})"
+    "from bitzoo.limited_process import answer; answer({module!r}, {name!r})"
 )
 _ONE_THREAD = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
 _IN_WORDS = {
@@ -45,6 +45,11 @@ class LimitedProcessError(Exception):
 
 class RefusedError(Exception):
     """Raised in the process to refuse a file; the message is what the parent gets."""
+
+
+def can_limit() -> bool:
+    """Whether a process can be bounded here; Windows cannot."""
+    return hasattr(signal, "setitimer")
 
 
 def run_limited(
@@ -72,7 +77,7 @@ def run_limited(
         LimitedProcessError: If the function raised, ran past a bound or crashed.
         OSError: If no process can be started.
     """
-    if not hasattr(signal, "setitimer"):
+    if not can_limit():
         raise LimitedProcessError(
             "it is read only where a process can be bounded, which Windows cannot do. Convert it "
             "on Linux or macOS, to .npz or .safetensors.",

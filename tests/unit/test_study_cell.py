@@ -1,0 +1,46 @@
+"""The record of a cell: it counts only if it says what it must, in the types that say it."""
+
+import json
+
+import pytest
+
+from bitzoo.errors import CheckpointError
+from bitzoo.runs.study_cell import Score, read_cell
+
+SCORE = {"top1": 0.5, "correct": 4, "count": 8, "over": "held-out images"}
+RECORD = {"plan": {"arch": "R50x1"}, "parts": {"pretrain": {"upstream": SCORE}}, "finished": True}
+
+
+@pytest.fixture
+def cell(tmp_path):
+    (tmp_path / "pretrain").mkdir()
+    (tmp_path / "pretrain/run.json").write_text('{"finished": {"step": 4}}')
+    return tmp_path
+
+
+def test_what_was_written_is_read(cell):
+    (cell / "cell.json").write_text(json.dumps(RECORD))
+    found = read_cell(cell)
+    assert found.finished is True
+    assert found.scores == {"upstream": Score(**SCORE)}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"finished": "no"},
+        {"finished": []},
+        {"finished": 2},
+        {"plan": [1]},
+        {"parts": {"pretrain": {"upstream": SCORE | {"top1": True}}}},
+        {"parts": {"pretrain": {"upstream": SCORE | {"top1": 1.5}}}},
+        {"parts": {"pretrain": {"upstream": SCORE | {"count": "8"}}}},
+        {"parts": {"pretrain": {"upstream": SCORE | {"correct": -1}}}},
+        {"parts": {"pretrain": [SCORE]}},
+    ],
+    ids=str,
+)
+def test_a_damaged_record_is_refused(cell, changes):
+    (cell / "cell.json").write_text(json.dumps(RECORD | changes))
+    with pytest.raises(CheckpointError, match=r"cell\.json: expected the record of a cell"):
+        read_cell(cell)
