@@ -144,14 +144,16 @@ def load_openvino(path: Path, options: Mapping[str, str] = NO_OPTIONS) -> Opened
 def _precision_of(network: Any) -> str:
     """Return the narrowest float that a compiled network computes in.
 
-    Its property says what was asked for, even where the file's marks keep another; a layer's own
-    precision says what its kernel is stored in.
+    Its property says what was asked for, even where the file's marks keep another. Of a
+    convolution, only the output tells: its own precision is what its kernel is stored in.
     """
-    layers = [layer.get_rt_info() for layer in network.get_runtime_model().get_ops()]
-    used = {
-        layer["outputPrecisions"].astype(str)
-        for layer in layers
-        if layer["layerType"].astype(str) not in _ONLY_MOVES
-    }
+    used = set()
+    for operation in network.get_runtime_model().get_ops():
+        layer = operation.get_rt_info()
+        kind = layer["layerType"].astype(str)
+        if kind not in _ONLY_MOVES:
+            used.add(layer["outputPrecisions"].astype(str))
+        if kind not in {*_ONLY_MOVES, "Convolution"}:
+            used.add(layer["runtimePrecision"].astype(str))
     narrow = [name for short, name in _NARROW.items() if short in used]
     return narrow[0] if narrow else "float32"

