@@ -33,10 +33,13 @@ def signal_handlers_stay():
         signal.signal(number, handler)
 
 
+def pytest_make_parametrize_id(val, argname):
+    """Megabytes are no name of a test; pytest 8 takes them, and sends them many times over."""
+    return argname if isinstance(val, (str, bytes)) and len(val) > 200 else None
+
+
 def pytest_collection_modifyitems(items):
     """Full-size tests take minutes; their time limit is there to end a standstill, no more."""
     for item in items:
-        if len(item.nodeid) > 1000:  # pytest keeps and sends it many times over
-            raise pytest.UsageError(f"Give `ids` to the parameters of {item.nodeid[:100]}...")
         if item.get_closest_marker("full_size") and not item.get_closest_marker("timeout"):
             item.add_marker(pytest.mark.timeout(900))

@@ -145,7 +145,7 @@ def read_study(
     try:
         document: dict[str, Any] = tomllib.loads(read_text(place))
         json.dumps(document)
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # ValueError: a number of too many digits
         raise UsageError(f"{place}: expected TOML, found something else: {error}") from error
     except TypeError as error:  # of JSON, in which cells are kept
         raise UsageError(

@@ -424,7 +424,7 @@ def _sources(document: Mapping[str, Any], given: Mapping[str, str], name: str) -
 
 def _source(found: object, sources: Mapping[str, str], where: str) -> str:
     if not isinstance(found, str) or not found:
-        raise UsageError(f"{where}: expected a data set, found {found!r}.")
+        raise UsageError(f"{where}: expected a data set, found {found!r:.80}.")
     source = sources.get(found, found)
     if not source:
         raise UsageError(
@@ -491,7 +491,7 @@ def _known(found: Mapping[str, Any], words: frozenset[str], where: str) -> None:
         if word not in words:
             near = difflib.get_close_matches(word, words, 3)
             hint = f" Did you mean {' or '.join(near)}?" if near else ""
-            raise UsageError(f"{where}: {word!r} is not known here.{hint}")
+            raise UsageError(f"{where}: {word!r:.80} is not known here.{hint}")
 
 
 def _table(document: Mapping[str, Any], key: str, name: str) -> Mapping[str, Any]:

@@ -16,10 +16,11 @@ from attacks.record_kinds import HASH, Kind, changed_csv, rfc4180
 from attacks.text import letters_of
 
 from bitzoo.data.imagenet_devkit import read_devkit
+from bitzoo.data.run_folders import FEWSHOT_NAME, RUN_NAME
 from bitzoo.data.split_record import SPLIT_NAME, read_split
 from bitzoo.files import write_json
-from bitzoo.runs.fewshot_result import FEWSHOT_NAME, recorded_trials
-from bitzoo.runs.run_dir import RUN_NAME, SESSIONS_NAME, RunDir
+from bitzoo.runs.fewshot_result import recorded_trials
+from bitzoo.runs.run_dir import SESSIONS_NAME, RunDir
 from bitzoo.runs.study import read_study
 from bitzoo.runs.study_cell import CELL_NAME, PRETRAIN, read_cell
 from bitzoo.runs.work_log import WorkLog

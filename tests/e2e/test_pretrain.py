@@ -4,6 +4,7 @@ import csv
 import json
 import shutil
 from pathlib import Path
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -257,7 +258,7 @@ class TestRefusals:
 
 
 class TestWhatIsHeldOut:
-    OPTIONS = {  # noqa: RUF012
+    OPTIONS: ClassVar[dict[str, Any]] = {
         "steps": 1, "batch_size": 8, "resolution": 32, "workers": 1, "log": "none",
         "progress": False,
     }  # fmt: skip
@@ -289,7 +290,7 @@ class TestWhatIsHeldOut:
         )  # fmt: skip
         with open(result.folder / "split.csv", newline="") as file:
             rows = list(csv.DictReader(file))
-        sides = {}
+        sides: dict[str, set[str]] = {}
         for row in rows:
             sides.setdefault(Path(row["path"]).stem[-1], set()).add(row["split"])
         assert {side for found in sides.values() for side in found} == {"train", "val"}

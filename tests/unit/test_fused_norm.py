@@ -248,7 +248,7 @@ class TestWhatIsSaid:
         monkeypatch.setattr("bitzoo.training.trainer.missing", lambda: "there is no ninja")
         if measured:
             monkeypatch.setattr(memory_layout, "WORTH_MEASURING", 0)
-        said = []
+        said: list[str] = []
         bitzoo.pretrain(
             "R(1,1,1,1)x0.5", tmp_path / "data", tmp_path / "run", steps=1, batch_size=4,
             resolution=32, workers=1, log="none", progress=False,

@@ -15,9 +15,9 @@ from formats import write_keras
 
 from bitzoo.converters.formats import keras
 from bitzoo.converters.identify import identify
-from bitzoo.limited_process import LimitedProcessError, run_limited
 from bitzoo.converters.open import open_source
 from bitzoo.errors import BitzooError, CheckpointError
+from bitzoo.limited_process import LimitedProcessError, run_limited
 
 ARRAYS = make_checkpoint(num_classes=2)
 STEM = "root_block/root_block/standardized_conv2d/kernel:0"

@@ -90,7 +90,8 @@ class TestChoice:
         ],
     )
     def test_a_form_that_does_not_fit_leaves_the_others_compared(self, seconds, chosen, kept):
-        clock = Clock(*seconds[:2], fused=seconds[2])
+        last, contiguous, fused = seconds
+        clock = Clock(last, contiguous, fused=fused)
 
         def time_pass(form, count):
             return 0.1 if count == 1 else clock(form, count)

@@ -1,13 +1,14 @@
 """The record of a cell: it counts only if it says what it must, in the types that say it."""
 
 import json
+from typing import Any
 
 import pytest
 
 from bitzoo.errors import CheckpointError
 from bitzoo.runs.study_cell import Score, read_cell
 
-SCORE = {"top1": 0.5, "correct": 4, "count": 8, "over": "held-out images"}
+SCORE: dict[str, Any] = {"top1": 0.5, "correct": 4, "count": 8, "over": "held-out images"}
 RECORD = {"plan": {"arch": "R50x1"}, "parts": {"pretrain": {"upstream": SCORE}}, "finished": True}
 
 

@@ -223,6 +223,12 @@ def test_a_file_that_is_no_study(tmp_path):
     place.write_text("[pretrain]\nsteps = 1979-05-27\n")
     with pytest.raises(UsageError, match=r"s\.toml: expected texts, .* found a date or a time\."):
         read_study(place)
+    place.write_text(f"[pretrain]\nsteps = {'9' * 5000}\n")
+    with pytest.raises(UsageError, match=r"s\.toml: expected TOML, .* \(4300 digits\)"):
+        read_study(place)
+    place.write_text(f"{'x' * 5000} = 1\n")
+    with pytest.raises(UsageError, match=r"^s: 'x{79} is not known here\.$"):
+        read_study(place)
     with pytest.raises(UsageError, match="expected a TOML file, or one of the studies"):
         read_study("nowhere")
 
