@@ -71,6 +71,13 @@ class TestEps:
         assert (eps, REFERENCE_EPS) == ({1e-8}, 1e-10)
 
 
+class TestHeldOut:
+    def test_the_table_is_that_of_the_benchmark(self):
+        measured = table_with(RESULTS, "by person")
+        assert len(measured) == 4
+        assert table_with(text_of("explanation/held-out.md"), "by person") == measured
+
+
 class TestHyperRules:
     text = text_of("explanation/hyperrules.md")
 
