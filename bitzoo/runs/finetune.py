@@ -218,6 +218,7 @@ def finetune(
         class_weights=class_weights,
         log=log,
     )
+    _rule(config, 1, (1, 1))  # what it refuses of any data, it refuses before they are read
     job = Job(os.fspath(model), data, config)
     result = run_job(
         *(job, Path(out), repeats, progress, callbacks),
@@ -286,15 +287,33 @@ def _expect(job: Job, images: ImageSet, size: tuple[int, int]) -> Recipe:
 def _recipe(
     job: Job, images: ImageSet, size: tuple[int, int], architecture: Architecture | str | None
 ) -> Recipe:
-    config = _config_of(job)
-    rule = hyperrule(
+    return _rule(
+        _config_of(job),
         len(images.train),
         size,
-        config.edition,
         architecture,
         flip="flip" not in images.label_changing,
         crop="crop" not in images.label_changing,
     )
+
+
+def _rule(
+    config: FinetuneConfig,
+    num_examples: int,
+    size: tuple[int, int],
+    architecture: Architecture | str | None = None,
+    **allowed: bool,
+) -> Recipe:
+    """Return HyperRule's recipe with the numbers that were asked for.
+
+    Args:
+        config: The options.
+        num_examples: Number of training images.
+        size: Their height and width.
+        architecture: The network's.
+        **allowed: Whether `flip` and `crop` leave labels as they are.
+    """
+    rule = hyperrule(num_examples, size, config.edition, architecture, **allowed)
     resize, crop = config.resize_and_crop
     return rule.override(
         steps=config.steps,

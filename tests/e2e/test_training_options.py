@@ -254,6 +254,26 @@ def test_contradictions_are_refused_before_anything_is_written(
     assert not (tmp_path / "no").exists()
 
 
+@pytest.mark.parametrize(
+    ("given", "named"),
+    [
+        ({"steps": 0}, "`steps` must be a whole number of at least 1, found 0"),
+        ({"epochs": 0}, "`epochs` must be a number above 0"),
+        ({"steps": 2, "epochs": 1}, "`steps` and `epochs` both say"),
+        ({"batch_size": 0}, "`batch_size` must be a whole number"),
+        ({"lr": -1}, "the learning rate must be a number above 0"),
+        ({"mixup": -1}, "MixUp's alpha must be a number of at least 0"),
+        ({"resolution": 8}, "`crop` must be a whole number of at least 32"),
+        ({"resolution": (100, 128)}, "`crop` must be at most `resize`"),
+        ({"class_weights": "inverse"}, "`class_weights` must be 'balanced'"),
+        ({"edition": "other"}, "`edition` must be one of"),
+    ],
+)
+def test_what_no_data_allow_is_refused_before_they_are_read(workspace, tmp_path, given, named):
+    with pytest.raises(UsageError, match=named):
+        bitzoo.finetune("small.npz", tmp_path / "no data", tmp_path / "run", **given)
+
+
 # --- length, classes, device ----------------------------------------------------------------------
 
 
