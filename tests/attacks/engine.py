@@ -159,7 +159,10 @@ def examine(
     elif grown > MOST_GROWTH:
         outcome, detail = "grew", f"{outcome}: {detail}"
     elif outcome == READ:
+        limit, free = resource.getrlimit(resource.RLIMIT_AS)
+        resource.setrlimit(resource.RLIMIT_AS, (free, free))  # so has its memory
         outcome, detail = target.differs(case, ours, judge)
+        resource.setrlimit(resource.RLIMIT_AS, (limit, free))
     return Result(target.name, number, outcome, detail, case.label, round(cpu, 3), grown)
 
 
@@ -282,8 +285,8 @@ class _Slot:
             signal.signal(kind, signal.SIG_DFL)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-        limit = _status("VmSize") + MOST_ADDED
-        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+        limit, (_, most) = _status("VmSize") + MOST_ADDED, resource.getrlimit(resource.RLIMIT_AS)
+        resource.setrlimit(resource.RLIMIT_AS, (limit, most))
         os.environ["TMPDIR"] = tempfile.tempdir = str(self.folder)
         for number in range(batch.start, batch.stop):
             self.note(number)
