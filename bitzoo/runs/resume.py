@@ -27,11 +27,11 @@ from bitzoo.training.recipe import Recipe
 from bitzoo.zoo.resolve import WEIGHTS_NAME
 
 _GO_ON = {
-    FEWSHOT_NAME: "fewshot",
-    PROBE_NAME: "probe",
-    REPRODUCED_NAME: "reproduce",
-    VTAB_NAME: "vtab",
-    CELLS: "study",
+    FEWSHOT_NAME: "`bitzoo fewshot`",
+    PROBE_NAME: "`bitzoo probe`",
+    REPRODUCED_NAME: "`bitzoo reproduce`",
+    VTAB_NAME: "`bitzoo vtab`",
+    CELLS: "`bitzoo study`",
 }
 """By what the folder of several runs is known -> the command that goes on with it."""
 
@@ -134,7 +134,7 @@ def _record_in(folder: Path) -> tuple[dict[str, Any], Path, int]:
     command = next((name for file, name in _GO_ON.items() if (folder / file).exists()), None)
     if command:
         raise UsageError(
-            f"{folder}: expected the folder of one run, found what `bitzoo {command}` writes. Give "
+            f"{folder}: expected the folder of one run, found what {command} writes. Give "
             "that command again with the same options: it goes on where it was stopped."
         )
     found = "no such folder" if not folder.exists() else f"none with {RUN_NAME}"

@@ -112,7 +112,7 @@ def read_cell(folder: Path) -> CellRecord | None:
             for part, scores in content["parts"].items()
         }
         finished = content["finished"]
-        if type(finished) is not bool:
+        if finished is not None and type(finished["date"]) is not str:
             raise TypeError(f"`finished` is {finished!r:.80}")
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise CheckpointError(
@@ -122,7 +122,7 @@ def read_cell(folder: Path) -> CellRecord | None:
     run = read_record(folder / PRETRAIN)
     if run is None or not isinstance(run.get("finished"), dict):
         return CellRecord(plan)
-    return CellRecord(plan, parts, finished)
+    return CellRecord(plan, parts, finished is not None)
 
 
 def require_same(folder: Path, cell: Cell) -> CellRecord | None:

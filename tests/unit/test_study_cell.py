@@ -9,7 +9,11 @@ from bitzoo.errors import CheckpointError
 from bitzoo.runs.study_cell import Score, read_cell
 
 SCORE: dict[str, Any] = {"top1": 0.5, "correct": 4, "count": 8, "over": "held-out images"}
-RECORD = {"plan": {"arch": "R50x1"}, "parts": {"pretrain": {"upstream": SCORE}}, "finished": True}
+RECORD = {
+    "plan": {"arch": "R50x1"},
+    "parts": {"pretrain": {"upstream": SCORE}},
+    "finished": {"date": "2026-11-27T03:40:00+00:00"},
+}
 
 
 @pytest.fixture
@@ -26,12 +30,20 @@ def test_what_was_written_is_read(cell):
     assert found.scores == {"upstream": Score(**SCORE)}
 
 
+def test_none_is_not_finished(cell):
+    (cell / "cell.json").write_text(json.dumps(RECORD | {"finished": None}))
+    assert read_cell(cell).finished is False
+
+
 @pytest.mark.parametrize(
     "changes",
     [
         {"finished": "no"},
         {"finished": []},
         {"finished": 2},
+        {"finished": True},
+        {"finished": {}},
+        {"finished": {"date": 3}},
         {"plan": [1]},
         {"parts": {"pretrain": {"upstream": SCORE | {"top1": True}}}},
         {"parts": {"pretrain": {"upstream": SCORE | {"top1": 1.5}}}},
