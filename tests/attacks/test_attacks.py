@@ -60,7 +60,8 @@ def test_some_inputs_are_read_and_some_refused(results, target):
     counts = Counter(result["outcome"] for result in results[target])
     assert len(results[target]) >= INPUTS / len(TARGETS)
     assert counts["equal"] >= 3
-    assert counts["refused"] >= 3  # of a damaged shard, the records before are read
+    # Of a damaged shard, the records before the damage are read.
+    assert counts["refused"] >= (3 if target == "images" else 10)
 
 
 def test_commands_are_attacked_too(results):
