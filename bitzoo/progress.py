@@ -234,7 +234,7 @@ class _Terminal(Live):
         self._stream = stream
         self._is_ascii = not _can_encode(stream, "━─…")
         self._drawn, self._width = 0, 0
-        self._is_dirty, self._mid_line = False, False
+        self._is_dirty, self._mid_line, self._is_new = False, False, False
         self._ended = threading.Event()
         self._before: dict[str, TextIO] = {}
         self._thread = threading.Thread(target=self._redraw, name="progress", daemon=True)
@@ -269,9 +269,13 @@ class _Terminal(Live):
 
     def _began(self) -> None:
         self._mid_line = False  # a question that was asked has been answered
+        self._is_new = True
 
     def _progressed(self, stage: _Stage) -> None:
         self._is_dirty = True
+        if self._is_new and stage.kind.is_told:  # others may be over before they can be read
+            self._draw(_columns(self._stream))
+        self._is_new = False
 
     def _leave(self, text: str) -> None:
         self._erase()

@@ -115,9 +115,11 @@ class Terminal:
             data = os.read(self._main, 65536)
         except OSError:  # EIO: nobody has the other end open any more
             return False
-        self._stream.feed(data)
-        if data and (not self.seen or self.seen[-1] != self.text()):
-            self.seen.append(self.text())
+        # A busy machine gives several drawings at once; each is seen, as a person would see it.
+        for drawing in re.findall(rb"[^\r\n]*[\r\n]+|[^\r\n]+", data):
+            self._stream.feed(drawing)
+            if not self.seen or self.seen[-1] != self.text():
+                self.seen.append(self.text())
         return bool(data)
 
     @staticmethod

@@ -187,7 +187,7 @@ for done in range(1, 12):
             assert terminal.finish() == 0
         expected = ["a line", "WARNING:root:a warning", "two", "lines", "the end"]
         assert terminal.lines() == expected
-        assert any(s.splitlines()[-1].startswith("decoding  ") for s in terminal.seen)
+        assert any(s.splitlines()[-1].startswith("decoding  ") for s in terminal.seen if s)
         assert all(s.count("images") <= 1 for s in terminal.seen)
 
     def test_a_question_is_not_overwritten(self, tmp_path):
