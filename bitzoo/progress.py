@@ -21,6 +21,8 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from contextvars import ContextVar
+from dataclasses import dataclass
 from typing import Any, TextIO
 
 from bitzoo.durations import duration
@@ -58,6 +60,17 @@ _WINDOW = 60.0
 _lock = threading.RLock()
 _current: list[Live] = []
 """The live line of this process, if there is one."""
+
+
+@dataclass(frozen=True)
+class _Answer:
+    """What `shown` gave the outermost caller."""
+
+    callback: Callable[[str, int, int], None] | None
+
+
+_answered: ContextVar[_Answer | None] = ContextVar("answered", default=None)
+"""What is reported to within a `shown`; None outside of any."""
 
 
 class _Stage:
@@ -132,6 +145,8 @@ class Live:
     """Shows progress; itself a `bitzoo.files.Progress`. Made by `live`; safe in threads."""
 
     told_seconds = PLAIN_SECONDS
+    is_redrawn = False
+    """Whether it is a line that changes, as in a terminal or a notebook."""
 
     def __init__(self) -> None:
         self.label = ""
@@ -228,6 +243,7 @@ class _Terminal(Live):
     """The last line of a terminal, redrawn by a thread; other output appears above it."""
 
     told_seconds = TOLD_SECONDS
+    is_redrawn = True
 
     def __init__(self, stream: TextIO) -> None:
         super().__init__()
@@ -347,6 +363,7 @@ class _Notebook(Live):
     """One output of a cell, updated in place: the lines that stay, and the live one."""
 
     told_seconds = TOLD_SECONDS
+    is_redrawn = True
 
     def __init__(self, display: Callable[..., Any]) -> None:
         super().__init__()
@@ -408,17 +425,32 @@ def live(*, plain: bool = True, label: str = "") -> Iterator[Live]:
 def shown(progress: Callable[[str, int, int], None] | bool | None) -> Iterator[Any]:
     """Yield the callback that a caller of the library wants.
 
+    Each public function that may take long has this option, and what it calls follows it: within a
+    `shown`, None means what that one yields.
+
     Args:
         progress: A callback, which is used; True for what `live` shows; False for nothing; None for
-            a live line in a terminal or a notebook, and nothing elsewhere.
+            a live line in a terminal or a notebook, and nothing elsewhere. Of several processes
+            that share a terminal, only the first has one.
     """
-    if progress is False or (progress is None and not is_live()):
-        yield None
-    elif progress is None or progress is True:
-        with live() as line_:
-            yield line_
-    else:
-        yield progress
+    outer = _answered.get()
+    with contextlib.ExitStack() as stack:
+        if progress is None and outer:
+            found = outer.callback
+        elif progress is True or (progress is None and is_live() and _is_first_process()):
+            found = stack.enter_context(live())
+        else:
+            found = progress or None
+        token = _answered.set(_Answer(found))
+        try:
+            yield found
+        finally:
+            _answered.reset(token)
+
+
+def _is_first_process() -> bool:
+    """Whether no other process of torchrun or accelerate shows what this one would."""
+    return "LOCAL_RANK" not in os.environ or os.environ.get("RANK", "0") == "0"
 
 
 def is_live() -> bool:

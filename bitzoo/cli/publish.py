@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -255,16 +254,13 @@ def _print_done(done: Publication) -> None:
 
 @contextmanager
 def _quiet_client() -> Iterator[None]:
-    """Silence the client's own progress bars and messages."""
+    """Silence the client's own messages."""
     import logging
 
-    from huggingface_hub.utils import disable_progress_bars  # type: ignore[attr-defined]
     from huggingface_hub.utils import logging as client_logging
 
     level = client_logging.get_verbosity()
     client_logging.set_verbosity(logging.ERROR)
-    if not sys.stderr.isatty():
-        disable_progress_bars()
     try:
         yield
     finally:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,7 +23,7 @@ from bitzoo.exporters.disk import disk_errors, require_room
 from bitzoo.exporters.export_formats import FORMATS, ExportFormat, Setting
 from bitzoo.exporters.file_metadata import EXACT_KEY, metadata_of
 from bitzoo.exporters.probe import REASON, SEED, Probe, make_probes, tolerance_for
-from bitzoo.files import check_replaceable, user_path, workspace
+from bitzoo.files import Progress, check_replaceable, user_path, workspace
 from bitzoo.models.bit import BiT
 from bitzoo.zoo.classifier import Classifier, load_classifier
 from bitzoo.zoo.info import EXPORT_REPORT_SUFFIX
@@ -185,6 +185,7 @@ def export(
     dtype: str = "float32",
     force: bool = False,
     weights: str | None = None,
+    progress: Progress | None = None,
 ) -> ExportReport:
     """Export a network for another runtime, and prove that the file computes the same function.
 
@@ -199,6 +200,8 @@ def export(
         dtype: Dtype that kernels are stored in: ``float32``, ``float16`` or ``bfloat16``.
         force: Whether to replace an existing output.
         weights: Which weights of a training checkpoint; as for `bitzoo.create_model`.
+        progress: Called with ``"export"`` and the parts of the work: the reference's outputs, the
+            file, and each setting that it is judged under.
 
     Returns:
         What was written, and how far its outputs are from the float64 reference.
@@ -218,18 +221,37 @@ def export(
     check_network(network)
     size = _stored_bytes(network, dtype)
     require_room(path, size)
+    done = _counted(2 + len(form.settings), progress)
     probes = make_probes(network)
+    done()
     metadata = metadata_of(network, dtype)
     if form.exact:
         metadata[EXACT_KEY] = form.exact.format(name=path.name)
     with disk_errors(path, size), aside_of(path, form) as aside:
         form.writer()(network, aside, dtype=dtype, metadata=metadata)
-        judged = tuple(_judge(form, setting, aside, probes, dtype) for setting in form.settings)
-        report = ExportReport(path, to, dtype, metadata, judged)
+        done()
+        judged = []
+        for setting in form.settings:
+            judged.append(_judge(form, setting, aside, probes, dtype))
+            done()
+        report = ExportReport(path, to, dtype, metadata, tuple(judged))
         report.require()
         text = json.dumps(report.to_dict(), indent=2) + "\n"
         report_of(aside).write_text(text, encoding="utf-8")
     return report
+
+
+def _counted(total: int, progress: Progress | None) -> Callable[[], None]:
+    """Report none of `total` parts of the export; return what reports one more."""
+    numbers = iter(range(total + 1))
+
+    def tell() -> None:
+        number = next(numbers)
+        if progress is not None:
+            progress("export", number, total)
+
+    tell()
+    return tell
 
 
 def _check_dtype(dtype: str) -> None:

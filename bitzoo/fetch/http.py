@@ -27,10 +27,10 @@ from typing import TYPE_CHECKING
 from bitzoo.catalogue.registry import BASE_URL
 from bitzoo.errors import BitzooError, CheckpointError, DownloadError, NotServedError
 from bitzoo.fetch.addresses import Address, joined, parse, without_secrets
-from bitzoo.files import sync, write_json
+from bitzoo.files import Progress, sync, write_json
 from bitzoo.locks import file_lock, unwritable
 from bitzoo.portable import NO_FOLLOW
-from bitzoo.progress import is_live, live
+from bitzoo.progress import shown
 from bitzoo.progress_line import size_of
 from bitzoo.small_files import read_json
 
@@ -82,7 +82,7 @@ def is_offline() -> bool:
     return os.environ.get("BITZOO_OFFLINE", "").strip().lower() in {"1", "true", "yes", "on"}
 
 
-def download(url: str, target: Path, *, progress: bool | None = None) -> Path:
+def download(url: str, target: Path, *, progress: Progress | bool | None = None) -> Path:
     """Download the file at `url` to `target`, unless `target` already exists.
 
     The next call resumes an interrupted download (Ctrl-C, a killed process, a lost connection).
@@ -92,8 +92,7 @@ def download(url: str, target: Path, *, progress: bool | None = None) -> Path:
     Args:
         url: http or https; redirects are followed, but not from https to http.
         target: Final path; missing parent folders are created. An existing file is never touched.
-        progress: True shows progress, False does not; None does on a terminal and in a notebook.
-            Transfers below `BAR_BYTES` show none.
+        progress: As for `bitzoo.progress.shown`; transfers below `BAR_BYTES` are not reported.
 
     Returns:
         `target`, complete, with its size and (if the server states one) its MD5 checked.
@@ -111,10 +110,9 @@ def download(url: str, target: Path, *, progress: bool | None = None) -> Path:
             f"BITZOO_OFFLINE, or download {address.shown} elsewhere and put it there, or point "
             f"BITZOO_CACHE at a folder that has it."
         )
-    wanted = is_live() if progress is None else progress
-    with file_lock(target), _storage_errors_of(target):
+    with file_lock(target), _storage_errors_of(target), shown(progress) as report:
         if not target.is_file():  # the process that held the lock may have downloaded it
-            _fetch(address, _Part(target, address), wanted)
+            _fetch(address, _Part(target, address), report)
     return target
 
 
@@ -293,7 +291,7 @@ def _without_links(path: str, flags: int) -> int:
     return os.open(path, flags | NO_FOLLOW, 0o666)
 
 
-def _fetch(address: Address, part: _Part, wanted: bool) -> None:
+def _fetch(address: Address, part: _Part, report: Progress | None) -> None:
     """Download, check and rename; a file that fails its check is downloaded once more."""
     # not at the top: TLS takes a while to import, and most files are here already
     from bitzoo.fetch.connection import Connections
@@ -302,7 +300,7 @@ def _fetch(address: Address, part: _Part, wanted: bool) -> None:
     with Connections(CONNECT_TIMEOUT, READ_TIMEOUT) as connections:
         for _ in range(2):
             if not part.is_complete:
-                _transfer(connections, address, part, wanted)
+                _transfer(connections, address, part, report)
             problem = part.problem()
             if problem is None:
                 return part.keep()
@@ -314,7 +312,9 @@ def _fetch(address: Address, part: _Part, wanted: bool) -> None:
     )
 
 
-def _transfer(connections: Connections, address: Address, part: _Part, wanted: bool) -> None:
+def _transfer(
+    connections: Connections, address: Address, part: _Part, report: Progress | None
+) -> None:
     """Fetch all bytes into the part, over as many connections as necessary."""
     import httpx
 
@@ -323,7 +323,7 @@ def _transfer(connections: Connections, address: Address, part: _Part, wanted: b
     failures, best = 0, part.size
     while True:
         try:
-            return _attempt(connections, address, part, wanted)
+            return _attempt(connections, address, part, report)
         except (httpx.UnsupportedProtocol, httpx.InvalidURL) as error:
             raise DownloadError(
                 f"{part.url} cannot be downloaded: {without_secrets(str(error))}. Check the URL "
@@ -354,7 +354,9 @@ def _is_final(error: httpx.HTTPError) -> bool:
     )
 
 
-def _attempt(connections: Connections, address: Address, part: _Part, wanted: bool) -> None:
+def _attempt(
+    connections: Connections, address: Address, part: _Part, report: Progress | None
+) -> None:
     """Make one connection: start over on 200, continue from the end of the part on 206."""
     import httpx
 
@@ -375,7 +377,7 @@ def _attempt(connections: Connections, address: Address, part: _Part, wanted: bo
         chunks = steady(response.iter_raw(), httpx.ReadTimeout)
         if response.headers.get("content-type", "").startswith("text/html"):
             chunks = _not_a_page(chunks, part)
-        with _progress_bar(part.target.name, size, part.size, wanted) as advance:
+        with _progress_bar(part.target.name, size, part.size, report) as advance:
             part.write_from(chunks, advance)
     if size is not None and part.size < size:
         raise httpx.RemoteProtocolError(f"only {part.size:,} of {size:,} bytes arrived")
@@ -465,22 +467,21 @@ def _storage_errors_of(path: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _progress_bar(
-    label: str, total: int | None, done: int, wanted: bool
+    label: str, total: int | None, done: int, report: Progress | None
 ) -> Iterator[Callable[[int], object]]:
     """Show progress from `done` to `total` bytes; yields the function that advances it."""
-    if not wanted or (total is not None and total - done < BAR_BYTES):
+    if report is None or (total is not None and total - done < BAR_BYTES):
         yield lambda count: None
         return
 
     task = f"download: {label}"
-    with live() as progress:
-        progress(task, done, total or 0)
+    report(task, done, total or 0)
 
-        def advance(count: int) -> None:
-            nonlocal done
-            done += count
-            progress(task, done, total or 0)
+    def advance(count: int) -> None:
+        nonlocal done
+        done += count
+        report(task, done, total or 0)
 
-        yield advance
-        if total is None:
-            progress(task, done, done)
+    yield advance
+    if total is None:
+        report(task, done, done)

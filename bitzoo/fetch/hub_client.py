@@ -24,6 +24,7 @@ from bitzoo.errors import (
 )
 from bitzoo.fetch.addresses import parse, without_secrets
 from bitzoo.locks import unwritable
+from bitzoo.progress import Live, shown
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -105,6 +106,32 @@ def has_token() -> bool:
     from huggingface_hub import get_token
 
     return bool(get_token())
+
+
+@contextmanager
+def own_bars() -> Iterator[None]:
+    """Let the client show its bars of bytes exactly where bitzoo shows a live line.
+
+    What HF_HUB_DISABLE_PROGRESS_BARS says goes first.
+    """
+    from huggingface_hub import constants
+    from huggingface_hub.utils import (  # type: ignore[attr-defined]
+        are_progress_bars_disabled,
+        disable_progress_bars,
+        enable_progress_bars,
+    )
+
+    stated = getattr(constants, "HF_HUB_DISABLE_PROGRESS_BARS", None) is not None
+    with shown(None) as progress:
+        wanted = isinstance(progress, Live) and progress.is_redrawn
+        if stated or wanted or are_progress_bars_disabled():
+            yield
+            return
+        disable_progress_bars()
+        try:
+            yield
+        finally:
+            enable_progress_bars()
 
 
 @contextmanager

@@ -17,7 +17,14 @@ from pathlib import Path
 
 from bitzoo.errors import CheckpointError, HubError, HubUnreachableError, UsageError
 from bitzoo.fetch.http import is_offline
-from bitzoo.fetch.hub_client import MANIFEST_NAME, TIMEOUT, check_repo, connect, hub_errors
+from bitzoo.fetch.hub_client import (
+    MANIFEST_NAME,
+    TIMEOUT,
+    check_repo,
+    connect,
+    hub_errors,
+    own_bars,
+)
 from bitzoo.files import cache_dir, sha256_of, write_text
 from bitzoo.small_files import read_json, read_text
 
@@ -186,7 +193,7 @@ def _fetch(
     from huggingface_hub.errors import EntryNotFoundError
 
     ours = _caches()[0]
-    with hub_errors(str(address).removeprefix(PREFIX)):
+    with own_bars(), hub_errors(str(address).removeprefix(PREFIX)):
         # First, because a download that cannot connect keeps retrying for half a minute.
         info = connect().model_info(address.repo, revision=address.revision, timeout=TIMEOUT)
         commit = _commit_of(address, info.sha)

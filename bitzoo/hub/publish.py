@@ -22,6 +22,7 @@ from bitzoo.hub.repo_files import card_of
 from bitzoo.hub.staging import Prepared, drop_weights, prepare
 from bitzoo.hub.targets import PublishTarget, Released, find_target
 from bitzoo.hub.upload import Options, Plan, Publication, carry_out, make_plan
+from bitzoo.progress import shown
 from bitzoo.zoo.resolve import WEIGHTS_NAME
 
 if TYPE_CHECKING:
@@ -135,7 +136,7 @@ def publish(
     folder: str | os.PathLike[str] | None = None,
     license: str | None = None,  # noqa: A002
     vouch: bool = False,
-    progress: Progress | None = None,
+    progress: Progress | bool | None = None,
     on_result: Callable[[PublishResult], None] | None = None,
 ) -> Plan | Publication | PublishResults:
     """Publish a model to the Hugging Face Hub, proven for exactly the bytes that are sent.
@@ -157,7 +158,7 @@ def publish(
         license: SPDX identifier of a file's or run's licence, which only its owner knows.
         vouch: Whether you vouch that the weights are the release that their name or address refers
             to, where bitzoo cannot establish it; the card says so.
-        progress: Called with the progress in bytes.
+        progress: As for `bitzoo.finetune`.
         on_result: For a pattern, called after each model.
 
     Returns:
@@ -177,16 +178,18 @@ def publish(
     is_batch = len(targets) > 1 or _is_pattern(name)
     if is_batch and (folder or license or repo):
         raise UsageError("`folder`, `license` and `repo` are for one model; a pattern takes `org`.")
-    staging = _Staging(user_path(folder) if folder else None, license, vouch, progress)
-    if dry_run:
-        with _offline():
-            results = _plan_all(targets, options, staging, on_result if is_batch else None)
-        return results if is_batch else _only_plan(results)
-    if is_batch:
-        _require_confirmed(confirm is None or confirm(BatchPlan(tuple(targets))))
-        return _publish_batch(connect(), targets, options, staging, on_result)
-    (target,) = targets
-    return _publish_one(connect(), *target, options, staging, confirm)
+    place = user_path(folder) if folder else None
+    with shown(progress) as report:
+        staging = _Staging(place, license, vouch, report)
+        if dry_run:
+            with _offline():
+                results = _plan_all(targets, options, staging, on_result if is_batch else None)
+            return results if is_batch else _only_plan(results)
+        if is_batch:
+            _require_confirmed(confirm is None or confirm(BatchPlan(tuple(targets))))
+            return _publish_batch(connect(), targets, options, staging, on_result)
+        (target,) = targets
+        return _publish_one(connect(), *target, options, staging, confirm)
 
 
 def card(

@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 from bitzoo._version import __version__
 from bitzoo.display import Displayed, list_names
 from bitzoo.errors import HubError, HubUnreachableError, ParityError, UsageError
-from bitzoo.fetch.hub_client import hub_errors, status_of
+from bitzoo.fetch.hub_client import hub_errors, own_bars, status_of
 from bitzoo.files import write_json
 from bitzoo.hub.remote import RemoteFile, RemoteState, read_files, read_state
 from bitzoo.hub.repo_manifest import NOTE_NAME, FileRecord, git_sha1, listed_records, read_note
@@ -242,7 +242,7 @@ def _commit(api: HfApi, plan: Plan, state: RemoteState) -> Publication:
     with ExitStack() as stack:
         operations = [_addition(api, prepared, name, stack) for name in plan.sent]
         try:
-            with hub_errors(prepared.repo, "publish"):
+            with own_bars(), hub_errors(prepared.repo, "publish"):
                 made: CommitInfo = api.create_commit(
                     prepared.repo,
                     operations,

@@ -39,6 +39,7 @@ from bitzoo.inference.runner import Runner, batches_of, compute_dtype, one_ahead
 from bitzoo.inference.selection import judged, record_of, select
 from bitzoo.inference.truth import find_truth, task_of
 from bitzoo.models.preprocessing import EvalTransform
+from bitzoo.progress import shown
 from bitzoo.zoo.classifier import Classifier, load_classifier, title_of
 from bitzoo.zoo.info import create_transform, info
 
@@ -61,7 +62,7 @@ def evaluate(
     cache_gb: float = 20.0,
     workers: int | None = None,
     weights: str | None = None,
-    progress: Progress | None = None,
+    progress: Progress | bool | None = None,
 ) -> Evaluation:
     """Evaluate a classifier on labelled images, as `bitzoo evaluate` does.
 
@@ -102,7 +103,7 @@ def evaluate(
         cache_gb: Most disk space for decoded images, in GB.
         workers: Processes that decode; None is one per core.
         weights: Which weights of a training checkpoint; as for `bitzoo.create_model`.
-        progress: Called with a task, how much of it is done, and how much there is.
+        progress: As for `bitzoo.finetune`.
 
     Returns:
         Counts, shares with their 95 % interval, losses image by image, and what others published.
@@ -116,77 +117,78 @@ def evaluate(
     """
     precision = compute_dtype(dtype)
     own = _Share.of(device, backend)
-    network = load_classifier(model, weights)
-    known, title, record = info(network), title_of(model), record_of(network)
-    sigmoid = known.activation == "sigmoid"
-    given = own_data(known, title) if data is None else OwnData(data)
-    space = output_space(known)
-    listed = _listed(given, space.names or (), progress)
-    truth = find_truth(listed, space, task_of(given.source), labels, outputs, skip_bad)
-    listed = listed.with_targets(truth.names, truth.target)
-    workers, budget = workers or max(1, count_cores() // local_processes()), int(cache_gb * 1e9)
-    kept = KeptChecks.of(listed.source, recheck=recheck)
-    chosen, selection = select(
-        listed, split, record, title, workers=workers, progress=progress, kept=kept
-    )
-    examples = truth.judgeable(chosen)
-    transform = create_transform(network)
-    counted, summary = _inspect(
-        listed, examples, truth.names, own, transform, skip_bad, workers, progress, kept, budget
-    )
-    if not counted.examples:
-        raise _nothing_to_count()
-    trained = record.trained if record and record.can_compare(chosen) else None
-    selection = judged(selection, counted.examples, trained, title, summary.skipped)
-    notes = (*selection.notes, *truth.notes, *summary.notes)
-    selection = replace(selection, notes=(given.chosen, *notes) if given.chosen else notes)
-    transform = replace(transform, bit_depth=summary.bit_depth)
+    with shown(progress) as report:
+        network = load_classifier(model, weights)
+        known, title, record = info(network), title_of(model), record_of(network)
+        sigmoid = known.activation == "sigmoid"
+        given = own_data(known, title) if data is None else OwnData(data)
+        space = output_space(known)
+        listed = _listed(given, space.names or (), report)
+        truth = find_truth(listed, space, task_of(given.source), labels, outputs, skip_bad)
+        listed = listed.with_targets(truth.names, truth.target)
+        workers, budget = workers or max(1, count_cores() // local_processes()), int(cache_gb * 1e9)
+        kept = KeptChecks.of(listed.source, recheck=recheck)
+        chosen, selection = select(
+            listed, split, record, title, workers=workers, progress=report, kept=kept
+        )
+        examples = truth.judgeable(chosen)
+        transform = create_transform(network)
+        counted, summary = _inspect(
+            listed, examples, truth.names, own, transform, skip_bad, workers, report, kept, budget
+        )
+        if not counted.examples:
+            raise _nothing_to_count()
+        trained = record.trained if record and record.can_compare(chosen) else None
+        selection = judged(selection, counted.examples, trained, title, summary.skipped)
+        notes = (*selection.notes, *truth.notes, *summary.notes)
+        selection = replace(selection, notes=(given.chosen, *notes) if given.chosen else notes)
+        transform = replace(transform, bit_depth=summary.bit_depth)
 
-    def evaluate_share() -> Evaluation:
-        part = Split(counted.name, counted.examples[own.rank :: own.world])
-        if not part.examples:  # fewer images than processes
-            return Evaluation.of_logits(
-                truth.names, *_nothing(len(truth.names)), accepted=truth.accepted_by(())
-            )
-        with open_pixels(
-            part,
-            transform,
-            budget_bytes=budget,
-            workers=workers,
-            progress=progress,
-        ) as pixels:
-            found = evaluate_pixels(
-                network,
-                pixels,
-                labels_of(part),
-                truth.names,
-                batch_size=batch_size,
-                dtype=precision,
-                backend=backend,
-                device=own.device,
-                outputs=truth.match.competing,
-                accepted=truth.accepted_by(part.examples),
-                sigmoid=sigmoid,
-                progress=progress,
-            )
-        return replace(found, rows=found.rows * own.world + own.rank)
+        def evaluate_share() -> Evaluation:
+            part = Split(counted.name, counted.examples[own.rank :: own.world])
+            if not part.examples:  # fewer images than processes
+                return Evaluation.of_logits(
+                    truth.names, *_nothing(len(truth.names)), accepted=truth.accepted_by(())
+                )
+            with open_pixels(
+                part,
+                transform,
+                budget_bytes=budget,
+                workers=workers,
+                progress=report,
+            ) as pixels:
+                found = evaluate_pixels(
+                    network,
+                    pixels,
+                    labels_of(part),
+                    truth.names,
+                    batch_size=batch_size,
+                    dtype=precision,
+                    backend=backend,
+                    device=own.device,
+                    outputs=truth.match.competing,
+                    accepted=truth.accepted_by(part.examples),
+                    sigmoid=sigmoid,
+                    progress=report,
+                )
+            return replace(found, rows=found.rows * own.world + own.rank)
 
-    found = Evaluation.merge(in_all_processes(evaluate_share))
-    about = Judged(
-        names_of_source(given.source, selection.split),
-        truth.ids(counted.examples),
-        found.count,
-        len(chosen),
-        real=truth.is_real,
-        restricted=truth.match.competing is not None,
-    )
-    return replace(
-        found,
-        selection=selection,
-        matched=truth.how,
-        kept=summary.kept,
-        published=published_about(known, about, transform),
-    )
+        found = Evaluation.merge(in_all_processes(evaluate_share))
+        about = Judged(
+            names_of_source(given.source, selection.split),
+            truth.ids(counted.examples),
+            found.count,
+            len(chosen),
+            real=truth.is_real,
+            restricted=truth.match.competing is not None,
+        )
+        return replace(
+            found,
+            selection=selection,
+            matched=truth.how,
+            kept=summary.kept,
+            published=published_about(known, about, transform),
+        )
 
 
 @dataclass(frozen=True)

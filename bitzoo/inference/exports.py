@@ -39,6 +39,7 @@ from bitzoo.inference.evaluate import evaluate_pixels
 from bitzoo.inference.int8_report import Compared, Int8Report, Speed, files_of
 from bitzoo.inference.metrics import Evaluation
 from bitzoo.models.bit import BiT
+from bitzoo.progress import shown
 from bitzoo.zoo.classifier import Classifier, load_classifier, title_of
 from bitzoo.zoo.info import labels
 
@@ -68,7 +69,7 @@ def export(
     skip_bad: bool = False,
     force: bool = False,
     weights: str | None = None,
-    progress: Progress | None = None,
+    progress: Progress | bool | None = None,
 ) -> ExportReport | Int8Report:
     """Export a network for another runtime, and prove or judge what the file computes.
 
@@ -99,7 +100,7 @@ def export(
         skip_bad: For int8, whether to leave out images that cannot be read.
         force: Whether to replace an existing output.
         weights: Which weights of a training checkpoint; as for `bitzoo.create_model`.
-        progress: For int8, called with a task, how much of it is done, and how much there is.
+        progress: As for `bitzoo.finetune`.
 
     Returns:
         What was written, and how far its outputs are from the float64 reference, or from the
@@ -122,38 +123,42 @@ def export(
                 f"`calibrate` is for int8 kernels, found it with {dtype}, which needs no images. "
                 'Leave it out, or give `dtype="int8"`.'
             )
-        return export_floats(model, to, out, dtype=dtype, force=force, weights=weights)
+        with shown(progress) as told:
+            return export_floats(
+                model, to, out, dtype=dtype, force=force, weights=weights, progress=told
+            )
     path = user_path(out)
     form = check_output(to, path, force=force)
     _check_options(to, calibrate, max_loss, calibration_images, judged_images)
     check_source(model, form, path)
     require_quantizer(to)
-    network = load_classifier(model, weights)
-    check_network(network)
-    if not network.num_classes:
-        raise UsageError(
-            "An int8 file is judged by the first class of each image, but this model has no "
-            "classes, only features. Give a model with its head."
+    with shown(progress) as told:
+        network = load_classifier(model, weights)
+        check_network(network)
+        if not network.num_classes:
+            raise UsageError(
+                "An int8 file is judged by the first class of each image, but this model has no "
+                "classes, only features. Give a model with its head."
+            )
+        chosen = choose_images(
+            network,
+            title_of(model),
+            calibrate,
+            to_calibrate=calibration_images,
+            to_judge=judged_images,
+            seed=seed,
+            skip_bad=skip_bad,
+            progress=told,
         )
-    chosen = choose_images(
-        network,
-        title_of(model),
-        calibrate,
-        to_calibrate=calibration_images,
-        to_judge=judged_images,
-        seed=seed,
-        skip_bad=skip_bad,
-        progress=progress,
-    )
-    size = sum(parameter.numel() for parameter in network.parameters())
-    require_room(path, size)
-    job = _Job(network, to, form, path, chosen, max_loss, seed, progress)
-    with disk_errors(path, size), aside_of(path, form) as aside, temporary_folder() as folder:
-        report = job.run(aside, folder / f"float32{form.suffix}")
-        report.require()
-        text = json.dumps(report.to_dict(), indent=2) + "\n"
-        report_of(aside).write_text(text, encoding="utf-8")
-    return report
+        size = sum(parameter.numel() for parameter in network.parameters())
+        require_room(path, size)
+        job = _Job(network, to, form, path, chosen, max_loss, seed, told)
+        with disk_errors(path, size), aside_of(path, form) as aside, temporary_folder() as folder:
+            report = job.run(aside, folder / f"float32{form.suffix}")
+            report.require()
+            text = json.dumps(report.to_dict(), indent=2) + "\n"
+            report_of(aside).write_text(text, encoding="utf-8")
+        return report
 
 
 def _check_options(
@@ -220,7 +225,7 @@ class _Job:
 
     def run(self, aside: Path, plain: Path) -> Int8Report:
         """Write the float32 file, quantize it to `aside`, and compare the two."""
-        proved = export_floats(self.network, self.to, plain)
+        proved = export_floats(self.network, self.to, plain, progress=self.progress)
         metadata = metadata_of(self.network, INT8) | {"calibration": json.dumps(self.calibration)}
         with self._open(self.images.calibration) as pixels:
             quantization = QUANTIZERS[self.to](

@@ -32,6 +32,7 @@ from bitzoo.inference.optimize import chosen_device
 from bitzoo.inference.runner import Runner, batches_of, compute_dtype, one_ahead
 from bitzoo.models.bit import BiT
 from bitzoo.models.preprocessing import EvalTransform
+from bitzoo.progress import shown
 from bitzoo.zoo.classifier import Classifier, load_classifier
 from bitzoo.zoo.info import create_transform, info, labels
 
@@ -117,7 +118,7 @@ def predict(
     backend: str = "eager",
     device: torch.device | str | None = None,
     weights: str | None = None,
-    progress: Progress | None = None,
+    progress: Progress | bool | None = None,
 ) -> Predictions:
     """Classify images, as `bitzoo predict` does.
 
@@ -135,7 +136,7 @@ def predict(
         backend: What runs the network; see `bitzoo.optimize`.
         device: Where to compute; None is a GPU if there is one that the backend runs on.
         weights: Which weights of a training checkpoint; as for `bitzoo.create_model`.
-        progress: Called with ``"predict"`` and numbers of images.
+        progress: As for `bitzoo.finetune`.
 
     Returns:
         One prediction per image, in order; those of unreadable images have their `error` set.
@@ -146,20 +147,21 @@ def predict(
         EvaluationError: If the network's output is not finite.
         BitzooError: As `bitzoo.create_model` raises.
     """
-    network = load_classifier(model, weights)
-    found = predict_images(
-        network,
-        [paths] if isinstance(paths, str | os.PathLike) else paths,
-        create_transform(network),
-        names=labels(network),
-        activation=_activation_of(network, activation),
-        top=top,
-        batch_size=batch_size,
-        dtype=compute_dtype(dtype),
-        backend=backend,
-        device=chosen_device(device, backend),
-        progress=progress,
-    )
+    with shown(progress) as report:
+        network = load_classifier(model, weights)
+        found = predict_images(
+            network,
+            [paths] if isinstance(paths, str | os.PathLike) else paths,
+            create_transform(network),
+            names=labels(network),
+            activation=_activation_of(network, activation),
+            top=top,
+            batch_size=batch_size,
+            dtype=compute_dtype(dtype),
+            backend=backend,
+            device=chosen_device(device, backend),
+            progress=report,
+        )
     if not skip_bad:
         return found
     return Predictions((p for p in found if not p.error), skipped=found.failed)

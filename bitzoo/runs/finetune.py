@@ -159,8 +159,9 @@ def finetune(
             or seconds. Steps first and then the resolution are reduced until the plan fits, by
             measured speeds; see `bitzoo.runs.time_limit`. It is no deadline. A run that goes on
             keeps the plan that it has.
-        progress: Called with a task, how much of it is done, and how much there is. Or True for
-            lines on stderr, False for none; None shows a live line on a terminal or in a notebook.
+        progress: Called with a task, how much of it is done, and how much there is. Or False for
+            nothing; None for a live line in a terminal or a notebook, and nothing elsewhere; True
+            for plain lines on stderr elsewhere. It holds for all that is called, downloads too.
         callbacks: Other callbacks during the run; its `progress`, if any, takes precedence.
 
     Returns:

@@ -54,7 +54,7 @@ def forecast(
         dtype: Dtype of activations.
         device: Where it computes.
         time_limit: Makes the plan fit.
-        progress: Called with a task, how much of it is done, and how much there is.
+        progress: As for `bitzoo.finetune`.
 
     Returns:
         The plan, its estimate, and above an hour on a CPU cheaper ways.

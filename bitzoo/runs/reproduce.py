@@ -16,6 +16,7 @@ from bitzoo.display import Displayed
 from bitzoo.errors import UsageError, WeightsUnavailableError
 from bitzoo.files import Progress, write_json
 from bitzoo.inference.processes import join_processes
+from bitzoo.progress import shown
 from bitzoo.runs.measuring import MEASURES, Measured, Setting
 from bitzoo.training.hyperrule import Edition
 from bitzoo.zoo.info import info
@@ -120,7 +121,7 @@ def reproduce(
     micro_batch: int | None = None,
     skip_bad: bool = False,
     overwrite: bool = False,
-    progress: Progress | None = None,
+    progress: Progress | bool | None = None,
     say: Callable[[str], None] = lambda sentence: None,
 ) -> Reproduction:
     """Measure a published figure again, by the protocol behind it.
@@ -150,7 +151,7 @@ def reproduce(
         micro_batch: Most images that are computed at once in training; None for as many as fit.
         skip_bad: Whether to leave out images that cannot be used.
         overwrite: Whether to delete earlier runs in `out` and start again.
-        progress: Called with a task, how much of it is done, and how much there is.
+        progress: As for `bitzoo.finetune`.
         say: Called with sentences for the user, during the work.
 
     Returns:
@@ -182,23 +183,24 @@ def reproduce(
     if folder is None and protocol.trains:
         folder = Path("runs") / f"{name}-{figure.id}"
         say(f"Runs and result are written to {folder}.")
-    setting = Setting(
-        model=os.fspath(model),
-        release=name,
-        claim=figure,
-        protocol=protocol,
-        folder=folder / "runs" if folder else None,
-        chosen=given,
-        seed=seed,
-        dtype=dtype,
-        device=device,
-        cache_gb=cache_gb,
-        workers=workers,
-        skip_bad=skip_bad,
-        progress=progress,
-        say=say,
-    )
-    measured = MEASURES[protocol.action](setting)
+    with shown(progress) as report:
+        setting = Setting(
+            model=os.fspath(model),
+            release=name,
+            claim=figure,
+            protocol=protocol,
+            folder=folder / "runs" if folder else None,
+            chosen=given,
+            seed=seed,
+            dtype=dtype,
+            device=device,
+            cache_gb=cache_gb,
+            workers=workers,
+            skip_bad=skip_bad,
+            progress=report,
+            say=say,
+        )
+        measured = MEASURES[protocol.action](setting)
     departures = (*doubt, *setting.departures(), *(measured.departures if measured else ()))
     result = Reproduction(figure, measured, (*departures, *protocol.differences), folder)
     if folder is not None and measured and join_processes(device).is_main_process:

@@ -41,6 +41,7 @@ from bitzoo.fetch.hub_snapshot import HubAddress, is_hub_address
 from bitzoo.files import Progress, cache_dir, check_replaceable, user_path
 from bitzoo.locks import file_lock
 from bitzoo.portable import valid_name
+from bitzoo.progress import shown
 from bitzoo.zoo.resolve import (
     address_of,
     fetched,
@@ -141,7 +142,7 @@ def convert(
     force: bool = False,
     keep_source: bool = False,
     weights: str | None = None,
-    progress: Progress | None = None,
+    progress: Progress | bool | None = None,
 ) -> ConversionResult:
     """Convert a checkpoint and prove that nothing changed; `bitzoo convert` does the same.
 
@@ -167,7 +168,7 @@ def convert(
         weights: Which weights of a training checkpoint: ``ema`` (averages over training), ``raw``,
             or the name of their place in the file, as the result's `notes` and error messages list
             them. None for averages if there are any, as in timm.
-        progress: Called with the progress in bytes.
+        progress: As for `bitzoo.finetune`.
 
     Returns:
         What was read, written and proven.
@@ -198,6 +199,7 @@ def convert(
             save_report(proof, proof_path)
 
     with ExitStack() as stack:
+        told = stack.enter_context(shown(progress))
         hub = locate(src, weights=weights) if is_hub_address(src) else None
         if hub:
             source = stack.enter_context(open_source(hub.path, weights=weights))
@@ -220,7 +222,7 @@ def convert(
                 identity=identity,
                 force=force,
                 hash_output=True,
-                progress=progress,
+                progress=told,
                 on_report=keep,
                 report_path=proof_path,
             )
@@ -243,7 +245,7 @@ def verify(
     check: str = "logits",
     report: str | os.PathLike[str] | None = None,
     weights: str | None = None,
-    progress: Progress | None = None,
+    progress: Progress | bool | None = None,
 ) -> ParityReport:
     """Verify that two checkpoint files hold the same model; `bitzoo verify` does the same.
 
@@ -253,7 +255,7 @@ def verify(
         check: ``weights``, or ``logits`` for both proofs.
         report: Where to write the proof, passed or failed; None for nowhere.
         weights: Which weights of `src`; as for `convert`.
-        progress: Called with the progress in bytes.
+        progress: As for `bitzoo.finetune`.
 
     Returns:
         The figures; `ParityReport.passed` says whether all are within tolerance, and
@@ -271,7 +273,8 @@ def verify(
     _require_report_name(report)
     place = _find_report(report)
     _require_different(source=source, output=output, report=place)
-    proof = verify_files(source, output, check=wanted, weights=weights, progress=progress)
+    with shown(progress) as told:
+        proof = verify_files(source, output, check=wanted, weights=weights, progress=told)
     if place:
         save_report(proof, place)
     return proof

@@ -19,8 +19,10 @@ from bitzoo.converters.open import open_source
 from bitzoo.converters.source import Source
 from bitzoo.converters.state_dict import read_state_dict
 from bitzoo.errors import CheckpointError, UsageError
+from bitzoo.files import Progress
 from bitzoo.models.architecture import Architecture, Role, Slot
 from bitzoo.models.bit import Backbone, BiT, FeatureExtractor, adapt_stem_kernel, fold
+from bitzoo.progress import shown
 from bitzoo.zoo.resolve import Located, find_weights, is_location, locate
 
 __all__ = ["create_model", "fold"]
@@ -42,7 +44,7 @@ def create_model(
     output_stride: int = ...,
     weights: str | None = ...,
     mmap: bool = ...,
-    progress: bool | None = ...,
+    progress: Progress | bool | None = ...,
 ) -> BiT: ...
 
 
@@ -58,7 +60,7 @@ def create_model(
     output_stride: int = ...,
     weights: str | None = ...,
     mmap: bool = ...,
-    progress: bool | None = ...,
+    progress: Progress | bool | None = ...,
 ) -> FeatureExtractor: ...
 
 
@@ -74,7 +76,7 @@ def create_model(
     output_stride: int = ...,
     weights: str | None = ...,
     mmap: bool = ...,
-    progress: bool | None = ...,
+    progress: Progress | bool | None = ...,
 ) -> BiT | FeatureExtractor: ...
 
 
@@ -89,7 +91,7 @@ def create_model(
     output_stride: int = 32,
     weights: str | None = None,
     mmap: bool = True,
-    progress: bool | None = None,
+    progress: Progress | bool | None = None,
 ) -> BiT | FeatureExtractor:
     """Create a BiT network with Google's weights, your own, or random ones.
 
@@ -118,7 +120,7 @@ def create_model(
             the log says what was taken, and so does `info(model).provenance`.
         mmap: Whether tensors may be mapped from the file. False reads them into memory, so that
             nothing that happens to the file afterwards matters.
-        progress: Whether to show a progress bar while fetching; None shows it on a terminal.
+        progress: For weights that are fetched; as for `bitzoo.finetune`.
 
     Returns:
         The network in training mode if its weights are random, else in evaluation mode.
@@ -131,7 +133,8 @@ def create_model(
     """
     if pretrained is None:
         pretrained = is_location(model)
-    spec, place = _resolve(model, pretrained, progress, weights)
+    with shown(progress):
+        spec, place = _resolve(model, pretrained, weights)
     indices = tuple(out_indices) if features_only else None
     wanted = _Wanted(num_classes, in_chans, indices, output_stride)
     if place is None:
@@ -196,7 +199,7 @@ def _info_of(network: Backbone, info: ModelInfo) -> ModelInfo:
 
 
 def _resolve(
-    model: Place, pretrained: bool | Place, progress: bool | None, weights: str | None
+    model: Place, pretrained: bool | Place, weights: str | None
 ) -> tuple[ModelSpec | None, Located | None]:
     """Return the catalogue entry, if a name was given, and the checkpoint, if one is needed."""
     if is_location(model):
@@ -205,13 +208,13 @@ def _resolve(
                 f"Two checkpoints were given, {model} and {pretrained}. Give a catalogue name and "
                 "a file, or one file with `pretrained=True`."
             )
-        return None, locate(model, progress=progress, weights=weights)
+        return None, locate(model, weights=weights)
     spec = get_spec(str(model))
     if pretrained is False:
         return spec, None
     if pretrained is True:
-        return spec, find_weights(spec, progress=progress)
-    return spec, locate(pretrained, progress=progress, weights=weights)
+        return spec, find_weights(spec)
+    return spec, locate(pretrained, weights=weights)
 
 
 def _require_architecture(spec: ModelSpec, source: Source, inventory: Inventory) -> None:

@@ -38,6 +38,7 @@ from bitzoo.fetch.hub_snapshot import HubAddress, fetch_snapshot, is_hub_address
 from bitzoo.files import cache_dir, user_path
 from bitzoo.locks import claimed, file_lock, lock_of
 from bitzoo.portable import valid_name
+from bitzoo.progress import shown
 from bitzoo.small_files import parse_json, read_json
 
 WEIGHTS_NAME = "model.safetensors"
@@ -84,16 +85,15 @@ def is_address(text: str | os.PathLike[str]) -> bool:
     )  # the address of a TensorFlow Hub module is a name
 
 
-def locate(
-    place: str | os.PathLike[str], *, progress: bool | None = None, weights: str | None = None
-) -> Located:
+def locate(place: str | os.PathLike[str], *, weights: str | None = None) -> Located:
     """Return the checkpoint at a path, in a folder, or behind an address (fetched and cached).
+
+    Progress goes where the surrounding `bitzoo.progress.shown` says, as in all of this module.
 
     Args:
         place: A file; a folder with `model.safetensors` and optionally `config.json`, or any other
             folder that `open_source` reads; an http(s) URL; ``hub:organisation/name@revision`` for
             a repository of the Hugging Face Hub, also with timm's prefix ``hf-hub:``.
-        progress: Whether to show a progress bar; None shows it on a terminal.
         weights: Which weights will be read; see `open_source`.
 
     Raises:
@@ -109,7 +109,7 @@ def locate(
         return Located(path if path.name == WEIGHTS_NAME else path.parent, identity)
     if is_address(place):
         _require_file_address(str(place))
-        path = fetch(str(place), progress=progress, weights=weights)
+        path = fetch(str(place), weights=weights)
         return Located(path, identity_of_download(path))
     path = user_path(place)
     if not path.is_dir():
@@ -184,18 +184,18 @@ def manifest_identity(folder: Path, where: str) -> Identity | None:
     return Identity(identity.name, "manifest", f"{where}: {identity.basis}, {identity.evidence}")
 
 
-def fetch(url: str, *, progress: bool | None = None, weights: str | None = None) -> Path:
+def fetch(url: str, *, weights: str | None = None) -> Path:
     """Return the cached copy of the checkpoint at `url`; fetch it if there is none."""
     path = _cached(url)
     if not path.is_file() or _mark_of(path).is_file():
-        with fetched(url, progress=progress), open_source(path, weights=weights) as source:
+        with fetched(url), open_source(path, weights=weights) as source:
             identify(source)
             source.sha256()  # reads all of it, which verifies the checksums inside an npz
     return path
 
 
 @contextmanager
-def fetched(url: str, *, keep: bool = True, progress: bool | None = None) -> Iterator[Path]:
+def fetched(url: str, *, keep: bool = True) -> Iterator[Path]:
     """Provide the cached copy of the checkpoint at `url` to one process at a time.
 
     If the body finds it damaged, it is removed, so that the next try fetches it again; after other
@@ -204,7 +204,6 @@ def fetched(url: str, *, keep: bool = True, progress: bool | None = None) -> Ite
     Args:
         url: An http(s) address.
         keep: Whether to keep the file after the body.
-        progress: Whether to show a progress bar; None shows it on a terminal.
 
     Raises:
         DownloadError: If it cannot be fetched.
@@ -223,7 +222,7 @@ def fetched(url: str, *, keep: bool = True, progress: bool | None = None) -> Ite
             else:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 _mark_of(path).touch()
-        download(url, path, progress=progress)
+        download(url, path)
         try:
             yield path
         except CheckpointError:
@@ -298,12 +297,11 @@ def address_of(file: str) -> str:
     return joined(base_url(), file)
 
 
-def find_weights(spec: ModelSpec, *, progress: bool | None = None) -> Located:
+def find_weights(spec: ModelSpec) -> Located:
     """Return a catalogue entry's weights as a safetensors file, from the first source that has it.
 
     Args:
         spec: The catalogue entry.
-        progress: Whether to show a progress bar while fetching; None shows it on a terminal.
 
     Raises:
         WeightsUnavailableError: If the weights were never released.
@@ -320,7 +318,7 @@ def find_weights(spec: ModelSpec, *, progress: bool | None = None) -> Located:
             return kept
         if published := _from_hub(spec):
             return published
-        with fetched(url, keep=False, progress=progress) as source:
+        with fetched(url, keep=False) as source, shown(None) as report:
             _check_is(spec, source)
             identity = identity_of_download(source, spec)
             # not at the top: most models are on this disk already, and need no proof
@@ -331,6 +329,7 @@ def find_weights(spec: ModelSpec, *, progress: bool | None = None) -> Located:
                 target,
                 check=Check.WEIGHTS,
                 identity=identity,
+                progress=report,
                 report_path=target.with_name(REPORT_NAME),
             )
     return Located(target, identity)
