@@ -10,16 +10,26 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 from bitzoo._version import __version__
 from bitzoo.catalogue.model_info import ModelInfo
 from bitzoo.errors import UsageError
 from bitzoo.model_cards import facts
-from bitzoo.model_cards.text import clean, environment, proof_rows, snippets, spark
+from bitzoo.model_cards.text import (
+    clean,
+    environment,
+    metadata_reported,
+    proof_rows,
+    read_metadata,
+    snippets,
+    spark,
+)
 
 _FRONT = re.compile(r"\A---\r?\n(.*?)\r?\n---[ \t]*\r?\n", re.DOTALL)
 _COMMENT = re.compile(r"<!--\s*A draft, written by bitzoo.*?-->\s*", re.DOTALL)
+_LICENSE = re.compile(r"^license:.*$", re.MULTILINE)
 _WRITTEN = re.compile(r"^Written by bitzoo \S+\.\s*\Z", re.MULTILINE)
 _REPLACED = (
     "How to load it",
@@ -88,22 +98,21 @@ def _with_license(front_matter: str, license_id: str | None) -> str:
     Raises:
         UsageError: If the metadata cannot be read.
     """
-    from huggingface_hub import ModelCard, ModelCardData
-    from yaml import YAMLError
+    import yaml
 
     if license_id is None:
         return front_matter
-    try:
-        data = ModelCard(f"---\n{front_matter}\n---\n", ignore_metadata_errors=True).data
-        if data.get("license") == license_id:
+    with metadata_reported():
+        before = read_metadata(front_matter)
+        if before.get("license") == license_id:
             return front_matter
-        return ModelCardData(**_entries(data) | {"license": license_id}).to_yaml()
-    except (ValueError, TypeError, AttributeError, YAMLError) as error:
-        raise UsageError(f"The metadata of the run's README.md cannot be used: {error}.") from error
-
-
-def _entries(data: Any) -> dict[str, Any]:
-    return dict(data.to_dict())
+        wanted, line = before | {"license": license_id}, f"license: {license_id}"
+        edited, found = _LICENSE.subn(lambda match: line, front_matter)
+        edited = edited if found else f"{front_matter}\n{line}"
+        with suppress(yaml.YAMLError):  # in another notation than a line for each entry
+            if read_metadata(edited) == wanted:
+                return edited
+        return str(yaml.safe_dump(wanted, sort_keys=False, allow_unicode=True)).rstrip()
 
 
 def _curves(history: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
@@ -135,13 +144,19 @@ def _series(history: Sequence[Mapping[str, Any]], event: str) -> dict[int, dict[
     """Return the finite numbers of each step, from the last of several records for a step."""
     return {
         int(record["step"]): {
-            key: float(value)
-            for key, value in record.items()
-            if isinstance(value, (int, float)) and math.isfinite(value)
+            key: float(value) for key, value in record.items() if _is_finite(value)
         }
         for record in history
         if record.get("event") == event and isinstance(record.get("step"), int)
     }
+
+
+def _is_finite(value: object) -> bool:
+    """Whether it is a number that a float can be."""
+    try:
+        return isinstance(value, (int, float)) and math.isfinite(value)
+    except OverflowError:  # a whole number of hundreds of digits
+        return False
 
 
 def _chosen(steps: Sequence[int], count: int = _POINTS) -> list[int]:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import functools
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bitzoo.catalogue.model_info import ModelInfo
-from bitzoo.errors import UsageError
+from bitzoo.errors import UsageError, reason_of
 from bitzoo.models.architecture import ARCHITECTURES
 
 if TYPE_CHECKING:
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 
 _CONTROLS = "\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x84\x86-\x9f\ud800-\udfff\ufffe\uffff"
 _NOT_TEXT = re.compile(f"[{_CONTROLS}]")
+_MOST_DEPTH = 100
+"""Most levels of a card's metadata; the Hub's have five."""
 _DIRECTIONS = re.compile("[\u202a-\u202e\u2066-\u2069]")
 """Marks that show the text after them in another order than it is written in."""
 
@@ -165,6 +168,44 @@ def spark(values: Sequence[float]) -> str:
     return "".join("▁▂▃▄▅▆▇█"[round(7 * (value - low) / span)] for value in values)
 
 
+def read_metadata(front_matter: str) -> dict[Any, Any]:
+    """Return the metadata of a card, from the text between its lines of ---.
+
+    Raises:
+        Exception: Of several kinds, if it is no mapping in YAML, uses aliases, with which a page
+            can stand for more than any memory holds, or is nested so deeply that it takes minutes.
+    """
+    import yaml
+
+    depth = 0
+    for event in yaml.parse(front_matter):
+        depth += isinstance(event, yaml.CollectionStartEvent)
+        depth -= isinstance(event, yaml.CollectionEndEvent)
+        if isinstance(event, yaml.AliasEvent):
+            raise ValueError("an alias, as in *name, cannot be used: write the value out")
+        if depth > _MOST_DEPTH:
+            raise ValueError(f"it is nested more than {_MOST_DEPTH} times")
+    found = yaml.safe_load(front_matter)
+    if not isinstance(found, dict):
+        raise TypeError(f"expected key: value, found {type(found).__name__}")
+    return found
+
+
+@contextmanager
+def metadata_reported() -> Iterator[None]:
+    """Turn whatever is raised about a card's metadata into one error.
+
+    Raises:
+        UsageError: It names the card.
+    """
+    try:
+        yield
+    except Exception as error:  # of its libraries, of many kinds
+        raise UsageError(
+            f"README.md: the card's metadata cannot be used: {reason_of(error)}. Correct it."
+        ) from error
+
+
 def validate_card(text: str) -> None:
     """Check a card's metadata with huggingface_hub's own parser.
 
@@ -173,14 +214,13 @@ def validate_card(text: str) -> None:
     """
     from huggingface_hub import ModelCard
     from huggingface_hub.repocard import REGEX_YAML_BLOCK
-    from yaml import YAMLError
 
-    if not REGEX_YAML_BLOCK.match(text):
+    block = REGEX_YAML_BLOCK.match(text)
+    if not block:
         raise UsageError(
             "The card has no metadata: expected a YAML block between two lines of --- at the very "
             "beginning. Add it, or remove README.md so that bitzoo writes a card."
         )
-    try:
+    with metadata_reported():
+        read_metadata(block[2])
         ModelCard(text)
-    except (ValueError, KeyError, TypeError, AttributeError, YAMLError) as error:
-        raise UsageError(f"The card's metadata cannot be used: {error}. Correct it.") from error

@@ -198,9 +198,9 @@ class Foresight:
     def _known_layout(self) -> MemoryLayout | None:
         if self.layout is not None:
             return self.layout
-        record = self._loop.get("layout")
-        if record:
-            return MemoryLayout.from_dict(record)
+        if record := self._loop.get("layout"):
+            with contextlib.suppress(Exception):  # a damaged one, which is reported when it is used
+                return MemoryLayout.from_dict(record)
         return MemoryLayout(True) if self._step and self._config.channels_last is None else None
 
     def _measure_decoding(self) -> float:

@@ -6,10 +6,12 @@ Speed and memory are measured while the features are computed, and kept beside t
 from __future__ import annotations
 
 import contextlib
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -246,8 +248,9 @@ def _measured(place: Path | None) -> tuple[float | None, int | None]:
         record = read_json(place / MEASURED_NAME)
     except (CheckpointError, OSError):
         return None, None
-    rate, memory = record.get("images_per_s"), record.get("memory_bytes")
+    rate: Any = record.get("images_per_s")
+    memory = record.get("memory_bytes")
     return (
-        float(rate) if isinstance(rate, int | float) and rate > 0 else None,
-        memory if type(memory) is int and memory > 0 else None,
+        float(rate) if type(rate) in (int, float) and 0 < rate <= sys.float_info.max else None,
+        memory if type(memory) is int and 0 < memory <= sys.maxsize else None,
     )

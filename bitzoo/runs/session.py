@@ -54,6 +54,7 @@ from bitzoo.training.checkpointing import (
     latest_checkpoint,
     read_checkpoint,
 )
+from bitzoo.training.continuation import loop_of
 from bitzoo.training.distributed import send_from_main
 from bitzoo.training.fused_norm import describe_missing
 from bitzoo.training.linear_probe import evaluate_features, train_head
@@ -466,5 +467,5 @@ def training_labels(images: ImageSet) -> Labels:
 
 def _has_ended(start: Checkpoint | None, config: RunConfig) -> bool:
     """Whether the run ended early with this checkpoint."""
-    record = start.meta["loop"].get("selection") if start else None
+    record = loop_of(start).get("selection") if start else None
     return ModelSelection(config.patience, record).is_exhausted

@@ -35,7 +35,7 @@ from bitzoo.runs.job import Job
 from bitzoo.runs.one_run import run_job
 from bitzoo.runs.report.artifacts import EVALUATION_NAME
 from bitzoo.runs.report.vtab_report import VTAB_REPORT_NAME, write_vtab_report
-from bitzoo.runs.run_dir import RunDir, read_record
+from bitzoo.runs.run_dir import RunDir, is_list_of_changes, read_record
 from bitzoo.runs.run_lock import sole_use
 from bitzoo.runs.total import Total
 from bitzoo.runs.vtab_result import RunScore, TaskScore, VtabResult
@@ -369,11 +369,12 @@ def _finished(job: Job, place: Path, task: VtabTask) -> tuple[Mapping[str, Any],
         correct, count, before = found["correct"], found["count"], record["options"]
         then = _settings(before["model"], before["data_name"], before["config"])
         overrides = record["recipe"]["overrides"]
-    except (CheckpointError, OSError, KeyError, TypeError):
+        departed = [{"from", "to"} <= change.keys() for change in overrides.values()]
+    except (CheckpointError, OSError, KeyError, TypeError, ValueError, AttributeError):
         return None
     if not (type(correct) is type(count) is int and 0 <= correct <= count and count):
         return None
-    if not isinstance(overrides, dict):
+    if not all(departed) or not is_list_of_changes(record.get("changes", [])):
         return None
     options = job.to_dict(task_title(task))
     now = _settings(options["model"], options["data_name"], options["config"])

@@ -162,8 +162,14 @@ def read_checkpoint(path: Path) -> Checkpoint:
             # Not `parse_json`: a trainer's metadata may have infinity, which JSON does not.
             record = json.loads(metadata["bitzoo_checkpoint"])
             step, meta, stored = record["step"], dict(record["meta"]), metadata["sha256"]
-            if type(step) is not int:
+            if type(step) is not int or step < 0:
                 raise TypeError(f"the step is {step!r:.80}")
+            if (named := _NAME.fullmatch(path.name)) and int(named[1]) != step:
+                raise ValueError(f"it is of step {step!r:.80}, which its name does not say")
+        for name, tensor in state.items():
+            if tensor.dtype != torch.float32:
+                kind = str(tensor.dtype).removeprefix("torch.")
+                raise ValueError(f"tensor {name!r:.80} is {kind}, where a run writes float32")
     except (OSError, SafetensorError, ValueError) as error:  # CheckpointError is a ValueError
         raise CheckpointError(
             f"{path} cannot be read as a training checkpoint ({reason_of(error)}): it is damaged "

@@ -3,18 +3,55 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
 
-from bitzoo.errors import TensorMismatchError
+from bitzoo.errors import TensorMismatchError, damage_reported
 from bitzoo.training.checkpointing import Checkpoint
+from bitzoo.training.memory_layout import MemoryLayout
+from bitzoo.training.model_selection import ModelSelection
 
 _ROUNDING = ("processes", "machines", "threads", "device", "torch")
 """What a checkpoint's metadata say that decides on the last bits."""
 
+_COUNTS = {"micro_batch": 1, "processes": 1, "updates": 0}
+"""What is counted, and the least that it can be."""
+_SCALER = {"scale", "growth_factor", "backoff_factor", "growth_interval", "_growth_tracker"}
+"""What `torch.amp.GradScaler` keeps; nothing if it scales nothing."""
+
 _log = logging.getLogger(__name__)
+
+
+def loop_of(start: Checkpoint) -> dict[str, Any]:
+    """Return what the loop recorded of itself, `Trainer.facts`, if a loop can go on from it.
+
+    The checksum of a checkpoint shows that it is as it was written, not who wrote it.
+
+    Raises:
+        CheckpointError: If something is missing, or is nothing that a loop records.
+    """
+    advice = "It was not written by a run as it is: delete it, and the one before it is used."
+    with damage_reported(start.path, "the record of a training loop", advice):
+        loop = dict(start.meta["loop"])
+        for name, least in _COUNTS.items():
+            if name not in loop and name == "updates":  # only some optimizers count
+                continue
+            if type(loop[name]) is not int or loop[name] < least:
+                raise ValueError(f"{name} is {loop[name]!r:.80}")
+        scaler = loop["scaler"]
+        if scaler and (scaler.keys() != _SCALER or not all(map(_is_number, scaler.values()))):
+            raise ValueError(f"scaler is {scaler!r:.80}")
+        if loop.get("layout"):  # none from before formats were measured
+            MemoryLayout.from_dict(loop["layout"])
+        ModelSelection(None, loop.get("selection"))
+    return loop
+
+
+def _is_number(value: object) -> bool:
+    return type(value) in (int, float) and math.isfinite(value)  # type: ignore[arg-type]
 
 
 def copy_state(state: Mapping[str, Tensor], start: Checkpoint) -> None:

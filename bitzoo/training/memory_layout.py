@@ -112,11 +112,23 @@ class MemoryLayout:
 
     @classmethod
     def from_dict(cls, record: Mapping[str, Any]) -> MemoryLayout:
-        """Read what `to_dict` returned."""
+        """Read what `to_dict` returned.
+
+        Raises:
+            Exception: Of several kinds, if it is something else.
+        """
         by_name = record.get("seconds", {})
+        fused, images = record.get("fused_norms", False), record.get("images", 0)
+        if type(record["channels_last"]) is not bool or type(fused) is not bool:
+            raise TypeError(f"it says neither yes nor no of a memory format: {record!r:.80}")
+        if type(images) is not int or images < bool(by_name):
+            raise ValueError(f"a pass over {images!r:.40} images was measured")
+        if not all(
+            type(found) in (int, float) and 0 <= float(found) < math.inf
+            for found in by_name.values()
+        ):
+            raise ValueError(f"a measured pass took {by_name!r:.80}")
         seconds = {last: by_name[name] for last, name in NAMES.items() if name in by_name}
-        fused = record.get("fused_norms", False)
-        images = record.get("images", 0)
         return cls(record["channels_last"], images, seconds, fused, by_name.get(FUSED))
 
 

@@ -108,12 +108,16 @@ class ModelSelection:
         Args:
             patience: See `TrainingConfig`; None never stops.
             record: The result of `to_dict`.
+
+        Raises:
+            Exception: Of several kinds, if `record` is something else.
         """
         found = record or {}
         self._patience = patience
         self.best = Best(**found["best"]) if found.get("best") else None
-        self.evaluations = int(found.get("evaluations", 0))
-        self.without_better = int(found.get("without_better", 0))
+        self.evaluations = found.get("evaluations", 0)
+        self.without_better = found.get("without_better", 0)
+        _require_record(self, found)
 
     def add(self, step: int, scores: Scores) -> bool:
         """Count the evaluation after `step` updates; returns whether it is the best so far."""
@@ -137,6 +141,18 @@ class ModelSelection:
             "evaluations": self.evaluations,
             "without_better": self.without_better,
         }
+
+
+def _require_record(selection: ModelSelection, record: object) -> None:
+    """Raise ValueError or OverflowError if what a selection was read from is no record of one."""
+    best = selection.best or Best(0, 0.0, 0.0)
+    counts = (selection.evaluations, selection.without_better, best.step)
+    kinds_fit = all(type(score) in (int, float) for score in (best.top1, best.loss))
+    if not kinds_fit or not all(type(count) is int and count >= 0 for count in counts):
+        raise ValueError(f"no record of evaluations: {record!r:.80}")
+    if not 0 <= best.top1 <= 1:
+        raise ValueError(f"an accuracy of {best.top1!r:.40}")
+    float(best.loss)  # of a whole number too large for one
 
 
 @dataclass(frozen=True)

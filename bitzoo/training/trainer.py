@@ -44,6 +44,7 @@ from bitzoo.training.batches import batch_plan
 from bitzoo.training.checkpointing import Checkpoint, save_checkpoint
 from bitzoo.training.continuation import (
     copy_state,
+    loop_of,
     warn_of_missing_operator,
     warn_of_rounding,
 )
@@ -272,6 +273,7 @@ class Trainer:
         `measured` is the memory format where there is a choice, if it was measured before.
 
         Raises:
+            CheckpointError: If the checkpoint's record is none of a training loop.
             TensorMismatchError: If the checkpoint belongs to another network.
         """
         state = self.state()
@@ -380,7 +382,7 @@ class Trainer:
         if self._options.channels_last is not None or self._feed.device.type != "cpu":
             return self.layout
         if start is not None and start.meta["loop"].get("device", "cpu") == "cpu":
-            record = start.meta["loop"].get("layout")  # none from before formats were measured
+            record = loop_of(start).get("layout")  # none from before formats were measured
             return MemoryLayout.from_dict(record) if record else self.layout
         return self.layout if self._options.compile else None  # compiling for both takes minutes
 
@@ -554,9 +556,9 @@ class Trainer:
 
     def _restore(self, state: Mapping[str, Tensor], start: Checkpoint) -> None:
         copy_state(state, start)
-        if (updates := start.meta["loop"].get("updates")) is not None:
+        then, now = loop_of(start), self.facts()
+        if (updates := then.get("updates")) is not None:
             self._optimizer.updates = updates
-        then, now = start.meta["loop"], self.facts()
         self.step = start.step
         self.selection = ModelSelection(self._options.patience, then.get("selection"))
         self.micro_batch = self.micro_batch or then["micro_batch"]

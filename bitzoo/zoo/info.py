@@ -15,7 +15,7 @@ from bitzoo.converters.formats.timm_config import RECORD_KEY
 from bitzoo.converters.identify import identify
 from bitzoo.converters.model_record import read_info, recognised, with_taken
 from bitzoo.converters.open import open_source
-from bitzoo.errors import CheckpointError, damage_reported
+from bitzoo.errors import CheckpointError, damage_reported, reason_of
 from bitzoo.models.preprocessing import EvalTransform
 from bitzoo.small_files import read_json
 from bitzoo.zoo.resolve import is_location, locate
@@ -143,5 +143,13 @@ def _of_export(path: Path) -> ModelInfo | None:
     report = path.with_name(path.name + EXPORT_REPORT_SUFFIX)
     if not report.is_file():
         return None
-    with damage_reported(report, "the report of a bitzoo export", "Export the model again."):
-        return ModelInfo.from_dict(read_json(report)["model_info"])
+    advice = "Export the model again."
+    with damage_reported(report, "the report of a bitzoo export", advice):
+        record = read_json(report)["model_info"]
+    try:
+        return ModelInfo.from_dict(record)
+    except CheckpointError as error:
+        raise CheckpointError(
+            f"{report}: expected bitzoo's record about the model, but it cannot be read "
+            f"({reason_of(error.__cause__ or error)}). {advice}"
+        ) from error

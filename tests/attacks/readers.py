@@ -15,6 +15,7 @@ from attacks.keras_files import KERAS
 from attacks.npz_files import NPZ
 from attacks.pictures import PICTURES
 from attacks.records import RECORDS
+from attacks.run_states import STATES
 from attacks.safetensors_files import SAFETENSORS
 from attacks.torch_files import TORCH
 
@@ -30,6 +31,7 @@ READERS: tuple[Target, ...] = (
     RECORDS,
     PICTURES,
     IMAGES,
+    STATES,
 )
 COMMANDS: tuple[Target, ...] = (INTERRUPTIONS, INJECTIONS, DOWNLOADS)
 """Whole commands: each costs a hundred times what an input of a reader costs."""

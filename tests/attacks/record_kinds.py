@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from attacks.mutations import TEXTS, damage
+from attacks.mutations import TEXTS, damage, damaged_json
 
 HASH = "0123456789abcdef" * 4
 
@@ -34,6 +34,16 @@ def changed_csv(data: bytes, rng: random.Random) -> tuple[bytes, str]:
     )
     row[rng.randrange(len(row))] = odd.encode(errors="surrogatepass")
     return b"\r\n".join(b",".join(row) for row in rows), f"cell {odd[:20]!r}"
+
+
+def changed_lines(data: bytes, rng: random.Random) -> tuple[bytes, str]:
+    """Damage one line of JSON among others, or the lines."""
+    if rng.random() < 0.3:
+        return damage(data, rng)
+    lines = data.split(b"\n")
+    at = rng.randrange(len(lines) - 1)
+    lines[at], what = damaged_json(lines[at], rng)
+    return rng.choice((b"\n", b"\n", b"\r\n", b"\n\n")).join(lines), what
 
 
 def rfc4180(text: str) -> list[list[str]]:

@@ -14,10 +14,11 @@ from typing import Any
 from attacks.checkpoints_under_attack import Attacked, Base
 from attacks.engine import READ
 from attacks.judges import Judge
-from attacks.mutations import damage, damaged_json, dump_json
-from attacks.record_kinds import HASH, Kind, changed_csv, rfc4180
+from attacks.mutations import damaged_json, dump_json
+from attacks.record_kinds import HASH, Kind, changed_csv, changed_lines, rfc4180
 from attacks.run_records import RUN_KINDS
 from attacks.text import letters_of
+from attacks.told_records import TOLD_KINDS
 
 from bitzoo.converters.parity.verify import load_reports
 from bitzoo.data.readers import read_listing
@@ -57,16 +58,6 @@ METRICS = [
 ]
 CSV = b'path,label,split\r\na/1.png,cat,train\r\n"b,2.png","the ""dog""",val\r\nc.png,newt,test\r\n'
 JSONL = [{"path": "a/1.png", "label": "cat"}, {"path": "b.png", "label": 2}]
-
-
-def _lines(data: bytes, rng: random.Random) -> tuple[bytes, str]:
-    """Damage one line of JSON among others, or the lines."""
-    if rng.random() < 0.3:
-        return damage(data, rng)
-    lines = data.split(b"\n")
-    at = rng.randrange(len(lines) - 1)
-    lines[at], what = damaged_json(lines[at], rng)
-    return rng.choice((b"\n", b"\n", b"\r\n", b"\n\n")).join(lines), what
 
 
 def _read_proof(path: Path) -> Any:
@@ -167,13 +158,20 @@ KINDS = (
     Kind(
         "metrics.jsonl",
         b"\n".join(map(dump_json, METRICS)) + b"\n",
-        _lines,
+        changed_lines,
         _read_metrics,
         _metrics_agree,
     ),
     Kind("images.csv", CSV, changed_csv, _list, _list_agrees),
-    Kind("images.jsonl", b"\n".join(map(dump_json, JSONL)) + b"\n", _lines, _list, _jsonl_agrees),
+    Kind(
+        "images.jsonl",
+        b"\n".join(map(dump_json, JSONL)) + b"\n",
+        changed_lines,
+        _list,
+        _jsonl_agrees,
+    ),
     *RUN_KINDS,
+    *TOLD_KINDS,
 )
 
 
