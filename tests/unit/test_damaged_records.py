@@ -168,5 +168,7 @@ def test_no_module_is_imported_that_a_prepared_data_set_names(tmp_path, monkeypa
     folder.mkdir(parents=True)
     (folder / "dataset_info.json").write_text('{"name": "insects", "version": "1.0.0"}')
     (folder / "features.json").write_text(json.dumps({key: "strange_features.F", "content": {}}))
-    with pytest.raises(DatasetError, match=r"'strange_features\.F', whose module TFDS would import"):
+    with pytest.raises(
+        DatasetError, match=r"'strange_features\.F', whose module TFDS would import"
+    ):
         find_prepared("insects")
