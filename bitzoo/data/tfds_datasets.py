@@ -27,7 +27,7 @@ from bitzoo.data.record_labels import LabelCache, Labels, identity_of_files
 from bitzoo.data.record_table import Records as StoredRecords
 from bitzoo.data.record_table import RecordTable
 from bitzoo.data.source_names import TFDS, SourceName
-from bitzoo.data.tfds_prepared import Prepared, find_prepared, tfds_library
+from bitzoo.data.tfds_prepared import Prepared, find_prepared, open_builder, tfds_library
 from bitzoo.data.tfds_slices import Part, parts_of_slice
 from bitzoo.errors import UsageError, damage_reported
 from bitzoo.files import Progress
@@ -157,7 +157,9 @@ def read_records(source: TfdsSource, progress: Progress | None = None) -> Listin
     if source.rule is None:
         label, more = _feature(found, "ClassLabel", source.label)
         notes += more
-        classes = _names(features[label])
+        place = printable(found.folder)
+        with damage_reported(place, "a name for each class", _ADVICE, DatasetError):
+            classes = _names(features[label])
         wanted: tuple[str, ...] = (label,)
     else:
         label, classes, wanted = "", source.rule.classes, source.rule.features
@@ -217,7 +219,7 @@ class Records:
         with self._lock:
             if self._opened is None:
                 library = tfds_library()
-                builder = library.builder_from_directory(self.folder)
+                builder = open_builder(self.folder)
                 source = builder.as_data_source(
                     self.split,
                     deserialize_method=library.decode.DeserializeMethod.RAW_BYTES,

@@ -10,7 +10,8 @@ import difflib
 import importlib
 import os
 import re
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -19,10 +20,13 @@ from typing import Any
 from bitzoo.data.problems import DatasetError, join_some, printable
 from bitzoo.data.source_names import TFDS
 from bitzoo.errors import MissingExtraError, damage_reported
+from bitzoo.small_files import read_json
 
 _VERSION = re.compile(r"\d+\.\d+\.\d+")
 _FILES = ("dataset_info.json", "features.json")
 """What TFDS writes beside the records of every data set."""
+_CLASS_KEYS = ("pythonClassName", "python_class_name", "type")
+_OWN_MODULES = "tensorflow_datasets."
 _RANDOM_ACCESS = "array_record"
 
 
@@ -99,7 +103,7 @@ def find_prepared(name: str, versions: Sequence[str] = ()) -> Prepared:
     folder = there[version]
     advice = "Prepare it again, or restore it."
     with damage_reported(folder, "a data set prepared by TFDS", advice, DatasetError):
-        builder = library.builder_from_directory(folder)
+        builder = open_builder(folder)
         formats = {str(found.value) for found in builder.info.available_file_formats()}
     if _RANDOM_ACCESS not in formats:
         raise DatasetError(
@@ -109,6 +113,39 @@ def find_prepared(name: str, versions: Sequence[str] = ()) -> Prepared:
             f"{preparation_command(name, versions)}."
         )
     return Prepared(name, builder, os.fspath(folder), notes)
+
+
+def open_builder(folder: str | os.PathLike[str]) -> Any:
+    """Return TFDS's builder of a prepared data set, without importing what its files name.
+
+    TFDS imports the module of every class that `features.json` names, and a data set may be from
+    anywhere: only TFDS's own are left to it, and those of modules that the user has imported.
+
+    Raises:
+        DatasetError: If it names another one.
+        Exception: Of several kinds, if it cannot be read.
+    """
+    place = Path(folder) / _FILES[1]
+    for name in _class_names(read_json(place)):
+        module = name.rpartition(".")[0]
+        if not module.startswith(_OWN_MODULES) and module not in sys.modules:
+            raise DatasetError(
+                f"{place}: expected features of TensorFlow Datasets, found {name!r:.80}, whose "
+                "module TFDS would import. If you trust it, import it before, in Python."
+            )
+    return tfds_library().builder_from_directory(folder)
+
+
+def _class_names(content: Any) -> Iterator[str]:
+    """Yield what stands where `features.json` names a class, in its present and its old form."""
+    if isinstance(content, dict):
+        for key, value in content.items():
+            if key in _CLASS_KEYS and isinstance(value, str):
+                yield value
+            yield from _class_names(value)
+    elif isinstance(content, list):
+        for value in content:
+            yield from _class_names(value)
 
 
 def _data_folders() -> list[Path]:

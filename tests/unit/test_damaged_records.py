@@ -10,6 +10,8 @@ from safetensors.torch import save_file
 import bitzoo
 from bitzoo.catalogue.model_info import ModelInfo
 from bitzoo.catalogue.vtab_tasks import TASKS
+from bitzoo.data.problems import DatasetError
+from bitzoo.data.tfds_prepared import find_prepared
 from bitzoo.errors import CheckpointError, UsageError
 from bitzoo.model_cards.run_card import complete_draft
 from bitzoo.model_cards.text import validate_card
@@ -155,3 +157,18 @@ def test_a_run_of_vtab_that_says_too_little_is_done_again(tmp_path, monkeypatch,
     assert vtab._finished(job, tmp_path, task)[1:] == (1, 2)
     (tmp_path / "run.json").write_text(json.dumps(record | changes))
     assert vtab._finished(job, tmp_path, task) is None
+
+
+@pytest.mark.parametrize("key", ["pythonClassName", "type"])
+def test_no_module_is_imported_that_a_prepared_data_set_names(tmp_path, monkeypatch, key):
+    (tmp_path / "strange_features.py").write_text("raise AssertionError('it was run')\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "data"))
+    folder = tmp_path / "data/insects/1.0.0"
+    folder.mkdir(parents=True)
+    (folder / "dataset_info.json").write_text('{"name": "insects", "version": "1.0.0"}')
+    (folder / "features.json").write_text(json.dumps({key: "strange_features.F", "content": {}}))
+    with pytest.raises(
+        DatasetError, match=r"'strange_features\.F', whose module TFDS would import"
+    ):
+        find_prepared("insects")

@@ -108,6 +108,13 @@ class TestOptions:
             run.open(IDENTITY, resume=False, overwrite=True)
         assert [path.name for path in run.folder.iterdir()] == ["run.json"]
 
+    def test_a_run_killed_when_its_last_checkpoint_was_written_is_cleared(self, run):
+        """It was not: a run at its end writes no further checkpoint, which would do it."""
+        save(run, 6)
+        (run.checkpoints / ".bitzoo-00c0ffee00c0ffee.tmp").mkdir()
+        resume(run)
+        assert [path.name for path in run.checkpoints.iterdir()] == ["step-00000006.safetensors"]
+
     def test_started_by_a_process_that_was_killed_at_once(self, tmp_path):
         (tmp_path / "run/.bitzoo-00c0ffee.tmp").mkdir(parents=True)
         RunDir(tmp_path / "run").open(IDENTITY, resume=False, overwrite=False)
