@@ -52,8 +52,12 @@ def shown(monkeypatch):
 
 
 CALLS = {
-    "convert": lambda own, to, **how: bitzoo.convert(own, to / "a.safetensors", force=True, **how),
-    "verify": lambda own, to, **how: bitzoo.verify(own, own.with_name("kept.safetensors"), **how),
+    "convert": lambda own, to, **how: bitzoo.convert(
+        own, to / "a.safetensors", check="weights", force=True, **how
+    ),
+    "verify": lambda own, to, **how: bitzoo.verify(
+        own, own.with_name("kept.safetensors"), check="weights", **how
+    ),
     "evaluate": lambda own, to, **how: bitzoo.evaluate(
         own, own.parent / "data", labels="index", cache_gb=0, workers=1, **how
     ),
