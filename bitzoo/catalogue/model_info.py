@@ -431,7 +431,8 @@ class ModelInfo(Displayed):
         if made.kernel_scale != 1:
             changes.append(f"kernels x{made.kernel_scale}")
         if made.weights_relative_l2 is not None:
-            changes.append(f"weights moved by {made.weights_relative_l2:.1e}")
+            last = " by the last rounding" if " to " in made.rounded_from else ""
+            changes.append(f"weights moved by {made.weights_relative_l2:.1e}{last}")
         place = f", {made.weights}" if made.weights else ""
         return f"from {made.source}{place}, {', '.join(changes) or 'unchanged'}"
 

@@ -36,13 +36,16 @@ def names_average(part: str) -> bool:
     return any(word in _WORDS for word in (*words, "".join(words)))
 
 
-def is_average(path: tuple[str, ...], names: Collection[str], parent: Mapping[str, object]) -> bool:
+def is_average(
+    path: tuple[str, ...], names: Collection[str], parent: Mapping[str, object], prefix: str
+) -> bool:
     """Whether the weights at a place in a training checkpoint are an average.
 
     Args:
         path: Keys that lead to the weights.
         names: The names in the weights' mapping.
         parent: The mapping that has this one as a value.
+        prefix: What the names of the weights begin with; other networks may be beside them.
     """
     last = path[-1:]
     for raw, tensor in _SWAPPED:
@@ -52,7 +55,8 @@ def is_average(path: tuple[str, ...], names: Collection[str], parent: Mapping[st
                 return False
             if last == ("state_dict",):
                 return True
-    counted = any(name.rpartition(".")[2] == _COUNTER for name in names)
+    counters = (name for name in names if name.rpartition(".")[2] == _COUNTER)
+    counted = any(prefix.startswith(name.removesuffix(_COUNTER)) for name in counters)
     return counted or any(names_average(part) for part in path)
 
 

@@ -194,7 +194,7 @@ def _networks(
     networks = []
     for prefix, own in inside.items():
         parts = tuple(filter(None, prefix.split(".")))
-        average = is_average(path, tensors, parent) or any(map(names_average, parts))
+        average = is_average(path, tensors, parent, prefix) or any(map(names_average, parts))
         networks.append(_Network(path, prefix, own, beside, average))
     return [network for network in networks if not _TRAINING & _words(network.parts)]
 

@@ -268,8 +268,8 @@ class Source(ABC):
         if self.kernel_scale != 1:
             raise CheckpointError(
                 f"{self.path}: expected kernels as released, found them multiplied by "
-                f"{EPS_EXACT_SCALE} (made with `eps_exact=True`, for inference with timm or "
-                "transformers). Fine-tuned, they would learn a hundred times slower, and because "
+                f"{EPS_EXACT_SCALE} (made by `bitzoo convert --eps-exact`, for inference with timm "
+                "or transformers). Fine-tuned, they would learn a hundred times slower, and because "
                 "of rounding they cannot be divided back exactly. Use the file that this one was "
                 "made from."
             )

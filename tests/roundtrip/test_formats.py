@@ -405,7 +405,7 @@ def test_eps_exact_files_are_marked_and_not_for_us(tmp_path, to):
         assert file.metadata()["kernel_scale"] == "10"
     assert verify(source, conversion.output).passed
     assert verify(conversion.output, source).passed
-    said = r"expected kernels as released, found them multiplied by 10 .*Use the file that this one"
+    said = r"found them multiplied by 10 \(made by `bitzoo convert --eps-exact`.*Use the file that"
     with pytest.raises(CheckpointError, match=said):
         bitzoo.create_model(conversion.output, pretrained=True)
     with pytest.raises(CheckpointError, match=said):

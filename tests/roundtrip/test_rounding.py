@@ -377,6 +377,8 @@ def test_bfloat16_that_stays_bfloat16_is_not_rounded(tmp_path):
     again = convert(first, tmp_path / "c.safetensors", Target(dtype="float16"))
     assert again.info.provenance.rounded_from == "float64 to bfloat16"
     assert again.info.provenance.dtype == "float16"
+    said = [value for key, value in again.info.display_rows() if key == "numbers"]
+    assert said[0].endswith("by the last rounding")
 
 
 # --- planted errors -------------------------------------------------------------------------------

@@ -110,6 +110,7 @@ def test_zip_archives_are_named(tmp_path, kind):
     [
         ("_CHECKPOINT_METADATA", "found a checkpoint of Orbax (JAX) there"),
         ("manifest.ocdbt", "found a checkpoint of Orbax (JAX) there"),
+        (".metadata", "found a distributed checkpoint of torch (DCP) there. Join it: python -m "),
         ("flax_model.msgpack", "found a folder with Flax weights only there"),
         ("config.json", "without its weights there. Download model.safetensors into it."),
         ("notes.txt", "found a folder there. Check the path."),

@@ -600,6 +600,13 @@ WITH_AVERAGE = {
     "swa": {"model": RAW, "swa_model": {"n_averaged": torch.tensor(3), **prefixed("module.", EMA)}},
     "AveragedModel": {"a": RAW, "b": {"n_averaged": torch.tensor(3), **prefixed("module.", EMA)}},
     "one state dict": {"state_dict": {**prefixed("model."), **prefixed("ema_model.module.", EMA)}},
+    "AveragedModel in one": {
+        "state_dict": {
+            **prefixed("model."),
+            **prefixed("ema_model.module.", EMA),
+            "ema_model.n_averaged": torch.tensor(3),
+        }
+    },
     "shadow": {"model": RAW, "ema_shadow": EMA},
     "Lightning SWA": {
         "state_dict": prefixed("net."),

@@ -81,6 +81,11 @@ _FOLDERS: tuple[tuple[str, str, str], ...] = (
     ("manifest.ocdbt", "a checkpoint of Orbax (JAX)", _JAX),
     ("_CHECKPOINT_METADATA", "a checkpoint of Orbax (JAX)", _JAX),
     ("_METADATA", "a checkpoint of Orbax (JAX)", _JAX),
+    (
+        ".metadata",
+        "a distributed checkpoint of torch (DCP)",
+        "Join it: python -m torch.distributed.checkpoint.format_utils dcp_to_torch FOLDER FILE.pt",
+    ),
     ("flax_model.msgpack", "a folder with Flax weights only", _JAX),
     ("tf_model.h5", "a folder with weights of transformers' TensorFlow classes only", _FETCH),
     (
