@@ -380,10 +380,12 @@ def _divide(
             )
         return train, None, None, ()
     if val_fraction:
+        column = listing.split_column
         raise UsageError(
             f"The data set {listing.source} already has images to evaluate on "
-            f"({len(by_split[own])}), so `val_fraction` must be 0, found {val_fraction}. Leave out "
-            "`val_fraction`."
+            f"({len(by_split[own])}{f', by its column {column!r}' if column else ''}), so "
+            f"`val_fraction` must be 0, found {val_fraction}. Leave out `val_fraction`"
+            f"{', or remove the column' if column else ''}."
         )
     if group_by == NEAR_DUPLICATES:
         raise UsageError(

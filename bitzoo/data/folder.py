@@ -67,6 +67,7 @@ class Listing:
         label_changing: Augmentations that would change the labels: "flip" and "crop" or one of
             them; for tasks of which that is known.
         unlabelled: The images of a split in which none has a label, with "" as the label.
+        split_column: The column of another name that is the split; "" for none.
     """
 
     rows: Sequence[Row]
@@ -76,6 +77,7 @@ class Listing:
     problems: tuple[Problem, ...] = ()
     label_changing: tuple[str, ...] = ()
     unlabelled: Sequence[Row] = ()
+    split_column: str = ""
 
 
 _MAX_DIGITS = 100

@@ -13,6 +13,7 @@ from typing import TypeAlias
 
 from bitzoo.data.folder import Listing, Row, order_classes
 from bitzoo.data.problems import DatasetError, Problem, Reason, join_some, printable
+from bitzoo.data.split_columns import SplitColumn, find_split_column
 from bitzoo.data.split_names import SPLITS, is_plain, resolve_splits
 from bitzoo.display import shortened
 from bitzoo.errors import CheckpointError, reason_of
@@ -45,6 +46,7 @@ def read_manifest(file: Path) -> Listing:
     its class and optionally, but then in every line, its split: a name that `resolve_splits` knows.
     Instead of `label` it may have `labels`: the names of several classes, separated by a semicolon,
     or in JSON lines a list. Of a line with both, `label` counts.
+    Without a column split, another can be one, see `split_columns`.
     Other columns can name groups, see `bitzoo.data.groups`, and are noted, as is a second column of
     a name. Unusable lines become problems of the listing; validation reports missing images.
 
@@ -82,6 +84,8 @@ def read_manifest(file: Path) -> Listing:
             wrong.append((line, f"split must be one of {', '.join(SPLITS)}, found {found!r}"))
         else:
             rows.append(replace(row, split=splits[row.split]) if row.split else row)
+    column = remarks.split_column(rows, _shown(file))
+    rows = [*map(column.of, rows)]
     with_split = [row for row in rows if row.split]
     if with_split and len(with_split) < len(rows):
         raise DatasetError(
@@ -94,8 +98,9 @@ def read_manifest(file: Path) -> Listing:
     ]
     _refuse_both(read, file)
     classes = order_classes(name for row in rows for name in row.names)
-    notes = (*remarks.notes(), *_notes_on_splits(splits))
-    return Listing(tuple(rows), classes, _shown(file), notes, tuple(problems))
+    notes = (*remarks.notes(column.name), *_notes_on_splits(splits), *column.notes)
+    listing = Listing(tuple(rows), classes, _shown(file), notes, tuple(problems))
+    return replace(listing, split_column=printable(column.name))
 
 
 def is_manifest(file: Path) -> bool:
@@ -115,21 +120,39 @@ class _Remarks:
 
     others: dict[str, None] = field(default_factory=dict)
     spaced: list[str] = field(default_factory=list)
+    has_split: bool = False
 
     def add(self, fields: Mapping[str, object]) -> None:
         read = _READ if "label" in fields else (*_READ, _SEVERAL)
         self.others.update((name, None) for name in fields if name not in read)
+        self.has_split |= "split" in fields
         label = fields.get("label")
         if isinstance(label, str) and label != label.strip():
             self.spaced.append(label)
 
-    def notes(self) -> Iterator[str]:
-        """Name the columns that are not read, and spaces that were removed."""
-        if self.others:
-            shown = join_some([_quoted(name) or "(no name)" for name in self.others])
-            yield f"Other columns of the manifest ({len(self.others)}): {shown}." + (
+    def split_column(self, rows: Sequence[Row], source: str) -> SplitColumn:
+        """Return the column that is a split under another name.
+
+        Raises:
+            DatasetError: As `find_split_column`.
+        """
+        if self.has_split or not rows:
+            return SplitColumn()
+        labels = re.compile(rf"label \(|{_SEVERAL}")
+        return find_split_column(rows, [n for n in self.others if not labels.match(n)], source)
+
+    def notes(self, split: str) -> Iterator[str]:
+        """Name the columns that are not read, and spaces that were removed.
+
+        Args:
+            split: The column that is the split; "" for none.
+        """
+        others = [name for name in self.others if not split or name != split]
+        if others:
+            shown = join_some([_quoted(name) or "(no name)" for name in others])
+            yield f"Other columns of the manifest ({len(others)}): {shown}." + (
                 " An image has one label, which is in the column label, or several in labels."
-                if any(map(_LIKE_LABEL.search, self.others))
+                if any(map(_LIKE_LABEL.search, others))
                 else ""
             )
         if self.spaced:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 SPLITS = ("train", "val", "test")
 """The splits, by bitzoo's names."""
@@ -36,6 +36,12 @@ _OF_TWO_WORDS = re.compile(
     r"(?:(hold|held)[\W_]+(out)|(train)[\W_]+(val)|(public|private)[\W_]+(test))(?![^\W\d_])"
 )
 
+_COLUMNS = frozenset(("split", "splits", "subset", "partition", "fold", "folds", "usage", "set"))
+"""Words in the names of columns that are splits, whatever their values are."""
+_MAY_BE = _COLUMNS | {"phase", "stage", "purpose", "dataset", "sets", "subsets", "type"}
+"""Words in the names of columns that are splits if their values are names of splits."""
+_YES_NO = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
+
 
 def resolve_splits(names: Iterable[str]) -> dict[str, str]:
     """Say which split each name means, of names that stand beside each other.
@@ -52,7 +58,7 @@ def resolve_splits(names: Iterable[str]) -> dict[str, str]:
         return _resolve(words[""])
     if len(words) == 1:
         found = _resolve(*words.values())
-        if _is_division(found):
+        if is_division(found):
             return found
     return {}
 
@@ -66,7 +72,7 @@ def splits_per_class(names: Sequence[str]) -> dict[str, dict[str, str]]:
     found = {rest: _resolve(group) for rest, group in words.items()}
     if len(found) < 2 or sum(map(len, found.values())) < len(names):
         return {}
-    return found if all(map(_is_division, found.values())) else {}
+    return found if all(map(is_division, found.values())) else {}
 
 
 def _by_rest(names: Iterable[str]) -> dict[str, dict[str, str]]:
@@ -79,8 +85,45 @@ def _by_rest(names: Iterable[str]) -> dict[str, dict[str, str]]:
     return words
 
 
-def _is_division(found: dict[str, str]) -> bool:
+def is_division(found: Mapping[str, str]) -> bool:
+    """Whether the names that `resolve_splits` found are train and another split."""
     return "train" in found.values() and len(set(found.values())) > 1
+
+
+def says_split(column: str, *, strictly: bool = False) -> bool:
+    """Whether the name of a column says that it is a split.
+
+    Args:
+        column: Its name.
+        strictly: Whether it must say so whatever the values are: `fold`, but not `type`.
+    """
+    words = set(_words(column))
+    if words & (_COLUMNS if strictly else _MAY_BE):
+        return True
+    named = words & _MEANINGS.keys()
+    return len(named) > 1 and named == words  # as `train_test`, `train/val/test`
+
+
+def flag_splits(column: str, columns: Iterable[str], values: Collection[str]) -> dict[str, str]:
+    """Return value -> split of a column that says yes or no to one split, as fastai's `is_valid`.
+
+    Args:
+        column: Its name.
+        columns: All names: where others say yes or no to something else, as `is_bus` beside
+            `is_train`, they are classes.
+        values: Its distinct values; those must be yes and no.
+
+    Returns:
+        The splits, by value; empty if it is no such column.
+    """
+    word, rest = _parse(column)
+    asks_else = any(_words(name)[:1] == ["is"] and not _parse(name)[0] for name in columns)
+    said = {value: _YES_NO.get(value.lower()) for value in values}
+    if rest != "is" or asks_else or {*said.values()} != {True, False}:
+        return {}
+    asked = _MEANINGS[word][0]
+    others = "val" if asked == "train" else "train"
+    return {value: asked if yes else others for value, yes in said.items()}
 
 
 def is_plain(name: str) -> bool:
@@ -103,11 +146,16 @@ def _resolve(words: dict[str, str]) -> dict[str, str]:
     return {name: found[name] for name in words if name in found}
 
 
-def _parse(name: str) -> tuple[str, str]:
-    """Return the one word for a split in a name, "" without one, and the words that remain."""
+def _words(name: str) -> list[str]:
+    """Return the words of a name, in lower case: `hold-out`, `trainVal` and such are one."""
     apart = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower()
     together = _OF_TWO_WORDS.sub(lambda found: "".join(filter(None, found.groups())), apart)
-    tokens = [_unstuck(word) for word in re.findall(r"[^\W\d_]+", together) if word not in _ADDED]
+    return re.findall(r"[^\W\d_]+", together)
+
+
+def _parse(name: str) -> tuple[str, str]:
+    """Return the one word for a split in a name, "" without one, and the words that remain."""
+    tokens = [_unstuck(word) for word in _words(name) if word not in _ADDED]
     found = [token for token in tokens if token in _MEANINGS]
     if len(found) != 1:
         return "", ""
