@@ -269,9 +269,9 @@ class Source(ABC):
             raise CheckpointError(
                 f"{self.path}: expected kernels as released, found them multiplied by "
                 f"{EPS_EXACT_SCALE} (made by `bitzoo convert --eps-exact`, for inference with timm "
-                "or transformers). Fine-tuned, they would learn a hundred times slower, and because "
-                "of rounding they cannot be divided back exactly. Use the file that this one was "
-                "made from."
+                "or transformers). Fine-tuned, they would learn a hundred times slower, and "
+                "because of rounding they cannot be divided back exactly. Use the file that this "
+                "one was made from."
             )
 
     @property
