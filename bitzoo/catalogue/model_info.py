@@ -145,7 +145,7 @@ class Provenance:
 
     @property
     def is_exact(self) -> bool:
-        """Whether the numbers are exactly those of the source."""
+        """Whether no conversion changed the numbers of the source; what training did, is not here."""
         return not self.rounded_from and self.kernel_scale == 1
 
     def to_dict(self) -> dict[str, Any]:
@@ -402,7 +402,7 @@ class ModelInfo(Displayed):
         if self.base:
             rows.insert(1, ("base", str(self.base)))
         if self.provenance:
-            rows.append(("numbers", self._numbers_in_words(self.provenance)))
+            rows.append(("numbers", self._numbers_in_words(self.provenance, self.run is not None)))
         if self.run:
             rows.append(("trained on", self.run.data_in_words))
             rows += [("teacher", teacher.in_words) for teacher in self.run.teachers]
@@ -426,7 +426,7 @@ class ModelInfo(Displayed):
         return self.preprocessing.in_words() if self.preprocessing else "not known"
 
     @staticmethod
-    def _numbers_in_words(made: Provenance) -> str:
+    def _numbers_in_words(made: Provenance, is_trained: bool) -> str:
         changes = [f"rounded from {made.rounded_from} to {made.dtype}"] if made.rounded_from else []
         if made.kernel_scale != 1:
             changes.append(f"kernels x{made.kernel_scale}")
@@ -434,6 +434,8 @@ class ModelInfo(Displayed):
             last = " by the last rounding" if " to " in made.rounded_from else ""
             changes.append(f"weights moved by {made.weights_relative_l2:.1e}{last}")
         place = f", {made.weights}" if made.weights else ""
+        if is_trained:  # before or after the conversion: the record does not say
+            return ", ".join([f"first converted from {made.source}{place}", *changes])
         return f"from {made.source}{place}, {', '.join(changes) or 'unchanged'}"
 
 

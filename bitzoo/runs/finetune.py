@@ -9,10 +9,12 @@ from pathlib import Path
 
 import torch
 
-from bitzoo.catalogue.registry import find_spec
+from bitzoo.catalogue.registry import find_spec, get_spec
+from bitzoo.converters.open import open_source
 from bitzoo.data.dataset import DataSource, ImageSet
 from bitzoo.data.validation import DataSummary
 from bitzoo.errors import UsageError
+from bitzoo.fetch.hub_snapshot import is_hub_address
 from bitzoo.files import Progress
 from bitzoo.inference.backends import BACKENDS
 from bitzoo.inference.optimize import chosen_device, require_backend
@@ -27,6 +29,7 @@ from bitzoo.training.hyperrule import Edition, hyperrule
 from bitzoo.training.model_selection import Keep
 from bitzoo.training.recipe import Recipe
 from bitzoo.zoo.create import create_model
+from bitzoo.zoo.resolve import is_address, is_location, locate
 
 
 @dataclass(frozen=True, repr=False)
@@ -231,6 +234,19 @@ def finetune(
     return result
 
 
+def _with_a_model(job: Job) -> Job:
+    """Refuse a name that is none, or a path with nothing there, before the data are read."""
+    place = job.place or job.model
+    if not is_location(place):
+        get_spec(place)
+    elif not (is_address(place) or is_hub_address(place)):
+        path = locate(place).path
+        if not path.exists():
+            with open_source(path):  # the prefix of a TensorFlow checkpoint is no file
+                pass
+    return job
+
+
 def _create(job: Job, images: ImageSet, callbacks: Callbacks) -> tuple[BiT, bool]:
     pretrained = _config_of(job).pretrained
     return network_from_weights(job, images.classes, callbacks, pretrained=pretrained)
@@ -338,6 +354,7 @@ KIND = Kind(
     config=FinetuneConfig,
     result=FinetuneResult,
     create=_create,
+    begin=_with_a_model,
     plan=_plan,
     identity=lambda job: {"pretrained": _config_of(job).pretrained},
     expect=_expect,

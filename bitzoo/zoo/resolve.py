@@ -11,6 +11,7 @@ import hashlib
 import logging
 import os
 import re
+import shlex
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
@@ -42,6 +43,8 @@ from bitzoo.progress import shown
 from bitzoo.small_files import parse_json, read_json
 
 WEIGHTS_NAME = "model.safetensors"
+_RUN_NAME, _REPEATS_NAME = "run.json", "repeats.json"
+"""Records in the folder of a run, and of runs with several seeds (`bitzoo.runs`)."""
 _HUB_PAGE = re.compile(r"https://(?:huggingface\.co|hf\.co)/([\w.-]+/[\w.-]+)/?(?:tree/main/?)?")
 _SUFFIXES = (
     *(".npz", ".safetensors", ".h5", ".hdf5", ".keras", ".pth", ".pt", ".bin", ".ckpt", ".index"),
@@ -116,12 +119,31 @@ def locate(place: str | os.PathLike[str], *, weights: str | None = None) -> Loca
         return Located(path)
     file = path / WEIGHTS_NAME
     if not (file.is_file() or is_checkpoint_folder(path)):
+        _refuse_run_without_weights(path)
         raise CheckpointError(
             f"{path}: expected a folder with {WEIGHTS_NAME}, as conversions and runs write it, or "
             "a folder of transformers or TensorFlow; found none of these. Give the checkpoint "
             "file itself."
         )
     return Located(file if file.is_file() else path)
+
+
+def _refuse_run_without_weights(path: Path) -> None:
+    """Raise for the folder of a run, or of several, that has no weights of its own."""
+    runs = [path / _RUN_NAME, path / _REPEATS_NAME]
+    if not any(record.is_file() for record in runs):
+        return
+    weights = next(iter(sorted(path.glob(f"seed-*/{WEIGHTS_NAME}"))), None)
+    if weights is not None:
+        raise CheckpointError(
+            f"{path}: expected one model, found the folder of repeated runs. Give one of them, as "
+            f"{weights.parent}."
+        )
+    raise CheckpointError(
+        f"{path}: expected a run that has ended, whose weights are in {WEIGHTS_NAME}; found one "
+        "without: it was stopped, it is still training, or its weights were removed. "
+        f"`bitzoo resume {shlex.quote(str(path))}` goes on with it."
+    )
 
 
 def _require_file_address(url: str) -> None:

@@ -21,7 +21,7 @@ from safetensors.numpy import load_file
 from training import InProcess
 
 import bitzoo
-from bitzoo.errors import UsageError
+from bitzoo.errors import BitzooError, UsageError
 from bitzoo.inference.devices import available_devices
 from bitzoo.runs.config import Callbacks
 from bitzoo.runs.trackers import keep_tensorflow_out
@@ -272,6 +272,21 @@ def test_contradictions_are_refused_before_anything_is_written(
 def test_what_no_data_allow_is_refused_before_they_are_read(workspace, tmp_path, given, named):
     with pytest.raises(UsageError, match=named):
         bitzoo.finetune("small.npz", tmp_path / "no data", tmp_path / "run", **given)
+
+
+@pytest.mark.parametrize(
+    ("model", "named"),
+    [
+        ("BiT-M-R50", "'BiT-M-R50' is not a name in the catalogue"),
+        ("smal.npz", "smal.npz: expected a checkpoint file, found nothing there"),
+        ("no such folder/small.npz", "found nothing there"),
+    ],
+)
+def test_a_model_that_is_none_is_refused_before_the_data_are_read(
+    workspace, tmp_path, model, named
+):
+    with pytest.raises(BitzooError, match=named):
+        bitzoo.finetune(model, tmp_path / "no data", tmp_path / "run")
 
 
 # --- length, classes, device ----------------------------------------------------------------------

@@ -76,6 +76,19 @@ def test_what_it_was_trained_on_is_said_in_words(split, said):
     assert ("trained on", said) in made.display_rows()
 
 
+def test_numbers_of_a_trained_model_are_not_said_to_be_unchanged():
+    """Its record keeps the first file, whose numbers training has changed."""
+    made = Provenance("x.npz", "ab" * 32)
+    trained = dict(replace(KNOWN, provenance=made).in_words())
+    assert trained["numbers"] == "first converted from x.npz"
+    taken = dict(replace(KNOWN, provenance=made, run=None).in_words())
+    assert taken["numbers"] == "from x.npz, unchanged"
+    rounded = replace(made, rounded_from="float32", dtype="float16")
+    assert dict(replace(KNOWN, provenance=rounded).in_words())["numbers"] == (
+        "first converted from x.npz, rounded from float32 to float16"
+    )
+
+
 def test_teachers_are_part_of_the_record():
     """And a run without any has the record that earlier versions wrote."""
     teachers = (TeacherInfo("runs/a", "cd" * 32, "R50x1", "fine-tuned by bitzoo", "bfloat16"),)

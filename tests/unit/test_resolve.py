@@ -300,6 +300,24 @@ class TestAddresses:
         assert not is_location("BiT-M-R50x1")
 
 
+class TestRunsWithoutWeights:
+    def test_a_run_that_has_not_ended(self, tmp_path):
+        folder = tmp_path / "my run"
+        folder.mkdir()
+        (folder / "run.json").write_text("{}")
+        with pytest.raises(CheckpointError, match=f"bitzoo resume '{folder}'` goes on with it"):
+            resolve.locate(folder)
+
+    def test_repeated_runs(self, tmp_path):
+        (tmp_path / "repeats.json").write_text("{}")
+        for seed in (1, 2):
+            (tmp_path / f"seed-{seed}").mkdir()
+            (tmp_path / f"seed-{seed}" / "model.safetensors").write_bytes(b"")
+        (tmp_path / "seed-0").mkdir()  # has not ended
+        with pytest.raises(CheckpointError, match=f"repeated runs. .*, as {tmp_path}/seed-1"):
+            resolve.locate(tmp_path)
+
+
 class TestHub:
     """In a process of its own: the client reads its settings when it is imported."""
 
