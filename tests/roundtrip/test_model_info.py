@@ -79,12 +79,12 @@ def test_what_it_was_trained_on_is_said_in_words(split, said):
 def test_numbers_of_a_trained_model_are_not_said_to_be_unchanged():
     """Its record keeps the first file, whose numbers training has changed."""
     made = Provenance("x.npz", "ab" * 32)
-    trained = dict(replace(KNOWN, provenance=made).in_words())
+    trained = dict(replace(KNOWN, provenance=made).display_rows())
     assert trained["numbers"] == "first converted from x.npz"
-    taken = dict(replace(KNOWN, provenance=made, run=None).in_words())
+    taken = dict(replace(KNOWN, provenance=made, run=None).display_rows())
     assert taken["numbers"] == "from x.npz, unchanged"
     rounded = replace(made, rounded_from="float32", dtype="float16")
-    assert dict(replace(KNOWN, provenance=rounded).in_words())["numbers"] == (
+    assert dict(replace(KNOWN, provenance=rounded).display_rows())["numbers"] == (
         "first converted from x.npz, rounded from float32 to float16"
     )
 
