@@ -145,7 +145,7 @@ class Provenance:
 
     @property
     def is_exact(self) -> bool:
-        """Whether no conversion changed the numbers of the source; what training did, is not here."""
+        """Whether no conversion changed the numbers of the source; training is not one."""
         return not self.rounded_from and self.kernel_scale == 1
 
     def to_dict(self) -> dict[str, Any]:
