@@ -462,6 +462,7 @@ def _labels(
         return int(rule.label(decoded) if rule else decoded[wanted[0]])
 
     for part in parts:
-        values.append(cache.labels(part.split, part.count, part.numbers, read, progress))
+        with damage_reported(found.shown, "a label for each record", _ADVICE, DatasetError):
+            values.append(cache.labels(part.split, part.count, part.numbers, read, progress))
         start += len(part.numbers)
     return np.concatenate(values)

@@ -433,6 +433,18 @@ class TestPreparations:
     def test_of_unknown_data_sets(self):
         assert "found neither. Did you mean cifar10" in refused("tfds:sifar10@train")
 
+    def test_whose_records_have_no_such_label(self, prepared, tmp_path, monkeypatch):
+        """The files say that each has one, which TFDS then gives as None."""
+        shutil.copytree(prepared, tmp_path / "copy")
+        made = tmp_path / "copy/insects/1.2.0"
+        features = made / "features.json"
+        assert '"label"' in features.read_text()
+        features.write_text(features.read_text().replace('"label"', '"kind"'))
+        (made / "label.labels.txt").rename(made / "kind.labels.txt")
+        monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "copy"))
+        assert "insects" in (said := refused("tfds:insects@test"))
+        assert "expected a label for each record" in said
+
     def test_that_are_damaged(self, prepared, tmp_path, monkeypatch):
         shutil.copytree(prepared, tmp_path / "copy")
         monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "copy"))
