@@ -55,7 +55,7 @@ def open_source(path: Path, *, unpack: bool = True, weights: str | None = None) 
     if not path.is_file():
         what, advice = "a special file there", "Check the path."
         if path.is_dir():
-            what, advice = name_folder(path)
+            what, advice = name_folder(path) or ("a folder", "Check the path.")
             what += " there"
         elif not path.exists():
             what = "nothing there: no such file or folder"

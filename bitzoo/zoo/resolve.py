@@ -19,6 +19,7 @@ from pathlib import Path, PurePosixPath
 
 from bitzoo.catalogue.model_info import Identity, ModelInfo
 from bitzoo.catalogue.registry import BASE_URL, ModelSpec, find_spec
+from bitzoo.converters.formats.foreign import name_folder
 from bitzoo.converters.formats.hf_folder import WEIGHT_FILES, parts_of
 from bitzoo.converters.formats.timm_config import RECORD_KEY
 from bitzoo.converters.identify import identify
@@ -120,10 +121,10 @@ def locate(place: str | os.PathLike[str], *, weights: str | None = None) -> Loca
     file = path / WEIGHTS_NAME
     if not (file.is_file() or is_checkpoint_folder(path)):
         _refuse_run_without_weights(path)
+        what, advice = name_folder(path) or ("none of these", "Give the checkpoint file itself.")
         raise CheckpointError(
             f"{path}: expected a folder with {WEIGHTS_NAME}, as conversions and runs write it, or "
-            "a folder of transformers or TensorFlow; found none of these. Give the checkpoint "
-            "file itself."
+            f"a folder of transformers or TensorFlow; found {what}. {advice}"
         )
     return Located(file if file.is_file() else path)
 

@@ -300,13 +300,20 @@ class TestAddresses:
         assert not is_location("BiT-M-R50x1")
 
 
-class TestRunsWithoutWeights:
+class TestFoldersWithoutWeights:
     def test_a_run_that_has_not_ended(self, tmp_path):
         folder = tmp_path / "my run"
         folder.mkdir()
         (folder / "run.json").write_text("{}")
         with pytest.raises(CheckpointError, match=f"bitzoo resume '{folder}'` goes on with it"):
             resolve.locate(folder)
+
+    def test_a_folder_of_another_kind_is_named(self, tmp_path):
+        (tmp_path / ".metadata").write_bytes(b"")
+        with pytest.raises(
+            CheckpointError, match=r"found a distributed checkpoint of torch .*Join"
+        ):
+            resolve.locate(tmp_path)
 
     def test_repeated_runs(self, tmp_path):
         (tmp_path / "repeats.json").write_text("{}")

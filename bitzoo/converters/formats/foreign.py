@@ -121,12 +121,12 @@ def name_members(names: list[str]) -> tuple[str, str]:
     return "a zip file, but not an .npz checkpoint", _FETCH
 
 
-def name_folder(folder: Path) -> tuple[str, str]:
-    """Return what a folder without a checkpoint is by its files, and what to do next."""
+def name_folder(folder: Path) -> tuple[str, str] | None:
+    """Return what a folder without a checkpoint is by its files and what to do; None if not known."""
     for name, what, advice in _FOLDERS:
         if (folder / name).exists():
             return what, advice
-    return "a folder", "Check the path."
+    return None
 
 
 def _name_text(head: bytes) -> tuple[str, str] | None:
