@@ -22,6 +22,7 @@ from bitzoo.data.label_sets import LabelSets
 from bitzoo.data.problems import DatasetError, Problem, Reason, printable
 from bitzoo.data.record_table import Records, RecordTable
 from bitzoo.data.source_names import HF, SourceName
+from bitzoo.data.split_names import says_split
 from bitzoo.errors import MissingExtraError
 from bitzoo.models.image_files import open_image
 from bitzoo.models.wide_values import is_wide_grey
@@ -245,7 +246,19 @@ def read_table(
     several = sets if sets.single is None else None
     rows = RowTable(RecordTable((records,), meant[good], firsts, several), known)
     classes = tuple(names) if names else order_classes(known)
-    return Listing(RowTable.joined([rows], classes), classes, source, problems=problems)
+    notes = _notes_on_splits(table, others)
+    return Listing(RowTable.joined([rows], classes), classes, source, notes, problems)
+
+
+def _notes_on_splits(table: Table, columns: Sequence[str]) -> tuple[str, ...]:
+    """Name the columns that divide the rows: what is set apart there is not, unless it is said."""
+    divides = getattr(table, "unique", lambda name: ())
+    return tuple(
+        f"Not read as a split: the column {printable(name)!r}. If it is one, filter the data set "
+        'by it in Python, and pass {"train": .., "test": ..}.'
+        for name in columns
+        if says_split(name, strictly=True) and len(divides(name)) > 1
+    )
 
 
 def _values(table: Table, label: str) -> Sequence[Any]:

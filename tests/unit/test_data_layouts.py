@@ -23,7 +23,7 @@ from bitzoo.data.class_counts import describe_classes
 from bitzoo.data.dataset import DatasetError, read_dataset
 from bitzoo.data.problems import Reason
 from bitzoo.data.validation import inspect
-from bitzoo.errors import UnknownModelError, UsageError
+from bitzoo.errors import CheckpointError, UsageError
 from bitzoo.inference.evaluate import evaluate
 from bitzoo.inference.predict import find_images
 from bitzoo.models.preprocessing import read_rgb
@@ -681,8 +681,10 @@ class TestClassesBeforeTraining:
         for seed, folder in enumerate(("Training/a", "Training/b", "Test/a", "Test/b")):
             write_photos(data / folder, 2, first_seed=10 * seed)
         said: list[str] = []
-        with pytest.raises(UnknownModelError):
-            finetune("no-such-model", data, tmp_path / "run", callbacks=Callbacks(say=said.append))
+        damaged = tmp_path / "model.npz"
+        damaged.write_bytes(b"no checkpoint")
+        with pytest.raises(CheckpointError):
+            finetune(damaged, data, tmp_path / "run", callbacks=Callbacks(say=said.append))
         assert said == [
             "Splits by the folders' names: train from Training, test from Test.",
             "2 classes; images: 4 in train, 4 in val (the data set's own test split).\n"

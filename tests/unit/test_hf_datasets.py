@@ -65,6 +65,16 @@ def refused(source):
     return " ".join(str(caught.value).split())
 
 
+def test_a_column_that_may_be_a_split_is_named():
+    data = table("train")
+    divided = data.add_column("Usage", ["Training"] * 8 + ["PublicTest"] * 2)
+    (note,) = (n for n in read_dataset(divided, val_fraction=0.2).notes if "Not read" in n)
+    assert note.startswith("Not read as a split: the column 'Usage'. If it is one, filter the data")
+    for other in (data.add_column("split", ["train"] * 10), data.add_column("hue", ["a", "b"] * 5)):
+        notes = read_dataset(other, val_fraction=0.2).notes
+        assert not [note for note in notes if "Not read" in note]
+
+
 @pytest.mark.parametrize(
     "split", ["train", "test[1:3]", "train[:20%]+test[50%:]", "train[-3:]", "test+train[2:4]"]
 )

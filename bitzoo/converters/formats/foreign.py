@@ -122,7 +122,7 @@ def name_members(names: list[str]) -> tuple[str, str]:
 
 
 def name_folder(folder: Path) -> tuple[str, str] | None:
-    """Return what a folder without a checkpoint is by its files and what to do; None if not known."""
+    """Return what a folder without a checkpoint is by its files and what to do; None if unknown."""
     for name, what, advice in _FOLDERS:
         if (folder / name).exists():
             return what, advice
