@@ -160,7 +160,8 @@ class RunDir:
                 damaged beyond what can be continued.
         """
         with self.writing("Choose another `out`."):
-            for folder in (self.folder, self.checkpoints):  # a finished run writes no more of these
+            # Saving a checkpoint clears its folder, too, but a run at its end saves none.
+            for folder in (self.folder, self.checkpoints):
                 remove_unfinished(folder)
             self.require_possible(resume=resume, overwrite=overwrite)
             content = {**identity, RUN_ID: secrets.token_hex(8), "started": now()}

@@ -142,8 +142,8 @@ def _refuse_run_without_weights(path: Path) -> None:
         )
     raise CheckpointError(
         f"{path}: expected a run that has ended, whose weights are in {WEIGHTS_NAME}; found one "
-        "without: it was stopped, it is still training, or its weights were removed. "
-        f"`bitzoo resume {shlex.quote(str(path))}` goes on with it."
+        "without: it was stopped, it is still training, or its weights were removed. If it was "
+        f"stopped, `bitzoo resume {shlex.quote(str(path))}` goes on with it."
     )
 
 
